@@ -1,0 +1,162 @@
+//! Frames: finding the next one in a run of bytes, and writing them. AMQP 0-9-1 §2.3.5.
+
+use crate::limits::FRAME_OVERHEAD_BYTES;
+use crate::method::Method;
+
+/// The octet that ends every frame.
+pub const FRAME_END: u8 = 0xCE;
+
+/// Bytes before the payload: type, channel, length.
+pub const FRAME_HEAD_BYTES: usize = 7;
+
+/// A heartbeat, ready to send. AMQP 0-9-1 §4.2.7.
+pub const HEARTBEAT: [u8; FRAME_OVERHEAD_BYTES] = [8, 0, 0, 0, 0, 0, 0, FRAME_END];
+
+const _: () = assert!(FRAME_HEAD_BYTES + 1 == FRAME_OVERHEAD_BYTES);
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// A method and its arguments.
+    Method = 1,
+    /// The header of a content: size and properties.
+    Header = 2,
+    /// A piece of a content's body.
+    Body = 3,
+    /// A sign of life.
+    Heartbeat = 8,
+}
+
+/// One whole frame, its payload borrowed from the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawFrame<'a> {
+    /// What the payload is.
+    pub kind: FrameKind,
+    /// The channel it belongs to; 0 is the connection.
+    pub channel: u16,
+    /// The bytes between length and end octet.
+    pub payload: &'a [u8],
+}
+
+/// A frame that breaks the framing rules. Each is a connection exception 501.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// A first octet that is no frame type.
+    #[error("unknown frame type {0}")]
+    UnknownType(u8),
+    /// A payload above what was negotiated.
+    #[error("frame of {payload_bytes} bytes is larger than the negotiated maximum {frame_max}")]
+    TooLarge {
+        /// The length the frame declares.
+        payload_bytes: u32,
+        /// The limit in force, frame overhead included.
+        frame_max: u32,
+    },
+    /// A last octet other than 0xCE.
+    #[error("frame ends with octet {0:#04x} instead of 0xce")]
+    BadEnd(u8),
+}
+
+/// Takes the next whole frame off the front of `input`; `None` when more bytes are needed.
+///
+/// `frame_max` counts whole frames. RabbitMQ lets a payload be as large as `frame_max` itself, 8 bytes more than
+/// the specification says, and so do we. A bad type or length is reported as soon as its bytes are there.
+pub fn split_frame<'a>(input: &mut &'a [u8], frame_max: u32) -> Result<Option<RawFrame<'a>>, FrameError> {
+    let kind = match input.first() {
+        None => return Ok(None),
+        Some(1) => FrameKind::Method,
+        Some(2) => FrameKind::Header,
+        Some(3) => FrameKind::Body,
+        Some(8) => FrameKind::Heartbeat,
+        Some(&other) => return Err(FrameError::UnknownType(other)),
+    };
+    let Some((&[_, c0, c1, l0, l1, l2, l3], rest)) = input.split_first_chunk::<FRAME_HEAD_BYTES>() else {
+        return Ok(None);
+    };
+    let payload_bytes = u32::from_be_bytes([l0, l1, l2, l3]);
+    if payload_bytes > frame_max {
+        return Err(FrameError::TooLarge { payload_bytes, frame_max });
+    }
+    let Some((payload, rest)) = rest.split_at_checked(payload_bytes as usize) else {
+        return Ok(None);
+    };
+    let Some((&end, rest)) = rest.split_first() else {
+        return Ok(None);
+    };
+    if end != FRAME_END {
+        return Err(FrameError::BadEnd(end));
+    }
+    *input = rest;
+    Ok(Some(RawFrame { kind, channel: u16::from_be_bytes([c0, c1]), payload }))
+}
+
+/// Appends a frame whose payload `write` appends.
+pub fn write_frame(out: &mut Vec<u8>, kind: FrameKind, channel: u16, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    let [c0, c1] = channel.to_be_bytes();
+    out.extend_from_slice(&[kind as u8, c0, c1, 0, 0, 0, 0]);
+    write(out);
+    let length = u32::try_from(out.len() - start - FRAME_HEAD_BYTES).unwrap_or(u32::MAX);
+    out[start + 3..start + FRAME_HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
+    out.push(FRAME_END);
+}
+
+/// Appends a method frame.
+pub fn write_method(out: &mut Vec<u8>, channel: u16, method: &Method<'_>) {
+    write_frame(out, FrameKind::Method, channel, |out| method.encode(out));
+}
+
+/// Appends header and body frames of a content whose header payload is already encoded.
+///
+/// The body is cut so that no frame is larger than `frame_max`; an empty body has no frame. AMQP 0-9-1 §4.2.6.
+pub fn write_content(out: &mut Vec<u8>, channel: u16, header: &[u8], body: &[u8], frame_max: u32) {
+    write_frame(out, FrameKind::Header, channel, |out| out.extend_from_slice(header));
+    for piece in body.chunks(frame_max as usize - FRAME_OVERHEAD_BYTES) {
+        write_frame(out, FrameKind::Body, channel, |out| out.extend_from_slice(piece));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_taken_only_when_its_last_byte_is_there() {
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, FrameKind::Body, 7, |out| out.extend_from_slice(b"hello"));
+        for cut in 0..bytes.len() {
+            assert_eq!(split_frame(&mut &bytes[..cut], 4096), Ok(None), "cut at {cut}");
+        }
+        bytes.push(1);
+        let mut rest = &bytes[..];
+        let frame = split_frame(&mut rest, 4096).unwrap().unwrap();
+        assert_eq!(frame, RawFrame { kind: FrameKind::Body, channel: 7, payload: b"hello" });
+        assert_eq!(rest, [1]);
+    }
+
+    #[test]
+    fn a_bad_length_or_type_is_refused_before_the_rest_arrives() {
+        let large = [1, 0, 0, 0x7F, 0xFF, 0xFF, 0xFF];
+        let refused = FrameError::TooLarge { payload_bytes: 0x7FFF_FFFF, frame_max: 4096 };
+        assert_eq!(split_frame(&mut &large[..], 4096), Err(refused));
+        assert_eq!(split_frame(&mut &b"A"[..], 4096), Err(FrameError::UnknownType(b'A')));
+    }
+
+    #[test]
+    fn a_wrong_end_octet_is_refused() {
+        assert_eq!(split_frame(&mut &[8, 0, 0, 0, 0, 0, 0, 0xCD][..], 4096), Err(FrameError::BadEnd(0xCD)));
+    }
+
+    #[test]
+    fn a_content_is_cut_so_that_no_frame_exceeds_the_maximum() {
+        let mut bytes = Vec::new();
+        write_content(&mut bytes, 1, b"header", &[9; 10_000], 4096);
+        let mut rest = &bytes[..];
+        let mut sizes = Vec::new();
+        while let Some(frame) = split_frame(&mut rest, 4096).unwrap() {
+            sizes.push(frame.payload.len());
+        }
+        assert_eq!(sizes, [6, 4088, 4088, 1824]);
+    }
+}

@@ -203,6 +203,20 @@ impl<'a> Table<'a> {
         self.iter().find(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value)
     }
 
+    /// The same fields in the same order, all but those of one name.
+    pub fn without(self, name: &str) -> FieldTable {
+        let mut kept = TableBuilder::default();
+        let mut reader = Reader::new(self.0);
+        while !reader.rest().is_empty() {
+            let field = reader.rest();
+            let (Ok(key), Ok(_)) = (reader.short_bytes(), read_value(&mut reader)) else { break };
+            if key != name.as_bytes() {
+                kept.0.extend_from_slice(&field[..field.len() - reader.rest().len()]);
+            }
+        }
+        FieldTable(kept.0.into())
+    }
+
     /// Whether there are no fields.
     pub fn is_empty(self) -> bool {
         self.0.is_empty()
@@ -285,7 +299,7 @@ impl<'a> Iterator for ArrayIter<'a> {
 }
 
 /// A field table of our own.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FieldTable(Box<[u8]>);
 
 impl FieldTable {
@@ -423,6 +437,17 @@ mod tests {
         let checked = Table::check(table.as_table().as_bytes()).unwrap();
         assert_eq!(checked.iter().map(|(_, value)| value).collect::<Vec<_>>(), values);
         assert!(checked.iter().all(|(name, value)| name == value.type_name().as_bytes()));
+    }
+
+    #[test]
+    fn a_field_is_left_out_and_the_others_stay_as_they_were() {
+        let table = FieldTable::build(|t| {
+            t.field("BCC", Value::Void).field("k", Value::F64(0.5)).array("BCC", [Value::Bool(true)]);
+        });
+        let kept = FieldTable::build(|t| {
+            t.field("k", Value::F64(0.5));
+        });
+        assert_eq!(table.as_table().without("BCC"), kept);
     }
 
     fn nested(levels: usize) -> Vec<u8> {

@@ -1,0 +1,219 @@
+//! A content being assembled from its frames. AMQP 0-9-1 §4.2.6.
+//!
+//! Owns: the block that will be the message, as far as it has arrived. It never holds more than arrived.
+//! Must not know: exchanges, queues, what becomes of the message.
+
+use leveret_amqp::content::BASIC_CLASS;
+use leveret_amqp::{BasicProperties, ContentHeader, ShortStr, ShortString, Table, Value};
+
+use crate::connection::reply::ClientError;
+use crate::limits::{BODY_BYTES_MAX, TTL_MAX};
+use crate::message::{DeliveryMode, Message, write_route};
+use crate::names::UserName;
+
+/// Buffers above this size are given back once their message is done.
+const KEPT_BLOCK_BYTES: usize = 64 * 1024;
+
+/// What a channel has of a content.
+#[derive(Debug, Default)]
+pub(super) struct Assembly {
+    state: State,
+    block: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Idle,
+    AwaitingHeader {
+        mandatory: bool,
+    },
+    AwaitingBody {
+        parts: Parts,
+        bytes_left: u64,
+    },
+    /// The content was refused at its header; its body is counted and dropped.
+    Dropping {
+        bytes_left: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Parts {
+    mandatory: bool,
+    header_at: u16,
+    body_at: u32,
+    delivery_mode: DeliveryMode,
+    expiration_ms: Option<u64>,
+    more_keys: Option<Box<[ShortString]>>,
+}
+
+/// A content that is complete.
+#[derive(Debug)]
+pub(super) struct Assembled {
+    pub(super) message: Message,
+    pub(super) mandatory: bool,
+    pub(super) expiration_ms: Option<u64>,
+    pub(super) more_keys: Option<Box<[ShortString]>>,
+}
+
+impl Assembly {
+    /// Whether a method may arrive on the channel.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    /// `basic.publish`
+    pub(super) fn begin(&mut self, exchange: ShortStr<'_>, routing_key: ShortStr<'_>, mandatory: bool) {
+        self.block.clear();
+        write_route(&mut self.block, exchange, routing_key);
+        self.state = State::AwaitingHeader { mandatory };
+    }
+
+    /// The payload of a header frame.
+    ///
+    /// What the broker needs of the properties is taken out here, once. An error that RabbitMQ answers with a
+    /// channel exception leaves the assembly dropping the body.
+    pub(super) fn header(
+        &mut self,
+        payload: &[u8],
+        user: &UserName,
+        max_message_size: u64,
+    ) -> Result<Option<Assembled>, ClientError> {
+        let State::AwaitingHeader { mandatory } = self.state else {
+            return Err(ClientError::Unexpected("a content header without a method that announces it"));
+        };
+        let header = ContentHeader::decode(payload).map_err(ClientError::Header)?;
+        if header.class_id != BASIC_CLASS {
+            return Err(ClientError::Unexpected("the content header is of another class than its method"));
+        }
+        if header.body_bytes > BODY_BYTES_MAX {
+            return Err(ClientError::BodyBeyondAllLimits(header.body_bytes));
+        }
+        let bytes_left = header.body_bytes;
+        self.state = State::Dropping { bytes_left };
+        if bytes_left == 0 {
+            self.state = State::Idle;
+        }
+        if header.body_bytes > max_message_size {
+            return Err(ClientError::BodyTooLarge { bytes: header.body_bytes, limit: max_message_size });
+        }
+        check_user_id(&header.properties, user)?;
+        let expiration_ms = header.properties.expiration.map(parse_expiration).transpose()?;
+        let more_keys = sender_selected_keys(header.properties.headers.unwrap_or(Table::EMPTY))?;
+        let delivery_mode = match header.properties.delivery_mode {
+            Some(2) => DeliveryMode::Persistent,
+            Some(_) | None => DeliveryMode::Transient,
+        };
+        // Two short strings, and a header that came in one frame.
+        let header_at = u16::try_from(self.block.len()).expect("a route is at most 512 bytes");
+        append_header(&mut self.block, payload, &header);
+        let body_at = u32::try_from(self.block.len()).expect("a header is at most one frame");
+        let parts = Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys };
+        self.state = State::AwaitingBody { parts, bytes_left };
+        Ok(if bytes_left == 0 { self.finish() } else { None })
+    }
+
+    /// The payload of a body frame.
+    pub(super) fn body(&mut self, payload: &[u8]) -> Result<Option<Assembled>, ClientError> {
+        let (State::AwaitingBody { bytes_left, .. } | State::Dropping { bytes_left }) = &mut self.state else {
+            return Err(ClientError::Unexpected("a content body without its header"));
+        };
+        *bytes_left = bytes_left.checked_sub(payload.len() as u64).ok_or(ClientError::BodyTooLong)?;
+        let is_complete = *bytes_left == 0;
+        match self.state {
+            State::AwaitingBody { .. } => self.block.extend_from_slice(payload),
+            State::Dropping { .. } | State::Idle | State::AwaitingHeader { .. } => {}
+        }
+        Ok(if is_complete { self.finish() } else { None })
+    }
+
+    fn finish(&mut self) -> Option<Assembled> {
+        let State::AwaitingBody { parts, .. } = std::mem::take(&mut self.state) else { return None };
+        let Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys } = parts;
+        let message = Message::new(&self.block, header_at, body_at, delivery_mode);
+        if self.block.capacity() > KEPT_BLOCK_BYTES {
+            self.block = Vec::new();
+        }
+        Some(Assembled { message, mandatory, expiration_ms, more_keys })
+    }
+}
+
+/// The header goes on as it came, but for `BCC`, which no consumer sees. RabbitMQ: sender-selected distribution.
+fn append_header(block: &mut Vec<u8>, payload: &[u8], header: &ContentHeader<'_>) {
+    let headers = header.properties.headers.filter(|headers| headers.get("BCC").is_some());
+    let Some(headers) = headers else { return block.extend_from_slice(payload) };
+    let without = headers.without("BCC");
+    let properties = BasicProperties { headers: Some(without.as_table()), ..header.properties };
+    ContentHeader { properties, ..*header }.encode(block);
+}
+
+/// RabbitMQ: validated user-id.
+fn check_user_id(properties: &BasicProperties<'_>, user: &UserName) -> Result<(), ClientError> {
+    match properties.user_id {
+        Some(claimed) if claimed != user.as_str().as_bytes() => {
+            let claimed = String::from_utf8_lossy(claimed).into_owned();
+            Err(ClientError::UserId { claimed, user: user.to_string() })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A number of milliseconds in decimal digits. The words for faults are RabbitMQ's.
+fn parse_expiration(value: &[u8]) -> Result<u64, ClientError> {
+    let refuse = |fault| Err(ClientError::Expiration { value: String::from_utf8_lossy(value).into_owned(), fault });
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    if end == 0 {
+        return refuse("no_integer");
+    }
+    if end < digits.len() {
+        return refuse("leftover_string");
+    }
+    if text.starts_with('-') {
+        return refuse("value_negative");
+    }
+    match digits.parse::<u64>() {
+        Ok(milliseconds) if u128::from(milliseconds) <= TTL_MAX.as_millis() => Ok(milliseconds),
+        _ => refuse("value_too_big"),
+    }
+}
+
+/// The routing keys of headers `CC` and `BCC`, arrays of strings. RabbitMQ: sender-selected distribution.
+fn sender_selected_keys(headers: Table<'_>) -> Result<Option<Box<[ShortString]>>, ClientError> {
+    if headers.is_empty() {
+        return Ok(None);
+    }
+    let mut keys = Vec::new();
+    for name in ["CC", "BCC"] {
+        let Some(value) = headers.get(name) else { continue };
+        let Value::Array(array) = value else { return Err(ClientError::SenderSelectedHeader(name)) };
+        for key in array {
+            let key = key.as_str().and_then(|key| ShortString::new(key).ok());
+            keys.push(key.ok_or(ClientError::SenderSelectedHeader(name))?);
+        }
+    }
+    Ok((!keys.is_empty()).then(|| keys.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiration_is_a_number_of_milliseconds_and_nothing_else() {
+        assert_eq!(parse_expiration(b"1000"), Ok(1000));
+        assert_eq!(parse_expiration(b"0"), Ok(0));
+        let fault = |value: &[u8]| match parse_expiration(value) {
+            Err(ClientError::Expiration { fault, .. }) => fault,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(fault(b"abc"), "no_integer");
+        assert_eq!(fault(b""), "no_integer");
+        assert_eq!(fault(b"1 "), "leftover_string");
+        assert_eq!(fault(b"-1"), "value_negative");
+        assert_eq!(fault(b"315360000001"), "value_too_big");
+        assert_eq!(fault(b"99999999999999999999999"), "value_too_big");
+    }
+}

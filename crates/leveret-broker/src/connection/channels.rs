@@ -1,0 +1,435 @@
+//! The channels of one connection: from frames to commands.
+//!
+//! Owns: which channels are open, what each is assembling and confirming, which consumer has which tag.
+//! Must not know: what a command does.
+//!
+//! Everything that is answered goes through the virtual host, even what needs nothing from it, so that answers
+//! keep the order of their questions.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use leveret_amqp::{FieldTable, FrameKind, Method, RawFrame, ShortStr, ShortString};
+use rand::RngCore;
+use rand::rngs::SmallRng;
+
+use crate::connection::Connection;
+use crate::connection::assembly::{Assembled, Assembly};
+use crate::connection::confirms::Confirms;
+use crate::connection::reply::{ClientError, Exception};
+use crate::names::{ChannelId, ConsumerTag, UserName, strip_line_breaks};
+use crate::vhost::command::{
+    AckMode, AckTarget, Bind, BindAction, BindTo, Command, Consume, ConsumerId, DeclareExchange, DeclareQueue,
+    DeleteExchange, DeleteQueue, DeliveryTag, Existence, Publish, Qos, QueueRef, Settlement, Wait,
+};
+use crate::vhost::effects::Answer;
+
+/// Whether the next frame may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    Next,
+    /// This frame has to wait until what is under way on its channel was encoded.
+    Pause,
+}
+
+#[derive(Debug)]
+pub(super) struct Channels {
+    pub(super) slots: Vec<Slot>,
+    pub(super) channel_max: u16,
+    pub(super) max_message_size: u64,
+    pub(super) user: Option<UserName>,
+    pub(super) consumers: ConsumerTags,
+}
+
+/// The protocol state of one channel number.
+#[derive(Debug, Default)]
+pub(super) enum Slot {
+    #[default]
+    Closed,
+    Open(Box<Channel>),
+    /// The client closed it; the answer is on its way.
+    ClosedByClient,
+    /// We closed it; everything is dropped until the client has answered.
+    ClosedByUs,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    pub(super) assembly: Assembly,
+    /// After `confirm.select`.
+    pub(super) confirms: Option<Confirms>,
+}
+
+impl Channels {
+    pub(super) fn new(random: SmallRng) -> Self {
+        Channels {
+            slots: Vec::new(),
+            channel_max: 0,
+            max_message_size: 0,
+            user: None,
+            consumers: ConsumerTags { entries: Vec::new(), free: Vec::new(), by_tag: BTreeMap::new(), random },
+        }
+    }
+
+    pub(super) fn slot(&mut self, id: ChannelId) -> &mut Slot {
+        let number = usize::from(id.number());
+        if self.slots.len() <= number {
+            self.slots.resize_with(number + 1, Slot::default);
+        }
+        &mut self.slots[number]
+    }
+
+    pub(super) fn open(&mut self, id: ChannelId) -> Option<&mut Channel> {
+        match self.slots.get_mut(usize::from(id.number())) {
+            Some(Slot::Open(channel)) => Some(channel),
+            Some(Slot::Closed | Slot::ClosedByClient | Slot::ClosedByUs) | None => None,
+        }
+    }
+}
+
+/// The tags of the consumers on one connection.
+#[derive(Debug)]
+pub(super) struct ConsumerTags {
+    entries: Vec<Option<(ChannelId, ConsumerTag)>>,
+    free: Vec<u32>,
+    /// Only those that the client may cancel.
+    by_tag: BTreeMap<(ChannelId, ConsumerTag), ConsumerId>,
+    random: SmallRng,
+}
+
+impl ConsumerTags {
+    fn add(&mut self, channel: ChannelId, tag: ConsumerTag) -> Option<ConsumerId> {
+        if self.by_tag.contains_key(&(channel, tag.clone())) {
+            return None;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            u32::try_from(self.entries.len() - 1).expect("consumers are fewer than bytes of memory")
+        });
+        self.entries[slot as usize] = Some((channel, tag.clone()));
+        self.by_tag.insert((channel, tag), ConsumerId(slot));
+        Some(ConsumerId(slot))
+    }
+
+    /// From now on the tag may be used again; deliveries under way still find it by their consumer.
+    fn release_tag(&mut self, channel: ChannelId, tag: &ConsumerTag) -> Option<ConsumerId> {
+        self.by_tag.remove(&(channel, tag.clone()))
+    }
+
+    /// The last thing about a consumer was encoded.
+    pub(super) fn remove(&mut self, id: ConsumerId) -> Option<ConsumerTag> {
+        let (channel, tag) = self.entries.get_mut(id.0 as usize)?.take()?;
+        self.free.push(id.0);
+        if self.by_tag.get(&(channel, tag.clone())) == Some(&id) {
+            self.by_tag.remove(&(channel, tag.clone()));
+        }
+        Some(tag)
+    }
+
+    pub(super) fn remove_channel(&mut self, channel: ChannelId) {
+        for slot in 0..self.entries.len() {
+            if self.entries[slot].as_ref().is_some_and(|(of, _)| *of == channel) {
+                self.remove(ConsumerId(u32::try_from(slot).unwrap_or(u32::MAX)));
+            }
+        }
+    }
+
+    pub(super) fn tag(&self, id: ConsumerId) -> Option<&ConsumerTag> {
+        self.entries.get(id.0 as usize)?.as_ref().map(|(_, tag)| tag)
+    }
+
+    /// RabbitMQ: `amq.ctag-` and a random part.
+    fn generate(&mut self) -> ConsumerTag {
+        let mut bytes = [0; 16];
+        self.random.fill_bytes(&mut bytes);
+        let tag = format!("amq.ctag-{}", URL_SAFE_NO_PAD.encode(bytes));
+        ConsumerTag::new(ShortStr::truncated(&tag))
+    }
+}
+
+impl Connection {
+    pub(super) fn handle_channel_frame(&mut self, frame: RawFrame<'_>) -> Result<Flow, Exception> {
+        let Some(id) = ChannelId::new(frame.channel) else { return Ok(Flow::Next) };
+        let method = match frame.kind {
+            FrameKind::Method => {
+                Some(Method::decode(frame.payload).map_err(|error| self.undecodable(frame, error))?)
+            }
+            FrameKind::Header | FrameKind::Body | FrameKind::Heartbeat => None,
+        };
+        if id.number() > self.channels.channel_max {
+            let channel_max = self.channels.channel_max;
+            return Err(Exception::from(&ClientError::TooManyChannels { channel: id.number(), channel_max }));
+        }
+        match (self.channels.slot(id), method) {
+            (Slot::Open(_), Some(method)) => {
+                self.handle_channel_method(id, method)
+                    .map_err(|error| Exception::from(&error).during(method.ids()))?;
+            }
+            (Slot::Open(_), None) => self.handle_content_frame(id, frame)?,
+            (slot @ Slot::Closed, Some(Method::ChannelOpen { .. })) => {
+                *slot = Slot::Open(Box::default());
+                self.commands.push(Command::OpenChannel(id));
+            }
+            (Slot::ClosedByClient, Some(Method::ChannelOpen { .. })) => return Ok(Flow::Pause),
+            // The answer to a close of ours that crossed one of the client's.
+            (Slot::Closed | Slot::ClosedByClient, Some(Method::ChannelCloseOk {})) => {}
+            (slot @ Slot::ClosedByUs, Some(Method::ChannelCloseOk {})) => {
+                *slot = Slot::Closed;
+                self.commands.push(Command::CloseChannel(id, Wait::NoWait));
+            }
+            // Both sides closed at the same time: the client's close is answered, and its close-ok still comes.
+            (Slot::ClosedByUs, Some(Method::ChannelClose { .. })) => {
+                self.commands.push(Command::CloseChannel(id, Wait::Answer));
+            }
+            (Slot::ClosedByUs, _) => {}
+            (Slot::Closed | Slot::ClosedByClient, method) => {
+                let ids = method.map_or((0, 0), |method| method.ids());
+                return Err(Exception::from(&ClientError::ChannelNotOpen).during(ids));
+            }
+        }
+        Ok(Flow::Next)
+    }
+
+    fn handle_content_frame(&mut self, id: ChannelId, frame: RawFrame<'_>) -> Result<(), Exception> {
+        let Some(user) = self.channels.user.clone() else { return Ok(()) };
+        let max_message_size = self.channels.max_message_size;
+        let Some(channel) = self.channels.open(id) else { return Ok(()) };
+        let assembled = match frame.kind {
+            FrameKind::Header => channel.assembly.header(frame.payload, &user, max_message_size),
+            FrameKind::Body | FrameKind::Method | FrameKind::Heartbeat => channel.assembly.body(frame.payload),
+        };
+        match assembled {
+            Ok(None) => {}
+            Ok(Some(assembled)) => self.publish(id, assembled),
+            Err(error) => {
+                const BASIC_PUBLISH: (u16, u16) = (60, 40);
+                let exception = Exception::from(&error).during(BASIC_PUBLISH);
+                return self.raise(id, exception);
+            }
+        }
+        Ok(())
+    }
+
+    /// A fault on a channel closes the channel in its turn, or the connection at once.
+    fn raise(&mut self, id: ChannelId, exception: Exception) -> Result<(), Exception> {
+        match exception.code.severity() {
+            leveret_amqp::reply::Severity::Connection => Err(exception),
+            leveret_amqp::reply::Severity::Channel => {
+                self.commands.push(Command::FailChannel(id, exception));
+                Ok(())
+            }
+        }
+    }
+
+    fn publish(&mut self, channel: ChannelId, assembled: Assembled) {
+        let Some(state) = self.channels.open(channel) else { return };
+        let confirm = state.confirms.as_mut().map(Confirms::number);
+        let Assembled { message, mandatory, expiration_ms, more_keys } = assembled;
+        let publish = Publish { channel, message, more_keys, mandatory, expiration_ms, confirm };
+        self.commands.push(Command::Publish(publish));
+    }
+
+    fn handle_channel_method(&mut self, id: ChannelId, method: Method<'_>) -> Result<(), ClientError> {
+        let Some(channel) = self.channels.open(id) else { return Ok(()) };
+        if !channel.assembly.is_idle() {
+            return Err(ClientError::Unexpected("a method in the middle of a content"));
+        }
+        let command = match method {
+            Method::ChannelOpen { .. } => return Err(ClientError::ChannelOpenedTwice),
+            Method::ChannelClose { .. } => {
+                *self.channels.slot(id) = Slot::ClosedByClient;
+                Command::CloseChannel(id, Wait::Answer)
+            }
+            // Nothing of ours is closing here: the answer to something that was overtaken.
+            Method::ChannelCloseOk {} => return Ok(()),
+            Method::ChannelFlow { active: false } => {
+                return Err(ClientError::NotImplemented("active=false".into()));
+            }
+            Method::ChannelFlow { active: true } => Command::Answer(id, Answer::ChannelFlowOk { active: true }),
+            Method::ChannelFlowOk { .. } => return Ok(()),
+            Method::AccessRequest { .. } => Command::Answer(id, Answer::AccessRequestOk),
+            Method::ConfirmSelect { nowait } => {
+                channel.confirms.get_or_insert_default();
+                if nowait {
+                    return Ok(());
+                }
+                Command::Answer(id, Answer::ConfirmSelectOk)
+            }
+            Method::BasicPublish { immediate: true, .. } => {
+                return Err(ClientError::NotImplemented("immediate=true".into()));
+            }
+            Method::BasicPublish { exchange, routing_key, mandatory, .. } => {
+                channel.assembly.begin(exchange, routing_key, mandatory);
+                return Ok(());
+            }
+            Method::BasicAck { delivery_tag, multiple } => {
+                Command::Settle(id, ack_target(delivery_tag, multiple)?, Settlement::Ack)
+            }
+            Method::BasicNack { delivery_tag, multiple, requeue } => {
+                Command::Settle(id, ack_target(delivery_tag, multiple)?, settlement(requeue))
+            }
+            Method::BasicReject { delivery_tag, requeue } => {
+                Command::Settle(id, ack_target(delivery_tag, false)?, settlement(requeue))
+            }
+            Method::BasicRecover { requeue: true } => Command::Recover(id, Wait::Answer),
+            Method::BasicRecoverAsync { requeue: true } => Command::Recover(id, Wait::NoWait),
+            Method::BasicRecover { requeue: false } | Method::BasicRecoverAsync { requeue: false } => {
+                return Err(ClientError::NotImplemented("requeue=false".into()));
+            }
+            Method::BasicQos { prefetch_size, .. } if prefetch_size != 0 => {
+                return Err(ClientError::NotImplemented(format!("prefetch_size!=0 ({prefetch_size})")));
+            }
+            Method::BasicQos { prefetch_count, global, .. } => {
+                let limit = NonZeroU64::new(prefetch_count.into());
+                Command::Qos(id, if global { Qos::PerChannel(limit) } else { Qos::PerConsumer(limit) })
+            }
+            Method::BasicConsume { queue, consumer_tag, no_ack, exclusive, nowait, arguments, .. } => {
+                let tags = &mut self.channels.consumers;
+                let tag = if consumer_tag.is_empty() { tags.generate() } else { ConsumerTag::new(consumer_tag) };
+                let in_use = || ClientError::ConsumerTagInUse(consumer_tag.to_string());
+                let consumer = tags.add(id, tag).ok_or_else(in_use)?;
+                let consume = Consume {
+                    consumer,
+                    queue: queue_ref(queue),
+                    ack_mode: ack_mode(no_ack),
+                    exclusive,
+                    wait: wait(nowait),
+                    arguments: FieldTable::from(arguments),
+                };
+                Command::Consume(id, Box::new(consume))
+            }
+            Method::BasicCancel { consumer_tag, nowait } => {
+                let tag = ConsumerTag::new(consumer_tag);
+                match self.channels.consumers.release_tag(id, &tag) {
+                    Some(consumer) => Command::Cancel(id, consumer, tag, wait(nowait)),
+                    None => Command::Answer(id, Answer::BasicCancelOk { consumer: None, tag, wait: wait(nowait) }),
+                }
+            }
+            // The client agrees to a cancel of ours; nothing waits for it.
+            Method::BasicCancelOk { .. } => return Ok(()),
+            Method::BasicGet { queue, no_ack, .. } => Command::Get(id, queue_ref(queue), ack_mode(no_ack)),
+            other => return self.handle_topology_method(id, other),
+        };
+        self.commands.push(command);
+        Ok(())
+    }
+
+    fn handle_topology_method(&mut self, id: ChannelId, method: Method<'_>) -> Result<(), ClientError> {
+        let command = match method {
+            Method::QueueDeclare { queue, passive, durable, exclusive, auto_delete, nowait, arguments, .. } => {
+                let declare = DeclareQueue {
+                    name: strip_line_breaks(queue),
+                    existence: existence(passive),
+                    durable,
+                    exclusive,
+                    auto_delete,
+                    wait: wait(nowait),
+                    arguments: FieldTable::from(arguments),
+                };
+                Command::DeclareQueue(id, Box::new(declare))
+            }
+            Method::QueueDelete { queue, if_unused, if_empty, nowait, .. } => {
+                let queue = QueueRef::new(strip_line_breaks(queue));
+                Command::DeleteQueue(id, DeleteQueue { queue, if_unused, if_empty, wait: wait(nowait) })
+            }
+            Method::QueuePurge { queue, nowait, .. } => Command::PurgeQueue(id, queue_ref(queue), wait(nowait)),
+            Method::ExchangeDeclare {
+                exchange,
+                type_,
+                passive,
+                durable,
+                auto_delete,
+                internal,
+                nowait,
+                arguments,
+                ..
+            } => {
+                let declare = DeclareExchange {
+                    name: strip_line_breaks(exchange),
+                    kind: ShortString::from(type_),
+                    existence: existence(passive),
+                    durable,
+                    auto_delete,
+                    internal,
+                    wait: wait(nowait),
+                    arguments: FieldTable::from(arguments),
+                };
+                Command::DeclareExchange(id, Box::new(declare))
+            }
+            Method::ExchangeDelete { exchange, if_unused, nowait, .. } => {
+                let name = strip_line_breaks(exchange);
+                Command::DeleteExchange(id, DeleteExchange { name, if_unused, wait: wait(nowait) })
+            }
+            Method::QueueBind { queue, exchange, routing_key, nowait, arguments, .. } => {
+                let to = BindTo::Queue(QueueRef::new(strip_line_breaks(queue)));
+                bind(id, BindAction::Bind, exchange, to, routing_key, arguments, wait(nowait))
+            }
+            Method::QueueUnbind { queue, exchange, routing_key, arguments, .. } => {
+                let to = BindTo::Queue(QueueRef::new(strip_line_breaks(queue)));
+                bind(id, BindAction::Unbind, exchange, to, routing_key, arguments, Wait::Answer)
+            }
+            Method::ExchangeBind { destination, source, routing_key, nowait, arguments, .. } => {
+                let to = BindTo::Exchange(strip_line_breaks(destination));
+                bind(id, BindAction::Bind, source, to, routing_key, arguments, wait(nowait))
+            }
+            Method::ExchangeUnbind { destination, source, routing_key, nowait, arguments, .. } => {
+                let to = BindTo::Exchange(strip_line_breaks(destination));
+                bind(id, BindAction::Unbind, source, to, routing_key, arguments, wait(nowait))
+            }
+            Method::TxSelect {} | Method::TxCommit {} | Method::TxRollback {} => {
+                return Err(ClientError::NotImplemented("transactions".into()));
+            }
+            other if other.name().starts_with("connection.") => {
+                return Err(ClientError::WrongChannel("methods of the connection belong to channel 0"));
+            }
+            other => return Err(ClientError::ServerMethod(other.name())),
+        };
+        self.commands.push(command);
+        Ok(())
+    }
+}
+
+fn bind(
+    id: ChannelId,
+    action: BindAction,
+    source: ShortStr<'_>,
+    to: BindTo,
+    routing_key: ShortStr<'_>,
+    arguments: leveret_amqp::Table<'_>,
+    wait: Wait,
+) -> Command {
+    let (source, routing_key) = (strip_line_breaks(source), ShortString::from(routing_key));
+    Command::Bind(id, Box::new(Bind { action, source, to, routing_key, arguments: arguments.into(), wait }))
+}
+
+fn queue_ref(name: ShortStr<'_>) -> QueueRef {
+    QueueRef::new(ShortString::from(name))
+}
+
+fn wait(nowait: bool) -> Wait {
+    if nowait { Wait::NoWait } else { Wait::Answer }
+}
+
+fn ack_mode(no_ack: bool) -> AckMode {
+    if no_ack { AckMode::Automatic } else { AckMode::Manual }
+}
+
+fn existence(passive: bool) -> Existence {
+    if passive { Existence::Passive } else { Existence::Declare }
+}
+
+fn settlement(requeue: bool) -> Settlement {
+    if requeue { Settlement::Requeue } else { Settlement::Discard }
+}
+
+/// Tag 0 means "all outstanding" with `multiple`, and nothing without.
+fn ack_target(delivery_tag: u64, multiple: bool) -> Result<AckTarget, ClientError> {
+    match (NonZeroU64::new(delivery_tag).map(DeliveryTag), multiple) {
+        (Some(tag), false) => Ok(AckTarget::One(tag)),
+        (Some(tag), true) => Ok(AckTarget::UpTo(tag)),
+        (None, true) => Ok(AckTarget::AllOutstanding),
+        (None, false) => Err(ClientError::ZeroDeliveryTag),
+    }
+}

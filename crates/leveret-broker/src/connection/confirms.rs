@@ -1,0 +1,147 @@
+//! Publisher confirms of one channel. RabbitMQ: confirms.
+//!
+//! Owns: numbers not yet confirmed, and which journal position each one waits for.
+//! Must not know: queues, the journal itself, how an ack is encoded.
+//! Invariant: every number is told at least once, and never before its position is durable.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
+
+use crate::change::JournalPosition;
+
+/// The confirms of one channel.
+#[derive(Debug)]
+pub(super) struct Confirms {
+    /// The number of the next publish.
+    next: NonZeroU64,
+    /// Every number below was told to the client.
+    told_below: u64,
+    /// Every number below may be told.
+    ready_below: u64,
+    /// Numbers beyond a gap that may be told, too, and whether they were.
+    ready_beyond: BTreeMap<u64, Told>,
+    /// Numbers that wait, in the order of the positions they wait for.
+    waiting: VecDeque<(JournalPosition, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Yes,
+    No,
+}
+
+/// One `basic.ack` to the publisher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Confirmation {
+    /// This number.
+    One(u64),
+    /// This number and all below.
+    UpTo(u64),
+}
+
+impl Default for Confirms {
+    fn default() -> Self {
+        Confirms {
+            next: NonZeroU64::MIN,
+            told_below: 1,
+            ready_below: 1,
+            ready_beyond: BTreeMap::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl Confirms {
+    /// Numbers a publish. Every one counts, also one that reaches no queue.
+    pub(super) fn number(&mut self) -> NonZeroU64 {
+        let number = self.next;
+        self.next = number.saturating_add(1);
+        number
+    }
+
+    /// A publish was taken care of, once the journal has reached `after`.
+    pub(super) fn settle(&mut self, number: NonZeroU64, after: JournalPosition, durable: JournalPosition) {
+        if after <= durable {
+            self.ready(number.get());
+        } else {
+            debug_assert!(self.waiting.back().is_none_or(|&(last, _)| last <= after));
+            self.waiting.push_back((after, number.get()));
+        }
+    }
+
+    /// The journal has reached `durable`.
+    pub(super) fn advance(&mut self, durable: JournalPosition) {
+        while let Some(&(after, number)) = self.waiting.front()
+            && after <= durable
+        {
+            self.waiting.pop_front();
+            self.ready(number);
+        }
+    }
+
+    fn ready(&mut self, number: u64) {
+        assert!(number >= self.ready_below, "a publish is settled once");
+        if number == self.ready_below {
+            self.ready_below += 1;
+            while self.ready_beyond.remove(&self.ready_below).is_some() {
+                self.ready_below += 1;
+            }
+        } else {
+            let is_new = self.ready_beyond.insert(number, Told::No).is_none();
+            assert!(is_new, "a publish is settled once");
+        }
+    }
+
+    /// Hands out what may be told: all that is ready without a gap as one, the rest singly.
+    pub(super) fn tell(&mut self, mut each: impl FnMut(Confirmation)) {
+        match self.ready_below - self.told_below {
+            0 => {}
+            1 => each(Confirmation::One(self.told_below)),
+            _ => each(Confirmation::UpTo(self.ready_below - 1)),
+        }
+        self.told_below = self.ready_below;
+        for (&number, told) in self.ready_beyond.iter_mut().filter(|(_, told)| **told == Told::No) {
+            *told = Told::Yes;
+            each(Confirmation::One(number));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(confirms: &mut Confirms) -> Vec<Confirmation> {
+        let mut told = Vec::new();
+        confirms.tell(|confirmation| told.push(confirmation));
+        told
+    }
+
+    #[test]
+    fn confirms_without_a_gap_go_out_as_one() {
+        let mut confirms = Confirms::default();
+        for _ in 0..3 {
+            let number = confirms.number();
+            confirms.settle(number, JournalPosition(0), JournalPosition(0));
+        }
+        assert_eq!(told(&mut confirms), [Confirmation::UpTo(3)]);
+        assert_eq!(told(&mut confirms), []);
+    }
+
+    #[test]
+    fn a_number_waits_for_its_position_and_the_later_ones_go_out_singly() {
+        let mut confirms = Confirms::default();
+        let numbers = [confirms.number(), confirms.number(), confirms.number()];
+        confirms.settle(numbers[0], JournalPosition(7), JournalPosition(6));
+        confirms.settle(numbers[1], JournalPosition(0), JournalPosition(6));
+        confirms.settle(numbers[2], JournalPosition(0), JournalPosition(6));
+        assert_eq!(told(&mut confirms), [Confirmation::One(2), Confirmation::One(3)]);
+        confirms.advance(JournalPosition(6));
+        assert_eq!(told(&mut confirms), []);
+        confirms.advance(JournalPosition(7));
+        assert_eq!(told(&mut confirms), [Confirmation::UpTo(3)]);
+        let next = confirms.number();
+        confirms.settle(next, JournalPosition(0), JournalPosition(7));
+        assert_eq!(told(&mut confirms), [Confirmation::One(4)]);
+    }
+}

@@ -1,0 +1,226 @@
+//! From outputs to bytes.
+
+use leveret_amqp::frame::{write_content, write_frame, write_method};
+use leveret_amqp::{FrameKind, Method, ShortStr};
+
+use crate::change::JournalPosition;
+use crate::connection::channels::Slot;
+use crate::connection::confirms::{Confirmation, Confirms};
+use crate::connection::reply::Exception;
+use crate::connection::{Connection, State};
+use crate::message::Message;
+use crate::moment::Moment;
+use crate::names::ChannelId;
+use crate::vhost::command::{ConsumerId, DeliveryTag, Farewell, Wait};
+use crate::vhost::effects::{Answer, Output};
+
+impl Connection {
+    /// Encodes what the virtual host has for this client, in order. `durable` is how far the journal has come.
+    pub fn handle_outputs(
+        &mut self,
+        now: Moment,
+        outputs: impl Iterator<Item = Output>,
+        durable: JournalPosition,
+        out: &mut Vec<u8>,
+    ) {
+        // Channels with confirms to tell; few, and mostly one.
+        let mut confirmed: Vec<ChannelId> = Vec::new();
+        for output in outputs {
+            self.unreported_window += output.window_bytes();
+            match output {
+                Output::Deliver { channel, consumer, tag, redelivered, message } => {
+                    self.deliver(channel, consumer, tag, redelivered, &message, out);
+                }
+                Output::GetOk { channel, tag, redelivered, message_count, message } => {
+                    self.get_ok(channel, tag, redelivered, message_count, &message, out);
+                }
+                Output::Return { channel, reason, message } => {
+                    write_frame(out, FrameKind::Method, channel.number(), |out| {
+                        let (exchange, routing_key) = route(&message);
+                        let reply_text = ShortStr::truncated(reason.name());
+                        let reply_code = reason.code();
+                        Method::BasicReturn { reply_code, reply_text, exchange, routing_key }.encode(out);
+                    });
+                    self.content(channel, &message, out);
+                }
+                Output::Confirm { channel, number, after } => {
+                    if let Some(confirms) = self.confirms(channel) {
+                        confirms.settle(number, after, durable);
+                        if !confirmed.contains(&channel) {
+                            confirmed.push(channel);
+                        }
+                    }
+                }
+                Output::Answer(channel, answer) => {
+                    self.tell_confirms(&mut confirmed, out);
+                    self.answer(channel, &answer, out);
+                }
+                Output::CloseChannel(channel, exception) => {
+                    self.tell_confirms(&mut confirmed, out);
+                    self.close_channel(channel, &exception, out);
+                }
+                Output::Farewell(farewell) => {
+                    self.tell_confirms(&mut confirmed, out);
+                    self.farewell(now, farewell, out);
+                }
+            }
+        }
+        self.tell_confirms(&mut confirmed, out);
+    }
+
+    /// The journal has come further: tells what waited for it.
+    pub fn handle_durable(&mut self, durable: JournalPosition, out: &mut Vec<u8>) {
+        for number in 1..u16::try_from(self.channels.slots.len()).unwrap_or(u16::MAX) {
+            let Some(channel) = ChannelId::new(number) else { continue };
+            if let Some(confirms) = self.confirms(channel) {
+                confirms.advance(durable);
+                self.tell_confirms(&mut vec![channel], out);
+            }
+        }
+    }
+
+    fn confirms(&mut self, channel: ChannelId) -> Option<&mut Confirms> {
+        self.channels.open(channel)?.confirms.as_mut()
+    }
+
+    fn tell_confirms(&mut self, channels: &mut Vec<ChannelId>, out: &mut Vec<u8>) {
+        for channel in channels.drain(..) {
+            let Some(confirms) = self.confirms(channel) else { continue };
+            confirms.tell(|confirmation| {
+                let (delivery_tag, multiple) = match confirmation {
+                    Confirmation::One(number) => (number, false),
+                    Confirmation::UpTo(number) => (number, true),
+                };
+                write_method(out, channel.number(), &Method::BasicAck { delivery_tag, multiple });
+            });
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        channel: ChannelId,
+        consumer: ConsumerId,
+        tag: DeliveryTag,
+        redelivered: bool,
+        message: &Message,
+        out: &mut Vec<u8>,
+    ) {
+        // A consumer without a tag belongs to a channel that is closed by now.
+        let Some(consumer_tag) = self.channels.consumers.tag(consumer) else { return };
+        write_frame(out, FrameKind::Method, channel.number(), |out| {
+            // basic.deliver is 60.60; its last two arguments are the route of the message as it is.
+            out.extend_from_slice(&[0, 60, 0, 60]);
+            let consumer_tag = consumer_tag.as_short_str();
+            out.push(consumer_tag.length_octet());
+            out.extend_from_slice(consumer_tag.as_str().as_bytes());
+            out.extend_from_slice(&tag.number().to_be_bytes());
+            out.push(redelivered.into());
+            out.extend_from_slice(message.route());
+        });
+        self.content(channel, message, out);
+    }
+
+    fn get_ok(
+        &mut self,
+        channel: ChannelId,
+        tag: DeliveryTag,
+        redelivered: bool,
+        message_count: u32,
+        message: &Message,
+        out: &mut Vec<u8>,
+    ) {
+        let (exchange, routing_key) = route(message);
+        let delivery_tag = tag.number();
+        let method = Method::BasicGetOk { delivery_tag, redelivered, exchange, routing_key, message_count };
+        write_method(out, channel.number(), &method);
+        self.content(channel, message, out);
+    }
+
+    fn content(&self, channel: ChannelId, message: &Message, out: &mut Vec<u8>) {
+        write_content(out, channel.number(), message.header(), message.body(), self.frame_max);
+    }
+
+    fn close_channel(&mut self, channel: ChannelId, exception: &Exception, out: &mut Vec<u8>) {
+        self.channels.consumers.remove_channel(channel);
+        match self.channels.slot(channel) {
+            // The client closes it, too, and is about to get its answer.
+            Slot::ClosedByClient => return,
+            slot @ (Slot::Open(_) | Slot::Closed | Slot::ClosedByUs) => *slot = Slot::ClosedByUs,
+        }
+        let (class_id, method_id) = exception.method;
+        let reply_text = ShortStr::truncated(&exception.text);
+        let reply_code = exception.code.code();
+        let method = Method::ChannelClose { reply_code, reply_text, class_id, method_id };
+        write_method(out, channel.number(), &method);
+    }
+
+    fn farewell(&mut self, now: Moment, farewell: Farewell, out: &mut Vec<u8>) {
+        match farewell {
+            Farewell::Silent => self.state = State::Closed,
+            Farewell::CloseOk => {
+                write_method(out, 0, &Method::ConnectionCloseOk {});
+                self.state = State::Closed;
+            }
+            Farewell::Close(exception) => self.say_close(now, &exception, out),
+        }
+    }
+
+    fn answer(&mut self, channel: ChannelId, answer: &Answer, out: &mut Vec<u8>) {
+        let method = match answer {
+            Answer::ChannelOpenOk => Method::ChannelOpenOk { channel_id: b"" },
+            Answer::ChannelCloseOk => {
+                self.channels.consumers.remove_channel(channel);
+                if let slot @ (Slot::ClosedByClient | Slot::Open(_)) = self.channels.slot(channel) {
+                    *slot = Slot::Closed;
+                }
+                Method::ChannelCloseOk {}
+            }
+            Answer::ChannelFlowOk { active } => Method::ChannelFlowOk { active: *active },
+            Answer::AccessRequestOk => Method::AccessRequestOk { ticket: 1 },
+            Answer::ExchangeDeclareOk => Method::ExchangeDeclareOk {},
+            Answer::ExchangeDeleteOk => Method::ExchangeDeleteOk {},
+            Answer::ExchangeBindOk => Method::ExchangeBindOk {},
+            Answer::ExchangeUnbindOk => Method::ExchangeUnbindOk {},
+            Answer::QueueDeclareOk { queue, message_count, consumer_count } => Method::QueueDeclareOk {
+                queue: queue.as_short_str(),
+                message_count: *message_count,
+                consumer_count: *consumer_count,
+            },
+            Answer::QueueBindOk => Method::QueueBindOk {},
+            Answer::QueueUnbindOk => Method::QueueUnbindOk {},
+            Answer::QueuePurgeOk { message_count } => Method::QueuePurgeOk { message_count: *message_count },
+            Answer::QueueDeleteOk { message_count } => Method::QueueDeleteOk { message_count: *message_count },
+            Answer::BasicQosOk => Method::BasicQosOk {},
+            Answer::BasicConsumeOk { consumer } => {
+                let Some(tag) = self.channels.consumers.tag(*consumer) else { return };
+                Method::BasicConsumeOk { consumer_tag: tag.as_short_str() }
+            }
+            Answer::BasicCancelOk { consumer, tag, wait } => {
+                if let Some(consumer) = consumer {
+                    self.channels.consumers.remove(*consumer);
+                }
+                if *wait == Wait::NoWait {
+                    return;
+                }
+                Method::BasicCancelOk { consumer_tag: tag.as_short_str() }
+            }
+            Answer::BasicCancel { consumer } => {
+                let Some(tag) = self.channels.consumers.remove(*consumer) else { return };
+                if self.capabilities.consumer_cancel_notify {
+                    let cancel = Method::BasicCancel { consumer_tag: tag.as_short_str(), nowait: true };
+                    write_method(out, channel.number(), &cancel);
+                }
+                return;
+            }
+            Answer::BasicGetEmpty => Method::BasicGetEmpty { cluster_id: ShortStr::EMPTY },
+            Answer::BasicRecoverOk => Method::BasicRecoverOk {},
+            Answer::ConfirmSelectOk => Method::ConfirmSelectOk {},
+        };
+        write_method(out, channel.number(), &method);
+    }
+}
+
+/// Exchange and routing key of a message; both were short strings when it was published.
+fn route(message: &Message) -> (ShortStr<'_>, ShortStr<'_>) {
+    (ShortStr::truncated(message.exchange()), ShortStr::truncated(message.routing_key()))
+}

@@ -1,0 +1,407 @@
+//! One client's connection, without its socket: bytes in, commands out; outputs in, bytes out.
+//!
+//! Owns: the handshake, the channels' protocol state, contents being assembled, confirms, heartbeats.
+//! Must not know: queues, exchanges, other connections.
+//!
+//! ```text
+//! AwaitingHeader ─ protocol header ─> AwaitingStartOk ─ start-ok ─> AwaitingTuneOk ─ tune-ok ─> AwaitingOpen
+//!    AwaitingOpen ─ open ─> Opening ─ the driver found the virtual host ─> Open
+//!    Open ─ close, fault or end of input ─> Leaving ─ the virtual host said farewell ─> AwaitingCloseOk or Closed
+//!    before Open: fault ─> AwaitingCloseOk (what the peer may know) or Closed
+//!    AwaitingCloseOk ─ close-ok or time ─> Closed
+//! ```
+
+mod assembly;
+mod channels;
+mod confirms;
+mod encode;
+mod handshake;
+pub mod reply;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leveret_amqp::frame::{self, HEARTBEAT, split_frame};
+use leveret_amqp::{FrameKind, Method, RawFrame, ShortStr, Table};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use self::channels::{Channels, Flow};
+use self::reply::{ClientError, Exception};
+use crate::access::Login;
+use crate::limits::{CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, INITIAL_FRAME_BYTES_MAX};
+use crate::moment::{Deadline, Moment};
+use crate::names::VhostName;
+use crate::node::{Node, Origin};
+use crate::settings::Settings;
+use crate::vhost::command::{Command, Commands, Farewell};
+
+/// What the client said of itself in `connection.start-ok`, field `client-properties`, `capabilities`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Capabilities {
+    consumer_cancel_notify: bool,
+    authentication_failure_close: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitingHeader,
+    AwaitingStartOk,
+    AwaitingTuneOk(Login),
+    AwaitingOpen(Login),
+    /// The driver has to find the virtual host; input waits.
+    Opening(VhostName, Login),
+    Open,
+    /// The virtual host is giving back what the connection held; input is dropped.
+    Leaving,
+    /// Our `connection.close` is out; all input but its answer is dropped.
+    AwaitingCloseOk,
+    Closed,
+}
+
+/// One client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    settings: Arc<Settings>,
+    node: Arc<Node>,
+    origin: Origin,
+    state: State,
+    /// When the handshake or the close handshake has taken too long.
+    deadline: Option<Deadline>,
+    heartbeat: Option<Heartbeat>,
+    frame_max: u32,
+    capabilities: Capabilities,
+    channels: Channels,
+    commands: Commands,
+    /// Whether input was refused until something more is encoded.
+    input_waits: bool,
+    /// Bytes of deliveries that were encoded and not yet reported as written.
+    unreported_window: usize,
+    /// For the log: who logged in, and the name they gave their connection.
+    user: Option<String>,
+    client_name: Option<String>,
+    /// For the log: why it ended, if not by the client's wish.
+    fault: Option<String>,
+}
+
+/// Signs of life in both directions. AMQP 0-9-1 §4.2.7; RabbitMQ: `rabbit_heartbeat`.
+#[derive(Debug)]
+struct Heartbeat {
+    interval: Duration,
+    last_received: Duration,
+    last_sent: Duration,
+}
+
+impl Heartbeat {
+    /// We send after half an interval of silence of our own.
+    fn send_at(&self) -> Deadline {
+        Deadline(self.last_sent + self.interval / 2)
+    }
+
+    /// A peer that was silent for two intervals is dead.
+    fn dead_at(&self) -> Deadline {
+        Deadline(self.last_received + self.interval * 2)
+    }
+}
+
+impl Connection {
+    /// A connection that was just accepted. `seed` decides the consumer tags it makes up.
+    pub fn new(settings: Arc<Settings>, node: Arc<Node>, origin: Origin, seed: u64, now: Moment) -> Self {
+        let deadline = Some(now.deadline(settings.handshake_timeout));
+        Connection {
+            settings,
+            node,
+            origin,
+            state: State::AwaitingHeader,
+            deadline,
+            heartbeat: None,
+            frame_max: INITIAL_FRAME_BYTES_MAX,
+            capabilities: Capabilities::default(),
+            channels: Channels::new(SmallRng::seed_from_u64(seed)),
+            commands: Commands::default(),
+            input_waits: false,
+            unreported_window: 0,
+            user: None,
+            client_name: None,
+            fault: None,
+        }
+    }
+
+    /// Takes in what the socket brought. Returns how many bytes were used; the driver keeps the rest and shows it
+    /// again together with what comes next, or when something was encoded, whichever is first.
+    pub fn handle_input(&mut self, now: Moment, input: &[u8], out: &mut Vec<u8>) -> usize {
+        if let Some(heartbeat) = &mut self.heartbeat
+            && !input.is_empty()
+        {
+            heartbeat.last_received = now.monotonic;
+        }
+        self.input_waits = false;
+        let mut rest = input;
+        if matches!(self.state, State::AwaitingHeader) && !self.take_protocol_header(&mut rest, out) {
+            return input.len() - rest.len();
+        }
+        loop {
+            match self.state {
+                State::Closed | State::Leaving => return input.len(),
+                State::Opening(..) => break,
+                State::AwaitingHeader
+                | State::AwaitingStartOk
+                | State::AwaitingTuneOk(_)
+                | State::AwaitingOpen(_)
+                | State::Open
+                | State::AwaitingCloseOk => {}
+            }
+            let before = rest;
+            match split_frame(&mut rest, self.frame_max) {
+                Ok(None) => break,
+                Ok(Some(frame)) => match self.handle_frame(now, frame, out) {
+                    Ok(Flow::Next) => {}
+                    Ok(Flow::Pause) => {
+                        self.input_waits = true;
+                        rest = before;
+                        break;
+                    }
+                    Err(exception) => self.fail(now, exception, out),
+                },
+                Err(error) => {
+                    self.fail(now, Exception::from(&ClientError::Frame(error)), out);
+                    return input.len();
+                }
+            }
+        }
+        input.len() - rest.len()
+    }
+
+    fn handle_frame(&mut self, now: Moment, frame: RawFrame<'_>, out: &mut Vec<u8>) -> Result<Flow, Exception> {
+        if frame.kind == FrameKind::Heartbeat {
+            return match (frame.channel, frame.payload) {
+                (0, []) => Ok(Flow::Next),
+                (0, _) => Err(Exception::from(&ClientError::Unexpected("a heartbeat carries no payload"))),
+                _ => Err(Exception::from(&ClientError::Unexpected("a heartbeat belongs to channel 0"))),
+            };
+        }
+        if frame.channel != 0 && matches!(self.state, State::Open) {
+            return self.handle_channel_frame(frame);
+        }
+        match frame.kind {
+            FrameKind::Method if frame.channel == 0 => {
+                let method = Method::decode(frame.payload).map_err(|error| self.undecodable(frame, error))?;
+                self.handle_connection_method(now, method, out).map(|()| Flow::Next)
+            }
+            FrameKind::Method | FrameKind::Header | FrameKind::Body => match self.state {
+                State::AwaitingCloseOk => Ok(Flow::Next),
+                _ => {
+                    Err(Exception::from(&ClientError::Unexpected("no channel can be used before connection.open")))
+                }
+            },
+            FrameKind::Heartbeat => Ok(Flow::Next),
+        }
+    }
+
+    fn undecodable(&self, frame: RawFrame<'_>, error: leveret_amqp::DecodeError) -> Exception {
+        let ids = match frame.payload {
+            &[c0, c1, m0, m1, ..] => (u16::from_be_bytes([c0, c1]), u16::from_be_bytes([m0, m1])),
+            _ => (0, 0),
+        };
+        Exception::from(&ClientError::Method(error)).during(ids)
+    }
+
+    /// What may be said on channel 0 once the connection is open, or after we closed it.
+    fn handle_open_method(&mut self, method: &Method<'_>, out: &mut Vec<u8>) -> Result<(), Exception> {
+        match (&self.state, method) {
+            (State::Open, Method::ConnectionClose { .. }) => {
+                self.leave(Farewell::CloseOk);
+                Ok(())
+            }
+            (State::AwaitingCloseOk, Method::ConnectionClose { .. }) => {
+                frame::write_method(out, 0, &Method::ConnectionCloseOk {});
+                Ok(())
+            }
+            (State::AwaitingCloseOk, Method::ConnectionCloseOk {}) => {
+                self.state = State::Closed;
+                Ok(())
+            }
+            (State::AwaitingCloseOk, _) => Ok(()),
+            (_, method) => {
+                let what = "this method cannot be used on channel 0 of an open connection";
+                Err(Exception::from(&ClientError::WrongChannel(what)).during(method.ids()))
+            }
+        }
+    }
+
+    /// A connection exception found on our side of the virtual host.
+    fn fail(&mut self, now: Moment, exception: Exception, out: &mut Vec<u8>) {
+        self.fault.get_or_insert_with(|| exception.text.clone());
+        match self.state {
+            State::Open => self.leave(Farewell::Close(exception)),
+            // The peer has logged in, or at least heard our greeting: it may know why.
+            State::AwaitingTuneOk(_) | State::AwaitingOpen(_) | State::Opening(..) => {
+                self.say_close(now, &exception, out);
+            }
+            // AMQP 0-9-1 §4.2.2: before that, the socket is closed and nothing said.
+            State::AwaitingHeader | State::AwaitingStartOk => self.state = State::Closed,
+            // A peer that breaks the rules again while being closed is not told again.
+            State::AwaitingCloseOk | State::Leaving | State::Closed => self.state = State::Closed,
+        }
+    }
+
+    fn leave(&mut self, farewell: Farewell) {
+        self.state = State::Leaving;
+        self.commands.push(Command::Disconnect(farewell));
+    }
+
+    /// Writes `connection.close` and waits for its answer.
+    fn say_close(&mut self, now: Moment, exception: &Exception, out: &mut Vec<u8>) {
+        let (class_id, method_id) = exception.method;
+        let reply_text = ShortStr::truncated(&exception.text);
+        let reply_code = exception.code.code();
+        frame::write_method(out, 0, &Method::ConnectionClose { reply_code, reply_text, class_id, method_id });
+        let interval = self.heartbeat.as_ref().map_or(CLOSE_TIMEOUT_MAX, |heartbeat| heartbeat.interval);
+        self.deadline = Some(now.deadline(interval.min(CLOSE_TIMEOUT_MAX)));
+        self.heartbeat = None;
+        self.state = State::AwaitingCloseOk;
+    }
+
+    /// The client's end of the socket is closed, or broken.
+    pub fn handle_end(&mut self) {
+        match self.state {
+            State::Open => {
+                self.fault.get_or_insert_with(|| "the client closed the socket without connection.close".into());
+                self.leave(Farewell::Silent);
+            }
+            State::Leaving => {}
+            State::AwaitingHeader
+            | State::AwaitingStartOk
+            | State::AwaitingTuneOk(_)
+            | State::AwaitingOpen(_)
+            | State::Opening(..) => {
+                self.fault.get_or_insert_with(|| "the client closed the socket during the handshake".into());
+                self.state = State::Closed;
+            }
+            State::AwaitingCloseOk | State::Closed => self.state = State::Closed,
+        }
+    }
+
+    /// The broker closes the connection. RabbitMQ: `CONNECTION_FORCED - <reason>`.
+    pub fn handle_shutdown(&mut self, now: Moment, reason: &str, out: &mut Vec<u8>) {
+        self.fail(now, Exception::forced(reason), out);
+    }
+
+    /// Sends a heartbeat, or gives up on a silent peer.
+    pub fn handle_timeout(&mut self, now: Moment, out: &mut Vec<u8>) {
+        if self.deadline.is_some_and(|deadline| now.has_reached(deadline)) {
+            self.deadline = None;
+            let what = match self.state {
+                State::AwaitingCloseOk => "the client did not answer connection.close in time",
+                _ => "the handshake was not finished in time (handshake_timeout)",
+            };
+            self.fault.get_or_insert_with(|| what.into());
+            self.state = State::Closed;
+        }
+        let Some(heartbeat) = &mut self.heartbeat else { return };
+        if now.has_reached(heartbeat.dead_at()) {
+            let text =
+                format!("no sign of life from the client for two heartbeat intervals ({:?})", heartbeat.interval);
+            self.fault.get_or_insert(text);
+            self.heartbeat = None;
+            if matches!(self.state, State::Open) {
+                self.leave(Farewell::Silent);
+            }
+        } else if now.has_reached(heartbeat.send_at()) {
+            heartbeat.last_sent = now.monotonic;
+            out.extend_from_slice(&HEARTBEAT);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do, as far as is known now.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Deadline> {
+        let heartbeat = self.heartbeat.as_ref().map(|heartbeat| heartbeat.send_at().min(heartbeat.dead_at()));
+        heartbeat.into_iter().chain(self.deadline).min()
+    }
+
+    /// All that was encoded so far is in the socket's hands; true if the virtual host has to know.
+    #[must_use]
+    pub fn handle_written(&mut self, now: Moment) -> bool {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.last_sent = now.monotonic;
+        }
+        // Reported in quarters of the window: often enough to keep the consumer busy, seldom enough to cost nothing.
+        let is_due = self.unreported_window >= DELIVERY_WINDOW_BYTES / 4 && matches!(self.state, State::Open);
+        if is_due {
+            self.commands.push(Command::Written(std::mem::take(&mut self.unreported_window)));
+        }
+        is_due
+    }
+
+    /// The virtual host that the client asked for, once; the driver answers with [`Self::handle_opened`].
+    pub fn take_open_request(&mut self) -> Option<(VhostName, Login)> {
+        match &self.state {
+            State::Opening(vhost, login) => Some((vhost.clone(), login.clone())),
+            State::AwaitingHeader
+            | State::AwaitingStartOk
+            | State::AwaitingTuneOk(_)
+            | State::AwaitingOpen(_)
+            | State::Open
+            | State::Leaving
+            | State::AwaitingCloseOk
+            | State::Closed => None,
+        }
+    }
+
+    /// The driver has connected it to its virtual host.
+    pub fn handle_opened(&mut self, out: &mut Vec<u8>) {
+        if let State::Opening(_, login) = &self.state {
+            self.user = Some(login.user.to_string());
+            self.channels.user = Some(login.user.clone());
+            self.state = State::Open;
+            self.deadline = None;
+            frame::write_method(out, 0, &Method::ConnectionOpenOk { known_hosts: ShortStr::EMPTY });
+        }
+    }
+
+    /// What waits for the virtual host.
+    pub fn commands(&mut self) -> &mut Commands {
+        &mut self.commands
+    }
+
+    /// Whether nothing more will be read or encoded: write what is left and close the socket.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    /// Whether the client may use channels.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
+    /// Whether the rest of the last input should be shown again, now that something was encoded.
+    pub fn input_waits(&self) -> bool {
+        self.input_waits
+    }
+
+    /// Who logged in, for the log.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// The name the client gave its connection, for the log. RabbitMQ: `connection_name`.
+    pub fn client_name(&self) -> Option<&str> {
+        self.client_name.as_deref()
+    }
+
+    /// Why it ended, for the log; `None` if the client closed it in good order.
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+}
+
+/// A field of `capabilities` in the client's properties.
+fn capability(client_properties: Table<'_>, name: &str) -> bool {
+    match client_properties.get("capabilities") {
+        Some(leveret_amqp::Value::Table(capabilities)) => {
+            capabilities.get(name) == Some(leveret_amqp::Value::Bool(true))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,298 @@
+//! What the wire hears of an error: reply code, text, and which method was at fault.
+//!
+//! The one place that names reply codes. The code decides whether channel or connection is closed. Texts are
+//! RabbitMQ's, since programs in the wild match on them.
+
+use leveret_amqp::{DecodeError, FrameError, ReplyCode};
+
+use crate::limits::BODY_BYTES_MAX;
+use crate::vhost::queue::ArgumentError;
+use crate::vhost::refusal::Refusal;
+
+/// An exception as it goes on the wire in `channel.close` or `connection.close`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// The code, which also says what is closed.
+    pub code: ReplyCode,
+    /// The text, its name part included: `NOT_FOUND - no queue 'q' in vhost '/'`.
+    pub text: String,
+    /// Class and method at fault; 0 and 0 if none is.
+    pub method: (u16, u16),
+}
+
+impl Exception {
+    fn new(code: ReplyCode, explanation: &str) -> Self {
+        Exception { code, text: format!("{} - {explanation}", code.name()), method: (0, 0) }
+    }
+
+    /// The broker closes the connection for its own reasons. RabbitMQ: `CONNECTION_FORCED`.
+    pub fn forced(reason: &str) -> Self {
+        Exception::new(ReplyCode::ConnectionForced, reason)
+    }
+
+    /// Names the method at fault.
+    #[must_use]
+    pub fn during(self, method: (u16, u16)) -> Self {
+        Exception { method, ..self }
+    }
+}
+
+/// A fault in what a client sends, found before the virtual host sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientError {
+    /// A frame that breaks the framing rules.
+    Frame(FrameError),
+    /// A method that cannot be decoded.
+    Method(DecodeError),
+    /// A content header that cannot be decoded.
+    Header(DecodeError),
+    /// A frame or method that does not fit what came before.
+    Unexpected(&'static str),
+    /// A method of the connection on a channel, or the reverse.
+    WrongChannel(&'static str),
+    /// A method on a channel that is not open.
+    ChannelNotOpen,
+    /// `channel.open` on an open channel.
+    ChannelOpenedTwice,
+    /// More channels than negotiated.
+    TooManyChannels {
+        /// The channel number.
+        channel: u16,
+        /// What was negotiated.
+        channel_max: u16,
+    },
+    /// A method that only a server sends.
+    ServerMethod(&'static str),
+    /// Something the broker does not have, and RabbitMQ has not either.
+    NotImplemented(String),
+    /// A consumer tag that is in use on the channel.
+    ConsumerTagInUse(String),
+    /// A body longer than its header said.
+    BodyTooLong,
+    /// A body above what any configuration allows.
+    BodyBeyondAllLimits(u64),
+    /// A body above `max_message_size`.
+    BodyTooLarge {
+        /// What the header declares.
+        bytes: u64,
+        /// The limit in force.
+        limit: u64,
+    },
+    /// Property `user-id` names somebody else.
+    UserId {
+        /// What the property says.
+        claimed: String,
+        /// Who logged in.
+        user: String,
+    },
+    /// Property `expiration` is no number of milliseconds.
+    Expiration {
+        /// What the property says.
+        value: String,
+        /// RabbitMQ's word for what is wrong.
+        fault: &'static str,
+    },
+    /// Header `CC` or `BCC` is no array of strings.
+    SenderSelectedHeader(&'static str),
+    /// Delivery tag 0 without `multiple`.
+    ZeroDeliveryTag,
+    /// `connection.tune-ok` asks for more or less than allowed.
+    Tune {
+        /// The field.
+        field: &'static str,
+        /// What the client asks for.
+        value: u32,
+        /// Whether that is too little or too much.
+        bound: TuneBound,
+    },
+    /// A virtual host that does not exist.
+    NoVhost(String),
+    /// A login that is refused; the text is the same for every reason.
+    Login(&'static str),
+    /// A SASL mechanism that is not offered.
+    UnknownMechanism(String),
+}
+
+/// Which bound a value of `connection.tune-ok` breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TuneBound {
+    /// Below the least.
+    Least(u32),
+    /// Above the most.
+    Most(u32),
+}
+
+impl From<&ClientError> for Exception {
+    fn from(error: &ClientError) -> Self {
+        use ReplyCode as Code;
+        match error {
+            ClientError::Frame(error) => Exception::new(Code::FrameError, &error.to_string()),
+            ClientError::Method(error) => match error {
+                DecodeError::UnknownMethod { .. } => Exception::new(Code::NotImplemented, &error.to_string()),
+                DecodeError::Table(_) => Exception::new(Code::SyntaxError, &error.to_string()),
+                DecodeError::Truncated
+                | DecodeError::Trailing(_)
+                | DecodeError::NotUtf8
+                | DecodeError::PropertyFlags
+                | DecodeError::Weight => Exception::new(Code::FrameError, &error.to_string()),
+            },
+            ClientError::Header(error) => match error {
+                DecodeError::Weight => Exception::new(Code::UnexpectedFrame, &error.to_string()),
+                DecodeError::UnknownMethod { .. }
+                | DecodeError::Table(_)
+                | DecodeError::Truncated
+                | DecodeError::Trailing(_)
+                | DecodeError::NotUtf8
+                | DecodeError::PropertyFlags => Exception::new(Code::SyntaxError, &error.to_string()),
+            },
+            ClientError::Unexpected(what) => Exception::new(Code::UnexpectedFrame, what),
+            ClientError::WrongChannel(what) => Exception::new(Code::ChannelError, what),
+            ClientError::ChannelNotOpen => Exception::new(Code::ChannelError, "expected 'channel.open'"),
+            ClientError::ChannelOpenedTwice => Exception::new(Code::ChannelError, "second 'channel.open' seen"),
+            ClientError::TooManyChannels { channel, channel_max } => {
+                let text = format!("channel number {channel} is above the negotiated channel_max ({channel_max})");
+                Exception::new(Code::NotAllowed, &text)
+            }
+            ClientError::ServerMethod(method) => {
+                Exception::new(Code::CommandInvalid, &format!("{method} is for servers to send, not for clients"))
+            }
+            ClientError::NotImplemented(what) => Exception::new(Code::NotImplemented, what),
+            ClientError::ConsumerTagInUse(tag) => {
+                Exception::new(Code::NotAllowed, &format!("attempt to reuse consumer tag '{tag}'"))
+            }
+            ClientError::BodyTooLong => {
+                Exception::new(Code::FrameError, "content body is longer than its header said")
+            }
+            ClientError::BodyBeyondAllLimits(bytes) => {
+                let text =
+                    format!("message size {bytes} is larger than any configuration allows ({BODY_BYTES_MAX})");
+                Exception::new(Code::FrameError, &text)
+            }
+            ClientError::BodyTooLarge { bytes, limit } => {
+                let text = format!("message size {bytes} is larger than configured max size {limit}");
+                Exception::new(Code::PreconditionFailed, &text)
+            }
+            ClientError::UserId { claimed, user } => {
+                let text = format!("user_id property set to '{claimed}' but authenticated user was '{user}'");
+                Exception::new(Code::PreconditionFailed, &text)
+            }
+            ClientError::Expiration { value, fault } => {
+                Exception::new(Code::PreconditionFailed, &format!("invalid expiration '{value}': {fault}"))
+            }
+            ClientError::SenderSelectedHeader(name) => {
+                let text = format!("header '{name}' must be an array of strings");
+                Exception::new(Code::PreconditionFailed, &text)
+            }
+            ClientError::ZeroDeliveryTag => Exception::new(Code::PreconditionFailed, "unknown delivery tag 0"),
+            ClientError::Tune { field, value, bound } => {
+                let text = match bound {
+                    TuneBound::Least(least) => {
+                        format!("negotiated {field} = {value} is lower than the minimum allowed value ({least})")
+                    }
+                    TuneBound::Most(most) => {
+                        format!("negotiated {field} = {value} is higher than the maximum allowed value ({most})")
+                    }
+                };
+                Exception::new(Code::NotAllowed, &text)
+            }
+            ClientError::NoVhost(name) => Exception::new(Code::NotAllowed, &format!("vhost {name} not found")),
+            ClientError::Login(mechanism) => {
+                let text = format!(
+                    "Login was refused using authentication mechanism {mechanism}. \
+                     For details see the broker logfile."
+                );
+                Exception::new(Code::AccessRefused, &text)
+            }
+            ClientError::UnknownMechanism(name) => {
+                let text = format!("unknown authentication mechanism '{name}'");
+                Exception::new(Code::CommandInvalid, &text)
+            }
+        }
+    }
+}
+
+impl From<&Refusal> for Exception {
+    fn from(refusal: &Refusal) -> Self {
+        use ReplyCode as Code;
+        let (code, text) = match refusal {
+            Refusal::NoQueue { queue, vhost } => (Code::NotFound, format!("no queue '{queue}' in vhost '{vhost}'")),
+            Refusal::NoExchange { exchange, vhost } => {
+                (Code::NotFound, format!("no exchange '{exchange}' in vhost '{vhost}'"))
+            }
+            Refusal::NoPreviouslyDeclaredQueue => (Code::NotFound, "no previously declared queue".into()),
+            Refusal::QueueLocked { queue, vhost } => (
+                Code::ResourceLocked,
+                format!(
+                    "cannot obtain exclusive access to locked queue '{queue}' in vhost '{vhost}'. It could be \
+                     originally declared on another connection or the exclusive property value does not match that \
+                     of the original declaration."
+                ),
+            ),
+            Refusal::ReservedQueueName { queue } => {
+                (Code::AccessRefused, format!("queue name '{queue}' contains reserved prefix 'amq.*'"))
+            }
+            Refusal::ReservedExchangeName { exchange } => {
+                (Code::AccessRefused, format!("exchange name '{exchange}' contains reserved prefix 'amq.*'"))
+            }
+            Refusal::InequivalentQueue { argument, queue, vhost, received, current } => (
+                Code::PreconditionFailed,
+                format!(
+                    "inequivalent arg '{argument}' for queue '{queue}' in vhost '{vhost}': received {received} but \
+                     current is {current}"
+                ),
+            ),
+            Refusal::InequivalentExchange { argument, exchange, vhost, received, current } => (
+                Code::PreconditionFailed,
+                format!(
+                    "inequivalent arg '{argument}' for exchange '{exchange}' in vhost '{vhost}': received {received} \
+                     but current is {current}"
+                ),
+            ),
+            Refusal::InvalidQueueArgument { queue, vhost, error: ArgumentError { argument, fault } } => (
+                Code::PreconditionFailed,
+                format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{fault}"),
+            ),
+            Refusal::InvalidQueueProperty { property, queue, vhost, queue_type } => (
+                Code::PreconditionFailed,
+                format!(
+                    "invalid property '{property}' for queue '{queue}' in vhost '{vhost}' of queue type {queue_type}"
+                ),
+            ),
+            Refusal::UnknownExchangeType { kind } => {
+                (Code::PreconditionFailed, format!("unknown exchange type '{kind}'"))
+            }
+            Refusal::InvalidExchangeArgument { argument, exchange, vhost, fault } => (
+                Code::PreconditionFailed,
+                format!("invalid arg '{argument}' for exchange '{exchange}' in vhost '{vhost}': {fault}"),
+            ),
+            Refusal::InvalidBindingArgument { fault } => (Code::PreconditionFailed, fault.clone()),
+            Refusal::DefaultExchange => {
+                (Code::AccessRefused, "operation not permitted on the default exchange".into())
+            }
+            Refusal::InternalExchange { exchange, vhost } => (
+                Code::AccessRefused,
+                format!("cannot publish to internal exchange '{exchange}' in vhost '{vhost}'"),
+            ),
+            Refusal::QueueInUse { queue, vhost } => {
+                (Code::PreconditionFailed, format!("queue '{queue}' in vhost '{vhost}' in use"))
+            }
+            Refusal::QueueNotEmpty { queue, vhost } => {
+                (Code::PreconditionFailed, format!("queue '{queue}' in vhost '{vhost}' not empty"))
+            }
+            Refusal::ExchangeInUse { exchange, vhost } => {
+                (Code::PreconditionFailed, format!("exchange '{exchange}' in vhost '{vhost}' in use"))
+            }
+            Refusal::ExclusiveConsumer { queue, vhost } => {
+                (Code::AccessRefused, format!("queue '{queue}' in vhost '{vhost}' in exclusive use"))
+            }
+            Refusal::InvalidConsumerPriority { fault } => {
+                (Code::PreconditionFailed, format!("invalid arg 'x-priority': {fault}"))
+            }
+            Refusal::UnknownDeliveryTag { tag } => {
+                (Code::PreconditionFailed, format!("unknown delivery tag {tag}"))
+            }
+            Refusal::Access(refused) => (Code::AccessRefused, refused.to_string()),
+        };
+        Exception::new(code, &text)
+    }
+}

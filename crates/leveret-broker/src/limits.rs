@@ -1,0 +1,37 @@
+//! The limits of the broker's core: name, unit, who enforces it, what the peer sees.
+//! What can be configured is in [`crate::Settings`], with its default.
+
+use std::time::Duration;
+
+/// Largest frame payload before `connection.tune-ok`, in bytes. RabbitMQ 4.1: `initial_frame_max`. 501 and close.
+pub const INITIAL_FRAME_BYTES_MAX: u32 = 8192;
+
+/// Largest body any configuration allows, in bytes. RabbitMQ: the hard cap of `max_message_size`. Connection 501.
+pub const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Bytes handed to a connection and not yet written to its socket, above which its consumers get no more.
+pub const DELIVERY_WINDOW_BYTES: usize = 1024 * 1024;
+
+/// Bytes a delivery counts in the window beside its message: frames, tag, bookkeeping.
+pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
+
+/// Units of work (an enqueue, a delivery, a settlement) after which a virtual host lets go of its lock.
+pub const UNITS_PER_HOLD: u32 = 4096;
+
+/// (exchange, routing key) pairs whose queues a connection remembers.
+pub const ROUTES_REMEMBERED: usize = 4;
+
+/// Entries in one page of a queue's index.
+pub const PAGE_ENTRIES: usize = 4096;
+
+/// How long a connection that the broker closed may take to answer `close-ok`.
+/// RabbitMQ: min(heartbeat, 30) seconds.
+pub const CLOSE_TIMEOUT_MAX: Duration = Duration::from_secs(30);
+
+/// Longest time to live of a message or queue: ten years. RabbitMQ: `?MAX_EXPIRY_TIMER`. Channel 406.
+pub const TTL_MAX: Duration = Duration::from_millis(315_360_000_000);
+
+/// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
+pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
+
+const _: () = assert!(DELIVERY_OVERHEAD_BYTES < DELIVERY_WINDOW_BYTES);

@@ -1,0 +1,108 @@
+//! A message: one reference-counted allocation, laid out as a delivery needs it.
+//!
+//! The block holds, one after the other, what `basic.deliver` copies: exchange and routing key as two short
+//! strings, the payload of the content header as the publisher sent it, the body. Properties are scanned once,
+//! when the message is assembled, for the few that the broker needs; the rest is never looked at.
+
+use std::fmt;
+use std::sync::Arc;
+
+use leveret_amqp::{ContentHeader, DecodeError, ShortStr};
+
+/// What names a message for life: its number in the order in which its virtual host took messages in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(pub u64);
+
+/// Whether a message is written to disk in a durable queue. `basic.publish`, property `delivery-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryMode {
+    /// 1, any other number, or absent.
+    Transient,
+    /// 2.
+    Persistent,
+}
+
+/// A message with all that goes back on the wire.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Message {
+    block: Arc<[u8]>,
+    body_at: u32,
+    header_at: u16,
+    delivery_mode: DeliveryMode,
+}
+
+impl Message {
+    /// Takes a block laid out as above. `header_at` and `body_at` say where header payload and body begin; the
+    /// header was decoded by the caller.
+    ///
+    /// # Panics
+    /// If the two are not offsets into the block in this order.
+    pub(crate) fn new(block: &[u8], header_at: u16, body_at: u32, delivery_mode: DeliveryMode) -> Self {
+        assert!(usize::from(header_at) <= body_at as usize);
+        assert!(body_at as usize <= block.len());
+        Message { block: block.into(), body_at, header_at, delivery_mode }
+    }
+
+    /// Exchange and routing key, each a short string with its length octet.
+    pub fn route(&self) -> &[u8] {
+        &self.block[..usize::from(self.header_at)]
+    }
+
+    /// The exchange it was published to.
+    pub fn exchange(&self) -> &str {
+        self.route_string(0)
+    }
+
+    /// The routing key it was published with.
+    pub fn routing_key(&self) -> &str {
+        self.route_string(1 + usize::from(self.block[0]))
+    }
+
+    fn route_string(&self, at: usize) -> &str {
+        let length = usize::from(self.block[at]);
+        std::str::from_utf8(&self.block[at + 1..=at + length]).unwrap_or_default()
+    }
+
+    /// The payload of the content header.
+    pub fn header(&self) -> &[u8] {
+        &self.block[usize::from(self.header_at)..self.body_at as usize]
+    }
+
+    /// The content header, decoded again.
+    pub fn decode_header(&self) -> Result<ContentHeader<'_>, DecodeError> {
+        ContentHeader::decode(self.header())
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        &self.block[self.body_at as usize..]
+    }
+
+    /// Bytes it takes on the wire, about, and in memory.
+    pub fn bytes(&self) -> usize {
+        self.block.len()
+    }
+
+    /// Whether the publisher asked for it to survive a restart.
+    pub fn delivery_mode(&self) -> DeliveryMode {
+        self.delivery_mode
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("exchange", &self.exchange())
+            .field("routing_key", &self.routing_key())
+            .field("body_bytes", &self.body().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Lays out the route of a message: the first part of its block.
+pub(crate) fn write_route(block: &mut Vec<u8>, exchange: ShortStr<'_>, routing_key: ShortStr<'_>) {
+    for part in [exchange, routing_key] {
+        block.push(part.length_octet());
+        block.extend_from_slice(part.as_str().as_bytes());
+    }
+}

@@ -1,0 +1,37 @@
+//! Time as the core sees it: an argument, read once by whoever drives.
+
+use std::time::Duration;
+
+/// One reading of both clocks.
+///
+/// Deadlines compare the monotonic part only, so a wall clock that jumps changes nothing but timestamps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Time since an arbitrary start that never goes back.
+    pub monotonic: Duration,
+    /// Time since 1970-01-01T00:00:00Z, as the operating system believes it.
+    pub wall: Duration,
+}
+
+impl Moment {
+    /// The deadline that lies `after` behind this moment; the end of time if that is out of range.
+    pub fn deadline(self, after: Duration) -> Deadline {
+        Deadline(self.monotonic.saturating_add(after))
+    }
+
+    /// Whether a deadline has come.
+    pub fn has_reached(self, deadline: Deadline) -> bool {
+        self.monotonic >= deadline.0
+    }
+}
+
+/// A point in monotonic time at which something is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Deadline(pub Duration);
+
+impl Deadline {
+    /// How long from `now` until it is due; zero if it is.
+    pub fn after(self, now: Moment) -> Duration {
+        self.0.saturating_sub(now.monotonic)
+    }
+}

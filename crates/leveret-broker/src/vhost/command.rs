@@ -1,0 +1,306 @@
+//! What a connection asks of its virtual host, decoded and checked as far as that is possible without it.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+
+use leveret_amqp::{FieldTable, ShortString};
+
+use crate::connection::reply::Exception;
+use crate::message::Message;
+use crate::names::{ChannelId, ConsumerTag};
+use crate::vhost::effects::Answer;
+
+/// The commands of one connection that wait for their virtual host, in the order in which they arrived.
+#[derive(Debug, Default)]
+pub struct Commands {
+    pub(crate) queue: VecDeque<Command>,
+}
+
+impl Commands {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Appends a command.
+    pub fn push(&mut self, command: Command) {
+        self.queue.push_back(command);
+    }
+}
+
+/// Number of one delivery on one channel, counted from 1. Never compared across channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryTag(pub(crate) NonZeroU64);
+
+impl DeliveryTag {
+    /// The number on the wire.
+    pub fn number(self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// What an ack, nack or reject settles. On the wire tag 0 with `multiple` means "all": here it is a variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckTarget {
+    /// This delivery.
+    One(DeliveryTag),
+    /// This delivery and all before it on the channel.
+    UpTo(DeliveryTag),
+    /// Every delivery outstanding on the channel.
+    AllOutstanding,
+}
+
+/// What becomes of the deliveries that are settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// The consumer has done its work: the message is gone. `basic.ack`
+    Ack,
+    /// Back to its place in the queue. `basic.nack` and `basic.reject` with `requeue`
+    Requeue,
+    /// Gone without success. `basic.nack` and `basic.reject` without `requeue`
+    Discard,
+}
+
+/// Names a consumer on its connection, from `basic.consume` until after its last delivery was encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConsumerId(pub(crate) u32);
+
+/// Whether the peer waits for an answer. Field `nowait`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The `-ok` is awaited.
+    Answer,
+    /// Errors close the channel all the same, but there is no `-ok`.
+    NoWait,
+}
+
+/// Whether deliveries must be settled by the consumer. Field `no-ack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckMode {
+    /// Each delivery is unacked until the consumer settles it.
+    Manual,
+    /// A delivery is settled by being sent.
+    Automatic,
+}
+
+/// One thing that a connection asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// `channel.open`
+    OpenChannel(ChannelId),
+    /// `channel.close` of the client, or its `close-ok`, for which there is no answer.
+    CloseChannel(ChannelId, Wait),
+    /// An answer that needs nothing from the virtual host and keeps its place among those that do.
+    Answer(ChannelId, Answer),
+    /// The connection found a fault of the client on one channel.
+    FailChannel(ChannelId, Exception),
+    /// The connection ends: give back all it holds, then say farewell.
+    Disconnect(Farewell),
+    /// So many bytes of deliveries were written to the socket since the last time.
+    Written(usize),
+    /// `basic.publish` with its content.
+    Publish(Publish),
+    /// `basic.ack`, `basic.nack`, `basic.reject`
+    Settle(ChannelId, AckTarget, Settlement),
+    /// `basic.recover` and `basic.recover-async` with `requeue`
+    Recover(ChannelId, Wait),
+    /// `basic.qos`
+    Qos(ChannelId, Qos),
+    /// `basic.consume`
+    Consume(ChannelId, Box<Consume>),
+    /// `basic.cancel` of a consumer that the connection knows.
+    Cancel(ChannelId, ConsumerId, ConsumerTag, Wait),
+    /// `basic.get`
+    Get(ChannelId, QueueRef, AckMode),
+    /// `queue.declare`
+    DeclareQueue(ChannelId, Box<DeclareQueue>),
+    /// `queue.delete`
+    DeleteQueue(ChannelId, DeleteQueue),
+    /// `queue.purge`
+    PurgeQueue(ChannelId, QueueRef, Wait),
+    /// `exchange.declare`
+    DeclareExchange(ChannelId, Box<DeclareExchange>),
+    /// `exchange.delete`
+    DeleteExchange(ChannelId, DeleteExchange),
+    /// `queue.bind`, `queue.unbind`, `exchange.bind`, `exchange.unbind`
+    Bind(ChannelId, Box<Bind>),
+}
+
+/// The last thing a connection hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// Nothing: the socket is gone.
+    Silent,
+    /// `connection.close-ok`
+    CloseOk,
+    /// `connection.close`
+    Close(Exception),
+}
+
+/// A queue as a client names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueRef {
+    /// By its name.
+    Named(ShortString),
+    /// The empty name: the queue declared last on this channel. AMQP 0-9-1, domain queue-name.
+    LastDeclared,
+}
+
+impl QueueRef {
+    pub(crate) fn new(name: ShortString) -> Self {
+        if name.is_empty() { QueueRef::LastDeclared } else { QueueRef::Named(name) }
+    }
+}
+
+/// A message to route.
+#[derive(Debug)]
+pub struct Publish {
+    /// The channel it came on.
+    pub channel: ChannelId,
+    /// The message.
+    pub message: Message,
+    /// Routing keys of the headers `CC` and `BCC`, beside that of the message.
+    pub more_keys: Option<Box<[ShortString]>>,
+    /// Whether it comes back if no queue takes it. Field `mandatory`.
+    pub mandatory: bool,
+    /// `expiration`, in milliseconds.
+    pub expiration_ms: Option<u64>,
+    /// Its number on the channel if that is in confirm mode.
+    pub confirm: Option<NonZeroU64>,
+}
+
+/// Limits on unacked deliveries; `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qos {
+    /// For each consumer that this channel starts from now on. `global` not set, as RabbitMQ reads it.
+    PerConsumer(Option<NonZeroU64>),
+    /// For the channel as a whole, whatever its consumers. `global` set.
+    PerChannel(Option<NonZeroU64>),
+}
+
+/// A consumer to start.
+#[derive(Debug)]
+pub struct Consume {
+    /// The name by which the connection knows it.
+    pub consumer: ConsumerId,
+    /// Where from.
+    pub queue: QueueRef,
+    /// Whether deliveries must be settled.
+    pub ack_mode: AckMode,
+    /// Whether it wants the queue for itself.
+    pub exclusive: bool,
+    /// Whether `consume-ok` is awaited.
+    pub wait: Wait,
+    /// For example `x-priority`.
+    pub arguments: FieldTable,
+}
+
+/// Whether a declaration may create what it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existence {
+    /// Create it if it is missing, compare it if it exists.
+    Declare,
+    /// It must exist. Field `passive`.
+    Passive,
+}
+
+/// A queue to declare.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "these are the flags of queue.declare")]
+pub struct DeclareQueue {
+    /// The name; empty to have one generated, or with `passive` for the last one.
+    pub name: ShortString,
+    /// Whether it may be created.
+    pub existence: Existence,
+    /// Whether it survives a restart.
+    pub durable: bool,
+    /// Whether it belongs to this connection alone.
+    pub exclusive: bool,
+    /// Whether it goes with its last consumer.
+    pub auto_delete: bool,
+    /// Whether `declare-ok` is awaited.
+    pub wait: Wait,
+    /// The `x-` arguments.
+    pub arguments: FieldTable,
+}
+
+/// A queue to delete.
+#[derive(Debug)]
+pub struct DeleteQueue {
+    /// Which.
+    pub queue: QueueRef,
+    /// Only if it has no consumers.
+    pub if_unused: bool,
+    /// Only if it has no ready messages.
+    pub if_empty: bool,
+    /// Whether `delete-ok` is awaited.
+    pub wait: Wait,
+}
+
+/// An exchange to declare.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "these are the flags of exchange.declare")]
+pub struct DeclareExchange {
+    /// The name.
+    pub name: ShortString,
+    /// The type, as the client calls it.
+    pub kind: ShortString,
+    /// Whether it may be created.
+    pub existence: Existence,
+    /// Whether it survives a restart.
+    pub durable: bool,
+    /// Whether it goes with its last binding.
+    pub auto_delete: bool,
+    /// Whether clients may not publish to it.
+    pub internal: bool,
+    /// Whether `declare-ok` is awaited.
+    pub wait: Wait,
+    /// For example `alternate-exchange`.
+    pub arguments: FieldTable,
+}
+
+/// An exchange to delete.
+#[derive(Debug)]
+pub struct DeleteExchange {
+    /// Which.
+    pub name: ShortString,
+    /// Only if nothing is bound to it.
+    pub if_unused: bool,
+    /// Whether `delete-ok` is awaited.
+    pub wait: Wait,
+}
+
+/// What a binding leads to, as a client names it.
+#[derive(Debug)]
+pub enum BindTo {
+    /// `queue.bind`, `queue.unbind`
+    Queue(QueueRef),
+    /// `exchange.bind`, `exchange.unbind`
+    Exchange(ShortString),
+}
+
+/// Whether a binding is made or taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindAction {
+    /// `bind`
+    Bind,
+    /// `unbind`
+    Unbind,
+}
+
+/// A binding to make or take away.
+#[derive(Debug)]
+pub struct Bind {
+    /// Which of the two.
+    pub action: BindAction,
+    /// The exchange that messages come from.
+    pub source: ShortString,
+    /// Where they go.
+    pub to: BindTo,
+    /// The binding key.
+    pub routing_key: ShortString,
+    /// Arguments are part of what identifies a binding.
+    pub arguments: FieldTable,
+    /// Whether the `-ok` is awaited.
+    pub wait: Wait,
+}

@@ -1,0 +1,349 @@
+//! Handing messages out: consumers, credit, `basic.get`, expiry at the head of a queue.
+
+use leveret_amqp::Value;
+
+use crate::access::Permission;
+use crate::change::Change;
+use crate::message::{Message, MessageId};
+use crate::moment::{Deadline, Moment};
+use crate::names::ChannelId;
+use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
+use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
+use crate::vhost::queue::{Body, ConsumerKey, Position, Priority, Queue};
+use crate::vhost::refusal::Refusal;
+use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
+use crate::vhost::{ConnectionId, QueueId, VirtualHost};
+
+impl VirtualHost {
+    /// `basic.qos`
+    pub(super) fn qos(&mut self, from: ConnectionId, id: ChannelId, qos: Qos) {
+        let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
+        match qos {
+            Qos::PerConsumer(limit) => channel.prefetch_per_consumer = limit,
+            Qos::PerChannel(limit) => {
+                channel.prefetch = limit;
+                for consumer in channel.consumers.clone() {
+                    self.offer_turn(from, consumer);
+                }
+            }
+        }
+    }
+
+    /// `basic.consume`
+    pub(super) fn consume(
+        &mut self,
+        from: ConnectionId,
+        channel_id: ChannelId,
+        consume: &Consume,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let queue_id = self.find_queue(from, channel_id, &consume.queue)?;
+        self.authorize_queue(from, Permission::Read, queue_id)?;
+        self.check_not_locked(from, queue_id)?;
+        let priority = consumer_priority(consume)?;
+        let (name, vhost) = (self.queue_name(queue_id), self.name.to_string());
+        let key = ConsumerKey { connection: from, consumer: consume.consumer };
+        let Some(queue) = self.queues.get_mut(queue_id) else { return Ok(()) };
+        let wants_to_be_alone = consume.exclusive && !queue.consumers.is_empty();
+        if queue.exclusive_consumer.is_some() || wants_to_be_alone {
+            return Err(Refusal::ExclusiveConsumer { queue: name, vhost });
+        }
+        if consume.exclusive {
+            queue.exclusive_consumer = Some(key);
+        }
+        queue.had_consumer = true;
+        queue.consumers.add(key, priority);
+        if let Some(session) = self.sessions.get_mut(from)
+            && let Some(channel) = session.channel(channel_id)
+        {
+            channel.consumers.push(consume.consumer);
+            let prefetch = channel.prefetch_per_consumer;
+            let consumer = Consumer {
+                channel: channel_id,
+                queue: queue_id,
+                ack_mode: consume.ack_mode,
+                priority,
+                prefetch,
+                unacked: 0,
+                waiting: true,
+                starved: false,
+            };
+            session.add_consumer(consume.consumer, consumer);
+        }
+        if consume.wait == Wait::Answer {
+            let answer = Answer::BasicConsumeOk { consumer: consume.consumer };
+            effects.push(from, Output::Answer(channel_id, answer));
+        }
+        self.mark_runnable(queue_id);
+        Ok(())
+    }
+
+    /// Ends a consumer, if there still is one. What it has not settled stays with its channel.
+    pub(super) fn cancel(&mut self, now: Moment, from: ConnectionId, id: ConsumerId, effects: &mut Effects) {
+        let Some(session) = self.sessions.get_mut(from) else { return };
+        let Some(consumer) = session.remove_consumer(id) else { return };
+        let Some(queue) = self.queues.get_mut(consumer.queue) else { return };
+        let key = ConsumerKey { connection: from, consumer: id };
+        queue.consumers.remove(key);
+        queue.last_used = now;
+        if queue.exclusive_consumer == Some(key) {
+            queue.exclusive_consumer = None;
+        }
+        if queue.declared.auto_delete && queue.consumers.is_empty() {
+            self.delete_queue(consumer.queue, effects);
+        } else {
+            self.mark_runnable(consumer.queue);
+        }
+    }
+
+    /// Puts a consumer back into the ring of its queue if it has credit again.
+    pub(super) fn offer_turn(&mut self, from: ConnectionId, id: ConsumerId) {
+        let Some(session) = self.sessions.get_mut(from) else { return };
+        let Some(credit) = session.credit(id) else { return };
+        if credit == Credit::WindowFull {
+            session.starve(id);
+        }
+        let Some(consumer) = session.consumer(id) else { return };
+        if credit == Credit::Available && !consumer.waiting {
+            consumer.waiting = true;
+            let (queue_id, priority) = (consumer.queue, consumer.priority);
+            if let Some(queue) = self.queues.get_mut(queue_id) {
+                queue.consumers.wait_for_turn(ConsumerKey { connection: from, consumer: id }, priority);
+            }
+            self.mark_runnable(queue_id);
+        }
+    }
+
+    /// Delivers while there are messages and consumers with credit, then lets the head expire if it is due.
+    pub(super) fn run_queue(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        queue.runnable = false;
+        while self.units > 0 {
+            let Some(queue) = self.queues.get_mut(id) else { return };
+            if queue.parked.is_some() || !queue.consumers.any_waiting() {
+                break;
+            }
+            let Some(head) = queue.head() else { break };
+            self.units -= 1;
+            if self.expire_if(id, head, effects, |deadline| now.monotonic > deadline.0) {
+                continue;
+            }
+            self.deliver_head(id, head, effects);
+        }
+        self.expire_heads(now, id, effects);
+        if self.units == 0 {
+            self.mark_runnable(id);
+        }
+        if self.queues.get(id).is_some_and(Queue::is_timed) {
+            self.set_timer(id);
+        }
+    }
+
+    /// Gives the head of a queue to the consumer whose turn it is.
+    fn deliver_head(&mut self, id: QueueId, head: Position, effects: &mut Effects) {
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        let Some(key) = queue.consumers.take_turn() else { return };
+        let Some(session) = self.sessions.get_mut(key.connection) else { return };
+        let credit = session.credit(key.consumer);
+        if credit == Some(Credit::WindowFull) {
+            session.starve(key.consumer);
+        }
+        let Some((consumer, channel)) = session.consumer_and_channel(key.consumer) else { return };
+        if credit != Some(Credit::Available) {
+            consumer.waiting = false;
+            return;
+        }
+        let Some(entry) = queue.entry(head) else { return };
+        let message = match &entry.body {
+            Body::Resident(message) => message,
+            Body::Stored => {
+                effects.fetches.push(Fetch { id: entry.id, purpose: FetchFor::Head(id, head) });
+                queue.parked = Some(head);
+                queue.consumers.keep_turn(key, consumer.priority);
+                return;
+            }
+        };
+        let redelivered = entry.redelivered;
+        let window = window_bytes(message);
+        let tag = channel.unacked.next_tag();
+        let channel_id = consumer.channel;
+        let (message, settled) = match consumer.ack_mode {
+            AckMode::Manual => {
+                let message = message.clone();
+                queue.take_head(head);
+                consumer.unacked += 1;
+                channel.delivered += 1;
+                let consumer = Some(key.consumer);
+                channel.unacked.push(Unacked { tag: tag.number(), queue: id, position: head, consumer });
+                (Some(message), None)
+            }
+            AckMode::Automatic => match queue.settle_head(head) {
+                Some(entry) => {
+                    let settled = entry.journaled.then_some((queue.declared.number, entry.id));
+                    (if let Body::Resident(message) = entry.body { Some(message) } else { None }, settled)
+                }
+                None => (None, None),
+            },
+        };
+        session.use_window(window);
+        if let Some(message) = message {
+            let (channel, consumer) = (channel_id, key.consumer);
+            effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, message });
+        }
+        if let Some((queue, id)) = settled {
+            self.change(Change::MessageSettled { queue, id }, effects);
+        }
+        self.take_next_turn(id, key);
+    }
+
+    /// A consumer that was served goes to the end of the ring, if it has credit left.
+    fn take_next_turn(&mut self, id: QueueId, key: ConsumerKey) {
+        let Some(session) = self.sessions.get_mut(key.connection) else { return };
+        let credit = session.credit(key.consumer);
+        if credit == Some(Credit::WindowFull) {
+            session.starve(key.consumer);
+        }
+        let Some(consumer) = session.consumer(key.consumer) else { return };
+        consumer.waiting = credit == Some(Credit::Available);
+        if consumer.waiting
+            && let Some(queue) = self.queues.get_mut(id)
+        {
+            queue.consumers.wait_for_turn(key, consumer.priority);
+        }
+    }
+
+    fn expire_heads(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
+        while self.units > 0 {
+            let Some(queue) = self.queues.get_mut(id) else { return };
+            if !queue.is_timed() {
+                return;
+            }
+            let Some(head) = queue.head() else { return };
+            if !self.expire_if(id, head, effects, |deadline| now.has_reached(deadline)) {
+                return;
+            }
+            self.units -= 1;
+        }
+    }
+
+    fn expire_if(
+        &mut self,
+        id: QueueId,
+        head: Position,
+        effects: &mut Effects,
+        is_due: impl FnOnce(Deadline) -> bool,
+    ) -> bool {
+        let Some(queue) = self.queues.get_mut(id) else { return false };
+        if !queue.entry(head).and_then(|entry| entry.expires).is_some_and(is_due) {
+            return false;
+        }
+        if queue.parked == Some(head) {
+            queue.parked = None;
+        }
+        let number = queue.declared.number;
+        if let Some(entry) = queue.settle_head(head)
+            && entry.journaled
+        {
+            self.change(Change::MessageSettled { queue: number, id: entry.id }, effects);
+        }
+        true
+    }
+
+    /// `basic.get`
+    pub(super) fn get(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        channel_id: ChannelId,
+        queue: &QueueRef,
+        ack_mode: AckMode,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let id = self.find_queue(from, channel_id, queue)?;
+        self.authorize_queue(from, Permission::Read, id)?;
+        self.check_not_locked(from, id)?;
+        let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
+        queue.last_used = now;
+        let head = loop {
+            let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
+            let Some(head) = queue.head() else { break None };
+            if !self.expire_if(id, head, effects, |deadline| now.monotonic > deadline.0) {
+                break Some(head);
+            }
+        };
+        self.mark_runnable(id);
+        let taken = head.and_then(|head| self.take_for_get(from, channel_id, id, head, ack_mode));
+        let Some((getting, body)) = taken else {
+            effects.push(from, Output::Answer(channel_id, Answer::BasicGetEmpty));
+            return Ok(());
+        };
+        match body {
+            Ok(message) => self.finish_get(from, getting, message, effects),
+            Err(id) => {
+                effects.fetches.push(Fetch { id, purpose: FetchFor::Get(from) });
+                self.sessions.get_mut(from).into_iter().for_each(|session| session.getting = Some(getting));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the head of a queue for a `basic.get`; its body is here or has to be fetched.
+    fn take_for_get(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        queue_id: QueueId,
+        position: Position,
+        ack_mode: AckMode,
+    ) -> Option<(Getting, Result<Message, MessageId>)> {
+        let queue = self.queues.get_mut(queue_id)?;
+        let state = self.sessions.get_mut(from)?.channel(channel)?;
+        if queue.parked == Some(position) {
+            queue.parked = None;
+        }
+        let entry = queue.entry(position)?;
+        let redelivered = entry.redelivered;
+        let body = match &entry.body {
+            Body::Resident(message) => Ok(message.clone()),
+            Body::Stored => Err(entry.id),
+        };
+        queue.take_head(position);
+        let message_count = queue.message_count();
+        let tag = state.unacked.next_tag();
+        if ack_mode == AckMode::Manual {
+            state.unacked.push(Unacked { tag: tag.number(), queue: queue_id, position, consumer: None });
+        }
+        let getting = Getting { channel, queue: queue_id, position, ack_mode, tag, redelivered, message_count };
+        Some((getting, body))
+    }
+
+    /// Answers a `basic.get` whose body is there.
+    pub(super) fn finish_get(
+        &mut self,
+        to: ConnectionId,
+        getting: Getting,
+        message: Message,
+        effects: &mut Effects,
+    ) {
+        let Getting { channel, queue, position, ack_mode, tag, redelivered, message_count } = getting;
+        if ack_mode == AckMode::Automatic {
+            let unacked = Unacked { tag: tag.number(), queue, position, consumer: None };
+            self.settle_one(unacked, Settlement::Ack, effects);
+        }
+        effects.push(to, Output::GetOk { channel, tag, redelivered, message_count, message });
+    }
+}
+
+/// Argument `x-priority` of `basic.consume`: any integer. RabbitMQ: consumer priorities.
+fn consumer_priority(consume: &Consume) -> Result<Priority, Refusal> {
+    match consume.arguments.as_table().get("x-priority") {
+        None => Ok(0),
+        Some(value) => value.as_integer().ok_or_else(|| {
+            let fault = match value {
+                Value::LongStr(_) => "expected an integer, not a string".to_owned(),
+                other => format!("expected an integer, not {}", other.type_name()),
+            };
+            Refusal::InvalidConsumerPriority { fault }
+        }),
+    }
+}

@@ -1,0 +1,212 @@
+//! What follows from a batch: outputs grouped by connection, changes for the journal, bodies to fetch.
+
+use std::num::NonZeroU64;
+
+use leveret_amqp::ReplyCode;
+use slotmap::SecondaryMap;
+
+use crate::change::{Change, JournalPosition};
+use crate::connection::reply::Exception;
+use crate::limits::DELIVERY_OVERHEAD_BYTES;
+use crate::message::{Message, MessageId};
+use crate::names::{ChannelId, ConsumerTag, QueueName};
+use crate::vhost::command::{ConsumerId, DeliveryTag, Farewell, Wait};
+use crate::vhost::queue::Position;
+use crate::vhost::{ConnectionId, QueueId};
+
+/// Something a connection has to tell its client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// `basic.deliver`
+    Deliver {
+        /// Where to.
+        channel: ChannelId,
+        /// The consumer; the connection knows its tag.
+        consumer: ConsumerId,
+        /// The number of the delivery.
+        tag: DeliveryTag,
+        /// Whether it may have been delivered before.
+        redelivered: bool,
+        /// What is delivered.
+        message: Message,
+    },
+    /// `basic.get-ok`
+    GetOk {
+        /// Where to.
+        channel: ChannelId,
+        /// The number of the delivery.
+        tag: DeliveryTag,
+        /// Whether it may have been delivered before.
+        redelivered: bool,
+        /// Messages still ready in the queue.
+        message_count: u32,
+        /// What was got.
+        message: Message,
+    },
+    /// `basic.return` of a mandatory message
+    Return {
+        /// Where to.
+        channel: ChannelId,
+        /// Why.
+        reason: ReplyCode,
+        /// What comes back.
+        message: Message,
+    },
+    /// A publish was taken care of; its confirm goes out once the journal has reached `after`.
+    Confirm {
+        /// The channel that published.
+        channel: ChannelId,
+        /// The number of the publish.
+        number: NonZeroU64,
+        /// What must be durable first.
+        after: JournalPosition,
+    },
+    /// An `-ok` and its like.
+    Answer(ChannelId, Answer),
+    /// The channel is closed by an exception.
+    CloseChannel(ChannelId, Exception),
+    /// The connection ends, and nothing follows.
+    Farewell(Farewell),
+}
+
+impl Output {
+    /// What it counts in the delivery window of its connection, in bytes. Only deliveries count.
+    pub fn window_bytes(&self) -> usize {
+        match self {
+            Output::Deliver { message, .. } => window_bytes(message),
+            Output::GetOk { .. }
+            | Output::Return { .. }
+            | Output::Confirm { .. }
+            | Output::Answer(..)
+            | Output::CloseChannel(..)
+            | Output::Farewell(_) => 0,
+        }
+    }
+}
+
+pub(crate) fn window_bytes(message: &Message) -> usize {
+    message.bytes() + DELIVERY_OVERHEAD_BYTES
+}
+
+/// An answer to a synchronous method, and what the broker says unasked that is as small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the method of that name")]
+pub enum Answer {
+    ChannelOpenOk,
+    ChannelCloseOk,
+    ChannelFlowOk {
+        active: bool,
+    },
+    AccessRequestOk,
+    ExchangeDeclareOk,
+    ExchangeDeleteOk,
+    ExchangeBindOk,
+    ExchangeUnbindOk,
+    QueueDeclareOk {
+        queue: QueueName,
+        message_count: u32,
+        consumer_count: u32,
+    },
+    QueueBindOk,
+    QueueUnbindOk,
+    QueuePurgeOk {
+        message_count: u32,
+    },
+    QueueDeleteOk {
+        message_count: u32,
+    },
+    BasicQosOk,
+    BasicConsumeOk {
+        consumer: ConsumerId,
+    },
+    /// Also without an answer, so that the connection learns that no delivery follows. No consumer: the tag was
+    /// unknown, which is no error.
+    BasicCancelOk {
+        consumer: Option<ConsumerId>,
+        tag: ConsumerTag,
+        wait: Wait,
+    },
+    BasicCancel {
+        consumer: ConsumerId,
+    },
+    BasicGetEmpty,
+    BasicRecoverOk,
+    ConfirmSelectOk,
+}
+
+/// A stored body that is needed. The answer goes to `VirtualHost::handle_fetched`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// The message.
+    pub id: MessageId,
+    pub(crate) purpose: FetchFor,
+}
+
+/// What goes on when the body is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FetchFor {
+    /// The head of a queue, which nothing overtakes.
+    Head(QueueId, Position),
+    /// The `basic.get` of a connection, which begins nothing else until then.
+    Get(ConnectionId),
+}
+
+/// A body that was asked for.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// What was asked.
+    pub fetch: Fetch,
+    /// What was found.
+    pub message: Message,
+}
+
+/// What follows from a batch of commands. Reused from batch to batch, so that its buffers are, too.
+#[derive(Debug, Default)]
+pub struct Effects {
+    groups: Vec<Group>,
+    /// Groups in use; those behind it keep their buffers for later.
+    used: usize,
+    group_of: SecondaryMap<ConnectionId, usize>,
+    /// Durable facts, in their order.
+    pub changes: Vec<Change>,
+    /// Bodies that queues wait for.
+    pub fetches: Vec<Fetch>,
+}
+
+#[derive(Debug)]
+struct Group {
+    to: ConnectionId,
+    outputs: Vec<Output>,
+}
+
+impl Effects {
+    pub(crate) fn push(&mut self, to: ConnectionId, output: Output) {
+        let group = match self.group_of.get(to) {
+            Some(&group) => group,
+            None => self.new_group(to),
+        };
+        self.groups[group].outputs.push(output);
+    }
+
+    fn new_group(&mut self, to: ConnectionId) -> usize {
+        let group = self.used;
+        match self.groups.get_mut(group) {
+            Some(reused) => reused.to = to,
+            None => self.groups.push(Group { to, outputs: Vec::new() }),
+        }
+        self.used += 1;
+        self.group_of.insert(to, group);
+        group
+    }
+
+    /// Hands out what each connection has to tell its client, in the order in which the connections first came
+    /// up. What `take` leaves in the buffer is dropped.
+    pub fn take_outputs(&mut self, mut take: impl FnMut(ConnectionId, &mut Vec<Output>)) {
+        for group in &mut self.groups[..self.used] {
+            take(group.to, &mut group.outputs);
+            group.outputs.clear();
+            self.group_of.remove(group.to);
+        }
+        self.used = 0;
+    }
+}

@@ -1,0 +1,287 @@
+//! Exchanges and their bindings.
+//!
+//! Owns: which exchanges there are, what is bound to each, and which targets a routing key reaches.
+//! Must not know: messages in queues, consumers, connections.
+//! Invariant: what the router of an exchange matches is exactly its set of bindings.
+
+mod direct;
+mod headers;
+mod topic;
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use leveret_amqp::{FieldTable, ShortStr, ShortString, Table};
+use slotmap::SlotMap;
+
+use self::direct::DirectIndex;
+use self::headers::{HeadersIndex, HeadersScratch};
+use self::topic::{TopicIndex, TopicScratch};
+use crate::names::ExchangeName;
+use crate::vhost::QueueId;
+use crate::vhost::refusal::Refusal;
+
+slotmap::new_key_type! {
+    /// Names an exchange in its virtual host; never given twice.
+    pub(crate) struct ExchangeId;
+}
+
+/// What a binding leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    Queue(QueueId),
+    Exchange(ExchangeId),
+}
+
+/// The type of an exchange. AMQP 0-9-1 §3.1.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExchangeKind {
+    Direct,
+    Fanout,
+    Topic,
+    Headers,
+}
+
+impl ExchangeKind {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "direct" => Some(ExchangeKind::Direct),
+            "fanout" => Some(ExchangeKind::Fanout),
+            "topic" => Some(ExchangeKind::Topic),
+            "headers" => Some(ExchangeKind::Headers),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            ExchangeKind::Direct => "direct",
+            ExchangeKind::Fanout => "fanout",
+            ExchangeKind::Topic => "topic",
+            ExchangeKind::Headers => "headers",
+        }
+    }
+}
+
+/// One binding of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct BindingKey {
+    pub(crate) target: Target,
+    pub(crate) routing_key: ShortString,
+    /// Sorted by name.
+    pub(crate) arguments: FieldTable,
+}
+
+#[derive(Debug)]
+enum Router {
+    Direct(DirectIndex),
+    /// Every binding matches; there is nothing to look up.
+    Fanout,
+    Topic(TopicIndex<Target>),
+    Headers(HeadersIndex<Target>),
+}
+
+/// Room for one match, kept so that the next one need not allocate.
+#[derive(Debug, Default)]
+pub(crate) struct MatchScratch {
+    topic: TopicScratch<Target>,
+    headers: HeadersScratch<Target>,
+}
+
+/// What a declaration fixes for the life of an exchange.
+#[derive(Clone, Debug)]
+pub(crate) struct DeclaredExchange {
+    pub(crate) name: ExchangeName,
+    pub(crate) kind: ExchangeKind,
+    pub(crate) durable: bool,
+    pub(crate) auto_delete: bool,
+    pub(crate) internal: bool,
+    /// Argument `alternate-exchange`.
+    pub(crate) alternate: Option<ExchangeName>,
+    pub(crate) arguments: FieldTable,
+}
+
+/// One exchange with its bindings.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) declared: DeclaredExchange,
+    /// Set by the first binding; an auto-delete exchange that never had one stays.
+    pub(crate) had_binding: bool,
+    /// Exchanges this one is bound to.
+    pub(crate) bound_to: BTreeSet<ExchangeId>,
+    bindings: BTreeSet<BindingKey>,
+    router: Router,
+}
+
+impl Exchange {
+    fn new(declared: DeclaredExchange, seed: u64) -> Self {
+        let router = match declared.kind {
+            ExchangeKind::Direct => Router::Direct(DirectIndex::new(seed)),
+            ExchangeKind::Fanout => Router::Fanout,
+            ExchangeKind::Topic => Router::Topic(TopicIndex::new(seed)),
+            ExchangeKind::Headers => Router::Headers(HeadersIndex::new(seed)),
+        };
+        Exchange { declared, had_binding: false, bound_to: BTreeSet::new(), bindings: BTreeSet::new(), router }
+    }
+
+    /// Whether anything is bound to it.
+    pub(crate) fn is_used(&self) -> bool {
+        !self.bindings.is_empty()
+    }
+
+    /// Whether the way a message takes can be remembered by its routing key alone.
+    pub(crate) fn routes_by_key(&self) -> bool {
+        match self.router {
+            Router::Direct(_) | Router::Fanout | Router::Topic(_) => true,
+            Router::Headers(_) => false,
+        }
+    }
+
+    /// Adds a binding; false if it is there.
+    pub(crate) fn bind(&mut self, binding: BindingKey) -> bool {
+        if self.bindings.contains(&binding) {
+            return false;
+        }
+        match &mut self.router {
+            Router::Direct(index) => index.insert(binding.routing_key.as_str(), binding.target),
+            Router::Fanout => {}
+            Router::Topic(index) => index.insert(binding.routing_key.as_str(), binding.target),
+            Router::Headers(index) => index.insert(binding.arguments.as_table(), binding.target),
+        }
+        self.had_binding = true;
+        self.bindings.insert(binding)
+    }
+
+    /// Takes a binding away; false if it is not there.
+    pub(crate) fn unbind(&mut self, binding: &BindingKey) -> bool {
+        if !self.bindings.remove(binding) {
+            return false;
+        }
+        match &mut self.router {
+            Router::Direct(index) => index.remove(binding.routing_key.as_str(), binding.target),
+            Router::Fanout => {}
+            Router::Topic(index) => index.remove(binding.routing_key.as_str(), binding.target),
+            Router::Headers(index) => index.remove(binding.arguments.as_table(), binding.target),
+        }
+        true
+    }
+
+    /// All bindings to one target.
+    pub(crate) fn bindings_to(&self, target: Target) -> Vec<BindingKey> {
+        let first = BindingKey { target, routing_key: ShortString::default(), arguments: FieldTable::default() };
+        let range = self.bindings.range((Bound::Included(first), Bound::Unbounded));
+        range.take_while(|binding| binding.target == target).cloned().collect()
+    }
+
+    pub(crate) fn is_bound_to(&self, target: Target) -> bool {
+        !self.bindings_to(target).is_empty()
+    }
+
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = &BindingKey> {
+        self.bindings.iter()
+    }
+
+    /// Whether the arguments of a binding mean something that they may not.
+    pub(crate) fn check_binding(&self, arguments: Table<'_>) -> Result<(), Refusal> {
+        match self.router {
+            Router::Direct(_) | Router::Fanout | Router::Topic(_) => Ok(()),
+            Router::Headers(_) => HeadersIndex::<Target>::check(arguments)
+                .map_err(|error| Refusal::InvalidBindingArgument { fault: error.to_string() }),
+        }
+    }
+
+    /// Hands out the targets that a message reaches, some perhaps more than once.
+    pub(crate) fn for_each_match(
+        &self,
+        routing_key: &str,
+        headers: Table<'_>,
+        scratch: &mut MatchScratch,
+        mut found: impl FnMut(Target),
+    ) {
+        match &self.router {
+            Router::Direct(index) => index.for_each_match(routing_key, found),
+            Router::Fanout => self.bindings.iter().for_each(|binding| found(binding.target)),
+            Router::Topic(index) => index.for_each_match(routing_key, &mut scratch.topic, found),
+            Router::Headers(index) => index.for_each_match(headers, &mut scratch.headers, found),
+        }
+    }
+}
+
+/// The exchanges of a virtual host, all but the default exchange, which is the queues' names themselves.
+#[derive(Debug)]
+pub(crate) struct Exchanges {
+    by_name: HashMap<ExchangeName, ExchangeId, FixedState>,
+    slots: SlotMap<ExchangeId, Exchange>,
+    seed: u64,
+}
+
+/// RabbitMQ: the exchanges of a new virtual host.
+const PREDECLARED: &[(&str, ExchangeKind, Publishing)] = &[
+    ("amq.direct", ExchangeKind::Direct, Publishing::ByClients),
+    ("amq.fanout", ExchangeKind::Fanout, Publishing::ByClients),
+    ("amq.topic", ExchangeKind::Topic, Publishing::ByClients),
+    ("amq.headers", ExchangeKind::Headers, Publishing::ByClients),
+    ("amq.match", ExchangeKind::Headers, Publishing::ByClients),
+    ("amq.rabbitmq.trace", ExchangeKind::Topic, Publishing::Internal),
+];
+
+/// Who may publish to an exchange. Field `internal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Publishing {
+    ByClients,
+    Internal,
+}
+
+impl Exchanges {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut exchanges = Exchanges {
+            by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
+            slots: SlotMap::with_key(),
+            seed,
+        };
+        for &(name, kind, publishing) in PREDECLARED {
+            exchanges.insert(DeclaredExchange {
+                name: ExchangeName::new(ShortStr::truncated(name)),
+                kind,
+                durable: true,
+                auto_delete: false,
+                internal: publishing == Publishing::Internal,
+                alternate: None,
+                arguments: FieldTable::default(),
+            });
+        }
+        exchanges
+    }
+
+    pub(crate) fn insert(&mut self, declared: DeclaredExchange) -> ExchangeId {
+        let name = declared.name.clone();
+        let id = self.slots.insert(Exchange::new(declared, self.seed));
+        self.by_name.insert(name, id);
+        id
+    }
+
+    pub(crate) fn remove(&mut self, id: ExchangeId) -> Option<Exchange> {
+        let exchange = self.slots.remove(id)?;
+        self.by_name.remove(&exchange.declared.name);
+        Some(exchange)
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<ExchangeId> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(crate) fn find_or_refuse(&self, name: &str, vhost: &str) -> Result<ExchangeId, Refusal> {
+        let missing = || Refusal::NoExchange { exchange: name.into(), vhost: vhost.into() };
+        self.find(name).ok_or_else(missing)
+    }
+
+    pub(crate) fn get(&self, id: ExchangeId) -> Option<&Exchange> {
+        self.slots.get(id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: ExchangeId) -> Option<&mut Exchange> {
+        self.slots.get_mut(id)
+    }
+}

@@ -1,0 +1,414 @@
+//! One virtual host: exchanges, bindings, queues, consumers and unacked messages as one state machine.
+//!
+//! Owns: everything that clients of this virtual host share. Whoever drives it holds one lock around it.
+//! Must not know: frames, sockets, files, clocks.
+//!
+//! A batch runs until its commands are done or [`UNITS_PER_HOLD`] units of work are; what is left stays, and the
+//! driver calls again after others had a turn. A command that names many messages takes effect at one instant
+//! all the same: while its settlements are being worked off, no other command is begun.
+
+pub mod binding;
+pub mod command;
+mod deliver;
+pub mod effects;
+pub(crate) mod exchange;
+mod publish;
+pub(crate) mod queue;
+pub mod refusal;
+mod route;
+mod session;
+mod settle;
+mod topology;
+
+use std::collections::{BTreeSet, VecDeque};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use slotmap::SlotMap;
+
+use self::command::{Command, Commands, Farewell, Settlement, Wait};
+use self::effects::{Answer, Effects, FetchFor, Fetched, Output};
+use self::exchange::{Exchanges, MatchScratch};
+use self::queue::{Body, Detached, Queue};
+use self::session::{Session, Unacked};
+use crate::access::Login;
+use crate::change::{Change, JournalPosition};
+use crate::connection::reply::Exception;
+use crate::limits::UNITS_PER_HOLD;
+use crate::message::{Message, MessageId};
+use crate::moment::{Deadline, Moment};
+use crate::names::{ChannelId, QueueName, VhostName};
+
+slotmap::new_key_type! {
+    /// Names a connection in its virtual host; never given twice.
+    pub struct ConnectionId;
+    /// Names a queue in its virtual host; never given twice.
+    pub(crate) struct QueueId;
+}
+
+/// Whether the driver has to call again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// All is done that can be done now.
+    Done,
+    /// Work is left: call again, after others had a turn at the lock.
+    More,
+}
+
+/// One virtual host.
+#[derive(Debug)]
+pub struct VirtualHost {
+    name: VhostName,
+    sessions: SlotMap<ConnectionId, Session>,
+    queues: SlotMap<QueueId, Queue>,
+    queue_names: HashMap<QueueName, QueueId, FixedState>,
+    exchanges: Exchanges,
+    /// Changes whenever a message may take another way through an exchange.
+    bindings_version: u64,
+    match_scratch: MatchScratch,
+    last_message: MessageId,
+    last_queue_number: u64,
+    /// How many changes were emitted: the position of the last one.
+    position: JournalPosition,
+    /// Settlements that belong to commands already begun. They come before everything else.
+    settling: VecDeque<(ConnectionId, ChannelId, Unacked, Settlement)>,
+    /// Queues that may have something to deliver or expire.
+    runnable: VecDeque<QueueId>,
+    /// What nobody can see any more.
+    detached: Vec<Detached>,
+    timers: BTreeSet<(Deadline, QueueId)>,
+    /// Units of work left in this hold of the lock.
+    units: u32,
+    random: StdRng,
+}
+
+impl VirtualHost {
+    /// An empty virtual host. `seed` decides the names it makes up and the layout of its hash tables; a server
+    /// takes it from the operating system.
+    pub fn new(name: VhostName, seed: [u8; 32]) -> Self {
+        let mut random = StdRng::from_seed(seed);
+        let hash_seed = random.next_u64();
+        VirtualHost {
+            name,
+            sessions: SlotMap::with_key(),
+            queues: SlotMap::with_key(),
+            queue_names: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
+            exchanges: Exchanges::new(hash_seed),
+            bindings_version: 0,
+            match_scratch: MatchScratch::default(),
+            last_message: MessageId(0),
+            last_queue_number: 0,
+            position: JournalPosition(0),
+            settling: VecDeque::new(),
+            runnable: VecDeque::new(),
+            detached: Vec::new(),
+            timers: BTreeSet::new(),
+            units: 0,
+            random,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &VhostName {
+        &self.name
+    }
+
+    /// Takes in a connection that has logged in. It stays until [`Command::Disconnect`].
+    pub fn connect(&mut self, login: Login) -> ConnectionId {
+        self.sessions.insert(Session::new(login))
+    }
+
+    /// Does a bounded amount of work; what is left stays in `commands` and in the virtual host.
+    pub fn handle_batch(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        commands: &mut Commands,
+        effects: &mut Effects,
+    ) -> Progress {
+        self.units = UNITS_PER_HOLD;
+        while self.continue_work(now, effects) {
+            if self.sessions.get(from).is_some_and(|session| session.getting.is_some()) {
+                break;
+            }
+            let Some(command) = commands.queue.pop_front() else { break };
+            self.units = self.units.saturating_sub(1);
+            self.execute(now, from, command, effects);
+        }
+        self.free_detached();
+        if self.units == 0 && (!commands.is_empty() || self.has_work()) { Progress::More } else { Progress::Done }
+    }
+
+    /// Goes on with what waited for these bodies.
+    pub fn handle_fetched(&mut self, now: Moment, bodies: &mut Vec<Fetched>, effects: &mut Effects) -> Progress {
+        self.units = UNITS_PER_HOLD;
+        for Fetched { fetch, message } in bodies.drain(..) {
+            match fetch.purpose {
+                FetchFor::Head(queue_id, position) => {
+                    let Some(queue) = self.queues.get_mut(queue_id) else { continue };
+                    if queue.parked == Some(position) {
+                        queue.parked = None;
+                    }
+                    if let Some(entry) = queue.entry(position) {
+                        entry.body = Body::Resident(message);
+                    }
+                    self.mark_runnable(queue_id);
+                }
+                FetchFor::Get(connection) => {
+                    let session = self.sessions.get_mut(connection);
+                    if let Some(getting) = session.and_then(|session| session.getting.take()) {
+                        self.finish_get(connection, getting, message, effects);
+                    }
+                }
+            }
+        }
+        self.go_on(now, effects)
+    }
+
+    /// Goes on with work that a batch left, when no command is at hand.
+    pub fn go_on(&mut self, now: Moment, effects: &mut Effects) -> Progress {
+        self.units = UNITS_PER_HOLD;
+        self.continue_work(now, effects);
+        self.free_detached();
+        if self.has_work() { Progress::More } else { Progress::Done }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Moment, effects: &mut Effects) -> Progress {
+        while let Some(&(deadline, queue_id)) = self.timers.first() {
+            if !now.has_reached(deadline) {
+                break;
+            }
+            self.timers.pop_first();
+            let Some(queue) = self.queues.get_mut(queue_id) else { continue };
+            queue.timer = None;
+            if queue.expires_at().is_some_and(|deadline| now.has_reached(deadline)) {
+                self.delete_queue(queue_id, effects);
+            } else {
+                self.mark_runnable(queue_id);
+            }
+        }
+        self.go_on(now, effects)
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Deadline> {
+        self.timers.first().map(|&(deadline, _)| deadline)
+    }
+
+    fn has_work(&self) -> bool {
+        !self.settling.is_empty() || !self.runnable.is_empty() || !self.detached.is_empty()
+    }
+
+    /// Lets go of bodies in memory for which `store` says that it keeps them. They are fetched when needed.
+    pub fn evict(&mut self, mut store: impl FnMut(MessageId, &Message) -> bool) {
+        let mut store = |entry: &queue::Entry| match &entry.body {
+            Body::Resident(message) => store(entry.id, message),
+            Body::Stored => false,
+        };
+        for queue in self.queues.values_mut() {
+            queue.evict(&mut store);
+        }
+    }
+
+    /// Finishes what was begun; true when a command may be.
+    fn continue_work(&mut self, now: Moment, effects: &mut Effects) -> bool {
+        self.settle_pending(effects);
+        while self.units > 0 && self.settling.is_empty() {
+            let Some(queue) = self.runnable.pop_front() else { return true };
+            self.run_queue(now, queue, effects);
+        }
+        false
+    }
+
+    fn free_detached(&mut self) {
+        while self.units > 0 {
+            let Some(last) = self.detached.last_mut() else { break };
+            if !last.free_page() {
+                self.detached.pop();
+            }
+            self.units = self.units.saturating_sub(UNITS_PER_HOLD / 8);
+        }
+    }
+
+    fn execute(&mut self, now: Moment, from: ConnectionId, command: Command, effects: &mut Effects) {
+        let (channel, result) = match command {
+            Command::OpenChannel(channel) => {
+                if let Some(session) = self.sessions.get_mut(from) {
+                    session.open_channel(channel);
+                    effects.push(from, Output::Answer(channel, Answer::ChannelOpenOk));
+                }
+                return;
+            }
+            Command::CloseChannel(channel, wait) => return self.close_channel(now, from, channel, wait, effects),
+            Command::Disconnect(farewell) => return self.disconnect(now, from, farewell, effects),
+            Command::Written(bytes) => return self.written(from, bytes),
+            Command::FailChannel(channel, exception) => {
+                if self.channel_is_open(from, channel) {
+                    self.fail_channel(now, from, channel, exception, effects);
+                }
+                return;
+            }
+            Command::Publish(publish) => {
+                let channel = publish.channel;
+                if !self.channel_is_open(from, channel) {
+                    return;
+                }
+                (channel, self.publish(now, from, publish, effects))
+            }
+            Command::Answer(channel, _)
+            | Command::Settle(channel, ..)
+            | Command::Recover(channel, ..)
+            | Command::Qos(channel, ..)
+            | Command::Consume(channel, ..)
+            | Command::Cancel(channel, ..)
+            | Command::Get(channel, ..)
+            | Command::DeclareQueue(channel, ..)
+            | Command::DeleteQueue(channel, ..)
+            | Command::PurgeQueue(channel, ..)
+            | Command::DeclareExchange(channel, ..)
+            | Command::DeleteExchange(channel, ..)
+            | Command::Bind(channel, ..)
+                if !self.channel_is_open(from, channel) =>
+            {
+                return;
+            }
+            Command::Answer(channel, answer) => {
+                effects.push(from, Output::Answer(channel, answer));
+                return;
+            }
+            Command::Settle(channel, target, settlement) => {
+                (channel, self.settle(from, channel, target, settlement))
+            }
+            Command::Recover(channel, wait) => (channel, self.recover(from, channel, wait, effects)),
+            Command::Qos(channel, qos) => {
+                self.qos(from, channel, qos);
+                return effects.push(from, Output::Answer(channel, Answer::BasicQosOk));
+            }
+            Command::Consume(channel, consume) => (channel, self.consume(from, channel, &consume, effects)),
+            Command::Cancel(channel, consumer, tag, wait) => {
+                self.cancel(now, from, consumer, effects);
+                let answer = Answer::BasicCancelOk { consumer: Some(consumer), tag, wait };
+                return effects.push(from, Output::Answer(channel, answer));
+            }
+            Command::Get(channel, queue, mode) => (channel, self.get(now, from, channel, &queue, mode, effects)),
+            Command::DeclareQueue(channel, declare) => {
+                (channel, self.declare_queue(now, from, channel, *declare, effects))
+            }
+            Command::DeleteQueue(channel, delete) => (channel, self.delete(from, channel, &delete, effects)),
+            Command::PurgeQueue(channel, queue, wait) => {
+                (channel, self.purge(from, channel, &queue, wait, effects))
+            }
+            Command::DeclareExchange(channel, declare) => {
+                (channel, self.declare_exchange(from, channel, *declare, effects))
+            }
+            Command::DeleteExchange(channel, delete) => {
+                (channel, self.delete_exchange(from, channel, &delete, effects))
+            }
+            Command::Bind(channel, bind) => (channel, self.bind(from, channel, &bind, effects)),
+        };
+        if let Err(refusal) = result {
+            self.fail_channel(now, from, channel, Exception::from(&refusal), effects);
+        }
+    }
+
+    fn channel_is_open(&mut self, from: ConnectionId, channel: ChannelId) -> bool {
+        let channel = self.sessions.get_mut(from).and_then(|session| session.channel(channel));
+        channel.is_some_and(|channel| !channel.failed)
+    }
+
+    /// A channel exception: what the channel holds goes back, and until the client has answered, what it still
+    /// sends there is dropped.
+    fn fail_channel(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        id: ChannelId,
+        exception: Exception,
+        effects: &mut Effects,
+    ) {
+        self.release_channel(now, from, id, effects);
+        if let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) {
+            channel.failed = true;
+        }
+        effects.push(from, Output::CloseChannel(id, exception));
+    }
+
+    fn close_channel(&mut self, now: Moment, from: ConnectionId, id: ChannelId, wait: Wait, effects: &mut Effects) {
+        self.release_channel(now, from, id, effects);
+        if let Some(session) = self.sessions.get_mut(from) {
+            session.remove_channel(id);
+            if wait == Wait::Answer {
+                effects.push(from, Output::Answer(id, Answer::ChannelCloseOk));
+            }
+        }
+    }
+
+    /// Ends the consumers of a channel and gives its unacked messages back.
+    fn release_channel(&mut self, now: Moment, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
+        for consumer in channel.consumers.clone() {
+            self.cancel(now, from, consumer, effects);
+        }
+        let settling = &mut self.settling;
+        if let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) {
+            let requeue = |unacked| settling.push_back((from, id, unacked, Settlement::Requeue));
+            channel.unacked.take(command::AckTarget::AllOutstanding, requeue);
+        }
+    }
+
+    fn disconnect(&mut self, now: Moment, from: ConnectionId, farewell: Farewell, effects: &mut Effects) {
+        let Some(session) = self.sessions.get_mut(from) else { return };
+        let exclusive = std::mem::take(&mut session.exclusive_queues);
+        for channel in session.channel_ids() {
+            self.release_channel(now, from, channel, effects);
+        }
+        for queue in exclusive {
+            self.delete_queue(queue, effects);
+        }
+        self.sessions.remove(from);
+        effects.push(from, Output::Farewell(farewell));
+    }
+
+    fn written(&mut self, from: ConnectionId, bytes: usize) {
+        let Some(session) = self.sessions.get_mut(from) else { return };
+        for consumer in session.written(bytes) {
+            if let Some(consumer) = self.sessions.get_mut(from).and_then(|session| session.consumer(consumer)) {
+                consumer.starved = false;
+            }
+            self.offer_turn(from, consumer);
+        }
+    }
+
+    /// Records a durable fact.
+    fn change(&mut self, change: Change, effects: &mut Effects) {
+        self.position.0 += 1;
+        effects.changes.push(change);
+    }
+
+    fn mark_runnable(&mut self, id: QueueId) {
+        if let Some(queue) = self.queues.get_mut(id)
+            && !queue.runnable
+        {
+            queue.runnable = true;
+            self.runnable.push_back(id);
+        }
+    }
+
+    /// Makes sure that the virtual host is called when a queue has something to do by itself.
+    fn set_timer(&mut self, id: QueueId) {
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        let wanted = queue.next_deadline();
+        if queue.timer != wanted {
+            if let Some(old) = queue.timer {
+                self.timers.remove(&(old, id));
+            }
+            queue.timer = wanted;
+            self.timers.extend(wanted.map(|deadline| (deadline, id)));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Taking a message in: `basic.publish`, from route to queues. RabbitMQ: publishing, mandatory, confirms.
+
+use std::time::Duration;
+
+use leveret_amqp::ReplyCode;
+use smallvec::SmallVec;
+
+use crate::change::{Change, JournalPosition, QueueNumber};
+use crate::message::{DeliveryMode, MessageId};
+use crate::moment::Moment;
+use crate::vhost::command::Publish;
+use crate::vhost::effects::{Effects, Output};
+use crate::vhost::queue::{Body, Entry};
+use crate::vhost::refusal::Refusal;
+use crate::vhost::{ConnectionId, VirtualHost};
+
+impl VirtualHost {
+    pub(super) fn publish(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        publish: Publish,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let Publish { channel, message, more_keys, mandatory, expiration_ms, confirm } = publish;
+        let route = self.route(from, &message, more_keys.as_deref())?;
+        if route.is_empty() && mandatory {
+            // The return comes before the confirm.
+            let message = message.clone();
+            effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
+        }
+        let id = MessageId(self.last_message.0 + 1);
+        let persistent = message.delivery_mode() == DeliveryMode::Persistent;
+        let mut durable_queues: SmallVec<[QueueNumber; 2]> = SmallVec::new();
+        let mut message = Some(message);
+        for (nth, &queue_id) in route.iter().enumerate() {
+            let Some(queue) = self.queues.get_mut(queue_id) else { continue };
+            let declared = &queue.declared;
+            let journaled = persistent && declared.is_durable();
+            if journaled {
+                durable_queues.push(declared.number);
+            }
+            let expiration = expiration_ms.map(Duration::from_millis);
+            let time_to_live = expiration.into_iter().chain(declared.arguments.message_ttl).min();
+            let is_last = nth + 1 == route.len() && durable_queues.is_empty();
+            let body = if is_last { message.take() } else { message.clone() };
+            let Some(body) = body else { continue };
+            queue.push(Entry {
+                id,
+                body: Body::Resident(body),
+                expires: time_to_live.map(|time| now.deadline(time)),
+                journaled,
+                redelivered: false,
+            });
+            self.units = self.units.saturating_sub(1);
+            self.mark_runnable(queue_id);
+        }
+        self.last_message = id;
+        let mut after = JournalPosition::default();
+        if let Some(message) = message
+            && !durable_queues.is_empty()
+        {
+            self.change(Change::MessageEnqueued { id, message, queues: durable_queues }, effects);
+            after = self.position;
+        }
+        if let Some(number) = confirm {
+            effects.push(from, Output::Confirm { channel, number, after });
+        }
+        Ok(())
+    }
+}

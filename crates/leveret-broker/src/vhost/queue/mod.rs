@@ -1,0 +1,233 @@
+//! One queue: a durable part, and a volatile overlay that a restart rebuilds as "all ready".
+//!
+//! Owns: what lies in the queue, what of it is ready, what is delivered and unacked, who consumes.
+//! Must not know: connections, channels, exchanges.
+//! Invariant: every live entry is exactly one of *ready* (behind the cursor, or returned) and *unacked*.
+
+pub(crate) mod arguments;
+mod consumers;
+mod index;
+
+use std::collections::BTreeSet;
+
+use leveret_amqp::FieldTable;
+
+pub(crate) use self::arguments::{ArgumentError, QueueArguments, QueueType};
+pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority};
+use self::index::Index;
+pub(crate) use self::index::{Body, Detached, Entry, Position};
+use crate::change::QueueNumber;
+use crate::moment::{Deadline, Moment};
+use crate::names::QueueName;
+use crate::vhost::ConnectionId;
+use crate::vhost::exchange::ExchangeId;
+
+/// What a declaration fixes for the life of a queue.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    pub(crate) name: QueueName,
+    pub(crate) number: QueueNumber,
+    pub(crate) durable: bool,
+    pub(crate) auto_delete: bool,
+    /// The connection that an exclusive queue belongs to.
+    pub(crate) owner: Option<ConnectionId>,
+    pub(crate) arguments: QueueArguments,
+    /// As the client gave them, to compare with the next declaration.
+    pub(crate) raw_arguments: FieldTable,
+}
+
+impl Declared {
+    /// Whether the queue survives a restart. An exclusive one does not outlive its connection.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable && self.owner.is_none()
+    }
+}
+
+/// A queue with all that is in it.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) declared: Declared,
+    /// The exchanges it is bound to.
+    pub(crate) bound_to: BTreeSet<ExchangeId>,
+    pub(crate) consumers: Consumers,
+    /// The one consumer that has the queue for itself.
+    pub(crate) exclusive_consumer: Option<ConsumerKey>,
+    /// Set by the first consumer; an auto-delete queue that never had one stays.
+    pub(crate) had_consumer: bool,
+    /// Whether it stands in the list of queues to run.
+    pub(crate) runnable: bool,
+    /// The head whose body is being fetched. Nothing overtakes it.
+    pub(crate) parked: Option<Position>,
+    /// The deadline for which the virtual host will call.
+    pub(crate) timer: Option<Deadline>,
+    /// When it was used last; what `x-expires` counts from.
+    pub(crate) last_used: Moment,
+    index: Index,
+    /// Everything from here on was never delivered.
+    cursor: Position,
+    /// Before the cursor, and ready again.
+    returned: BTreeSet<Position>,
+    unacked: usize,
+}
+
+impl Queue {
+    pub(crate) fn new(declared: Declared, now: Moment) -> Self {
+        Queue {
+            declared,
+            bound_to: BTreeSet::new(),
+            consumers: Consumers::default(),
+            exclusive_consumer: None,
+            had_consumer: false,
+            runnable: false,
+            parked: None,
+            timer: None,
+            last_used: now,
+            index: Index::default(),
+            cursor: Position::default(),
+            returned: BTreeSet::new(),
+            unacked: 0,
+        }
+    }
+
+    /// Messages that wait to be delivered.
+    pub(crate) fn ready(&self) -> usize {
+        self.index.live() - self.unacked
+    }
+
+    /// [`Self::ready`] as `declare-ok` and its like carry it.
+    pub(crate) fn message_count(&self) -> u32 {
+        u32::try_from(self.ready()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn consumer_count(&self) -> u32 {
+        u32::try_from(self.consumers.count()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn push(&mut self, entry: Entry) {
+        self.index.push(entry);
+    }
+
+    pub(crate) fn entry(&mut self, position: Position) -> Option<&mut Entry> {
+        self.index.get_mut(position)
+    }
+
+    /// The ready message that comes first.
+    pub(crate) fn head(&mut self) -> Option<Position> {
+        if let Some(&position) = self.returned.first() {
+            return Some(position);
+        }
+        match self.index.first_from(self.cursor) {
+            Some(position) => {
+                self.cursor = position;
+                Some(position)
+            }
+            None => {
+                self.cursor = self.index.next();
+                None
+            }
+        }
+    }
+
+    /// Marks the head as delivered and not yet settled.
+    pub(crate) fn take_head(&mut self, head: Position) {
+        self.advance(head);
+        self.unacked += 1;
+    }
+
+    /// Removes the head for good.
+    pub(crate) fn settle_head(&mut self, head: Position) -> Option<Entry> {
+        self.advance(head);
+        self.index.settle(head)
+    }
+
+    fn advance(&mut self, head: Position) {
+        if head < self.cursor {
+            let was_returned = self.returned.remove(&head);
+            debug_assert!(was_returned);
+        } else {
+            self.cursor = head.next();
+        }
+    }
+
+    /// Removes an unacked message for good.
+    pub(crate) fn settle_unacked(&mut self, position: Position) -> Option<Entry> {
+        let entry = self.index.settle(position);
+        self.unacked -= usize::from(entry.is_some());
+        entry
+    }
+
+    /// Puts an unacked message back to its place.
+    pub(crate) fn return_unacked(&mut self, position: Position) {
+        if let Some(entry) = self.index.get_mut(position) {
+            entry.redelivered = true;
+            self.unacked -= 1;
+            let is_new = self.returned.insert(position);
+            assert!(is_new, "a message is returned once for each time it was delivered");
+        }
+    }
+
+    /// Takes out all ready messages at once. Returns how many, and what is left to free.
+    pub(crate) fn purge(&mut self) -> (u32, Detached) {
+        let count = self.message_count();
+        self.parked = None;
+        let detached = if self.unacked == 0 { self.index.detach() } else { self.index.detach_behind(self.cursor) };
+        if self.unacked == 0 {
+            self.returned.clear();
+            self.cursor = self.index.next();
+        }
+        while let Some(head) = self.head() {
+            self.settle_head(head);
+        }
+        (count, detached)
+    }
+
+    /// Positions of unacked messages, in order.
+    pub(crate) fn unacked_positions(&self) -> Vec<Position> {
+        let mut found = Vec::with_capacity(self.unacked);
+        let mut from = self.index.base();
+        while found.len() < self.unacked {
+            let Some(position) = self.index.first_from(from) else { break };
+            if !self.returned.contains(&position) {
+                found.push(position);
+            }
+            from = position.next();
+        }
+        found
+    }
+
+    /// When something happens to this queue by itself: its head expires, or the unused queue does.
+    pub(crate) fn next_deadline(&mut self) -> Option<Deadline> {
+        let head = if self.index.expiring() > 0 { self.head() } else { None };
+        let message = head.and_then(|head| self.index.get(head)?.expires);
+        message.into_iter().chain(self.expires_at()).min()
+    }
+
+    /// When the queue goes because nobody used it.
+    pub(crate) fn expires_at(&self) -> Option<Deadline> {
+        let expires = self.declared.arguments.expires?;
+        self.consumers.is_empty().then(|| self.last_used.deadline(expires))
+    }
+
+    /// Whether it ever has to be looked at without being used.
+    pub(crate) fn is_timed(&self) -> bool {
+        self.index.expiring() > 0 || self.timer.is_some() || self.declared.arguments.expires.is_some()
+    }
+
+    /// Bodies in memory for which `store` found another place are let go.
+    pub(crate) fn evict(&mut self, store: &mut dyn FnMut(&Entry) -> bool) {
+        let mut from = self.index.base();
+        while let Some(position) = self.index.first_from(from) {
+            if let Some(entry) = self.index.get_mut(position)
+                && matches!(entry.body, Body::Resident(_))
+                && store(entry)
+            {
+                entry.body = Body::Stored;
+            }
+            from = position.next();
+        }
+    }
+
+    pub(crate) fn detach(&mut self) -> Detached {
+        self.index.detach()
+    }
+}

@@ -1,0 +1,107 @@
+//! Why a virtual host refuses a command, in domain words. What the wire hears of it is decided in
+//! `connection/reply.rs`.
+
+use crate::access::AccessRefused;
+use crate::vhost::queue::ArgumentError;
+
+/// A command that is refused. Names are as the client gave them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants are sentences and their fields the names in them")]
+pub enum Refusal {
+    NoQueue {
+        queue: String,
+        vhost: String,
+    },
+    NoExchange {
+        exchange: String,
+        vhost: String,
+    },
+    /// The empty queue name, and nothing was declared on this channel.
+    NoPreviouslyDeclaredQueue,
+    /// An exclusive queue of another connection.
+    QueueLocked {
+        queue: String,
+        vhost: String,
+    },
+    /// A name that only the broker may choose.
+    ReservedQueueName {
+        queue: String,
+    },
+    ReservedExchangeName {
+        exchange: String,
+    },
+    InequivalentQueue {
+        argument: String,
+        queue: String,
+        vhost: String,
+        received: String,
+        current: String,
+    },
+    InequivalentExchange {
+        argument: String,
+        exchange: String,
+        vhost: String,
+        received: String,
+        current: String,
+    },
+    InvalidQueueArgument {
+        queue: String,
+        vhost: String,
+        error: ArgumentError,
+    },
+    /// A property that queues of this type cannot have.
+    InvalidQueueProperty {
+        property: &'static str,
+        queue: String,
+        vhost: String,
+        queue_type: &'static str,
+    },
+    UnknownExchangeType {
+        kind: String,
+    },
+    InvalidExchangeArgument {
+        argument: &'static str,
+        exchange: String,
+        vhost: String,
+        fault: String,
+    },
+    InvalidBindingArgument {
+        fault: String,
+    },
+    /// Declare, delete, bind or unbind of the exchange with the empty name.
+    DefaultExchange,
+    InternalExchange {
+        exchange: String,
+        vhost: String,
+    },
+    QueueInUse {
+        queue: String,
+        vhost: String,
+    },
+    QueueNotEmpty {
+        queue: String,
+        vhost: String,
+    },
+    ExchangeInUse {
+        exchange: String,
+        vhost: String,
+    },
+    /// Somebody has the queue for himself, or wants it and is not alone.
+    ExclusiveConsumer {
+        queue: String,
+        vhost: String,
+    },
+    InvalidConsumerPriority {
+        fault: String,
+    },
+    UnknownDeliveryTag {
+        tag: u64,
+    },
+    Access(AccessRefused),
+}
+
+impl From<AccessRefused> for Refusal {
+    fn from(refused: AccessRefused) -> Self {
+        Refusal::Access(refused)
+    }
+}

@@ -1,0 +1,145 @@
+//! From exchange and routing key to queues, and remembering the way.
+
+use leveret_amqp::{ShortString, Table};
+use smallvec::SmallVec;
+
+use crate::access::{Permission, Resource, authorize};
+use crate::limits::ROUTES_REMEMBERED;
+use crate::message::Message;
+use crate::vhost::exchange::{ExchangeId, MatchScratch, Target};
+use crate::vhost::refusal::Refusal;
+use crate::vhost::{ConnectionId, QueueId, VirtualHost};
+
+/// The queues that a message goes to, each once.
+pub(crate) type Route = SmallVec<[QueueId; 4]>;
+
+/// The last routes of one connection.
+///
+/// A route through an exchange is valid for one version of the bindings. A route through the default exchange is
+/// valid while its queue exists: ids are never given twice, and a missing queue is never remembered.
+/// That a route is here also means that the user may write to its exchange.
+#[derive(Debug, Default)]
+pub(crate) struct RouteMemory {
+    remembered: Vec<Remembered>,
+    /// The one to forget next.
+    oldest: usize,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    /// Exchange and routing key as a message carries them.
+    key: Box<[u8]>,
+    version: Option<u64>,
+    route: Route,
+}
+
+impl RouteMemory {
+    fn recall(&self, key: &[u8], version: u64) -> Option<&Route> {
+        let known = self.remembered.iter().find(|known| *known.key == *key)?;
+        known.version.is_none_or(|valid_for| valid_for == version).then_some(&known.route)
+    }
+
+    fn remember(&mut self, key: &[u8], version: Option<u64>, route: &Route) {
+        let new = Remembered { key: key.into(), version, route: route.clone() };
+        if let Some(known) = self.remembered.iter_mut().find(|known| *known.key == *key) {
+            *known = new;
+        } else if self.remembered.len() < ROUTES_REMEMBERED {
+            self.remembered.push(new);
+        } else {
+            self.remembered[self.oldest] = new;
+            self.oldest = (self.oldest + 1) % ROUTES_REMEMBERED;
+        }
+    }
+}
+
+impl VirtualHost {
+    /// The queues that a message goes to.
+    pub(crate) fn route(
+        &mut self,
+        from: ConnectionId,
+        message: &Message,
+        more_keys: Option<&[ShortString]>,
+    ) -> Result<Route, Refusal> {
+        let Some(session) = self.sessions.get_mut(from) else { return Ok(Route::new()) };
+        if more_keys.is_none()
+            && let Some(route) = session.routes.recall(message.route(), self.bindings_version)
+            && route.iter().all(|&queue| self.queues.contains_key(queue))
+        {
+            return Ok(route.clone());
+        }
+        let exchange = message.exchange();
+        authorize(&session.login, Permission::Write, Resource::Exchange(exchange))?;
+        let mut keys: SmallVec<[&str; 4]> = SmallVec::new();
+        keys.push(message.routing_key());
+        keys.extend(more_keys.unwrap_or_default().iter().map(ShortString::as_str));
+        let mut route = Route::new();
+        let version = if exchange.is_empty() {
+            for key in &keys {
+                route.extend(self.queue_names.get(*key).copied());
+            }
+            None
+        } else {
+            let id = self.exchanges.find_or_refuse(exchange, self.name.as_str())?;
+            let declared = self.exchanges.get(id).map(|exchange| &exchange.declared);
+            if declared.is_some_and(|declared| declared.internal) {
+                let vhost = self.name.to_string();
+                return Err(Refusal::InternalExchange { exchange: exchange.into(), vhost });
+            }
+            let mut scratch = std::mem::take(&mut self.match_scratch);
+            let by_key = self.route_from(id, &keys, message, &mut route, &mut scratch);
+            self.match_scratch = scratch;
+            by_key.then_some(self.bindings_version)
+        };
+        route.sort_unstable();
+        route.dedup();
+        let is_worth_it = if exchange.is_empty() { !route.is_empty() } else { version.is_some() };
+        if more_keys.is_none() && is_worth_it {
+            let session = self.sessions.get_mut(from);
+            session.into_iter().for_each(|session| session.routes.remember(message.route(), version, &route));
+        }
+        Ok(route)
+    }
+
+    /// Follows bindings and alternate exchanges from one exchange. Each exchange is visited once, so cycles end.
+    /// Returns whether the result depends on the keys alone.
+    fn route_from(
+        &self,
+        start: ExchangeId,
+        keys: &[&str],
+        message: &Message,
+        route: &mut Route,
+        scratch: &mut MatchScratch,
+    ) -> bool {
+        let headers = message.decode_header().ok().and_then(|header| header.properties.headers);
+        let headers = headers.unwrap_or(Table::EMPTY);
+        let mut by_key = true;
+        let mut visited: SmallVec<[ExchangeId; 4]> = SmallVec::new();
+        let mut pending: SmallVec<[ExchangeId; 4]> = SmallVec::new();
+        visited.push(start);
+        pending.push(start);
+        while let Some(id) = pending.pop() {
+            let Some(exchange) = self.exchanges.get(id) else { continue };
+            by_key &= exchange.routes_by_key();
+            let mut matched = false;
+            let mut visit = |id: ExchangeId| {
+                if !visited.contains(&id) {
+                    visited.push(id);
+                    pending.push(id);
+                }
+            };
+            for key in keys {
+                exchange.for_each_match(key, headers, scratch, |target| {
+                    matched = true;
+                    match target {
+                        Target::Queue(queue) => route.push(queue),
+                        Target::Exchange(next) => visit(next),
+                    }
+                });
+            }
+            if !matched && let Some(alternate) = &exchange.declared.alternate {
+                self.exchanges.find(alternate.as_str()).into_iter().for_each(visit);
+            }
+        }
+        by_key
+    }
+}

@@ -1,0 +1,319 @@
+//! What a virtual host knows of the connections in it: channels, consumers, unacked deliveries, credit.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+
+use crate::access::Login;
+use crate::limits::DELIVERY_WINDOW_BYTES;
+use crate::names::{ChannelId, QueueName};
+use crate::vhost::QueueId;
+use crate::vhost::command::{AckMode, AckTarget, ConsumerId, DeliveryTag};
+use crate::vhost::queue::{Position, Priority};
+use crate::vhost::route::RouteMemory;
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) login: Login,
+    channels: Vec<Option<Box<Channel>>>,
+    consumers: Vec<Option<Consumer>>,
+    pub(crate) exclusive_queues: Vec<QueueId>,
+    pub(crate) routes: RouteMemory,
+    /// A `basic.get` that waits for its body. No other command of this connection is begun until then.
+    pub(crate) getting: Option<Getting>,
+    /// Bytes of deliveries handed out and not yet written to the socket.
+    window_used: usize,
+    /// Consumers that wait for the window.
+    starved: Vec<ConsumerId>,
+}
+
+/// A message that `basic.get` took from its queue, all but its body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Getting {
+    pub(crate) channel: ChannelId,
+    pub(crate) queue: QueueId,
+    pub(crate) position: Position,
+    pub(crate) ack_mode: AckMode,
+    pub(crate) tag: DeliveryTag,
+    pub(crate) redelivered: bool,
+    pub(crate) message_count: u32,
+}
+
+/// One open channel.
+#[derive(Debug, Default)]
+pub(crate) struct Channel {
+    /// Closed by an exception; what still arrives for it is dropped.
+    pub(crate) failed: bool,
+    pub(crate) last_declared: Option<QueueName>,
+    pub(crate) unacked: Outstanding,
+    /// `basic.qos` for consumers to come.
+    pub(crate) prefetch_per_consumer: Option<NonZeroU64>,
+    /// `basic.qos` for the channel as a whole.
+    pub(crate) prefetch: Option<NonZeroU64>,
+    /// Deliveries to consumers, not those of `basic.get`, that count against [`Self::prefetch`].
+    pub(crate) delivered: u64,
+    pub(crate) consumers: Vec<ConsumerId>,
+}
+
+/// One consumer.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    pub(crate) channel: ChannelId,
+    pub(crate) queue: QueueId,
+    pub(crate) ack_mode: AckMode,
+    pub(crate) priority: Priority,
+    pub(crate) prefetch: Option<NonZeroU64>,
+    pub(crate) unacked: u64,
+    /// Whether it stands in the ring of its queue.
+    pub(crate) waiting: bool,
+    /// Whether it stands in the list of those that wait for the window.
+    pub(crate) starved: bool,
+}
+
+/// Whether a consumer may get another message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Credit {
+    Available,
+    /// Its own prefetch or that of its channel is used up; an ack changes that.
+    PrefetchUsed,
+    /// The connection has enough to write; writing changes that.
+    WindowFull,
+}
+
+impl Session {
+    pub(crate) fn new(login: Login) -> Self {
+        Session {
+            login,
+            channels: Vec::new(),
+            consumers: Vec::new(),
+            exclusive_queues: Vec::new(),
+            routes: RouteMemory::default(),
+            getting: None,
+            window_used: 0,
+            starved: Vec::new(),
+        }
+    }
+
+    pub(crate) fn open_channel(&mut self, id: ChannelId) {
+        let slot = usize::from(id.number());
+        if self.channels.len() <= slot {
+            self.channels.resize_with(slot + 1, || None);
+        }
+        self.channels[slot] = Some(Box::default());
+    }
+
+    pub(crate) fn channel(&mut self, id: ChannelId) -> Option<&mut Channel> {
+        self.channels.get_mut(usize::from(id.number()))?.as_deref_mut()
+    }
+
+    pub(crate) fn remove_channel(&mut self, id: ChannelId) -> Option<Box<Channel>> {
+        self.channels.get_mut(usize::from(id.number()))?.take()
+    }
+
+    pub(crate) fn channel_ids(&self) -> Vec<ChannelId> {
+        let open = self.channels.iter().enumerate().filter(|(_, channel)| channel.is_some());
+        open.filter_map(|(number, _)| ChannelId::new(u16::try_from(number).ok()?)).collect()
+    }
+
+    pub(crate) fn add_consumer(&mut self, id: ConsumerId, consumer: Consumer) {
+        let slot = id.0 as usize;
+        if self.consumers.len() <= slot {
+            self.consumers.resize_with(slot + 1, || None);
+        }
+        self.consumers[slot] = Some(consumer);
+    }
+
+    pub(crate) fn consumer(&mut self, id: ConsumerId) -> Option<&mut Consumer> {
+        self.consumers.get_mut(id.0 as usize)?.as_mut()
+    }
+
+    pub(crate) fn remove_consumer(&mut self, id: ConsumerId) -> Option<Consumer> {
+        let consumer = self.consumers.get_mut(id.0 as usize)?.take()?;
+        if let Some(channel) = self.channel(consumer.channel) {
+            channel.consumers.retain(|&other| other != id);
+        }
+        Some(consumer)
+    }
+
+    /// Consumer and channel together, for a delivery.
+    pub(crate) fn consumer_and_channel(&mut self, id: ConsumerId) -> Option<(&mut Consumer, &mut Channel)> {
+        let consumer = self.consumers.get_mut(id.0 as usize)?.as_mut()?;
+        let channel = self.channels.get_mut(usize::from(consumer.channel.number()))?.as_deref_mut()?;
+        Some((consumer, channel))
+    }
+
+    /// Whether a consumer may get another message now.
+    pub(crate) fn credit(&mut self, id: ConsumerId) -> Option<Credit> {
+        let window_full = self.window_used >= DELIVERY_WINDOW_BYTES;
+        let (consumer, channel) = self.consumer_and_channel(id)?;
+        let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get());
+        let manual = consumer.ack_mode == AckMode::Manual;
+        Some(
+            if manual
+                && (used_up(consumer.prefetch, consumer.unacked) || used_up(channel.prefetch, channel.delivered))
+            {
+                Credit::PrefetchUsed
+            } else if window_full {
+                Credit::WindowFull
+            } else {
+                Credit::Available
+            },
+        )
+    }
+
+    pub(crate) fn use_window(&mut self, bytes: usize) {
+        self.window_used += bytes;
+    }
+
+    /// Gives back room in the window; the consumers that waited for it if there is room again.
+    pub(crate) fn written(&mut self, bytes: usize) -> Vec<ConsumerId> {
+        debug_assert!(bytes <= self.window_used);
+        self.window_used = self.window_used.saturating_sub(bytes);
+        if self.window_used < DELIVERY_WINDOW_BYTES { std::mem::take(&mut self.starved) } else { Vec::new() }
+    }
+
+    pub(crate) fn starve(&mut self, id: ConsumerId) {
+        if let Some(consumer) = self.consumer(id)
+            && !consumer.starved
+        {
+            consumer.starved = true;
+            self.starved.push(id);
+        }
+    }
+}
+
+/// One delivery that is not settled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unacked {
+    pub(crate) tag: u64,
+    pub(crate) queue: QueueId,
+    pub(crate) position: Position,
+    /// `None` for a message that was got.
+    pub(crate) consumer: Option<ConsumerId>,
+}
+
+/// The deliveries of one channel that are not settled, in the order of their tags.
+///
+/// Tags are given in order and mostly settled in order, so this is a queue in which settled ones may stay for a
+/// while as holes; they are swept out when they are more than half of it.
+#[derive(Debug, Default)]
+pub(crate) struct Outstanding {
+    last_tag: u64,
+    deliveries: VecDeque<Delivery>,
+    holes: usize,
+}
+
+#[derive(Debug)]
+struct Delivery {
+    unacked: Unacked,
+    is_hole: bool,
+}
+
+const HOLES_SWEPT_FROM: usize = 64;
+
+impl Outstanding {
+    /// The tag of the next delivery, settled or not.
+    pub(crate) fn next_tag(&mut self) -> DeliveryTag {
+        self.last_tag += 1;
+        DeliveryTag(NonZeroU64::new(self.last_tag).expect("tags count from 1, and not to 2^64"))
+    }
+
+    /// Remembers a delivery. Tags grow.
+    pub(crate) fn push(&mut self, unacked: Unacked) {
+        assert!(self.deliveries.back().is_none_or(|last| last.unacked.tag < unacked.tag));
+        self.deliveries.push_back(Delivery { unacked, is_hole: false });
+    }
+
+    /// Hands out what a target names, in order of tags; false if it names nothing outstanding.
+    pub(crate) fn take(&mut self, target: AckTarget, mut each: impl FnMut(Unacked)) -> bool {
+        match target {
+            AckTarget::One(tag) => {
+                let Some(at) = self.find(tag) else { return false };
+                self.deliveries[at].is_hole = true;
+                self.holes += 1;
+                each(self.deliveries[at].unacked);
+                self.sweep();
+                true
+            }
+            AckTarget::UpTo(tag) => {
+                let Some(at) = self.find(tag) else { return false };
+                self.drain(at + 1, each);
+                true
+            }
+            AckTarget::AllOutstanding => {
+                self.drain(self.deliveries.len(), each);
+                true
+            }
+        }
+    }
+
+    fn find(&self, tag: DeliveryTag) -> Option<usize> {
+        let tag = tag.number();
+        let at = match self.deliveries.front() {
+            Some(front) if front.unacked.tag == tag => 0,
+            _ => self.deliveries.binary_search_by_key(&tag, |delivery| delivery.unacked.tag).ok()?,
+        };
+        (!self.deliveries[at].is_hole).then_some(at)
+    }
+
+    fn drain(&mut self, count: usize, mut each: impl FnMut(Unacked)) {
+        for delivery in self.deliveries.drain(..count) {
+            if delivery.is_hole {
+                self.holes -= 1;
+            } else {
+                each(delivery.unacked);
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        while self.deliveries.front().is_some_and(|front| front.is_hole) {
+            self.deliveries.pop_front();
+            self.holes -= 1;
+        }
+        if self.holes > HOLES_SWEPT_FROM && self.holes > self.deliveries.len() / 2 {
+            self.deliveries.retain(|delivery| !delivery.is_hole);
+            self.holes = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outstanding(count: u64) -> Outstanding {
+        let mut outstanding = Outstanding::default();
+        for position in 0..count {
+            let tag = outstanding.next_tag().number();
+            let position = Position(position);
+            outstanding.push(Unacked { tag, queue: QueueId::default(), position, consumer: None });
+        }
+        outstanding
+    }
+
+    fn one(tag: u64) -> AckTarget {
+        AckTarget::One(DeliveryTag(NonZeroU64::new(tag).unwrap()))
+    }
+
+    #[test]
+    fn a_tag_settles_once() {
+        let mut outstanding = outstanding(3);
+        assert!(outstanding.take(one(2), |_| ()));
+        assert!(!outstanding.take(one(2), |_| ()), "twice");
+        assert!(!outstanding.take(one(4), |_| ()), "never given");
+        let mut rest = Vec::new();
+        outstanding.take(AckTarget::AllOutstanding, |unacked| rest.push(unacked.tag));
+        assert_eq!(rest, [1, 3]);
+    }
+
+    #[test]
+    fn a_delivery_that_is_never_settled_does_not_keep_the_holes_behind_it() {
+        let mut outstanding = outstanding(10_000);
+        for tag in 2..=10_000 {
+            assert!(outstanding.take(one(tag), |_| ()));
+        }
+        assert!(outstanding.deliveries.len() <= 2 * HOLES_SWEPT_FROM);
+        assert!(outstanding.take(one(1), |_| ()));
+    }
+}

@@ -1,0 +1,29 @@
+//! The one place that reads clocks.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use leveret_broker::Moment;
+use leveret_broker::moment::Deadline;
+
+/// Both clocks of the operating system, and the start that monotonic time is counted from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Clock { start: Instant::now() }
+    }
+
+    pub(crate) fn now(self) -> Moment {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Moment { monotonic: self.start.elapsed(), wall }
+    }
+
+    /// When a deadline is due, for tokio's timers. Beyond a year it is never.
+    pub(crate) fn instant(self, deadline: Deadline) -> tokio::time::Instant {
+        const YEAR: std::time::Duration = std::time::Duration::from_hours(365 * 24);
+        (self.start + deadline.0.min(self.start.elapsed() + YEAR)).into()
+    }
+}

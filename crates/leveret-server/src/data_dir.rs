@@ -1,0 +1,92 @@
+//! The folder in which a node keeps its data, and the lock that makes it the only one there.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// The file that is locked; it says who holds it.
+const LOCK_FILE: &str = "leveret.lock";
+
+/// A data folder that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another process has it.
+    #[error(
+        "the data folder {folder} is in use by {holder}: stop that broker, or choose another folder with --data-dir DIR"
+    )]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// Who has it, as far as it says.
+        holder: String,
+    },
+    /// It cannot be made or written.
+    #[error(
+        "the data folder {folder} cannot be used: {error}; choose another with --data-dir DIR, or run with --in-memory"
+    )]
+    Unusable {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A data folder that is ours until this is dropped.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the folder if it is missing, and locks it.
+    pub(crate) fn lock(folder: &Path) -> Result<Self, DataDirError> {
+        let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
+        fs::create_dir_all(folder).map_err(unusable)?;
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
+        let mut file = options.open(folder.join(LOCK_FILE)).map_err(unusable)?;
+        match file.try_lock() {
+            Ok(()) => {
+                let holder = format!("process {}\n", std::process::id());
+                file.set_len(0).and_then(|()| file.rewind()).map_err(unusable)?;
+                file.write_all(holder.as_bytes()).map_err(unusable)?;
+                Ok(DataDir { _lock: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let holder = match file.read_to_string(&mut holder) {
+                    Ok(_) if !holder.trim().is_empty() => holder.trim().to_owned(),
+                    Ok(_) | Err(_) => "another process".into(),
+                };
+                Err(DataDirError::InUse { folder: folder.into(), holder })
+            }
+            Err(TryLockError::Error(error)) => Err(unusable(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_user_at_a_time_and_says_who() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("made/on/demand");
+        let first = DataDir::lock(&folder).unwrap();
+        let second = DataDir::lock(&folder).unwrap_err();
+        assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
+        drop(first);
+        DataDir::lock(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let parent = tempfile::tempdir().unwrap();
+        let file = parent.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = DataDir::lock(&file.join("below")).unwrap_err();
+        assert!(matches!(error, DataDirError::Unusable { .. }));
+        assert!(error.to_string().contains("file/below"), "{error}");
+    }
+}

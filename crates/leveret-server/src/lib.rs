@@ -1,0 +1,17 @@
+//! The tokio side of the broker: listeners, timers, the lock around each virtual host, the tasks that feed it.
+//!
+//! Decides nothing: what bytes mean is the business of `leveret-broker`.
+
+mod clock;
+mod data_dir;
+mod hub;
+mod journal;
+mod limits;
+mod listener;
+mod outbox;
+mod peer;
+mod server;
+
+pub use data_dir::DataDirError;
+pub use listener::BindError;
+pub use server::{Server, ServerConfig, ServerHandle, StartError, Storage};

@@ -1,0 +1,257 @@
+//! The task of one connection: moves bytes between a socket, the connection's state machine, and its outbox.
+//!
+//! An idle connection holds no buffers: reading goes through one buffer of the worker thread, and what is left of
+//! an incomplete frame is all that is kept. Writing likewise.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use leveret_broker::node::Origin;
+use leveret_broker::{Connection, JournalPosition, Output};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::hub::Attached;
+use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
+use crate::outbox::Outbox;
+use crate::server::Shared;
+
+thread_local! {
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What the broker says when it is stopped. RabbitMQ's words.
+const SHUTDOWN_REASON: &str = "broker forced connection closure with reason 'shutdown'";
+
+struct Peer {
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    connection: Connection,
+    outbox: Arc<Outbox>,
+    attached: Option<Attached>,
+    /// The beginning of a frame whose rest has not arrived, or input that has to wait.
+    carry: Vec<u8>,
+    unsent: Vec<u8>,
+    /// How much of `unsent` the socket has taken.
+    sent: usize,
+    outputs: Vec<Output>,
+    durable: JournalPosition,
+    /// The client's end is closed or broken: nothing that is written would be read.
+    is_gone: bool,
+}
+
+/// Serves one connection until it ends.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    address: SocketAddr,
+    shutdown: watch::Receiver<bool>,
+) {
+    let origin = if address.ip().to_canonical().is_loopback() { Origin::Loopback } else { Origin::Remote };
+    let (settings, node) = (Arc::clone(&shared.settings), Arc::clone(&shared.node));
+    let connection = Connection::new(settings, node, origin, rand::random(), shared.clock.now());
+    let mut peer = Peer {
+        shared,
+        stream,
+        connection,
+        outbox: Arc::default(),
+        attached: None,
+        carry: Vec::new(),
+        unsent: Vec::new(),
+        sent: 0,
+        outputs: Vec::new(),
+        durable: JournalPosition::default(),
+        is_gone: false,
+    };
+    tracing::debug!(peer = %address, "connection accepted");
+    let ended = peer.run(address, shutdown).await;
+    drop(peer.attached.take());
+    let (user, fault) = (peer.connection.user(), peer.connection.fault());
+    match (user, fault, ended) {
+        (Some(user), None, Ok(())) => tracing::info!(peer = %address, user, "connection closed"),
+        (Some(user), Some(reason), _) => tracing::warn!(peer = %address, user, reason, "connection closed"),
+        (Some(user), None, Err(error)) => {
+            tracing::warn!(peer = %address, user, reason = %error, "connection closed")
+        }
+        (None, Some(reason), _) => tracing::warn!(peer = %address, reason, "connection refused"),
+        (None, None, Err(error)) => tracing::warn!(peer = %address, reason = %error, "connection refused"),
+        (None, None, Ok(())) => tracing::info!(peer = %address, "connection closed before login"),
+    }
+}
+
+impl Peer {
+    async fn run(&mut self, address: SocketAddr, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
+        let outbox = Arc::clone(&self.outbox);
+        let clock = self.shared.clock;
+        let mut timer = std::pin::pin!(tokio::time::sleep(self.shared.settings.handshake_timeout));
+        let mut is_stopping = false;
+        loop {
+            self.work(address);
+            if self.write()? {
+                continue;
+            }
+            if self.connection.is_closed() {
+                return self.finish().await;
+            }
+            if let Some(deadline) = self.connection.next_timeout() {
+                let due = clock.instant(deadline);
+                if due < timer.deadline() || timer.is_elapsed() {
+                    timer.as_mut().reset(due);
+                }
+            }
+            let may_read = self.unsent.len() - self.sent < UNSENT_BYTES_MAX;
+            tokio::select! {
+                biased;
+                ready = self.stream.readable(), if may_read => {
+                    ready?;
+                    self.read(address);
+                }
+                () = outbox.filled() => {}
+                ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
+                () = &mut timer, if !timer.is_elapsed() => {
+                    self.connection.handle_timeout(clock.now(), &mut self.unsent);
+                }
+                changed = shutdown.changed(), if !is_stopping => {
+                    // Without a word: whoever held the broker dropped it.
+                    changed.map_err(|_| io::ErrorKind::Interrupted)?;
+                    is_stopping = true;
+                    self.connection.handle_shutdown(clock.now(), SHUTDOWN_REASON, &mut self.unsent);
+                }
+            }
+        }
+    }
+
+    /// Writes what is left and closes our end, then waits a little for the client to close its own: closing a
+    /// socket with unread input would take back what was just written.
+    async fn finish(&mut self) -> io::Result<()> {
+        if self.is_gone {
+            return Ok(());
+        }
+        let farewell = async {
+            while !self.unsent.is_empty() {
+                self.stream.writable().await?;
+                self.write()?;
+            }
+            rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?;
+            loop {
+                self.stream.readable().await?;
+                let end = READ_BUFFER.with_borrow_mut(|buffer| {
+                    buffer.resize(buffer.len().max(READ_BYTES), 0);
+                    matches!(self.stream.try_read(buffer), Ok(0))
+                });
+                if end {
+                    return Ok(());
+                }
+            }
+        };
+        // A client that does not close in time is not waited for.
+        tokio::time::timeout(LINGER, farewell).await.unwrap_or(Ok(()))
+    }
+
+    /// Reads once, and takes in what came.
+    fn read(&mut self, address: SocketAddr) {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let kept = self.carry.len();
+            if buffer.len() < kept + READ_BYTES {
+                buffer.resize(kept + READ_BYTES, 0);
+            }
+            buffer[..kept].copy_from_slice(&self.carry);
+            match self.stream.try_read(&mut buffer[kept..]) {
+                Ok(count) if count > 0 => self.take_in(&buffer[..kept + count], address),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(_) | Err(_) => {
+                    self.is_gone = true;
+                    self.connection.handle_end();
+                }
+            }
+        });
+    }
+
+    /// Feeds input to the connection and its commands to the virtual host, until both want more.
+    fn take_in(&mut self, mut input: &[u8], address: SocketAddr) {
+        self.borrow_spare();
+        loop {
+            let used = self.connection.handle_input(self.shared.clock.now(), input, &mut self.unsent);
+            input = &input[used..];
+            self.attach(address);
+            self.execute();
+            if used == 0 || input.is_empty() {
+                break;
+            }
+        }
+        self.carry.clear();
+        self.carry.extend_from_slice(input);
+        if input.is_empty() && self.carry.capacity() > 0 {
+            self.carry = Vec::new();
+        }
+    }
+
+    /// Everything that is to be done without new input.
+    fn work(&mut self, address: SocketAddr) {
+        self.execute();
+        if self.connection.input_waits() {
+            let carry = std::mem::take(&mut self.carry);
+            self.take_in(&carry, address);
+        }
+    }
+
+    fn execute(&mut self) {
+        loop {
+            if let Some(attached) = &self.attached
+                && !self.connection.commands().is_empty()
+            {
+                self.durable = attached.execute(self.connection.commands());
+            }
+            self.outbox.take(&mut self.outputs);
+            if self.outputs.is_empty() {
+                return;
+            }
+            self.borrow_spare();
+            let now = self.shared.clock.now();
+            self.connection.handle_outputs(now, self.outputs.drain(..), self.durable, &mut self.unsent);
+        }
+    }
+
+    /// Connects to the virtual host that the client asked for.
+    fn attach(&mut self, address: SocketAddr) {
+        let Some((vhost, login)) = self.connection.take_open_request() else { return };
+        let Some(hub) = self.shared.hubs.get(vhost.as_str()) else { return };
+        let user = login.user.to_string();
+        self.attached = Some(hub.connect(login, &self.outbox));
+        self.connection.handle_opened(&mut self.unsent);
+        let name = self.connection.client_name().unwrap_or_default();
+        tracing::info!(peer = %address, user, %vhost, name, "connection opened");
+    }
+
+    fn borrow_spare(&mut self) {
+        if self.unsent.capacity() == 0 {
+            self.unsent = SPARE.take();
+        }
+    }
+
+    /// Writes as much as the socket takes; true if that gave the virtual host something to do.
+    fn write(&mut self) -> io::Result<bool> {
+        while self.sent < self.unsent.len() {
+            match self.stream.try_write(&self.unsent[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        if self.unsent.capacity() == 0 {
+            return Ok(false);
+        }
+        let has_written = self.sent > 0;
+        self.sent = 0;
+        let mut spare = std::mem::take(&mut self.unsent);
+        spare.clear();
+        if spare.capacity() <= SPARE_BYTES_MAX {
+            SPARE.set(spare);
+        }
+        Ok(has_written && self.connection.handle_written(self.shared.clock.now()))
+    }
+}

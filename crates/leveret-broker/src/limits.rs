@@ -29,7 +29,7 @@ pub const PAGE_ENTRIES: usize = 4096;
 pub const CLOSE_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 
 /// Longest time to live of a message or queue: ten years. RabbitMQ: `?MAX_EXPIRY_TIMER`. Channel 406.
-pub const TTL_MAX: Duration = Duration::from_millis(315_360_000_000);
+pub const TTL_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;

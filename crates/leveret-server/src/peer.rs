@@ -74,7 +74,7 @@ pub(crate) async fn serve(
         (Some(user), None, Ok(())) => tracing::info!(peer = %address, user, "connection closed"),
         (Some(user), Some(reason), _) => tracing::warn!(peer = %address, user, reason, "connection closed"),
         (Some(user), None, Err(error)) => {
-            tracing::warn!(peer = %address, user, reason = %error, "connection closed")
+            tracing::warn!(peer = %address, user, reason = %error, "connection closed");
         }
         (None, Some(reason), _) => tracing::warn!(peer = %address, reason, "connection refused"),
         (None, None, Err(error)) => tracing::warn!(peer = %address, reason = %error, "connection refused"),

@@ -84,6 +84,7 @@ pub struct ServerHandle {
 
 impl Server {
     /// Starts a broker on the current tokio runtime. It accepts connections when this returns.
+    #[expect(clippy::unused_async, reason = "that it is async says that it needs a tokio runtime")]
     pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
         let data_dir = match &config.storage {
             Storage::InMemory => None,

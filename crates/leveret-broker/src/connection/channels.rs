@@ -154,7 +154,7 @@ impl Connection {
         let Some(id) = ChannelId::new(frame.channel) else { return Ok(Flow::Next) };
         let method = match frame.kind {
             FrameKind::Method => {
-                Some(Method::decode(frame.payload).map_err(|error| self.undecodable(frame, error))?)
+                Some(Method::decode(frame.payload).map_err(|error| Self::undecodable(frame, error))?)
             }
             FrameKind::Header | FrameKind::Body | FrameKind::Heartbeat => None,
         };

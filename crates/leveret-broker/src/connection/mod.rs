@@ -185,7 +185,7 @@ impl Connection {
         }
         match frame.kind {
             FrameKind::Method if frame.channel == 0 => {
-                let method = Method::decode(frame.payload).map_err(|error| self.undecodable(frame, error))?;
+                let method = Method::decode(frame.payload).map_err(|error| Self::undecodable(frame, error))?;
                 self.handle_connection_method(now, method, out).map(|()| Flow::Next)
             }
             FrameKind::Method | FrameKind::Header | FrameKind::Body => match self.state {
@@ -198,7 +198,7 @@ impl Connection {
         }
     }
 
-    fn undecodable(&self, frame: RawFrame<'_>, error: leveret_amqp::DecodeError) -> Exception {
+    fn undecodable(frame: RawFrame<'_>, error: leveret_amqp::DecodeError) -> Exception {
         let ids = match frame.payload {
             &[c0, c1, m0, m1, ..] => (u16::from_be_bytes([c0, c1]), u16::from_be_bytes([m0, m1])),
             _ => (0, 0),

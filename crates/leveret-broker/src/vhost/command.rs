@@ -206,7 +206,6 @@ pub enum Existence {
 
 /// A queue to declare.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "these are the flags of queue.declare")]
 pub struct DeclareQueue {
     /// The name; empty to have one generated, or with `passive` for the last one.
     pub name: ShortString,
@@ -239,7 +238,6 @@ pub struct DeleteQueue {
 
 /// An exchange to declare.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "these are the flags of exchange.declare")]
 pub struct DeclareExchange {
     /// The name.
     pub name: ShortString,

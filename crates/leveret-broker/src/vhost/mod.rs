@@ -297,14 +297,14 @@ impl VirtualHost {
             }
             Command::Get(channel, queue, mode) => (channel, self.get(now, from, channel, &queue, mode, effects)),
             Command::DeclareQueue(channel, declare) => {
-                (channel, self.declare_queue(now, from, channel, *declare, effects))
+                (channel, self.declare_queue(now, from, channel, &declare, effects))
             }
             Command::DeleteQueue(channel, delete) => (channel, self.delete(from, channel, &delete, effects)),
             Command::PurgeQueue(channel, queue, wait) => {
                 (channel, self.purge(from, channel, &queue, wait, effects))
             }
             Command::DeclareExchange(channel, declare) => {
-                (channel, self.declare_exchange(from, channel, *declare, effects))
+                (channel, self.declare_exchange(from, channel, &declare, effects))
             }
             Command::DeleteExchange(channel, delete) => {
                 (channel, self.delete_exchange(from, channel, &delete, effects))

@@ -93,9 +93,11 @@ impl VirtualHost {
         route.sort_unstable();
         route.dedup();
         let is_worth_it = if exchange.is_empty() { !route.is_empty() } else { version.is_some() };
-        if more_keys.is_none() && is_worth_it {
-            let session = self.sessions.get_mut(from);
-            session.into_iter().for_each(|session| session.routes.remember(message.route(), version, &route));
+        if more_keys.is_none()
+            && is_worth_it
+            && let Some(session) = self.sessions.get_mut(from)
+        {
+            session.routes.remember(message.route(), version, &route);
         }
         Ok(route)
     }

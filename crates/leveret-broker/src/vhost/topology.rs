@@ -81,12 +81,12 @@ impl VirtualHost {
         now: Moment,
         from: ConnectionId,
         channel: ChannelId,
-        declare: DeclareQueue,
+        declare: &DeclareQueue,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
         let id = match declare.existence {
             Existence::Passive => self.find_queue_passively(from, channel, &declare.name)?,
-            Existence::Declare => self.declare_queue_actively(now, from, &declare, effects)?,
+            Existence::Declare => self.declare_queue_actively(now, from, declare, effects)?,
         };
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         queue.last_used = now;
@@ -349,7 +349,7 @@ impl VirtualHost {
         &mut self,
         from: ConnectionId,
         channel: ChannelId,
-        declare: DeclareExchange,
+        declare: &DeclareExchange,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
         match declare.existence {
@@ -358,7 +358,7 @@ impl VirtualHost {
                     self.exchanges.find_or_refuse(declare.name.as_str(), self.name.as_str())?;
                 }
             }
-            Existence::Declare => self.declare_exchange_actively(from, &declare.name, &declare, effects)?,
+            Existence::Declare => self.declare_exchange_actively(from, &declare.name, declare, effects)?,
         }
         if declare.wait == Wait::Answer {
             effects.push(from, Output::Answer(channel, Answer::ExchangeDeclareOk));

@@ -116,16 +116,9 @@ impl Queue {
         if let Some(&position) = self.returned.first() {
             return Some(position);
         }
-        match self.index.first_from(self.cursor) {
-            Some(position) => {
-                self.cursor = position;
-                Some(position)
-            }
-            None => {
-                self.cursor = self.index.next();
-                None
-            }
-        }
+        let found = self.index.first_from(self.cursor);
+        self.cursor = found.unwrap_or(self.index.next());
+        found
     }
 
     /// Marks the head as delivered and not yet settled.

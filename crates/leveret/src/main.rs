@@ -1,0 +1,55 @@
+//! The `leveret` binary.
+
+mod commands;
+mod configuration;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Leveret, a message broker that every RabbitMQ client can talk to.
+///
+/// Without a command it starts the broker, as `leveret serve` does. The other commands talk to a running broker
+/// over AMQP 0-9-1: Leveret, or RabbitMQ.
+#[derive(Debug, Parser)]
+#[command(name = "leveret", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::Serve>),
+    #[command(flatten)]
+    Client(commands::Command),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        None => serve::run(&cli.serve),
+        Some(Command::Serve(serve)) => serve::run(&serve),
+        Some(Command::Client(command)) => commands::run(command, Cli::command()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_means_serve() {
+        let cli = Cli::parse_from(["leveret", "--amqp-port", "0"]);
+        assert!(cli.command.is_none());
+        assert_eq!(cli.serve.amqp_port, Some(0));
+    }
+}

@@ -1,0 +1,196 @@
+//! `leveret serve`: the broker as a process.
+//!
+//! Exit codes: 0 stopped in good order, 1 could not start, 2 a bad option, 73 the data folder is in use.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use leveret_server::{DataDirError, Server, ServerConfig, ServerHandle, StartError, Storage};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::configuration;
+
+const START_FAILED: u8 = 1;
+const BAD_OPTION: u8 = 2;
+/// `EX_CANTCREAT` of sysexits.h.
+const DATA_DIR_IN_USE: u8 = 73;
+
+/// The port that AMQP 0-9-1 has at IANA.
+const AMQP_PORT: u16 = 5672;
+/// RabbitMQ's port of the management API.
+const MANAGEMENT_PORT: u16 = 15672;
+
+/// Starts the broker.
+///
+/// Example: leveret serve --in-memory --amqp-port 0
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    /// The folder for all that outlives the broker; made if it is missing [default: ./leveret-data]
+    #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Keep everything in memory; no file is touched, nothing outlives the broker
+    #[arg(long, env = "LEVERET_IN_MEMORY", conflicts_with = "data_dir")]
+    pub(crate) in_memory: bool,
+    /// An address to listen on; may be given several times [default: 127.0.0.1 and `::1`]
+    #[arg(long, value_name = "ADDR", env = "LEVERET_BIND", value_delimiter = ',')]
+    pub(crate) bind: Vec<IpAddr>,
+    /// The port for AMQP; 0 picks a free one [default: 5672]
+    #[arg(long, value_name = "N", env = "LEVERET_AMQP_PORT")]
+    pub(crate) amqp_port: Option<u16>,
+    /// The port for the management API; nothing listens there yet [default: 15672]
+    #[arg(long, value_name = "N", env = "LEVERET_MANAGEMENT_PORT")]
+    pub(crate) management_port: Option<u16>,
+    /// The least level that is logged, to standard error
+    #[arg(long, value_name = "LEVEL", env = "LEVERET_LOG_LEVEL", value_enum, default_value_t = LogLevel::Info)]
+    pub(crate) log_level: LogLevel,
+    /// A setting by RabbitMQ's name, for example heartbeat=30; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", env = "LEVERET_SET", value_delimiter = ',')]
+    pub(crate) set: Vec<String>,
+    /// A TOML file with settings, one `key = value` a line
+    #[arg(long, value_name = "FILE", env = "LEVERET_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Nothing.
+    None,
+    /// What needs somebody's attention.
+    Error,
+    /// Also what may be a mistake of a client.
+    Warning,
+    /// Also connections opened and closed.
+    Info,
+    /// Also every detail.
+    Debug,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::None => LevelFilter::OFF,
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warning => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+        }
+    }
+}
+
+pub(crate) fn run(serve: &Serve) -> ExitCode {
+    let config = match server_config(serve) {
+        Ok(config) => config,
+        Err(error) => return fail(BAD_OPTION, &error),
+    };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(LevelFilter::from(serve.log_level))
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    raise_file_limit();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(START_FAILED, &format!("cannot start the threads of the broker: {error}")),
+    };
+    runtime.block_on(serve_until_stopped(config))
+}
+
+async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
+    let keeps_nothing = config.storage != Storage::InMemory;
+    let server = match Server::start(config).await {
+        Ok(server) => server,
+        Err(error) => {
+            let code = match &error {
+                StartError::DataDir(DataDirError::InUse { .. }) => DATA_DIR_IN_USE,
+                StartError::DataDir(DataDirError::Unusable { .. }) | StartError::Bind(_) => START_FAILED,
+            };
+            return fail(code, &error);
+        }
+    };
+    if keeps_nothing {
+        tracing::warn!("durable messages are not kept across a restart yet");
+    }
+    let stop = match StopSignals::new() {
+        Ok(stop) => stop,
+        Err(error) => return fail(START_FAILED, &format!("cannot listen for SIGTERM and SIGINT: {error}")),
+    };
+    announce(&server);
+    let signal = stop.wait().await;
+    tracing::info!("{signal}: closing connections");
+    server.shutdown().await;
+    ExitCode::SUCCESS
+}
+
+fn server_config(serve: &Serve) -> Result<ServerConfig, String> {
+    let settings = configuration::settings(serve.config.as_deref(), &serve.set).map_err(|e| e.to_string())?;
+    let amqp_port = serve.amqp_port.unwrap_or(AMQP_PORT);
+    let management_port = serve.management_port.unwrap_or(MANAGEMENT_PORT);
+    if amqp_port != 0 && amqp_port == management_port {
+        return Err(format!("--amqp-port and --management-port are both {amqp_port}; choose two ports"));
+    }
+    let folder = || serve.data_dir.clone().unwrap_or_else(|| "leveret-data".into());
+    let storage = if serve.in_memory { Storage::InMemory } else { Storage::Folder(folder()) };
+    Ok(ServerConfig { bind: serve.bind.clone(), amqp_port, storage, settings })
+}
+
+/// Says that connections are accepted, in the words that people and container tools wait for.
+fn announce(server: &ServerHandle) {
+    let url = server.url();
+    let mut text = format!("leveret {} ready: {url}\n", env!("CARGO_PKG_VERSION"));
+    let mut stdout = io::stdout();
+    if stdout.is_terminal() {
+        text.push_str("Log in as guest, password guest, from this machine. Try, in another terminal:\n");
+        text.push_str(
+            "  leveret declare queue hello && leveret publish hello 'Hello, World!' && leveret get hello\n",
+        );
+        text.push_str("Ctrl-C stops the broker.\n");
+    }
+    // Whoever closed our output does not want to read it.
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = writeln!(io::stderr(), "Server startup complete; 0 plugins started.");
+}
+
+fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "error: {error}");
+    ExitCode::from(code)
+}
+
+/// Every connection is an open file; the soft limit is often 1024.
+fn raise_file_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Nofile);
+        if limit.current != limit.maximum {
+            limit.current = limit.maximum;
+            if let Err(error) = setrlimit(Resource::Nofile, limit) {
+                tracing::debug!(%error, "the limit of open files stays as it is");
+            }
+        }
+    }
+}
+
+/// The signals that stop the broker.
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

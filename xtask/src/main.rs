@@ -1,0 +1,2 @@
+//! The commands of the development loop.
+fn main() {}

@@ -13,7 +13,7 @@ pub mod method;
 pub mod reply;
 pub mod string;
 pub mod table;
-mod wire;
+pub mod wire;
 
 pub use content::{BasicProperties, ContentHeader};
 pub use frame::{FrameError, FrameKind, RawFrame};

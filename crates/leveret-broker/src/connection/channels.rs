@@ -22,7 +22,7 @@ use crate::connection::reply::{ClientError, Exception};
 use crate::names::{ChannelId, ConsumerTag, UserName, strip_line_breaks};
 use crate::vhost::command::{
     AckMode, AckTarget, Bind, BindAction, BindTo, Command, Consume, ConsumerId, DeclareExchange, DeclareQueue,
-    DeleteExchange, DeleteQueue, DeliveryTag, Existence, Publish, Qos, QueueRef, Settlement, Wait,
+    DeleteExchange, DeleteQueue, DeliveryTag, Existence, Publish, Qos, QueueRef, SettledBy, Settlement, Wait,
 };
 use crate::vhost::effects::Answer;
 
@@ -160,12 +160,15 @@ impl Connection {
         };
         if id.number() > self.channels.channel_max {
             let channel_max = self.channels.channel_max;
-            return Err(Exception::from(&ClientError::TooManyChannels { channel: id.number(), channel_max }));
+            let ids = method.map_or((0, 0), |method| method.ids());
+            let error = ClientError::TooManyChannels { channel: id.number(), channel_max };
+            return Err(Exception::from(&error).during(ids));
         }
         match (self.channels.slot(id), method) {
             (Slot::Open(_), Some(method)) => {
-                self.handle_channel_method(id, method)
-                    .map_err(|error| Exception::from(&error).during(method.ids()))?;
+                if let Err(error) = self.handle_channel_method(id, method) {
+                    self.raise(id, Exception::from(&error).during(method.ids()))?;
+                }
             }
             (Slot::Open(_), None) => self.handle_content_frame(id, frame)?,
             (slot @ Slot::Closed, Some(Method::ChannelOpen { .. })) => {
@@ -265,13 +268,13 @@ impl Connection {
                 return Ok(());
             }
             Method::BasicAck { delivery_tag, multiple } => {
-                Command::Settle(id, ack_target(delivery_tag, multiple)?, Settlement::Ack)
+                Command::Settle(id, ack_target(delivery_tag, multiple)?, Settlement::Ack, SettledBy::Ack)
             }
             Method::BasicNack { delivery_tag, multiple, requeue } => {
-                Command::Settle(id, ack_target(delivery_tag, multiple)?, settlement(requeue))
+                Command::Settle(id, ack_target(delivery_tag, multiple)?, settlement(requeue), SettledBy::Nack)
             }
             Method::BasicReject { delivery_tag, requeue } => {
-                Command::Settle(id, ack_target(delivery_tag, false)?, settlement(requeue))
+                Command::Settle(id, ack_target(delivery_tag, false)?, settlement(requeue), SettledBy::Reject)
             }
             Method::BasicRecover { requeue: true } => Command::Recover(id, Wait::Answer),
             Method::BasicRecoverAsync { requeue: true } => Command::Recover(id, Wait::NoWait),

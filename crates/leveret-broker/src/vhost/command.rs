@@ -61,6 +61,17 @@ pub enum Settlement {
     Discard,
 }
 
+/// The method that settles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettledBy {
+    /// `basic.ack`
+    Ack,
+    /// `basic.nack`
+    Nack,
+    /// `basic.reject`
+    Reject,
+}
+
 /// Names a consumer on its connection, from `basic.consume` until after its last delivery was encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConsumerId(pub(crate) u32);
@@ -101,7 +112,7 @@ pub enum Command {
     /// `basic.publish` with its content.
     Publish(Publish),
     /// `basic.ack`, `basic.nack`, `basic.reject`
-    Settle(ChannelId, AckTarget, Settlement),
+    Settle(ChannelId, AckTarget, Settlement, SettledBy),
     /// `basic.recover` and `basic.recover-async` with `requeue`
     Recover(ChannelId, Wait),
     /// `basic.qos`
@@ -124,6 +135,37 @@ pub enum Command {
     DeleteExchange(ChannelId, DeleteExchange),
     /// `queue.bind`, `queue.unbind`, `exchange.bind`, `exchange.unbind`
     Bind(ChannelId, Box<Bind>),
+}
+
+impl Command {
+    /// Class and method id of the method it stands for, as an exception names them.
+    pub(crate) fn method(&self) -> (u16, u16) {
+        match self {
+            Command::OpenChannel(_) => (20, 10),
+            Command::CloseChannel(..) => (20, 40),
+            Command::Answer(..) | Command::FailChannel(..) | Command::Disconnect(_) | Command::Written(_) => (0, 0),
+            Command::Publish(_) => (60, 40),
+            Command::Settle(.., SettledBy::Ack) => (60, 80),
+            Command::Settle(.., SettledBy::Reject) => (60, 90),
+            Command::Settle(.., SettledBy::Nack) => (60, 120),
+            Command::Recover(..) => (60, 110),
+            Command::Qos(..) => (60, 10),
+            Command::Consume(..) => (60, 20),
+            Command::Cancel(..) => (60, 30),
+            Command::Get(..) => (60, 70),
+            Command::DeclareQueue(..) => (50, 10),
+            Command::DeleteQueue(..) => (50, 40),
+            Command::PurgeQueue(..) => (50, 30),
+            Command::DeclareExchange(..) => (40, 10),
+            Command::DeleteExchange(..) => (40, 20),
+            Command::Bind(_, bind) => match (&bind.to, bind.action) {
+                (BindTo::Queue(_), BindAction::Bind) => (50, 20),
+                (BindTo::Queue(_), BindAction::Unbind) => (50, 50),
+                (BindTo::Exchange(_), BindAction::Bind) => (40, 30),
+                (BindTo::Exchange(_), BindAction::Unbind) => (40, 40),
+            },
+        }
+    }
 }
 
 /// The last thing a connection hears.

@@ -236,6 +236,7 @@ impl VirtualHost {
     }
 
     fn execute(&mut self, now: Moment, from: ConnectionId, command: Command, effects: &mut Effects) {
+        let method = command.method();
         let (channel, result) = match command {
             Command::OpenChannel(channel) => {
                 if let Some(session) = self.sessions.get_mut(from) {
@@ -281,7 +282,7 @@ impl VirtualHost {
                 effects.push(from, Output::Answer(channel, answer));
                 return;
             }
-            Command::Settle(channel, target, settlement) => {
+            Command::Settle(channel, target, settlement, _) => {
                 (channel, self.settle(from, channel, target, settlement))
             }
             Command::Recover(channel, wait) => (channel, self.recover(from, channel, wait, effects)),
@@ -312,7 +313,7 @@ impl VirtualHost {
             Command::Bind(channel, bind) => (channel, self.bind(from, channel, &bind, effects)),
         };
         if let Err(refusal) = result {
-            self.fail_channel(now, from, channel, Exception::from(&refusal), effects);
+            self.fail_channel(now, from, channel, Exception::from(&refusal).during(method), effects);
         }
     }
 

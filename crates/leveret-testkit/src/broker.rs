@@ -1,0 +1,291 @@
+//! A broker in one thread: one virtual host, its connections, a clock that stands still unless told otherwise.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use leveret_amqp::frame::split_frame;
+use leveret_broker::moment::Deadline;
+use leveret_broker::node::Origin;
+use leveret_broker::vhost::Progress;
+use leveret_broker::vhost::command::Farewell;
+use leveret_broker::vhost::effects::Fetched;
+use leveret_broker::{
+    Command, Connection, ConnectionId, Effects, JournalPosition, Message, MessageId, Moment, Node, Output,
+    Settings, VirtualHost,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::script::{Heard, Wire};
+
+/// What differs from run to run of the same script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variation {
+    /// Whether what the client sends arrives one byte at a time.
+    pub byte_by_byte: bool,
+    /// Which bodies are evicted from memory.
+    pub eviction: Eviction,
+}
+
+/// Which bodies are evicted from memory after each step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// None.
+    Never,
+    /// Every one.
+    Always,
+    /// Each with one chance in two.
+    AtRandom,
+}
+
+impl Variation {
+    /// All that a script is run in.
+    pub const ALL: [Variation; 4] = [
+        Variation { byte_by_byte: false, eviction: Eviction::Never },
+        Variation { byte_by_byte: true, eviction: Eviction::Never },
+        Variation { byte_by_byte: false, eviction: Eviction::Always },
+        Variation { byte_by_byte: false, eviction: Eviction::AtRandom },
+    ];
+}
+
+struct Peer {
+    connection: Connection,
+    id: Option<ConnectionId>,
+    carry: Vec<u8>,
+    outputs: VecDeque<Output>,
+    /// What the client has not heard yet.
+    unheard: Vec<u8>,
+}
+
+/// The broker under test.
+pub struct Broker {
+    variation: Variation,
+    settings: Arc<Settings>,
+    node: Arc<Node>,
+    vhost: VirtualHost,
+    peers: BTreeMap<String, Peer>,
+    now: Moment,
+    effects: Effects,
+    /// Where evicted bodies are.
+    stored: BTreeMap<MessageId, Message>,
+    journaled: u64,
+    random: SmallRng,
+}
+
+impl Broker {
+    /// A fresh broker with default settings.
+    pub fn new(variation: Variation) -> Self {
+        let node = Node::default();
+        let vhost = VirtualHost::new(node.vhosts()[0].clone(), [7; 32]);
+        Broker {
+            variation,
+            settings: Arc::default(),
+            node: Arc::new(node),
+            vhost,
+            peers: BTreeMap::new(),
+            // Some time in 2026; nothing depends on it.
+            now: Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_790_000_000) },
+            effects: Effects::default(),
+            stored: BTreeMap::new(),
+            journaled: 0,
+            random: SmallRng::seed_from_u64(7),
+        }
+    }
+
+    /// The same with other settings, or other users and virtual hosts.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Settings, &mut Node)) -> Self {
+        change(Arc::make_mut(&mut self.settings), Arc::make_mut(&mut self.node));
+        self
+    }
+
+    fn feed(&mut self, name: &str, bytes: &[u8]) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.carry.extend_from_slice(bytes);
+        self.settle(name);
+    }
+
+    /// Lets one connection go as far as it can, and then everybody whom that concerns.
+    fn settle(&mut self, name: &str) {
+        loop {
+            let now = self.now;
+            let Some(peer) = self.peers.get_mut(name) else { return };
+            let used = peer.connection.handle_input(now, &peer.carry, &mut peer.unheard);
+            peer.carry.drain(..used);
+            if let Some((_, login)) = peer.connection.take_open_request() {
+                peer.id = Some(self.vhost.connect(login));
+                peer.connection.handle_opened(&mut peer.unheard);
+            }
+            let executed = self.execute(name);
+            let encoded = self.encode_all();
+            let Some(peer) = self.peers.get(name) else { return };
+            if (used == 0 || peer.carry.is_empty()) && !executed && !encoded {
+                return;
+            }
+        }
+    }
+
+    /// Executes what waits; true if there was something.
+    fn execute(&mut self, name: &str) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else { return false };
+        let Some(id) = peer.id else { return false };
+        let waiting = peer.connection.commands();
+        if waiting.is_empty() {
+            return false;
+        }
+        let progress = self.vhost.handle_batch(self.now, id, waiting, &mut self.effects);
+        self.hand_on(progress);
+        true
+    }
+
+    /// Distributes what follows from a batch, fetches what is asked for, and goes on until nothing is left.
+    fn hand_on(&mut self, mut progress: Progress) {
+        loop {
+            self.journaled += self.effects.changes.len() as u64;
+            self.effects.changes.clear();
+            let peers = &mut self.peers;
+            self.effects.take_outputs(|to, outputs| {
+                if let Some(peer) = peers.values_mut().find(|peer| peer.id == Some(to)) {
+                    peer.outputs.extend(outputs.drain(..));
+                }
+            });
+            let fetches = std::mem::take(&mut self.effects.fetches);
+            if !fetches.is_empty() {
+                let fetched = fetches.into_iter().map(|fetch| {
+                    let message = self.stored.get(&fetch.id).expect("what was evicted was stored").clone();
+                    Fetched { fetch, message }
+                });
+                progress = self.vhost.handle_fetched(self.now, &mut fetched.collect(), &mut self.effects);
+                continue;
+            }
+            if progress == Progress::Done {
+                break;
+            }
+            progress = self.vhost.go_on(self.now, &mut self.effects);
+        }
+        self.evict();
+    }
+
+    fn evict(&mut self) {
+        let (stored, random) = (&mut self.stored, &mut self.random);
+        let mut store = |id: MessageId, message: &Message| {
+            stored.insert(id, message.clone());
+            true
+        };
+        match self.variation.eviction {
+            Eviction::Never => {}
+            Eviction::Always => self.vhost.evict(store),
+            Eviction::AtRandom => self.vhost.evict(|id, message| random.random_bool(0.5) && store(id, message)),
+        }
+    }
+
+    /// Encodes what waits in outboxes; true if there was something.
+    fn encode_all(&mut self) -> bool {
+        let durable = JournalPosition(self.journaled);
+        let mut any = false;
+        for peer in self.peers.values_mut() {
+            if peer.outputs.is_empty() {
+                continue;
+            }
+            any = true;
+            peer.connection.handle_outputs(self.now, peer.outputs.drain(..), durable, &mut peer.unheard);
+            // The client of a script reads at once.
+            let _ = peer.connection.handle_written(self.now);
+        }
+        if any {
+            for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+                self.execute(&name);
+            }
+        }
+        any
+    }
+
+    fn settle_all(&mut self) {
+        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+            self.settle(&name);
+        }
+    }
+
+    fn next_timeout(&self) -> Option<Deadline> {
+        let peers = self.peers.values().filter_map(|peer| peer.connection.next_timeout());
+        peers.chain(self.vhost.next_timeout()).min()
+    }
+}
+
+impl Wire for Broker {
+    fn connect(&mut self, name: &str) {
+        let (settings, node) = (Arc::clone(&self.settings), Arc::clone(&self.node));
+        let connection = Connection::new(settings, node, Origin::Loopback, 7, self.now);
+        let (carry, outputs, unheard) = (Vec::new(), VecDeque::new(), Vec::new());
+        self.peers.insert(name.into(), Peer { connection, id: None, carry, outputs, unheard });
+    }
+
+    fn send(&mut self, name: &str, bytes: &[u8]) {
+        if self.variation.byte_by_byte {
+            for byte in bytes.chunks(1) {
+                self.feed(name, byte);
+            }
+        } else {
+            self.feed(name, bytes);
+        }
+    }
+
+    fn end(&mut self, name: &str) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.connection.handle_end();
+            self.settle(name);
+        }
+    }
+
+    fn hear(&mut self, name: &str) -> Heard {
+        let Some(peer) = self.peers.get_mut(name) else { return Heard::End };
+        if peer.unheard.starts_with(b"AMQP") {
+            let rest = peer.unheard.split_off(8);
+            return Heard::ProtocolHeader(std::mem::replace(&mut peer.unheard, rest));
+        }
+        let mut rest = &peer.unheard[..];
+        let frame = split_frame(&mut rest, u32::MAX).expect("the broker's frames are well formed");
+        match frame {
+            Some(frame) => {
+                let heard = Heard::Frame(frame.kind, frame.channel, frame.payload.to_vec());
+                let rest = rest.to_vec();
+                peer.unheard = rest;
+                heard
+            }
+            None if peer.connection.is_closed() => Heard::End,
+            None => Heard::Nothing,
+        }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        let end = self.now.monotonic + time;
+        while let Some(due) = self.next_timeout().filter(|due| due.0 <= end) {
+            let step = due.0.saturating_sub(self.now.monotonic);
+            self.now = Moment { monotonic: self.now.monotonic + step, wall: self.now.wall + step };
+            for peer in self.peers.values_mut() {
+                peer.connection.handle_timeout(self.now, &mut peer.unheard);
+            }
+            let progress = self.vhost.handle_timeout(self.now, &mut self.effects);
+            self.hand_on(progress);
+            self.encode_all();
+            self.settle_all();
+        }
+        let step = end.saturating_sub(self.now.monotonic);
+        self.now = Moment { monotonic: end, wall: self.now.wall + step };
+    }
+}
+
+impl Drop for Broker {
+    /// Whatever a script did, disconnecting everybody must work.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for id in self.peers.values().filter_map(|peer| peer.id).collect::<Vec<_>>() {
+            let mut commands = leveret_broker::Commands::default();
+            commands.push(Command::Disconnect(Farewell::Silent));
+            while self.vhost.handle_batch(self.now, id, &mut commands, &mut self.effects) == Progress::More {}
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Protocol scripts against the core of the broker, in one thread with invented time.
+//!
+//! A script is what client and server say to each other, a line each, and what happens in between:
+//!
+//! ```
+//! leveret_testkit::script("
+//!     C: queue.declare queue='hello'
+//!     S: queue.declare-ok 'hello' 0 0
+//!     C: basic.publish routing-key='hello' body='Hello, World!'
+//!     C: basic.get queue='hello' no-ack
+//!     S: basic.get-ok 1 '' 'hello' 0 body='Hello, World!'
+//! ");
+//! ```
+//!
+//! | line | meaning |
+//! | --- | --- |
+//! | `C: METHOD ARGUMENTS` | the client sends a method; those with content send that, too |
+//! | `S: METHOD ARGUMENTS` | the next thing the client hears is this |
+//! | `S: nothing` | there is nothing to hear |
+//! | `S: heartbeat` | the next thing the client hears is a heartbeat |
+//! | `S: protocol-header` | it is the eight bytes of the protocol header |
+//! | `S: end` | the broker has closed the socket |
+//! | `C: protocol-header`, `C: heartbeat`, `C: end` | the client sends that, or closes its socket |
+//! | `C: raw 01 ff 'text'` | the client sends these bytes |
+//! | `C: content-header SIZE`, `C: content-body BODY` | frames of a content, one by one |
+//! | `wait 30s` | time passes (`ms`, `s`, `min`, `h`) |
+//!
+//! `C` and `S` may name a connection and a channel: `Cb/2:` is channel 2 of connection `b`. Connections and channels
+//! are opened when a line first names them, unless that line opens them itself. Channel 0 is the connection.
+//!
+//! Arguments go by name (`queue='q'`), flags by their name alone (`durable`); in what the server says, values
+//! without a name stand for the arguments in their order, flags left out. What a line does not mention is 0, empty
+//! or false in what the client sends. In what the server says it is anything, but flags are false.
+//! A name such as `$tag` stands for what it was first compared with.
+//!
+//! Every script runs several times: as it is, with its bytes arriving one by one, and with every body evicted from
+//! memory at once, or at random, so that it has to be fetched back.
+
+mod broker;
+mod script;
+mod text;
+
+pub use broker::{Broker, Eviction, Variation};
+pub use script::{Heard, Wire, run_script};
+
+/// Runs a script against fresh brokers, in each of the variations.
+///
+/// # Panics
+/// With the line and all that was said, if the broker says anything else.
+#[track_caller]
+pub fn script(text: &str) {
+    for variation in Variation::ALL {
+        let mut broker = Broker::new(variation);
+        if let Err(failure) = run_script(&mut broker, text) {
+            panic!("{failure}\n(variation: {variation:?})");
+        }
+    }
+}

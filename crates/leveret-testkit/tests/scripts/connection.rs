@@ -1,0 +1,289 @@
+//! Opening, tuning, keeping alive and closing a connection.
+
+use leveret_broker::Settings;
+use leveret_testkit::{Broker, Variation, run_script, script};
+
+#[test]
+fn a_connection_is_opened_step_by_step() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start 0 9 locales='en_US' mechanisms='PLAIN AMQPLAIN' server-properties={capabilities={publisher_confirms=true exchange_exchange_bindings=true basic.nack=true consumer_cancel_notify=true consumer_priorities=true authentication_failure_close=true per_consumer_qos=true} cluster_name='leveret' copyright='The Leveret authors' information='Licensed under MIT or Apache-2.0' platform='Rust' product='leveret' version='0.1.0'}
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest' locale='en_US'
+        S/0: connection.tune 2047 131072 60
+        C/0: connection.tune-ok channel-max=10 frame-max=4096 heartbeat=0
+        C/0: connection.open virtual-host='/'
+        S/0: connection.open-ok
+        C/1: channel.open
+        S/1: channel.open-ok
+        ",
+    );
+}
+
+#[test]
+fn zero_in_tune_ok_means_the_limit_of_the_server() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        S/0: connection.tune
+        C/0: connection.tune-ok channel-max=0 frame-max=0 heartbeat=0
+        C/0: connection.open virtual-host='/'
+        S/0: connection.open-ok
+        C/2047: channel.open
+        S/2047: channel.open-ok
+        C/2048: channel.open
+        S/0: connection.close 530 'NOT_ALLOWED - channel number 2048 is above the negotiated channel_max (2047)' 20 10
+        ",
+    );
+}
+
+#[test]
+fn tune_ok_outside_the_limits_is_refused_with_530() {
+    for (tune_ok, text) in [
+        ("frame-max=100", "negotiated frame_max = 100 is lower than the minimum allowed value (4096)"),
+        ("frame-max=131073", "negotiated frame_max = 131073 is higher than the maximum allowed value (131072)"),
+        (
+            "frame-max=4096 channel-max=2048",
+            "negotiated channel_max = 2048 is higher than the maximum allowed value (2047)",
+        ),
+    ] {
+        script(&format!(
+            "
+            C/0: protocol-header
+            S/0: connection.start
+            C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+            S/0: connection.tune
+            C/0: connection.tune-ok {tune_ok}
+            S/0: connection.close 530 'NOT_ALLOWED - {text}' 10 31
+            C/0: connection.close-ok
+            S/0: end
+            "
+        ));
+    }
+}
+
+#[test]
+fn amqplain_logs_in_with_a_table() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: raw 01 00 00 00 00 00 48 00 0a 00 0b 00 00 00 00 08 'AMQPLAIN' 00 00 00 24 05 'LOGIN' 'S' 00 00 00 05 'guest' 08 'PASSWORD' 'S' 00 00 00 05 'guest' 0b 'en_US_POSIX' ce
+        S/0: connection.tune
+        ",
+    );
+}
+
+#[test]
+fn a_wrong_password_is_403_to_a_client_that_understands_it() {
+    for response in ["\\0guest\\0wrong", "\\0nobody\\0guest"] {
+        script(&format!(
+            "
+            C/0: protocol-header
+            S/0: connection.start
+            C/0: connection.start-ok mechanism='PLAIN' response='{response}' client-properties={{capabilities={{authentication_failure_close=true}}}}
+            S/0: connection.close 403 'ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details see the broker logfile.' 10 11
+            C/0: connection.close-ok
+            S/0: end
+            "
+        ));
+    }
+}
+
+#[test]
+fn a_wrong_password_closes_the_socket_of_a_client_that_would_not_understand() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0wrong'
+        S/0: end
+        ",
+    );
+}
+
+#[test]
+fn an_unknown_mechanism_and_a_malformed_response_are_refused() {
+    for login in
+        ["mechanism='MAGIC' response=''", "mechanism='PLAIN' response='guest'", "mechanism='AMQPLAIN' response='x'"]
+    {
+        script(&format!(
+            "
+            C/0: protocol-header
+            S/0: connection.start
+            C/0: connection.start-ok {login}
+            S/0: end
+            "
+        ));
+    }
+}
+
+#[test]
+fn an_unknown_virtual_host_is_530() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        S/0: connection.tune
+        C/0: connection.tune-ok frame-max=131072
+        C/0: connection.open virtual-host='nowhere'
+        S/0: connection.close 530 'NOT_ALLOWED - vhost nowhere not found' 10 40
+        ",
+    );
+}
+
+#[test]
+fn another_protocol_header_is_answered_with_ours_and_the_socket_is_closed() {
+    for header in
+        ["'GET / HTTP/1.1'", "'AMQP' 00 00 09 02", "'AMQP' 01 01 08 00", "'amqp' 00 00 09 01", "16 03 01 02 00"]
+    {
+        script(&format!("Cx/0: raw {header}\nSx/0: protocol-header\nSx/0: end"));
+    }
+}
+
+#[test]
+fn the_older_spelling_of_the_protocol_header_is_understood() {
+    script("C/0: raw 'AMQP' 01 01 00 09\nS/0: connection.start 0 9");
+}
+
+#[test]
+fn a_silent_client_is_cut_off_ten_seconds_after_it_connected() {
+    script(
+        "
+        Cx/0: raw 'AM'
+        wait 9999ms
+        Sx/0: nothing
+        wait 1ms
+        Sx/0: end
+        ",
+    );
+    script(
+        "
+        Cx/0: protocol-header
+        Sx/0: connection.start
+        wait 6s
+        Cx/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        Sx/0: connection.tune
+        wait 4s
+        Sx/0: end
+        ",
+    );
+}
+
+#[test]
+fn nothing_is_executed_before_the_connection_is_open() {
+    for method in ["connection.open virtual-host='/'", "connection.tune-ok frame-max=131072", "connection.close"] {
+        script(&format!("Cx/0: protocol-header\nSx/0: connection.start\nCx/0: {method}\nSx/0: end"));
+    }
+    script("Cx/0: protocol-header\nSx/0: connection.start\nCx/1: channel.open\nSx/0: end");
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        S/0: connection.tune
+        C/0: connection.tune-ok frame-max=131072
+        C/1: queue.declare queue='q'
+        S/0: connection.close 505
+        C/0: connection.close-ok
+        Cb: queue.declare queue='q' passive
+        Sb: channel.close 404
+        Cb: channel.close-ok
+        ",
+    );
+}
+
+#[test]
+fn the_server_sends_heartbeats_and_gives_up_on_a_client_that_sends_none() {
+    let handshake = "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        S/0: connection.tune
+        C/0: connection.tune-ok frame-max=131072 heartbeat=10
+        C/0: connection.open virtual-host='/'
+        S/0: connection.open-ok
+        ";
+    script(&format!(
+        "{handshake}
+        wait 5s
+        S/0: heartbeat
+        wait 5s
+        S/0: heartbeat
+        C/0: heartbeat
+        wait 5s
+        S/0: heartbeat
+        wait 5s
+        S/0: heartbeat
+        wait 5s
+        S/0: heartbeat
+        wait 4999ms
+        S/0: nothing
+        wait 1ms
+        S/0: end
+        "
+    ));
+}
+
+#[test]
+fn without_heartbeats_silence_is_no_fault() {
+    script("C: basic.qos\nS: basic.qos-ok\nwait 48h\nC: basic.qos\nS: basic.qos-ok");
+}
+
+#[test]
+fn exclusive_queues_are_gone_when_close_is_answered() {
+    script(
+        "
+        Cb: queue.declare queue='mine' exclusive
+        Sb: queue.declare-ok 'mine' 0 0
+        Cb: connection.close reply-code=200
+        Sb: connection.close-ok
+        Sb: end
+        C: queue.declare queue='mine' passive
+        S: channel.close 404
+        C: channel.close-ok
+        ",
+    );
+}
+
+#[test]
+fn a_lost_socket_gives_back_what_its_connection_held() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='one'
+        Cb: basic.consume queue='q' consumer-tag='t'
+        Sb: basic.consume-ok 't'
+        Sb: basic.deliver 't' 1 body='one'
+        Cb: end
+        Sb: end
+        C: basic.get queue='q'
+        S: basic.get-ok 1 redelivered '' 'q' 0 body='one'
+        ",
+    );
+}
+
+#[test]
+fn a_body_above_max_message_size_closes_the_channel_and_not_the_connection() {
+    for variation in Variation::ALL {
+        let mut broker = Broker::new(variation).with(|settings: &mut Settings, _| settings.max_message_size = 10);
+        let result = run_script(
+            &mut broker,
+            "
+            C: queue.declare queue='q'
+            S: queue.declare-ok 'q' 0 0
+            C: basic.publish routing-key='q' body='0123456789'
+            C: basic.publish routing-key='q' body='0123456789a'
+            S: channel.close 406 'PRECONDITION_FAILED - message size 11 is larger than configured max size 10' 60 40
+            C: channel.close-ok
+            C/2: basic.get queue='q'
+            S/2: basic.get-ok 1 '' 'q' 0 body='0123456789'
+            ",
+        );
+        result.unwrap();
+    }
+}

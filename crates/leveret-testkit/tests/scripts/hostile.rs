@@ -1,0 +1,179 @@
+//! Bytes that no honest client sends. Only the guilty connection suffers.
+
+use leveret_testkit::script;
+
+/// After an open connection with a channel, `input` gets `reply`; a bystander notices nothing.
+fn refused(input: &str, reply: &str) {
+    script(&format!(
+        "
+        Cby: queue.declare queue='q'
+        Sby: queue.declare-ok 'q' 0 0
+        Cby: basic.consume queue='q' consumer-tag='t' no-ack
+        Sby: basic.consume-ok 't'
+        C: basic.qos
+        S: basic.qos-ok
+        {input}
+        S/0: connection.close {reply}
+        C/0: connection.close-ok
+        S/0: end
+        Cby: basic.publish routing-key='q' body='still here'
+        Sby: basic.deliver 't' 1 body='still here'
+        Cnew: queue.declare queue='q' passive
+        Snew: queue.declare-ok 'q' 0 1
+        "
+    ));
+}
+
+#[test]
+fn broken_frames_are_501() {
+    for input in [
+        "C: raw 01 00 01 00 00 00 04 00 14 00 0a cd",
+        "C: raw 00 00 01 00 00 00 00 ce",
+        "C: raw 05 00 01 00 00 00 00 ce",
+        "C: raw ff*70",
+        "C: raw 'AMQP' 00 00 09 01",
+        "C: raw 01 00 01 7f ff ff ff",
+        "C: raw 03 00 01 ff ff ff ff",
+        "C: raw 01 00 01 00 00 00 00 ce",
+        "C: raw 01 00 01 00 00 00 03 00 14 00 ce",
+    ] {
+        refused(input, "501");
+    }
+}
+
+#[test]
+fn frames_out_of_place_are_505() {
+    for input in [
+        "C: raw 08 00 01 00 00 00 00 ce",
+        "C: content-header 5",
+        "C: content-body 'x'",
+        "C/0: content-header 5",
+        "C/0: content-body 'x'",
+        "C: basic.publish routing-key='q'\n        C: content-body 'x'",
+        "C: basic.publish routing-key='q'\n        C: basic.qos",
+        "C: basic.publish routing-key='q'\n        C: content-header 5\n        C: content-header 5",
+        "C: basic.publish routing-key='q'\n        C: content-header 5\n        C: basic.qos",
+        "C: basic.publish routing-key='q'\n        C: raw 02 00 01 00 00 00 0e 00 32 00 00 00 00 00 00 00 00 00 00 00 00 ce",
+        "C: basic.publish routing-key='q'\n        C: raw 02 00 01 00 00 00 0e 00 3c 00 01 00 00 00 00 00 00 00 00 00 00 ce",
+    ] {
+        refused(input, "505");
+    }
+}
+
+#[test]
+fn a_body_longer_than_declared_is_501() {
+    for input in ["C: content-body '123456'", "C: content-body '123'\n        C: content-body '456'"] {
+        refused(&format!("C: basic.publish routing-key='q'\n        C: content-header 5\n        {input}"), "501");
+    }
+}
+
+#[test]
+fn a_size_beyond_all_limits_is_501_at_the_header() {
+    for size in ["536870913", "1073741824", "-9223372036854775808", "-1"] {
+        refused(&format!("C: basic.publish routing-key='q'\n        C: content-header {size}"), "501");
+    }
+}
+
+#[test]
+fn a_broken_content_header_is_502() {
+    for header in [
+        "00 3c 00 00",
+        "00 3c 00 00 00 00 00 00 00 00 00 00",
+        "00 3c 00 00 00 00 00 00 00 00 00 00 80 00",
+        "00 3c 00 00 00 00 00 00 00 00 00 00 80 00 05 'a'",
+        "00 3c 00 00 00 00 00 00 00 00 00 00 00 01",
+        "00 3c 00 00 00 00 00 00 00 00 00 00 00 00 00",
+        "00 3c 00 00 00 00 00 00 00 00 00 00 20 00 00 00 00 05 'a'",
+        "00 3c 00 00 00 00 00 00 00 00 00 00 20 00 00 00 00 03 01 'kZ'",
+    ] {
+        let length =
+            header.split(' ').count() - header.matches("'kZ'").count() + 2 * header.matches("'kZ'").count();
+        refused(
+            &format!("C: basic.publish routing-key='q'\n        C: raw 02 00 01 00 00 00 {length:02x} {header} ce"),
+            "502",
+        );
+    }
+}
+
+#[test]
+fn arguments_that_overrun_their_frame_are_501_and_broken_tables_502() {
+    for (input, reply) in [
+        ("C: raw 01 00 01 00 00 00 07 00 32 00 0a 00 00 05 ce", "501"),
+        ("C: raw 01 00 01 00 00 00 0c 00 32 00 0a 00 00 01 'q' 00 00 00 00 ce", "501"),
+        ("C: raw 01 00 01 00 00 00 08 00 3c 00 1e 02 ff fe 00 ce", "501"),
+        ("C: raw 01 00 01 00 00 00 10 00 32 00 0a 00 00 01 'q' 00 00 00 00 03 01 'k' 'Z' ce", "502"),
+        ("C: raw 01 00 01 00 00 00 11 00 32 00 0a 00 00 01 'q' 00 00 00 00 04 01 'k' 'S' 00 ce", "502"),
+    ] {
+        refused(input, reply);
+    }
+}
+
+#[test]
+fn unknown_methods_are_540_and_methods_of_servers_503() {
+    refused("C: raw 01 00 01 00 00 00 04 00 63 00 0a ce", "540 'NOT_IMPLEMENTED - unknown method 99.10' 99 10");
+    refused("C: raw 01 00 01 00 00 00 04 00 32 03 e7 ce", "540");
+    for method in ["queue.declare-ok", "basic.deliver", "basic.return", "basic.qos-ok", "confirm.select-ok"] {
+        refused(&format!("C: {method}"), "503");
+    }
+}
+
+#[test]
+fn methods_on_the_wrong_channel_are_504() {
+    refused("C: raw 01 00 00 00 00 00 0b 00 3c 00 0a 00 00 00 00 00 00 00 ce", "504");
+    refused("C: raw 01 00 01 00 00 00 04 00 0a 00 33 ce", "504");
+    refused("C: raw 01 00 00 00 00 00 05 00 14 00 0a 00 ce", "504");
+    refused("C/0: connection.start-ok mechanism='PLAIN'", "504");
+    refused("C/0: connection.tune-ok", "504");
+    refused("C/0: connection.open virtual-host='/'", "504");
+}
+
+#[test]
+fn a_channel_above_the_limit_is_530() {
+    refused("C: raw 01 08 00 00 00 00 05 00 14 00 0a 00 ce", "530");
+}
+
+#[test]
+fn many_empty_body_frames_are_harmless() {
+    let empty = "C: content-body ''\n".repeat(1000);
+    script(&format!(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q'
+        C: content-header 2
+        {empty}
+        C: content-body 'ab'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 '' 'q' 0 body='ab'
+        "
+    ));
+}
+
+#[test]
+fn half_a_message_is_no_message() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        Cb: basic.publish routing-key='q'
+        Cb: content-header 10
+        Cb: content-body '12345'
+        Cb: end
+        Sb: end
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 0 0
+        ",
+    );
+}
+
+#[test]
+fn before_login_a_frame_is_at_most_8_kib() {
+    script(
+        "
+        Cx/0: protocol-header
+        Sx/0: connection.start
+        Cx/0: raw 01 00 00 00 10 00 00
+        Sx/0: end
+        ",
+    );
+}

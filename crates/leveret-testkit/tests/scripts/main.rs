@@ -1,0 +1,13 @@
+//! What the broker does, as protocol scripts. The language is described in the crate's documentation.
+
+mod basics;
+mod channel;
+mod confirms;
+mod connection;
+mod consumers;
+mod exchanges;
+mod expiry;
+mod hostile;
+mod publishing;
+mod queues;
+mod settling;

@@ -85,6 +85,12 @@ impl ShortString {
     }
 }
 
+impl std::borrow::Borrow<str> for ShortString {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
 impl From<ShortStr<'_>> for ShortString {
     fn from(text: ShortStr<'_>) -> Self {
         ShortString(text.0.into())

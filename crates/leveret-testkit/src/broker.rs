@@ -216,7 +216,8 @@ impl Broker {
 impl Wire for Broker {
     fn connect(&mut self, name: &str) {
         let (settings, node) = (Arc::clone(&self.settings), Arc::clone(&self.node));
-        let connection = Connection::new(settings, node, Origin::Loopback, 7, self.now);
+        let seed = [u8::try_from(self.peers.len()).unwrap_or(u8::MAX); 32];
+        let connection = Connection::new(settings, node, Origin::Loopback, seed, self.now);
         let (carry, outputs, unheard) = (Vec::new(), VecDeque::new(), Vec::new());
         self.peers.insert(name.into(), Peer { connection, id: None, carry, outputs, unheard });
     }

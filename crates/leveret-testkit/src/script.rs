@@ -140,7 +140,7 @@ impl Run<'_> {
                 check_names(spec, &given)?;
                 let payload = encode_method(spec, &given)?;
                 write_frame(&mut bytes, FrameKind::Method, channel_of(spec.class, channel), |out| {
-                    out.extend(payload)
+                    out.extend(payload);
                 });
                 if let Some(body) = given.get("body") {
                     let Text::Bytes(body) = body else { return Err("a body is a string".into()) };

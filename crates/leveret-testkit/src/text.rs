@@ -83,7 +83,7 @@ impl Parser<'_> {
         if let Some(quote) = quote {
             let rest = &self.rest[1..];
             let end = rest.find(quote).ok_or("a quote is not closed")?;
-            let text = rest[..end].replace("\\n", "\n").replace("\\r", "\r").replace("\\0", "\0");
+            let text = unescape_octets(&rest[..end]).replace("\\n", "\n").replace("\\r", "\r").replace("\\0", "\0");
             self.rest = &rest[end + 1..];
             return Ok(Text::Bytes(text.into_bytes()));
         }
@@ -135,6 +135,23 @@ impl Parser<'_> {
             },
         }
     }
+}
+
+/// `\x05` is the octet 5; only the first 128 can be written so.
+fn unescape_octets(text: &str) -> String {
+    let mut parts = text.split("\\x");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let octet = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(u8::is_ascii);
+        if let Some(octet) = octet {
+            out.push(char::from(octet));
+            out.push_str(&part[2..]);
+        } else {
+            out.push_str("\\x");
+            out.push_str(part);
+        }
+    }
+    out
 }
 
 /// The method of that name.

@@ -10,6 +10,7 @@ use crate::connection::reply::ClientError;
 use crate::limits::{BODY_BYTES_MAX, TTL_MAX};
 use crate::message::{DeliveryMode, Message, write_route};
 use crate::names::UserName;
+use crate::vhost::replies::PSEUDO_QUEUE;
 
 /// Buffers above this size are given back once their message is done.
 const KEPT_BLOCK_BYTES: usize = 64 * 1024;
@@ -78,6 +79,7 @@ impl Assembly {
         &mut self,
         payload: &[u8],
         user: &UserName,
+        reply_key: Option<ShortStr<'_>>,
         max_message_size: u64,
     ) -> Result<Option<Assembled>, ClientError> {
         let State::AwaitingHeader { mandatory } = self.state else {
@@ -101,13 +103,14 @@ impl Assembly {
         check_user_id(&header.properties, user)?;
         let expiration_ms = header.properties.expiration.map(parse_expiration).transpose()?;
         let more_keys = sender_selected_keys(header.properties.headers.unwrap_or(Table::EMPTY))?;
+        let reply_to = reply_to(&header.properties, reply_key)?;
         let delivery_mode = match header.properties.delivery_mode {
             Some(2) => DeliveryMode::Persistent,
             Some(_) | None => DeliveryMode::Transient,
         };
         // Two short strings, and a header that came in one frame.
         let header_at = u16::try_from(self.block.len()).expect("a route is at most 512 bytes");
-        append_header(&mut self.block, payload, &header);
+        append_header(&mut self.block, payload, &header, reply_to);
         let body_at = u32::try_from(self.block.len()).expect("a header is at most one frame");
         let parts = Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys };
         self.state = State::AwaitingBody { parts, bytes_left };
@@ -139,13 +142,36 @@ impl Assembly {
     }
 }
 
-/// The header goes on as it came, but for `BCC`, which no consumer sees. RabbitMQ: sender-selected distribution.
-fn append_header(block: &mut Vec<u8>, payload: &[u8], header: &ContentHeader<'_>) {
-    let headers = header.properties.headers.filter(|headers| headers.get("BCC").is_some());
-    let Some(headers) = headers else { return block.extend_from_slice(payload) };
-    let without = headers.without("BCC");
-    let properties = BasicProperties { headers: Some(without.as_table()), ..header.properties };
+/// The header goes on as it came, but for header `BCC`, which no consumer sees, and property `reply-to` where it
+/// stands for the channel. RabbitMQ: sender-selected distribution, direct reply-to.
+fn append_header(block: &mut Vec<u8>, payload: &[u8], header: &ContentHeader<'_>, reply_to: Option<ShortStr<'_>>) {
+    let without_bcc = header.properties.headers.filter(|headers| headers.get("BCC").is_some());
+    let without_bcc = without_bcc.map(|headers| headers.without("BCC"));
+    if without_bcc.is_none() && reply_to.is_none() {
+        return block.extend_from_slice(payload);
+    }
+    let mut properties = header.properties;
+    if let Some(headers) = &without_bcc {
+        properties.headers = Some(headers.as_table());
+    }
+    if let Some(reply_to) = reply_to {
+        properties.reply_to = Some(reply_to.as_str().as_bytes());
+    }
     ContentHeader { properties, ..*header }.encode(block);
+}
+
+/// The routing key to write instead of the name of the pseudo-queue.
+fn reply_to<'k>(
+    properties: &BasicProperties<'_>,
+    reply_key: Option<ShortStr<'k>>,
+) -> Result<Option<ShortStr<'k>>, ClientError> {
+    match (properties.reply_to, reply_key) {
+        (Some(name), Some(key)) if name == PSEUDO_QUEUE.as_bytes() => Ok(Some(key)),
+        (Some(name), None) if name == PSEUDO_QUEUE.as_bytes() => {
+            Err(ClientError::ReplyConsumer("fast reply consumer does not exist"))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// RabbitMQ: validated user-id.

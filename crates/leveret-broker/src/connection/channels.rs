@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use leveret_amqp::{FieldTable, FrameKind, Method, RawFrame, ShortStr, ShortString};
 use rand::RngCore;
-use rand::rngs::SmallRng;
+use rand::rngs::StdRng;
 
 use crate::connection::Connection;
 use crate::connection::assembly::{Assembled, Assembly};
@@ -25,6 +25,7 @@ use crate::vhost::command::{
     DeleteExchange, DeleteQueue, DeliveryTag, Existence, Publish, Qos, QueueRef, SettledBy, Settlement, Wait,
 };
 use crate::vhost::effects::Answer;
+use crate::vhost::replies::PSEUDO_QUEUE;
 
 /// Whether the next frame may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,15 +56,36 @@ pub(super) enum Slot {
     ClosedByUs,
 }
 
+/// What becomes of publishes on a channel.
+#[derive(Debug, Default)]
+pub(super) enum Mode {
+    #[default]
+    Plain,
+    /// After `confirm.select`.
+    Confirm(Confirms),
+    /// After `tx.select`.
+    Transaction,
+}
+
+impl Slot {
+    fn has_reply_consumer(&self) -> bool {
+        match self {
+            Slot::Open(channel) => channel.reply_key.is_some(),
+            Slot::Closed | Slot::ClosedByClient | Slot::ClosedByUs => false,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Channel {
     pub(super) assembly: Assembly,
-    /// After `confirm.select`.
-    pub(super) confirms: Option<Confirms>,
+    pub(super) mode: Mode,
+    /// The routing key that reaches this channel's consumer of replies, if it has one.
+    pub(super) reply_key: Option<(ConsumerId, ShortString)>,
 }
 
 impl Channels {
-    pub(super) fn new(random: SmallRng) -> Self {
+    pub(super) fn new(random: StdRng) -> Self {
         Channels {
             slots: Vec::new(),
             channel_max: 0,
@@ -96,7 +118,7 @@ pub(super) struct ConsumerTags {
     free: Vec<u32>,
     /// Only those that the client may cancel.
     by_tag: BTreeMap<(ChannelId, ConsumerTag), ConsumerId>,
-    random: SmallRng,
+    random: StdRng,
 }
 
 impl ConsumerTags {
@@ -140,11 +162,16 @@ impl ConsumerTags {
         self.entries.get(id.0 as usize)?.as_ref().map(|(_, tag)| tag)
     }
 
-    /// RabbitMQ: `amq.ctag-` and a random part.
-    fn generate(&mut self) -> ConsumerTag {
+    /// 22 characters that nobody can guess.
+    fn random_text(&mut self) -> String {
         let mut bytes = [0; 16];
         self.random.fill_bytes(&mut bytes);
-        let tag = format!("amq.ctag-{}", URL_SAFE_NO_PAD.encode(bytes));
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// RabbitMQ: `amq.ctag-` and a random part.
+    fn generate(&mut self) -> ConsumerTag {
+        let tag = format!("amq.ctag-{}", self.random_text());
         ConsumerTag::new(ShortStr::truncated(&tag))
     }
 }
@@ -200,7 +227,10 @@ impl Connection {
         let max_message_size = self.channels.max_message_size;
         let Some(channel) = self.channels.open(id) else { return Ok(()) };
         let assembled = match frame.kind {
-            FrameKind::Header => channel.assembly.header(frame.payload, &user, max_message_size),
+            FrameKind::Header => {
+                let reply_key = channel.reply_key.as_ref().map(|(_, key)| key.as_short_str());
+                channel.assembly.header(frame.payload, &user, reply_key, max_message_size)
+            }
             FrameKind::Body | FrameKind::Method | FrameKind::Heartbeat => channel.assembly.body(frame.payload),
         };
         match assembled {
@@ -228,7 +258,10 @@ impl Connection {
 
     fn publish(&mut self, channel: ChannelId, assembled: Assembled) {
         let Some(state) = self.channels.open(channel) else { return };
-        let confirm = state.confirms.as_mut().map(Confirms::number);
+        let confirm = match &mut state.mode {
+            Mode::Confirm(confirms) => Some(confirms.number()),
+            Mode::Plain | Mode::Transaction => None,
+        };
         let Assembled { message, mandatory, expiration_ms, more_keys } = assembled;
         let publish = Publish { channel, message, more_keys, mandatory, expiration_ms, confirm };
         self.commands.push(Command::Publish(publish));
@@ -254,7 +287,11 @@ impl Connection {
             Method::ChannelFlowOk { .. } => return Ok(()),
             Method::AccessRequest { .. } => Command::Answer(id, Answer::AccessRequestOk),
             Method::ConfirmSelect { nowait } => {
-                channel.confirms.get_or_insert_default();
+                match &mut channel.mode {
+                    mode @ Mode::Plain => *mode = Mode::Confirm(Confirms::default()),
+                    Mode::Confirm(_) => {}
+                    Mode::Transaction => return Err(ClientError::CannotSwitch { from: "tx", to: "confirm" }),
+                }
                 if nowait {
                     return Ok(());
                 }
@@ -288,6 +325,21 @@ impl Connection {
                 let limit = NonZeroU64::new(prefetch_count.into());
                 Command::Qos(id, if global { Qos::PerChannel(limit) } else { Qos::PerConsumer(limit) })
             }
+            Method::TxSelect {} => {
+                match &mut channel.mode {
+                    mode @ (Mode::Plain | Mode::Transaction) => *mode = Mode::Transaction,
+                    Mode::Confirm(_) => return Err(ClientError::CannotSwitch { from: "confirm", to: "tx" }),
+                }
+                Command::SelectTx(id)
+            }
+            Method::TxCommit {} | Method::TxRollback {} if !matches!(channel.mode, Mode::Transaction) => {
+                return Err(ClientError::NotTransactional);
+            }
+            Method::TxCommit {} => Command::Commit(id),
+            Method::TxRollback {} => Command::Rollback(id),
+            Method::BasicConsume { queue, consumer_tag, no_ack, nowait, .. } if queue.as_str() == PSEUDO_QUEUE => {
+                return self.consume_replies(id, consumer_tag, no_ack, wait(nowait));
+            }
             Method::BasicConsume { queue, consumer_tag, no_ack, exclusive, nowait, arguments, .. } => {
                 let tags = &mut self.channels.consumers;
                 let tag = if consumer_tag.is_empty() { tags.generate() } else { ConsumerTag::new(consumer_tag) };
@@ -305,7 +357,11 @@ impl Connection {
             }
             Method::BasicCancel { consumer_tag, nowait } => {
                 let tag = ConsumerTag::new(consumer_tag);
-                match self.channels.consumers.release_tag(id, &tag) {
+                let consumer = self.channels.consumers.release_tag(id, &tag);
+                if let Some(channel) = self.channels.open(id) {
+                    channel.reply_key.take_if(|(of, _)| Some(*of) == consumer);
+                }
+                match consumer {
                     Some(consumer) => Command::Cancel(id, consumer, tag, wait(nowait)),
                     None => Command::Answer(id, Answer::BasicCancelOk { consumer: None, tag, wait: wait(nowait) }),
                 }
@@ -316,6 +372,33 @@ impl Connection {
             other => return self.handle_topology_method(id, other),
         };
         self.commands.push(command);
+        Ok(())
+    }
+
+    /// `basic.consume` of the pseudo-queue for replies. RabbitMQ: direct reply-to.
+    fn consume_replies(
+        &mut self,
+        id: ChannelId,
+        consumer_tag: ShortStr<'_>,
+        no_ack: bool,
+        wait: Wait,
+    ) -> Result<(), ClientError> {
+        let tags = &mut self.channels.consumers;
+        if !no_ack {
+            return Err(ClientError::ReplyConsumer("reply consumer cannot acknowledge"));
+        }
+        if self.channels.slots.get(usize::from(id.number())).is_some_and(Slot::has_reply_consumer) {
+            return Err(ClientError::ReplyConsumer("reply consumer already set"));
+        }
+        let key = format!("{PSEUDO_QUEUE}.{}", tags.random_text());
+        let key = ShortString::from(ShortStr::truncated(&key));
+        let tag = if consumer_tag.is_empty() { tags.generate() } else { ConsumerTag::new(consumer_tag) };
+        let in_use = || ClientError::ConsumerTagInUse(consumer_tag.to_string());
+        let consumer = tags.add(id, tag).ok_or_else(in_use)?;
+        if let Some(channel) = self.channels.open(id) {
+            channel.reply_key = Some((consumer, key.clone()));
+        }
+        self.commands.push(Command::ConsumeReplies(id, consumer, key, wait));
         Ok(())
     }
 
@@ -380,9 +463,6 @@ impl Connection {
             Method::ExchangeUnbind { destination, source, routing_key, nowait, arguments, .. } => {
                 let to = BindTo::Exchange(strip_line_breaks(destination));
                 bind(id, BindAction::Unbind, source, to, routing_key, arguments, wait(nowait))
-            }
-            Method::TxSelect {} | Method::TxCommit {} | Method::TxRollback {} => {
-                return Err(ClientError::NotImplemented("transactions".into()));
             }
             other if other.name().starts_with("connection.") => {
                 return Err(ClientError::WrongChannel("methods of the connection belong to channel 0"));

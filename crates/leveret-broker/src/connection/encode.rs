@@ -4,7 +4,7 @@ use leveret_amqp::frame::{write_content, write_frame, write_method};
 use leveret_amqp::{FrameKind, Method, ShortStr};
 
 use crate::change::JournalPosition;
-use crate::connection::channels::Slot;
+use crate::connection::channels::{Mode, Slot};
 use crate::connection::confirms::{Confirmation, Confirms};
 use crate::connection::reply::Exception;
 use crate::connection::{Connection, State};
@@ -80,7 +80,10 @@ impl Connection {
     }
 
     fn confirms(&mut self, channel: ChannelId) -> Option<&mut Confirms> {
-        self.channels.open(channel)?.confirms.as_mut()
+        match &mut self.channels.open(channel)?.mode {
+            Mode::Confirm(confirms) => Some(confirms),
+            Mode::Plain | Mode::Transaction => None,
+        }
     }
 
     fn tell_confirms(&mut self, channels: &mut Vec<ChannelId>, out: &mut Vec<u8>) {
@@ -215,6 +218,9 @@ impl Connection {
             Answer::BasicGetEmpty => Method::BasicGetEmpty { cluster_id: ShortStr::EMPTY },
             Answer::BasicRecoverOk => Method::BasicRecoverOk {},
             Answer::ConfirmSelectOk => Method::ConfirmSelectOk {},
+            Answer::TxSelectOk => Method::TxSelectOk {},
+            Answer::TxCommitOk => Method::TxCommitOk {},
+            Answer::TxRollbackOk => Method::TxRollbackOk {},
         };
         write_method(out, channel.number(), &method);
     }

@@ -186,6 +186,7 @@ fn server_properties(settings: &Settings) -> FieldTable {
                 "consumer_priorities",
                 "authentication_failure_close",
                 "per_consumer_qos",
+                "direct_reply_to",
             ] {
                 table.field(capability, Value::Bool(true));
             }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use leveret_amqp::frame::{self, HEARTBEAT, split_frame};
 use leveret_amqp::{FrameKind, Method, RawFrame, ShortStr, Table};
 use rand::SeedableRng;
-use rand::rngs::SmallRng;
+use rand::rngs::StdRng;
 
 use self::channels::{Channels, Flow};
 use self::reply::{ClientError, Exception};
@@ -105,8 +105,8 @@ impl Heartbeat {
 }
 
 impl Connection {
-    /// A connection that was just accepted. `seed` decides the consumer tags it makes up.
-    pub fn new(settings: Arc<Settings>, node: Arc<Node>, origin: Origin, seed: u64, now: Moment) -> Self {
+    /// A connection that was just accepted. `seed` decides the names it makes up.
+    pub fn new(settings: Arc<Settings>, node: Arc<Node>, origin: Origin, seed: [u8; 32], now: Moment) -> Self {
         let deadline = Some(now.deadline(settings.handshake_timeout));
         Connection {
             settings,
@@ -117,7 +117,7 @@ impl Connection {
             heartbeat: None,
             frame_max: INITIAL_FRAME_BYTES_MAX,
             capabilities: Capabilities::default(),
-            channels: Channels::new(SmallRng::seed_from_u64(seed)),
+            channels: Channels::new(StdRng::from_seed(seed)),
             commands: Commands::default(),
             input_waits: false,
             unreported_window: 0,

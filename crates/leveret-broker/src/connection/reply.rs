@@ -94,6 +94,17 @@ pub enum ClientError {
     },
     /// Header `CC` or `BCC` is no array of strings.
     SenderSelectedHeader(&'static str),
+    /// `confirm.select` on a channel in transaction mode, or the reverse.
+    CannotSwitch {
+        /// The mode it is in.
+        from: &'static str,
+        /// The mode asked for.
+        to: &'static str,
+    },
+    /// `tx.commit` or `tx.rollback` without `tx.select`.
+    NotTransactional,
+    /// Something that consumers of replies cannot do.
+    ReplyConsumer(&'static str),
     /// Delivery tag 0 without `multiple`.
     ZeroDeliveryTag,
     /// `connection.tune-ok` asks for more or less than allowed.
@@ -183,6 +194,13 @@ impl From<&ClientError> for Exception {
                 let text = format!("header '{name}' must be an array of strings");
                 Exception::new(Code::PreconditionFailed, &text)
             }
+            ClientError::CannotSwitch { from, to } => {
+                Exception::new(Code::PreconditionFailed, &format!("cannot switch from {from} to {to} mode"))
+            }
+            ClientError::NotTransactional => {
+                Exception::new(Code::PreconditionFailed, "channel is not transactional")
+            }
+            ClientError::ReplyConsumer(what) => Exception::new(Code::PreconditionFailed, what),
             ClientError::ZeroDeliveryTag => Exception::new(Code::PreconditionFailed, "unknown delivery tag 0"),
             ClientError::Tune { field, value, bound } => {
                 let text = match bound {

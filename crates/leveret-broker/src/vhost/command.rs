@@ -119,6 +119,14 @@ pub enum Command {
     Qos(ChannelId, Qos),
     /// `basic.consume`
     Consume(ChannelId, Box<Consume>),
+    /// `basic.consume` of the pseudo-queue for replies
+    ConsumeReplies(ChannelId, ConsumerId, ShortString, Wait),
+    /// `tx.select`
+    SelectTx(ChannelId),
+    /// `tx.commit`
+    Commit(ChannelId),
+    /// `tx.rollback`
+    Rollback(ChannelId),
     /// `basic.cancel` of a consumer that the connection knows.
     Cancel(ChannelId, ConsumerId, ConsumerTag, Wait),
     /// `basic.get`
@@ -150,7 +158,10 @@ impl Command {
             Command::Settle(.., SettledBy::Nack) => (60, 120),
             Command::Recover(..) => (60, 110),
             Command::Qos(..) => (60, 10),
-            Command::Consume(..) => (60, 20),
+            Command::Consume(..) | Command::ConsumeReplies(..) => (60, 20),
+            Command::SelectTx(_) => (90, 10),
+            Command::Commit(_) => (90, 20),
+            Command::Rollback(_) => (90, 30),
             Command::Cancel(..) => (60, 30),
             Command::Get(..) => (60, 70),
             Command::DeclareQueue(..) => (50, 10),

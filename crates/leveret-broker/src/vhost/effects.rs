@@ -132,6 +132,9 @@ pub enum Answer {
     BasicGetEmpty,
     BasicRecoverOk,
     ConfirmSelectOk,
+    TxSelectOk,
+    TxCommitOk,
+    TxRollbackOk,
 }
 
 /// A stored body that is needed. The answer goes to `VirtualHost::handle_fetched`.

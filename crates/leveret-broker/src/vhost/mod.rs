@@ -15,15 +15,18 @@ pub(crate) mod exchange;
 mod publish;
 pub(crate) mod queue;
 pub mod refusal;
+pub(crate) mod replies;
 mod route;
 mod session;
 mod settle;
 mod topology;
+mod transaction;
 
 use std::collections::{BTreeSet, VecDeque};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use leveret_amqp::ShortString;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use slotmap::SlotMap;
@@ -66,6 +69,8 @@ pub struct VirtualHost {
     queues: SlotMap<QueueId, Queue>,
     queue_names: HashMap<QueueName, QueueId, FixedState>,
     exchanges: Exchanges,
+    /// Routing keys that reach a channel without a queue.
+    reply_keys: HashMap<ShortString, (ConnectionId, ChannelId), FixedState>,
     /// Changes whenever a message may take another way through an exchange.
     bindings_version: u64,
     match_scratch: MatchScratch,
@@ -97,6 +102,7 @@ impl VirtualHost {
             queues: SlotMap::with_key(),
             queue_names: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             exchanges: Exchanges::new(hash_seed),
+            reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             bindings_version: 0,
             match_scratch: MatchScratch::default(),
             last_message: MessageId(0),
@@ -266,6 +272,10 @@ impl VirtualHost {
             | Command::Recover(channel, ..)
             | Command::Qos(channel, ..)
             | Command::Consume(channel, ..)
+            | Command::ConsumeReplies(channel, ..)
+            | Command::SelectTx(channel)
+            | Command::Commit(channel)
+            | Command::Rollback(channel)
             | Command::Cancel(channel, ..)
             | Command::Get(channel, ..)
             | Command::DeclareQueue(channel, ..)
@@ -285,13 +295,20 @@ impl VirtualHost {
             Command::Settle(channel, target, settlement, _) => {
                 (channel, self.settle(from, channel, target, settlement))
             }
-            Command::Recover(channel, wait) => (channel, self.recover(from, channel, wait, effects)),
+            Command::Recover(channel, wait) => return self.recover(from, channel, wait, effects),
             Command::Qos(channel, qos) => {
                 self.qos(from, channel, qos);
                 return effects.push(from, Output::Answer(channel, Answer::BasicQosOk));
             }
             Command::Consume(channel, consume) => (channel, self.consume(from, channel, &consume, effects)),
+            Command::ConsumeReplies(channel, consumer, key, wait) => {
+                return self.consume_replies(from, channel, consumer, key, wait, effects);
+            }
+            Command::SelectTx(channel) => return self.select_tx(from, channel, effects),
+            Command::Commit(channel) => return self.commit(now, from, channel, effects),
+            Command::Rollback(channel) => return self.rollback(from, channel, effects),
             Command::Cancel(channel, consumer, tag, wait) => {
+                self.cancel_replies(from, channel, Some(consumer));
                 self.cancel(now, from, consumer, effects);
                 let answer = Answer::BasicCancelOk { consumer: Some(consumer), tag, wait };
                 return effects.push(from, Output::Answer(channel, answer));
@@ -355,8 +372,12 @@ impl VirtualHost {
         for consumer in channel.consumers.clone() {
             self.cancel(now, from, consumer, effects);
         }
+        self.cancel_replies(from, id, None);
         let settling = &mut self.settling;
         if let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) {
+            // What an unfinished transaction settled is still unacked.
+            let transaction = channel.transaction.take().unwrap_or_default();
+            channel.unacked.put_back(transaction.settlements.into_iter().map(|(unacked, _)| unacked));
             let requeue = |unacked| settling.push_back((from, id, unacked, Settlement::Requeue));
             channel.unacked.take(command::AckTarget::AllOutstanding, requeue);
         }

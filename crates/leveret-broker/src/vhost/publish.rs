@@ -12,6 +12,7 @@ use crate::vhost::command::Publish;
 use crate::vhost::effects::{Effects, Output};
 use crate::vhost::queue::{Body, Entry};
 use crate::vhost::refusal::Refusal;
+use crate::vhost::route::Route;
 use crate::vhost::{ConnectionId, VirtualHost};
 
 impl VirtualHost {
@@ -22,12 +23,34 @@ impl VirtualHost {
         publish: Publish,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let Publish { channel, message, more_keys, mandatory, expiration_ms, confirm } = publish;
-        let route = self.route(from, &message, more_keys.as_deref())?;
-        if route.is_empty() && mandatory {
-            // The return comes before the confirm.
-            let message = message.clone();
-            effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
+        let route = self.route(from, &publish.message, publish.more_keys.as_deref())?;
+        let channel = self.sessions.get_mut(from).and_then(|session| session.channel(publish.channel));
+        match channel.and_then(|channel| channel.transaction.as_mut()) {
+            Some(transaction) => transaction.publishes.push((publish, route)),
+            None => self.enqueue(now, from, publish, &route, effects),
+        }
+        Ok(())
+    }
+
+    /// Puts a message into the queues of its route, all at one instant.
+    pub(super) fn enqueue(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        publish: Publish,
+        route: &Route,
+        effects: &mut Effects,
+    ) {
+        let Publish { channel, message, mandatory, expiration_ms, confirm, .. } = publish;
+        if route.is_empty() {
+            let is_reply = message.exchange().is_empty() && self.expects_reply(message.routing_key());
+            if is_reply {
+                self.deliver_reply(&message, effects);
+            } else if mandatory {
+                // The return comes before the confirm.
+                let message = message.clone();
+                effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
+            }
         }
         let id = MessageId(self.last_message.0 + 1);
         let persistent = message.delivery_mode() == DeliveryMode::Persistent;
@@ -66,6 +89,5 @@ impl VirtualHost {
         if let Some(number) = confirm {
             effects.push(from, Output::Confirm { channel, number, after });
         }
-        Ok(())
     }
 }

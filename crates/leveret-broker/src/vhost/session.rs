@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 
+use leveret_amqp::ShortString;
+
 use crate::access::Login;
 use crate::limits::DELIVERY_WINDOW_BYTES;
 use crate::names::{ChannelId, QueueName};
@@ -10,6 +12,7 @@ use crate::vhost::QueueId;
 use crate::vhost::command::{AckMode, AckTarget, ConsumerId, DeliveryTag};
 use crate::vhost::queue::{Position, Priority};
 use crate::vhost::route::RouteMemory;
+use crate::vhost::transaction::Transaction;
 
 /// One connection.
 #[derive(Debug)]
@@ -53,6 +56,10 @@ pub(crate) struct Channel {
     /// Deliveries to consumers, not those of `basic.get`, that count against [`Self::prefetch`].
     pub(crate) delivered: u64,
     pub(crate) consumers: Vec<ConsumerId>,
+    /// After `tx.select`.
+    pub(crate) transaction: Option<Transaction>,
+    /// The consumer of replies, and the routing key that reaches it.
+    pub(crate) replies: Option<(ConsumerId, ShortString)>,
 }
 
 /// One consumer.
@@ -144,7 +151,7 @@ impl Session {
 
     /// Whether a consumer may get another message now.
     pub(crate) fn credit(&mut self, id: ConsumerId) -> Option<Credit> {
-        let window_full = self.window_used >= DELIVERY_WINDOW_BYTES;
+        let window_full = self.is_window_full();
         let (consumer, channel) = self.consumer_and_channel(id)?;
         let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get());
         let manual = consumer.ack_mode == AckMode::Manual;
@@ -159,6 +166,10 @@ impl Session {
                 Credit::Available
             },
         )
+    }
+
+    pub(crate) fn is_window_full(&self) -> bool {
+        self.window_used >= DELIVERY_WINDOW_BYTES
     }
 
     pub(crate) fn use_window(&mut self, bytes: usize) {
@@ -245,6 +256,16 @@ impl Outstanding {
                 true
             }
         }
+    }
+
+    /// Puts deliveries back that were taken and not settled.
+    pub(crate) fn put_back(&mut self, taken: impl Iterator<Item = Unacked>) {
+        let whole = self.deliveries.drain(..).filter(|delivery| !delivery.is_hole);
+        let taken = taken.map(|unacked| Delivery { unacked, is_hole: false });
+        let mut deliveries: Vec<_> = whole.chain(taken).collect();
+        deliveries.sort_by_key(|delivery| delivery.unacked.tag);
+        self.deliveries = deliveries.into();
+        self.holes = 0;
     }
 
     fn find(&self, tag: DeliveryTag) -> Option<usize> {

@@ -21,7 +21,12 @@ impl VirtualHost {
         let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else {
             return Ok(());
         };
-        let is_known = channel.unacked.take(target, |unacked| settling.push_back((from, id, unacked, settlement)));
+        let is_known = match &mut channel.transaction {
+            Some(transaction) => {
+                channel.unacked.take(target, |unacked| transaction.settlements.push((unacked, settlement)))
+            }
+            None => channel.unacked.take(target, |unacked| settling.push_back((from, id, unacked, settlement))),
+        };
         match target {
             AckTarget::One(tag) | AckTarget::UpTo(tag) if !is_known => {
                 Err(Refusal::UnknownDeliveryTag { tag: tag.number() })
@@ -31,18 +36,15 @@ impl VirtualHost {
     }
 
     /// `basic.recover`: all that is unacked on the channel goes back to its queues.
-    pub(super) fn recover(
-        &mut self,
-        from: ConnectionId,
-        channel: ChannelId,
-        wait: Wait,
-        effects: &mut Effects,
-    ) -> Result<(), Refusal> {
-        self.settle(from, channel, AckTarget::AllOutstanding, Settlement::Requeue)?;
+    pub(super) fn recover(&mut self, from: ConnectionId, channel: ChannelId, wait: Wait, effects: &mut Effects) {
+        let settling = &mut self.settling;
+        if let Some(state) = self.sessions.get_mut(from).and_then(|session| session.channel(channel)) {
+            let requeue = |unacked| settling.push_back((from, channel, unacked, Settlement::Requeue));
+            state.unacked.take(AckTarget::AllOutstanding, requeue);
+        }
         if wait == Wait::Answer {
             effects.push(from, Output::Answer(channel, Answer::BasicRecoverOk));
         }
-        Ok(())
     }
 
     /// Works off the settlements that were named, as far as this hold of the lock allows.

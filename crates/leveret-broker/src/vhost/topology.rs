@@ -84,6 +84,15 @@ impl VirtualHost {
         declare: &DeclareQueue,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
+        if self.expects_reply(declare.name.as_str()) {
+            // Whoever answers may ask whether somebody still waits. RabbitMQ: direct reply-to.
+            if declare.wait == Wait::Answer {
+                let queue = QueueName::from(declare.name.clone());
+                let answer = Answer::QueueDeclareOk { queue, message_count: 0, consumer_count: 1 };
+                effects.push(from, Output::Answer(channel, answer));
+            }
+            return Ok(());
+        }
         let id = match declare.existence {
             Existence::Passive => self.find_queue_passively(from, channel, &declare.name)?,
             Existence::Declare => self.declare_queue_actively(now, from, declare, effects)?,

@@ -8,7 +8,7 @@ fn a_connection_is_opened_step_by_step() {
     script(
         "
         C/0: protocol-header
-        S/0: connection.start 0 9 locales='en_US' mechanisms='PLAIN AMQPLAIN' server-properties={capabilities={publisher_confirms=true exchange_exchange_bindings=true basic.nack=true consumer_cancel_notify=true consumer_priorities=true authentication_failure_close=true per_consumer_qos=true} cluster_name='leveret' copyright='The Leveret authors' information='Licensed under MIT or Apache-2.0' platform='Rust' product='leveret' version='0.1.0'}
+        S/0: connection.start 0 9 locales='en_US' mechanisms='PLAIN AMQPLAIN' server-properties={capabilities={publisher_confirms=true exchange_exchange_bindings=true basic.nack=true consumer_cancel_notify=true consumer_priorities=true authentication_failure_close=true per_consumer_qos=true direct_reply_to=true} cluster_name='leveret' copyright='The Leveret authors' information='Licensed under MIT or Apache-2.0' platform='Rust' product='leveret' version='0.1.0'}
         C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest' locale='en_US'
         S/0: connection.tune 2047 131072 60
         C/0: connection.tune-ok channel-max=10 frame-max=4096 heartbeat=0
@@ -70,7 +70,7 @@ fn amqplain_logs_in_with_a_table() {
         "
         C/0: protocol-header
         S/0: connection.start
-        C/0: raw 01 00 00 00 00 00 48 00 0a 00 0b 00 00 00 00 08 'AMQPLAIN' 00 00 00 24 05 'LOGIN' 'S' 00 00 00 05 'guest' 08 'PASSWORD' 'S' 00 00 00 05 'guest' 0b 'en_US_POSIX' ce
+        C/0: connection.start-ok mechanism='AMQPLAIN' response='\\x05LOGINS\\x00\\x00\\x00\\x05guest\\x08PASSWORDS\\x00\\x00\\x00\\x05guest'
         S/0: connection.tune
         ",
     );

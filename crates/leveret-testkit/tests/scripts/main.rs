@@ -10,4 +10,6 @@ mod expiry;
 mod hostile;
 mod publishing;
 mod queues;
+mod replies;
 mod settling;
+mod transactions;

@@ -235,7 +235,7 @@ mod tests {
             let position = index.push(entry(id));
             index.settle(position);
         }
-        assert_eq!(index.pages.iter().flatten().count(), 2);
+        assert_eq!(index.pages.iter().flatten().count(), 1);
         assert_eq!(index.get(kept).map(|entry| entry.id), Some(MessageId(0)));
         assert_eq!(index.first_from(kept.next()), None);
         index.settle(kept);

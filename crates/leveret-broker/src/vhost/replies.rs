@@ -1,0 +1,66 @@
+//! Direct reply-to: answers that go straight to the channel that asked, without a queue.
+//! RabbitMQ: direct reply-to.
+//!
+//! A channel that consumes [`PSEUDO_QUEUE`] gets a routing key of its own. The connection writes it into property
+//! `reply-to` of what the channel publishes; whoever publishes to it through the default exchange reaches the
+//! channel. Delivery is at most once: a reply to a channel that has gone, or whose window is full, is dropped.
+
+use leveret_amqp::ShortString;
+
+use crate::message::Message;
+use crate::names::ChannelId;
+use crate::vhost::command::{ConsumerId, Wait};
+use crate::vhost::effects::{Answer, Effects, Output, window_bytes};
+use crate::vhost::{ConnectionId, VirtualHost};
+
+/// The queue that is none: where replies are consumed.
+pub(crate) const PSEUDO_QUEUE: &str = "amq.rabbitmq.reply-to";
+
+impl VirtualHost {
+    /// `basic.consume` of the pseudo-queue.
+    pub(super) fn consume_replies(
+        &mut self,
+        from: ConnectionId,
+        id: ChannelId,
+        consumer: ConsumerId,
+        key: ShortString,
+        wait: Wait,
+        effects: &mut Effects,
+    ) {
+        let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
+        channel.replies = Some((consumer, key.clone()));
+        self.reply_keys.insert(key, (from, id));
+        if wait == Wait::Answer {
+            effects.push(from, Output::Answer(id, Answer::BasicConsumeOk { consumer }));
+        }
+    }
+
+    /// Ends the consumer of replies of a channel, if it is this one, or whichever it is.
+    pub(super) fn cancel_replies(&mut self, from: ConnectionId, id: ChannelId, which: Option<ConsumerId>) {
+        let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
+        let is_meant = |consumer| which.is_none_or(|which| which == consumer);
+        if let Some((_, key)) = channel.replies.take_if(|(consumer, _)| is_meant(*consumer)) {
+            self.reply_keys.remove(&key);
+        }
+    }
+
+    /// Whether a routing key of the default exchange reaches somebody who waits for replies.
+    pub(super) fn expects_reply(&self, key: &str) -> bool {
+        self.reply_keys.contains_key(key)
+    }
+
+    /// Hands a reply over.
+    pub(super) fn deliver_reply(&mut self, message: &Message, effects: &mut Effects) {
+        let Some(&(to, id)) = self.reply_keys.get(message.routing_key()) else { return };
+        let Some(session) = self.sessions.get_mut(to) else { return };
+        if session.is_window_full() {
+            return;
+        }
+        let Some(channel) = session.channel(id) else { return };
+        let Some((consumer, _)) = channel.replies else { return };
+        let tag = channel.unacked.next_tag();
+        session.use_window(window_bytes(message));
+        let message = message.clone();
+        effects.push(to, Output::Deliver { channel: id, consumer, tag, redelivered: false, message });
+    }
+}

@@ -1,0 +1,57 @@
+//! Transactions of one channel: `tx.select`, `tx.commit`, `tx.rollback`. RabbitMQ: broker semantics of tx.
+//!
+//! Owns: publishes that were routed and not enqueued, deliveries that were settled and are still unacked.
+//! What a transaction holds takes effect at commit, all of it, or at rollback not at all.
+
+use crate::moment::Moment;
+use crate::names::ChannelId;
+use crate::vhost::command::{Publish, Settlement};
+use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::route::Route;
+use crate::vhost::session::{Channel, Unacked};
+use crate::vhost::{ConnectionId, VirtualHost};
+
+/// What a channel in transaction mode has not committed.
+#[derive(Debug, Default)]
+pub(crate) struct Transaction {
+    /// Routed when they were published, as RabbitMQ does.
+    pub(crate) publishes: Vec<(Publish, Route)>,
+    pub(crate) settlements: Vec<(Unacked, Settlement)>,
+}
+
+impl VirtualHost {
+    fn channel(&mut self, from: ConnectionId, id: ChannelId) -> Option<&mut Channel> {
+        self.sessions.get_mut(from)?.channel(id)
+    }
+
+    /// `tx.select`. A second one changes nothing.
+    pub(super) fn select_tx(&mut self, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        if let Some(channel) = self.channel(from, id) {
+            channel.transaction.get_or_insert_default();
+            effects.push(from, Output::Answer(id, Answer::TxSelectOk));
+        }
+    }
+
+    /// `tx.commit`: publishes first, then settlements.
+    pub(super) fn commit(&mut self, now: Moment, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        let Some(transaction) = self.channel(from, id).and_then(|channel| channel.transaction.as_mut()) else {
+            return;
+        };
+        let Transaction { publishes, settlements } = std::mem::take(transaction);
+        for (publish, route) in publishes {
+            self.enqueue(now, from, publish, &route, effects);
+        }
+        let settlements = settlements.into_iter();
+        self.settling.extend(settlements.map(|(unacked, settlement)| (from, id, unacked, settlement)));
+        effects.push(from, Output::Answer(id, Answer::TxCommitOk));
+    }
+
+    /// `tx.rollback`: publishes are forgotten, and what was settled is unacked as before.
+    pub(super) fn rollback(&mut self, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        let Some(channel) = self.channel(from, id) else { return };
+        let Some(transaction) = channel.transaction.as_mut() else { return };
+        let Transaction { settlements, .. } = std::mem::take(transaction);
+        channel.unacked.put_back(settlements.into_iter().map(|(unacked, _)| unacked));
+        effects.push(from, Output::Answer(id, Answer::TxRollbackOk));
+    }
+}

@@ -12,6 +12,7 @@ use leveret_broker::vhost::command::Farewell;
 use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, VirtualHost};
 use parking_lot::{Mutex, MutexGuard};
 use slotmap::SecondaryMap;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -22,6 +23,8 @@ use crate::outbox::Outbox;
 pub(crate) struct Hub {
     clock: Clock,
     state: Mutex<State>,
+    #[cfg(test)]
+    locked: std::sync::atomic::AtomicU64,
     /// The virtual host has an earlier deadline than before.
     rearm: Notify,
 }
@@ -33,26 +36,30 @@ struct State {
     effects: Effects,
     /// The deadline that the timer task waits for.
     armed: Option<Deadline>,
-    /// Outboxes to wake once the lock is released.
-    woken: Vec<Arc<Outbox>>,
 }
 
 impl Hub {
     pub(crate) fn new(vhost: VirtualHost, journal: Box<dyn Journal>, clock: Clock) -> Self {
-        let state = State {
-            vhost,
-            journal,
-            outboxes: SecondaryMap::new(),
-            effects: Effects::default(),
-            armed: None,
-            woken: Vec::new(),
-        };
-        Hub { clock, state: Mutex::new(state), rearm: Notify::new() }
+        let state =
+            State { vhost, journal, outboxes: SecondaryMap::new(), effects: Effects::default(), armed: None };
+        Hub {
+            clock,
+            state: Mutex::new(state),
+            #[cfg(test)]
+            locked: std::sync::atomic::AtomicU64::new(0),
+            rearm: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        #[cfg(test)]
+        self.locked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.state.lock()
     }
 
     /// Takes a connection in. It leaves when what is returned is dropped.
     pub(crate) fn connect(self: &Arc<Self>, login: Login, outbox: &Arc<Outbox>) -> Attached {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let id = state.vhost.connect(login);
         state.outboxes.insert(id, Arc::clone(outbox));
         Attached { hub: Arc::clone(self), id }
@@ -62,7 +69,7 @@ impl Hub {
     fn execute(&self, from: ConnectionId, commands: &mut Commands) -> JournalPosition {
         loop {
             let now = self.clock.now();
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             let State { vhost, effects, .. } = &mut *state;
             let progress = vhost.handle_batch(now, from, commands, effects);
             let durable = self.hand_on(state, Some(from));
@@ -74,7 +81,7 @@ impl Hub {
 
     fn expire(&self) {
         let mut progress = {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             state.armed = None;
             let State { vhost, effects, .. } = &mut *state;
             let progress = vhost.handle_timeout(self.clock.now(), effects);
@@ -82,7 +89,7 @@ impl Hub {
             progress
         };
         while progress == Progress::More {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             let State { vhost, effects, .. } = &mut *state;
             progress = vhost.go_on(self.clock.now(), effects);
             self.hand_on(state, None);
@@ -98,7 +105,9 @@ impl Hub {
             state.journal.append(&mut state.effects.changes);
         }
         let durable = state.journal.durable();
-        let (outboxes, woken) = (&state.outboxes, &mut state.woken);
+        // To be woken once the lock is released.
+        let mut woken: SmallVec<[Arc<Outbox>; 8]> = SmallVec::new();
+        let outboxes = &state.outboxes;
         state.effects.take_outputs(|to, outputs| {
             let Some(outbox) = outboxes.get(to) else { return };
             if outbox.append(outputs) && caller != Some(to) {
@@ -110,12 +119,11 @@ impl Hub {
         if is_earlier {
             state.armed = next;
         }
-        let mut woken = std::mem::take(&mut state.woken);
         MutexGuard::unlock_fair(guard);
         if is_earlier {
             self.rearm.notify_one();
         }
-        for outbox in woken.drain(..) {
+        for outbox in woken {
             outbox.wake();
         }
         durable
@@ -124,7 +132,7 @@ impl Hub {
     /// Calls the virtual host when something is due. Runs as long as the server does.
     pub(crate) async fn run_timers(self: Arc<Self>) {
         loop {
-            let armed = self.state.lock().armed;
+            let armed = self.lock().armed;
             let due = async {
                 match armed {
                     Some(deadline) => tokio::time::sleep_until(self.clock.instant(deadline)).await,
@@ -157,6 +165,160 @@ impl Drop for Attached {
         let mut commands = Commands::default();
         commands.push(Command::Disconnect(Farewell::Silent));
         self.hub.execute(self.id, &mut commands);
-        self.hub.state.lock().outboxes.remove(self.id);
+        self.hub.lock().outboxes.remove(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use leveret_amqp::content::BASIC_CLASS;
+    use leveret_amqp::frame::{write_content, write_method};
+    use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
+    use leveret_broker::node::Origin;
+    use leveret_broker::{Connection, Node, Output, Settings};
+
+    use super::*;
+    use crate::journal::Forgetful;
+
+    /// A client without its socket: the loop of a peer's task, driven by hand.
+    struct Client {
+        connection: Connection,
+        outbox: Arc<Outbox>,
+        attached: Option<Attached>,
+        outputs: Vec<Output>,
+        written: Vec<u8>,
+    }
+
+    impl Client {
+        fn open(hub: &Arc<Hub>) -> Self {
+            let node = Arc::new(Node::default());
+            let now = hub.clock.now();
+            let connection = Connection::new(Arc::new(Settings::default()), node, Origin::Loopback, [1; 32], now);
+            let mut client = Client {
+                connection,
+                outbox: Arc::default(),
+                attached: None,
+                outputs: Vec::new(),
+                written: Vec::new(),
+            };
+            let mut bytes = PROTOCOL_HEADER.to_vec();
+            let text = ShortStr::truncated;
+            for (channel, method) in [
+                (
+                    0,
+                    Method::ConnectionStartOk {
+                        client_properties: Table::EMPTY,
+                        mechanism: text("PLAIN"),
+                        response: b"\0guest\0guest",
+                        locale: text("en_US"),
+                    },
+                ),
+                (0, Method::ConnectionTuneOk { channel_max: 0, frame_max: 0, heartbeat: 0 }),
+                (0, Method::ConnectionOpen { virtual_host: text("/"), capabilities: text(""), insist: false }),
+                (1, Method::ChannelOpen { out_of_band: text("") }),
+            ] {
+                write_method(&mut bytes, channel, &method);
+            }
+            client.feed(hub, &bytes);
+            client
+        }
+
+        fn feed(&mut self, hub: &Arc<Hub>, mut input: &[u8]) {
+            while !input.is_empty() {
+                let used = self.connection.handle_input(hub.clock.now(), input, &mut self.written);
+                input = &input[used..];
+                if let Some((_, login)) = self.connection.take_open_request() {
+                    self.attached = Some(hub.connect(login, &self.outbox));
+                    self.connection.handle_opened(&mut self.written);
+                }
+                self.turn(hub);
+            }
+        }
+
+        /// Executes, encodes and writes what there is.
+        fn turn(&mut self, hub: &Arc<Hub>) {
+            let durable = match &self.attached {
+                Some(attached) if !self.connection.commands().is_empty() => {
+                    attached.execute(self.connection.commands())
+                }
+                _ => JournalPosition::default(),
+            };
+            self.outbox.take(&mut self.outputs);
+            let now = hub.clock.now();
+            self.connection.handle_outputs(now, self.outputs.drain(..), durable, &mut self.written);
+            self.written.clear();
+            while self.connection.handle_written(now) {
+                if let Some(attached) = &self.attached {
+                    attached.execute(self.connection.commands());
+                }
+            }
+        }
+    }
+
+    /// Speed is structure: what one message costs in allocations and lock holds, from bytes to bytes.
+    #[test]
+    fn a_message_costs_one_allocation_and_a_batch_one_lock() {
+        const MESSAGES: usize = 10_000;
+        const IN_A_BATCH: usize = 500;
+        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let hub = Arc::new(Hub::new(vhost, Box::new(Forgetful::default()), Clock::start()));
+        let (mut producer, mut consumer) = (Client::open(&hub), Client::open(&hub));
+        let text = ShortStr::truncated;
+        let mut bytes = Vec::new();
+        let (exclusive, passive, durable, auto_delete, nowait) = (false, false, false, false, true);
+        let (ticket, queue, arguments) = (0, text("q"), Table::EMPTY);
+        let declare =
+            Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+        write_method(&mut bytes, 1, &declare);
+        let (consumer_tag, no_local, no_ack) = (text("t"), false, true);
+        let consume =
+            Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
+        write_method(&mut bytes, 1, &consume);
+        consumer.feed(&hub, &bytes);
+
+        let mut batch = Vec::new();
+        for _ in 0..IN_A_BATCH {
+            let (exchange, routing_key) = (text(""), text("q"));
+            let publish =
+                Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
+            write_method(&mut batch, 1, &publish);
+            let properties = BasicProperties { delivery_mode: Some(1), ..BasicProperties::default() };
+            let mut header = Vec::new();
+            ContentHeader { class_id: BASIC_CLASS, body_bytes: 16, properties }.encode(&mut header);
+            write_content(&mut batch, 1, &header, &[7; 16], 131_072);
+        }
+        // A few rounds let the buffers that travel between hub and client grow to their size.
+        for _ in 0..4 {
+            producer.feed(&hub, &batch);
+            consumer.turn(&hub);
+        }
+
+        let locked_before = hub.locked.load(Ordering::Relaxed);
+        let mut received = 0;
+        let allocated = allocation_counter::measure(|| {
+            for _ in 0..MESSAGES / IN_A_BATCH {
+                producer.feed(&hub, &batch);
+                consumer.outbox.take(&mut consumer.outputs);
+                received += consumer.outputs.len();
+                let (now, durable) = (hub.clock.now(), JournalPosition::default());
+                let outputs = consumer.outputs.drain(..);
+                consumer.connection.handle_outputs(now, outputs, durable, &mut consumer.written);
+                consumer.written.clear();
+                if consumer.connection.handle_written(now)
+                    && let Some(attached) = &consumer.attached
+                {
+                    attached.execute(consumer.connection.commands());
+                }
+            }
+        });
+        let locks = hub.locked.load(Ordering::Relaxed) - locked_before;
+        assert_eq!(received, MESSAGES);
+        let batches = (MESSAGES / IN_A_BATCH) as u64;
+        // The consumer gives back room in its window now and then, which takes the lock, too.
+        let windows = MESSAGES as u64 * 200 / (256 * 1024) + 1;
+        assert!(allocated.count_total <= MESSAGES as u64, "{} allocations", allocated.count_total);
+        assert!((batches..=batches + windows).contains(&locks), "{locks} locks for {batches} batches");
     }
 }

@@ -21,6 +21,9 @@ impl<'a> ShortStr<'a> {
     /// The string of no characters.
     pub const EMPTY: ShortStr<'static> = ShortStr("");
 
+    /// The reply text of a close without a fault.
+    pub const GOODBYE: ShortStr<'static> = ShortStr("Goodbye");
+
     /// Takes a string of at most 255 bytes.
     pub fn new(text: &'a str) -> Result<Self, TooLong> {
         if text.len() <= SHORT_STRING_BYTES_MAX { Ok(ShortStr(text)) } else { Err(TooLong(text.len())) }

@@ -39,6 +39,8 @@ pub struct Connection {
     answer_timeout: Duration,
     /// Content headers are encoded here, to reuse the allocation.
     scratch: Vec<u8>,
+    /// Whether the broker still expects a `connection.close` of ours.
+    says_goodbye: bool,
 }
 
 /// What `connection.tune` proposes.
@@ -56,6 +58,21 @@ struct Patience {
     whole: Duration,
 }
 
+/// A normal end.
+const GOODBYE: Method<'static> =
+    Method::ConnectionClose { reply_code: 200, reply_text: ShortStr::GOODBYE, class_id: 0, method_id: 0 };
+
+impl Drop for Connection {
+    /// A connection that is given up half-way says so, if that takes no waiting: the broker need not guess.
+    fn drop(&mut self) {
+        if self.says_goodbye && self.closed.is_none() {
+            write_method(self.wire.output(), 0, &GOODBYE);
+            // Nobody is left to hear of a failure.
+            let _ = self.wire.write_some();
+        }
+    }
+}
+
 impl Connection {
     /// Connects, logs in and opens the virtual host of the URL.
     pub fn open(url: &Url) -> Result<Self, Error> {
@@ -70,8 +87,10 @@ impl Connection {
             closed: None,
             answer_timeout: ANSWER_TIMEOUT,
             scratch: Vec::new(),
+            says_goodbye: false,
         };
         connection.shake_hands(url, patience)?;
+        connection.says_goodbye = true;
         Ok(connection)
     }
 
@@ -124,13 +143,8 @@ impl Connection {
     /// Closes the connection: everything sent before is handled by the broker when this returns.
     pub fn close(mut self) -> Result<(), Error> {
         self.check_open()?;
-        let close = Method::ConnectionClose {
-            reply_code: 200,
-            reply_text: ShortStr::truncated("Goodbye"),
-            class_id: 0,
-            method_id: 0,
-        };
-        write_method(self.wire.output(), 0, &close);
+        write_method(self.wire.output(), 0, &GOODBYE);
+        self.says_goodbye = false;
         self.flush()?;
         let deadline = Instant::now() + self.answer_timeout;
         loop {

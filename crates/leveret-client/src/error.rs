@@ -152,13 +152,19 @@ fn advice_on(scope: Scope, reply: &Reply) -> Option<&'static str> {
             "check the virtual host at the end of the URL, and that the user may use it"
         }
         QUEUE_DECLARE | EXCHANGE_DECLARE if is(ReplyCode::PreconditionFailed) => {
-            "use the properties it has, or delete it first"
+            if reply.text.contains("inequivalent arg") {
+                "use the properties it has, or delete it first"
+            } else {
+                "leave out what this broker does not take"
+            }
         }
         QUEUE_DELETE | EXCHANGE_DELETE if is(ReplyCode::PreconditionFailed) => {
             "try again when that is no longer so, or delete it without a condition"
         }
         EXCHANGE_DECLARE if is(ReplyCode::CommandInvalid) => "every broker has direct, fanout, topic and headers",
-        _ if is(ReplyCode::AccessRefused) && scope == Scope::Connection => "check user and password of the URL",
+        _ if is(ReplyCode::AccessRefused) && scope == Scope::Connection => {
+            "check user and password of the URL; the user guest may log in only from the machine of the broker"
+        }
         _ if is(ReplyCode::AccessRefused) => {
             "choose another name if this one is reserved, else ask for the permission"
         }

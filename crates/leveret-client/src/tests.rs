@@ -183,7 +183,10 @@ fn a_refused_login_shows_the_reply_and_what_to_check() {
         peer.expect("connection.close-ok");
     });
     assert_eq!(error.to_string(), format!("403 {text}"));
-    assert_eq!(error.advice(), Some("check user and password of the URL"));
+    assert_eq!(
+        error.advice(),
+        Some("check user and password of the URL; the user guest may log in only from the machine of the broker")
+    );
 }
 
 #[test]
@@ -243,6 +246,7 @@ fn silence_ends_at_the_deadline() {
     let (url, thread) = peer(|peer| {
         peer.welcome_channel();
         peer.expect("queue.purge");
+        peer.expect("connection.close");
         assert!(peer.read_frame().is_none());
     });
     let mut connection = Connection::open(&url).unwrap();

@@ -6,7 +6,7 @@ mod serve;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Leveret, a message broker that every RabbitMQ client can talk to.
 ///
@@ -29,10 +29,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
-        None => serve::run(&cli.serve),
-        Some(Command::Serve(serve)) => serve::run(&serve),
+        None => serve::run(&cli.serve, &matches),
+        Some(Command::Serve(serve)) => serve::run(&serve, matches.subcommand().map_or(&matches, |(_, of)| of)),
         Some(Command::Client(command)) => commands::run(command, Cli::command()),
     }
 }

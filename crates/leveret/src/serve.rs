@@ -2,12 +2,15 @@
 //!
 //! Exit codes: 0 stopped in good order, 1 could not start, 2 a bad option, 73 the data folder is in use.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::ValueEnum;
+use clap::builder::FalseyValueParser;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, ValueEnum};
 use leveret_server::{DataDirError, Server, ServerConfig, ServerHandle, StartError, Storage};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -20,23 +23,23 @@ const DATA_DIR_IN_USE: u8 = 73;
 
 /// The port that AMQP 0-9-1 has at IANA.
 const AMQP_PORT: u16 = 5672;
-/// RabbitMQ's port of the management API.
-const MANAGEMENT_PORT: u16 = 15672;
 
 /// Starts the broker.
 ///
 /// Example: leveret serve --in-memory --amqp-port 0
 #[derive(Debug, clap::Args)]
 pub(crate) struct Serve {
-    /// The folder for all that outlives the broker; made if it is missing [default: ./leveret-data]
+    /// The folder of this broker, made if it is missing and locked while the broker runs; durable messages are not
+    /// kept there across a restart yet [default: ./leveret-data]
     #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Keep everything in memory; no file is touched, nothing outlives the broker
-    #[arg(long, env = "LEVERET_IN_MEMORY", conflicts_with = "data_dir")]
+    #[arg(long, env = "LEVERET_IN_MEMORY", value_parser = FalseyValueParser::new())]
     pub(crate) in_memory: bool,
-    /// An address to listen on; may be given several times [default: 127.0.0.1 and `::1`]
-    #[arg(long, value_name = "ADDR", env = "LEVERET_BIND", value_delimiter = ',')]
-    pub(crate) bind: Vec<IpAddr>,
+    /// An address to listen on; may be given several times, in the variable separated by commas
+    /// [default: both loopback addresses]
+    #[arg(long, value_name = "ADDR", env = "LEVERET_BIND")]
+    pub(crate) bind: Vec<String>,
     /// The port for AMQP; 0 picks a free one [default: 5672]
     #[arg(long, value_name = "N", env = "LEVERET_AMQP_PORT")]
     pub(crate) amqp_port: Option<u16>,
@@ -46,8 +49,9 @@ pub(crate) struct Serve {
     /// The least level that is logged, to standard error
     #[arg(long, value_name = "LEVEL", env = "LEVERET_LOG_LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub(crate) log_level: LogLevel,
-    /// A setting by RabbitMQ's name, for example heartbeat=30; may be given several times
-    #[arg(long, value_name = "KEY=VALUE", env = "LEVERET_SET", value_delimiter = ',')]
+    /// A setting by RabbitMQ's name, for example heartbeat=30; may be given several times, in the variable separated
+    /// by commas
+    #[arg(long, value_name = "KEY=VALUE", env = "LEVERET_SET")]
     pub(crate) set: Vec<String>,
     /// A TOML file with settings, one `key = value` a line
     #[arg(long, value_name = "FILE", env = "LEVERET_CONFIG")]
@@ -81,8 +85,8 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
-pub(crate) fn run(serve: &Serve) -> ExitCode {
-    let config = match server_config(serve) {
+pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
+    let config = match server_config(serve, matches) {
         Ok(config) => config,
         Err(error) => return fail(BAD_OPTION, &error),
     };
@@ -102,6 +106,7 @@ pub(crate) fn run(serve: &Serve) -> ExitCode {
 
 async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
     let keeps_nothing = config.storage != Storage::InMemory;
+    let is_remote = config.bind.iter().any(|address| !address.is_loopback());
     let server = match Server::start(config).await {
         Ok(server) => server,
         Err(error) => {
@@ -115,6 +120,9 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
     if keeps_nothing {
         tracing::warn!("durable messages are not kept across a restart yet");
     }
+    if is_remote {
+        tracing::warn!("the only user, guest, may log in from this machine only: other machines are refused");
+    }
     let stop = match StopSignals::new() {
         Ok(stop) => stop,
         Err(error) => return fail(START_FAILED, &format!("cannot listen for SIGTERM and SIGINT: {error}")),
@@ -126,16 +134,43 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn server_config(serve: &Serve) -> Result<ServerConfig, String> {
-    let settings = configuration::settings(serve.config.as_deref(), &serve.set).map_err(|e| e.to_string())?;
+fn server_config(serve: &Serve, matches: &ArgMatches) -> Result<ServerConfig, String> {
+    let assignments = list(&serve.set, matches, "set");
+    let settings = configuration::settings(serve.config.as_deref(), &assignments).map_err(|e| e.to_string())?;
+    let bind = list(&serve.bind, matches, "bind").iter().map(|text| address(text)).collect::<Result<_, _>>()?;
     let amqp_port = serve.amqp_port.unwrap_or(AMQP_PORT);
-    let management_port = serve.management_port.unwrap_or(MANAGEMENT_PORT);
-    if amqp_port != 0 && amqp_port == management_port {
+    if amqp_port != 0 && serve.management_port == Some(amqp_port) {
         return Err(format!("--amqp-port and --management-port are both {amqp_port}; choose two ports"));
     }
-    let folder = || serve.data_dir.clone().unwrap_or_else(|| "leveret-data".into());
-    let storage = if serve.in_memory { Storage::InMemory } else { Storage::Folder(folder()) };
-    Ok(ServerConfig { bind: serve.bind.clone(), amqp_port, storage, settings })
+    Ok(ServerConfig { bind, amqp_port, storage: storage(serve, matches)?, settings })
+}
+
+/// The values of an option; what a variable holds is split at its commas.
+fn list(values: &[String], matches: &ArgMatches, option: &str) -> Vec<String> {
+    if matches.value_source(option) != Some(ValueSource::EnvVariable) {
+        return values.to_vec();
+    }
+    let parts = values.iter().flat_map(|value| value.split(','));
+    parts.map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| format!("--bind takes an IP address such as 127.0.0.1 or ::1; '{text}' is none"))
+}
+
+/// An option on the command line wins over the variable of the other one.
+fn storage(serve: &Serve, matches: &ArgMatches) -> Result<Storage, String> {
+    let folder = serve.data_dir.clone().filter(|folder| !folder.as_os_str().is_empty());
+    let is_typed = |option: &str| matches.value_source(option) == Some(ValueSource::CommandLine);
+    match (serve.in_memory, folder) {
+        (false, folder) => Ok(Storage::Folder(folder.unwrap_or_else(|| "leveret-data".into()))),
+        (true, None) => Ok(Storage::InMemory),
+        (true, Some(folder)) => match (is_typed("in_memory"), is_typed("data_dir")) {
+            (true, false) => Ok(Storage::InMemory),
+            (false, true) => Ok(Storage::Folder(folder)),
+            _ => Err("--in-memory and --data-dir exclude each other; leave one out".into()),
+        },
+    }
 }
 
 /// Says that connections are accepted, in the words that people and container tools wait for.
@@ -145,9 +180,12 @@ fn announce(server: &ServerHandle) {
     let mut stdout = io::stdout();
     if stdout.is_terminal() {
         text.push_str("Log in as guest, password guest, from this machine. Try, in another terminal:\n");
-        text.push_str(
-            "  leveret declare queue hello && leveret publish hello 'Hello, World!' && leveret get hello\n",
-        );
+        let program = std::env::args().next().unwrap_or_else(|| "leveret".into());
+        let port = server.addresses().first().map_or(AMQP_PORT, std::net::SocketAddr::port);
+        let broker = if port == AMQP_PORT { String::new() } else { format!(" --url {url}") };
+        for command in ["declare queue hello", "publish hello 'Hello, World!'", "get hello"] {
+            let _ = writeln!(text, "  {program} {command}{broker}");
+        }
         text.push_str("Ctrl-C stops the broker.\n");
     }
     // Whoever closed our output does not want to read it.

@@ -119,6 +119,13 @@ impl Connection {
         login.map_err(|error| (ClientError::Login(mechanism), format!("login refused: {error}")))
     }
 
+    /// `connection.update-secret`: the user proves again who they are. RabbitMQ: a refusal is 530.
+    pub(super) fn update_secret(&self, new_secret: &[u8]) -> Result<(), ClientError> {
+        let user = self.user().unwrap_or_default();
+        let login = self.node.log_in(user, new_secret, self.origin);
+        login.map(|_| ()).map_err(|_| ClientError::SecretRefused(user.into()))
+    }
+
     /// RabbitMQ: `validate_negotiated_integer_value`; 0 means the server's limit here, and frames of 4096 are fine.
     fn tune(&mut self, now: Moment, channel_max: u16, frame_max: u32, heartbeat: u16) -> Result<(), ClientError> {
         let field = "frame_max";

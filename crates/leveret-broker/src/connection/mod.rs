@@ -213,6 +213,11 @@ impl Connection {
                 self.leave(Farewell::CloseOk);
                 Ok(())
             }
+            (State::Open, &Method::ConnectionUpdateSecret { new_secret, .. }) => {
+                self.update_secret(new_secret).map_err(|error| Exception::from(&error).during(method.ids()))?;
+                frame::write_method(out, 0, &Method::ConnectionUpdateSecretOk {});
+                Ok(())
+            }
             (State::AwaitingCloseOk, Method::ConnectionClose { .. }) => {
                 frame::write_method(out, 0, &Method::ConnectionCloseOk {});
                 Ok(())

@@ -120,6 +120,8 @@ pub enum ClientError {
     NoVhost(String),
     /// A login that is refused; the text is the same for every reason.
     Login(&'static str),
+    /// `connection.update-secret` with a secret that is not the user's.
+    SecretRefused(String),
     /// A SASL mechanism that is not offered.
     UnknownMechanism(String),
 }
@@ -220,6 +222,9 @@ impl From<&ClientError> for Exception {
                      For details see the broker logfile."
                 );
                 Exception::new(Code::AccessRefused, &text)
+            }
+            ClientError::SecretRefused(user) => {
+                Exception::new(Code::NotAllowed, &format!("new secret was refused for user '{user}'"))
             }
             ClientError::UnknownMechanism(name) => {
                 let text = format!("unknown authentication mechanism '{name}'");

@@ -234,6 +234,18 @@ fn without_heartbeats_silence_is_no_fault() {
 }
 
 #[test]
+fn update_secret_proves_the_user_again() {
+    script(
+        "
+        C: connection.update-secret new-secret='guest' reason='renewed'
+        S: connection.update-secret-ok
+        C: connection.update-secret new-secret='wrong' reason='renewed'
+        S: connection.close 530 \"NOT_ALLOWED - new secret was refused for user 'guest'\" 10 70
+        ",
+    );
+}
+
+#[test]
 fn exclusive_queues_are_gone_when_close_is_answered() {
     script(
         "

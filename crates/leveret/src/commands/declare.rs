@@ -21,11 +21,11 @@ pub(crate) enum Declare {
 
 /// Create a queue.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  leveret declare queue tasks --durable --arg x-max-length=1000")]
+#[command(after_help = "Example:\n  leveret declare queue tasks --durable --arg x-message-ttl=60000")]
 pub(crate) struct DeclareQueue {
     /// The name. With an empty name ('') the broker makes one up, and it is printed.
     name: String,
-    /// The queue survives a restart of the broker.
+    /// Ask for a queue that survives a restart of the broker.
     #[arg(long)]
     durable: bool,
     /// Only the connection that declares the queue may use it. This command closes its own at once, and the queue
@@ -35,7 +35,7 @@ pub(crate) struct DeclareQueue {
     /// The queue is deleted when its last consumer leaves.
     #[arg(long)]
     auto_delete: bool,
-    /// An argument, such as x-max-length=1000. Integers, true and false get their type, anything else is text.
+    /// An argument, such as x-message-ttl=60000. Integers, true and false get their type, anything else is text.
     /// May be repeated.
     #[arg(long = "arg", value_name = "K=V", value_parser = parse_pair)]
     arguments: Vec<Pair>,
@@ -53,7 +53,7 @@ pub(crate) struct DeclareExchange {
     /// routing key fits a pattern), headers (the headers fit), or another type that the broker has.
     #[arg(value_name = "TYPE", default_value = "direct")]
     type_: String,
-    /// The exchange survives a restart of the broker.
+    /// Ask for an exchange that survives a restart of the broker.
     #[arg(long)]
     durable: bool,
     /// The exchange is deleted with its last binding.

@@ -135,7 +135,9 @@ pub(crate) fn run(command: Command, cli: clap::Command) -> ExitCode {
     let Some(exit_code) = failure.exit_code() else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("error: {}", one_line(&failure.to_string()));
+    // An empty queue is an answer, not a mishap.
+    let prefix = if matches!(failure, Failure::Empty { .. }) { "" } else { "error: " };
+    eprintln!("{prefix}{}", one_line(&failure.to_string()));
     ExitCode::from(exit_code)
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Publish {
     /// expiration, message-id, timestamp, type, user-id or app-id. May be repeated.
     #[arg(long = "property", value_name = "K=V", value_parser = parse_property)]
     properties: Vec<Property>,
-    /// Keep the message on disk, so that it survives a restart in a durable queue: delivery-mode=2.
+    /// Ask for a message that survives a restart in a durable queue: delivery-mode=2.
     #[arg(long)]
     persistent: bool,
     /// Wait until the broker confirms that it has the message.

@@ -1,2 +1,75 @@
-//! The commands of the development loop.
-fn main() {}
+//! The commands of the development loop, the same as in CI.
+//!
+//! Every command that proves something ends with one line, `N passed, N failed, N skipped`, and exits with 1 if
+//! anything failed. `.ci/run` adds the lines up.
+
+mod broker;
+mod check;
+mod clients;
+mod files;
+mod measure;
+mod process;
+mod proof;
+mod tally;
+mod test;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// The commands of Leveret's development loop.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Format, lints, documentation, and the tidy checks: what needs no run
+    Check,
+    /// All tests, then the client libraries against the release binary
+    Test {
+        /// Run only these client suites, and not `cargo test`; may be repeated
+        #[arg(long, value_name = "SUITE")]
+        only: Vec<String>,
+    },
+    /// The property tests with many more cases than `test` tries
+    Proof {
+        /// About how long to try new cases
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Start time and memory of the release binary, as numbers
+    Measure,
+    /// The two programs of clients/seed, against a broker of their own on port 5672
+    #[command(hide = true)]
+    Seed {
+        #[arg(long)]
+        python: PathBuf,
+        #[arg(long)]
+        broker: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    run(Command::parse()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    process::stop_children_at_ctrl_c()?;
+    let tally = match command {
+        Command::Check => check::run()?,
+        Command::Test { only } => test::run(&only)?,
+        Command::Proof { seconds } => proof::run(Duration::from_secs(seconds))?,
+        Command::Measure => {
+            measure::run()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Seed { python, broker } => return clients::seed::run(&python, &broker),
+    };
+    println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

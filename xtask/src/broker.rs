@@ -1,0 +1,127 @@
+//! The release binary, built and started.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::process::{self, Show, check_interrupted};
+use crate::workspace::{cargo, target};
+
+const BUILD_DEADLINE: Duration = Duration::from_mins(15);
+const READY_DEADLINE: Duration = Duration::from_secs(20);
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Builds the release binary, and says where it is.
+pub(crate) fn build() -> Result<PathBuf> {
+    let build = cargo(["build", "--release", "--locked", "--package", "leveret"]);
+    let built = process::run(build, BUILD_DEADLINE, Show::Lines)?;
+    ensure!(built.has_succeeded(), "the release binary was not built: {}", built.end);
+    Ok(target().join("release/leveret"))
+}
+
+/// A running broker, killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    child: Child,
+    /// Open, though nobody reads it after the ready line.
+    _stdout: ChildStdout,
+    /// For example `amqp://127.0.0.1:40123`.
+    pub(crate) url: String,
+    /// From before the process was made until the ready line was read.
+    pub(crate) start_took: Duration,
+}
+
+impl Broker {
+    /// Starts a broker that keeps everything in memory and logs to the file, and waits until it is ready.
+    pub(crate) fn start(binary: &Path, port: u16, log: &Path) -> Result<Self> {
+        if let Some(folder) = log.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = Command::new(binary);
+        command.args(["--in-memory", "--amqp-port", &port.to_string()]);
+        // In a group of its own, so that Ctrl-C does not stop it before its clients.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| format!("cannot run {}", binary.display()))?;
+        let stdout = child.stdout.take().context("the broker has no output")?;
+        let (stdout, line) = match ready_line(stdout, started + READY_DEADLINE) {
+            Ok(ready) => ready,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
+        let start_took = started.elapsed();
+        let url = line.split_once(" ready: ").map(|(_, url)| url.trim().to_owned());
+        let broker = Broker { child, _stdout: stdout, url: url.unwrap_or_default(), start_took };
+        ensure!(broker.url.starts_with("amqp://"), "the broker's first line is {line:?}, not its ready line");
+        Ok(broker)
+    }
+
+    /// The URL with user, password and virtual host.
+    pub(crate) fn client_url(&self) -> String {
+        format!("{}/%2F", self.url.replacen("amqp://", "amqp://guest:guest@", 1))
+    }
+
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it with SIGTERM, and waits for its end.
+    pub(crate) fn stop(mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        let deadline = Instant::now() + STOP_DEADLINE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        bail!("the broker did not stop within {} s of SIGTERM", STOP_DEADLINE.as_secs())
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ready_line(stdout: ChildStdout, deadline: Instant) -> Result<(ChildStdout, String)> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut stdout = stdout;
+        let mut line = String::new();
+        // The line ends with a line break, or with the process; it is short.
+        let read = BufReader::new(stdout.by_ref().take(1024)).read_line(&mut line);
+        let _ = sender.send(read.map(|_| (stdout, line)));
+    });
+    loop {
+        check_interrupted()?;
+        match receiver.recv_timeout(Duration::from_millis(20)) {
+            Ok(read) => {
+                let (stdout, line) = read?;
+                ensure!(!line.is_empty(), "the broker ended before it was ready");
+                return Ok((stdout, line));
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                bail!("the broker was not ready within {} s", READY_DEADLINE.as_secs())
+            }
+        }
+    }
+}

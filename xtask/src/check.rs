@@ -1,0 +1,55 @@
+//! `cargo xtask check`: what needs no run of the broker. One line a check, and more only where one failed.
+
+mod compatibility;
+mod tidy;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::files::Files;
+use crate::process::{self, Show};
+use crate::tally::Tally;
+use crate::workspace::cargo;
+
+const DEADLINE: Duration = Duration::from_mins(15);
+
+pub(crate) fn run() -> Result<Tally> {
+    let clippy = cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    let mut documentation = cargo(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"]);
+    documentation.env("RUSTDOCFLAGS", "-D warnings");
+    let files = Files::read()?;
+
+    let mut tally = Tally::default();
+    tally += check("formatted", || succeeds(cargo(["fmt", "--all", "--check"])))?;
+    tally += check("no lint warnings", || succeeds(clippy))?;
+    tally += check("documentation without warnings", || succeeds(documentation))?;
+    tally += check("no open ends: markers, macros, ignored tests", || Ok(tidy::open_ends(&files)))?;
+    tally += check("no absolute paths of a machine", || Ok(tidy::machine_paths(&files)))?;
+    tally += check("every crate has the workspace's lints", || Ok(tidy::crates_without_lints(&files)))?;
+    tally += check("docs/compatibility.md names tests that exist", || Ok(compatibility::faults(&files)))?;
+    Ok(tally)
+}
+
+/// Runs one check, which gives the lines that say what is wrong.
+fn check(name: &str, run: impl FnOnce() -> Result<Vec<String>>) -> Result<Tally> {
+    let started = Instant::now();
+    let faults = run()?;
+    let verdict = if faults.is_empty() { "ok  " } else { "FAIL" };
+    println!("{verdict} {name} ({:.1} s)", started.elapsed().as_secs_f32());
+    for fault in &faults {
+        println!("     {fault}");
+    }
+    Ok(if faults.is_empty() { Tally::PASSED } else { Tally::FAILED })
+}
+
+fn succeeds(command: Command) -> Result<Vec<String>> {
+    let finished = process::run(command, DEADLINE, Show::Nothing)?;
+    if finished.has_succeeded() {
+        return Ok(Vec::new());
+    }
+    let mut faults: Vec<_> = finished.output.lines().map(str::to_owned).collect();
+    faults.push(finished.end.to_string());
+    Ok(faults)
+}

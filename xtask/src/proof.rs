@@ -1,0 +1,123 @@
+//! `cargo xtask proof`: proofs that take long. For now the property tests, with as many new cases as time allows.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::files::Files;
+use crate::process::{self, Show};
+use crate::tally::Tally;
+use crate::workspace::cargo;
+
+/// Cases of the first round, whose speed says how many the next ones may have.
+const CASES_MIN: u64 = 1000;
+const CASES_MAX: u64 = 10_000_000;
+
+const BUILD_DEADLINE: Duration = Duration::from_mins(15);
+/// What a round may take longer than it should.
+const ROUND_SLACK: Duration = Duration::from_mins(5);
+
+pub(crate) fn run(time: Duration) -> Result<Tally> {
+    let properties = properties(&Files::read()?);
+    let share = time / u32::try_from(properties.len().max(1))?;
+    let mut sum = Tally::default();
+    for (package, names) in &properties {
+        sum += prove(package, names, share)?;
+    }
+    Ok(sum)
+}
+
+/// Runs the property tests of a crate, again and again with other cases until the time is over or one fails.
+fn prove(package: &str, names: &[String], time: Duration) -> Result<Tally> {
+    let build = test_command(package, &["--no-run"]);
+    let built = process::run(build, BUILD_DEADLINE, Show::Nothing)?;
+    if !built.has_succeeded() {
+        print!("{}", built.output);
+        println!("{package}: not built: {}", built.end);
+        return Ok(Tally::FAILED);
+    }
+    let started = Instant::now();
+    let (mut cases, mut cases_sum, mut round_count) = (CASES_MIN, 0, 0);
+    loop {
+        let mut test = test_command(package, &["--"]);
+        test.args(names).env("PROPTEST_CASES", cases.to_string());
+        let finished = process::run(test, time + ROUND_SLACK, Show::Nothing)?;
+        let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
+        (cases_sum, round_count) = (cases_sum + cases, round_count + 1);
+        let took = started.elapsed();
+        if tally.failed > 0 {
+            print!("{}", finished.output);
+            println!("{package}: failed in round {round_count}, which tries {cases} cases: {}", finished.end);
+            return Ok(tally);
+        }
+        let left = time.saturating_sub(took);
+        let affordable = u128::from(cases_sum) * left.as_micros() / took.as_micros().max(1);
+        if affordable < u128::from(CASES_MIN) {
+            let properties = names.join(", ");
+            let seconds = took.as_secs_f32();
+            println!("{package}: {cases_sum} cases each in {round_count} rounds, {seconds:.1} s: {properties}");
+            return Ok(tally);
+        }
+        cases = u64::try_from(affordable).map_or(CASES_MAX, |cases| cases.min(CASES_MAX));
+    }
+}
+
+/// The profile `proof` is `release` with debug assertions.
+fn test_command(package: &str, more: &[&str]) -> std::process::Command {
+    let mut command = cargo(["test", "--locked", "--profile", "proof", "--tests", "--package", package]);
+    command.args(more);
+    command
+}
+
+/// The tests in `proptest!` blocks, by crate.
+fn properties(files: &Files) -> BTreeMap<String, Vec<String>> {
+    let mut properties: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in files.iter().filter(|file| file.has_extension("rs")) {
+        let Some((package, _)) = file.path.strip_prefix("crates/").and_then(|path| path.split_once('/')) else {
+            continue;
+        };
+        let mut in_block = false;
+        for line in file.text.lines() {
+            match line.trim() {
+                "proptest! {" => in_block = true,
+                // The end of an item that is not indented.
+                _ if line == "}" => in_block = false,
+                item if in_block => {
+                    let name = item.strip_prefix("fn ").and_then(|item| item.split_once('('));
+                    let names = properties.entry(package.to_owned()).or_default();
+                    names.extend(name.map(|(name, _)| name.to_owned()).filter(|name| !names.contains(name)));
+                }
+                _ => {}
+            }
+        }
+    }
+    properties
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tests_of_proptest_blocks_are_found() {
+        let text = "\
+fn helper() {
+}
+
+proptest! {
+    #[test]
+    fn a_property(steps in steps()) {
+        run(steps)?;
+    }
+}
+
+#[test]
+fn no_property() {
+}
+";
+        let files = Files::of(&[("crates/a/src/tests.rs", text), ("xtask/src/main.rs", text)]);
+        let expected = BTreeMap::from([("a".to_owned(), vec!["a_property".to_owned()])]);
+        assert_eq!(properties(&files), expected);
+    }
+}

@@ -1,0 +1,91 @@
+//! Counting what passed, failed and was skipped.
+
+use std::fmt;
+use std::ops::AddAssign;
+
+/// How many checks, tests or steps there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+impl Tally {
+    pub(crate) const PASSED: Tally = Tally { passed: 1, failed: 0, skipped: 0 };
+    pub(crate) const FAILED: Tally = Tally { passed: 0, failed: 1, skipped: 0 };
+
+    /// The sum of the lines `test result:` that `cargo test` printed.
+    ///
+    /// `has_succeeded` is whether it exited with 0. If it did not, though no test failed (it did not compile, or a
+    /// test ended the process), that counts as one failure.
+    pub(crate) fn of_cargo_test(output: &str, has_succeeded: bool) -> Tally {
+        let mut tally = Tally::default();
+        for line in output.lines().filter_map(|line| line.strip_prefix("test result: ")) {
+            tally.passed += number_before(line, " passed");
+            tally.failed += number_before(line, " failed");
+            tally.skipped += number_before(line, " ignored");
+        }
+        if !has_succeeded && tally.failed == 0 {
+            tally.failed = 1;
+        }
+        tally
+    }
+
+    /// A client suite of `expected` steps that printed this. A step that is not reported as `ok` has failed.
+    pub(crate) fn of_steps(output: &str, expected: u64, has_succeeded: bool) -> Tally {
+        let passed = output.lines().filter(|line| line.starts_with("ok ")).count() as u64;
+        let reported = output.lines().filter(|line| line.starts_with("not ok ")).count() as u64;
+        let failed = expected.saturating_sub(passed).max(reported);
+        Tally { passed, failed: if has_succeeded { failed } else { failed.max(1) }, skipped: 0 }
+    }
+}
+
+fn number_before(line: &str, word: &str) -> u64 {
+    let Some(end) = line.find(word) else { return 0 };
+    line[..end].rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_of_all_test_binaries_are_summed() {
+        let output = "\
+running 3 tests
+test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s
+test result: FAILED. 10 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.05s
+";
+        let tally = Tally::of_cargo_test(output, false);
+        assert_eq!(tally.to_string(), "12 passed, 3 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_cargo_test_that_did_not_get_to_its_tests_is_a_failure() {
+        assert_eq!(Tally::of_cargo_test("error: could not compile", false), Tally::FAILED);
+    }
+
+    #[test]
+    fn a_step_that_is_not_reported_has_failed() {
+        let output = "ok 1 first\nnot ok 2 second: reason\nok 3 third\n2/3 steps\n";
+        assert_eq!(Tally::of_steps(output, 3, false), Tally { passed: 2, failed: 1, skipped: 0 });
+        assert_eq!(Tally::of_steps(output, 14, false), Tally { passed: 2, failed: 12, skipped: 0 });
+        assert_eq!(Tally::of_steps("ok 1 first\n", 1, true), Tally::PASSED);
+        assert_eq!(Tally::of_steps("ok 1 first\n", 1, false), Tally { passed: 1, failed: 1, skipped: 0 });
+    }
+}

@@ -1,0 +1,64 @@
+//! `cargo xtask test`: everything that must pass.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::broker;
+use crate::clients::{self, SUITES};
+use crate::process::{self, Show};
+use crate::tally::Tally;
+use crate::workspace::cargo;
+
+const CARGO_TEST_DEADLINE: Duration = Duration::from_mins(15);
+
+/// One line of the table at the end.
+struct Row {
+    name: &'static str,
+    tally: Tally,
+    took: Duration,
+}
+
+/// Runs the tests and all client suites, or only the suites that are named.
+pub(crate) fn run(only: &[String]) -> Result<Tally> {
+    let unknown = only.iter().find(|name| !SUITES.iter().any(|suite| suite.name == **name));
+    let names: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
+    ensure!(unknown.is_none(), "there is no suite {unknown:?}; there are {}", names.join(", "));
+
+    let mut rows = Vec::new();
+    if only.is_empty() {
+        let started = Instant::now();
+        rows.push(Row { name: "cargo test", tally: cargo_test()?, took: started.elapsed() });
+    }
+    let binary = broker::build()?;
+    for suite in SUITES.iter().filter(|suite| only.is_empty() || only.iter().any(|name| name == suite.name)) {
+        let started = Instant::now();
+        println!("\n== {} ==", suite.name);
+        let tally = clients::run(suite, &binary)?;
+        rows.push(Row { name: suite.name, tally, took: started.elapsed() });
+    }
+    Ok(print_table(&rows))
+}
+
+fn cargo_test() -> Result<Tally> {
+    let finished = process::run(
+        cargo(["test", "--workspace", "--locked", "--no-fail-fast"]),
+        CARGO_TEST_DEADLINE,
+        Show::Lines,
+    )?;
+    if !finished.has_succeeded() {
+        println!("cargo test: {}", finished.end);
+    }
+    Ok(Tally::of_cargo_test(&finished.output, finished.has_succeeded()))
+}
+
+fn print_table(rows: &[Row]) -> Tally {
+    let mut sum = Tally::default();
+    println!("\n{:<12} {:>7} {:>7} {:>7} {:>8}", "", "passed", "failed", "skipped", "seconds");
+    for Row { name, tally, took } in rows {
+        let Tally { passed, failed, skipped } = *tally;
+        println!("{name:<12} {passed:>7} {failed:>7} {skipped:>7} {:>8.1}", took.as_secs_f32());
+        sum += *tally;
+    }
+    sum
+}

@@ -1,0 +1,450 @@
+//! The command line, as a user or a script sees it: what is printed where, exit codes, signals, files.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::fs;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use leveret_client::{AckMode, Connection, ConsumeOptions, Error, QueueOptions, Scope};
+use rustix::process::Signal;
+use support::{Broker, DEADLINE, leveret};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn can_connect(ip: &str, port: u16) -> bool {
+    let address = SocketAddr::new(ip.parse().unwrap(), port);
+    TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok()
+}
+
+fn has_ipv6() -> bool {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
+/// A broker that must not start: its exit code, and its last words, which are one line.
+#[track_caller]
+fn refused(arguments: &[&str]) -> (i32, String) {
+    let finished = leveret(arguments).run();
+    assert_eq!(finished.stdout, "");
+    let errors: Vec<_> = finished.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    let [error] = errors[..] else { panic!("not one line with an error: {}", finished.stderr) };
+    assert_eq!(finished.stderr.lines().last(), Some(error));
+    (finished.code.unwrap(), error.to_owned())
+}
+
+mod starting {
+    use super::*;
+
+    #[test]
+    fn the_ready_line_is_the_only_one_on_standard_output() {
+        let broker = Broker::start();
+        let port = broker.port();
+        assert!(can_connect("127.0.0.1", port));
+        let finished = broker.stop();
+        assert_eq!(finished.stdout, format!("leveret {VERSION} ready: amqp://127.0.0.1:{port}\n"));
+    }
+
+    #[test]
+    fn the_words_that_container_tools_wait_for_are_printed_at_any_log_level() {
+        let broker = leveret(&["--in-memory", "--amqp-port", "0", "--log-level", "none"]).start();
+        assert_eq!(broker.stop().stderr, "Server startup complete; 0 plugins started.\n");
+        let broker = Broker::start();
+        let stderr = broker.stop().stderr;
+        assert!(stderr.lines().any(|line| line == "Server startup complete; 0 plugins started."), "{stderr}");
+    }
+
+    #[test]
+    fn serve_is_the_command_that_may_be_left_out() {
+        let broker = leveret(&["serve", "--in-memory", "--amqp-port", "0"]).start();
+        assert!(can_connect("127.0.0.1", broker.port()));
+        assert_eq!(broker.stop().code, Some(0));
+    }
+
+    #[test]
+    fn without_bind_it_listens_on_both_loopback_addresses() {
+        let broker = Broker::start();
+        assert!(can_connect("127.0.0.1", broker.port()));
+        assert_eq!(can_connect("::1", broker.port()), has_ipv6());
+    }
+
+    #[test]
+    fn several_addresses_share_one_free_port() {
+        let broker =
+            leveret(&["--in-memory", "--amqp-port", "0", "--bind", "127.0.0.1", "--bind", "127.0.0.2"]).start();
+        assert!(can_connect("127.0.0.1", broker.port()));
+        assert!(can_connect("127.0.0.2", broker.port()));
+        assert!(!can_connect("127.0.0.3", broker.port()));
+    }
+
+    #[test]
+    fn options_come_from_the_environment_and_the_command_line_wins() {
+        let broker = leveret(&["--log-level", "info"])
+            .env("LEVERET_IN_MEMORY", "true")
+            .env("LEVERET_AMQP_PORT", "0")
+            .env("LEVERET_BIND", "127.0.0.2,127.0.0.1")
+            .env("LEVERET_LOG_LEVEL", "none")
+            .env("LEVERET_SET", "product=RabbitMQ,heartbeat=7")
+            .start();
+        assert!(broker.url.starts_with("amqp://127.0.0.2:"), "{}", broker.url);
+        let connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
+        let product = connection.server_properties().get("product");
+        assert_eq!(product, Some(leveret_client::Value::LongStr(b"RabbitMQ")));
+        connection.close().unwrap();
+        broker.process.stderr.wait_for("connection opened", "the level of the command line");
+    }
+
+    #[test]
+    fn settings_come_from_a_file_and_the_command_line_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("leveret.toml");
+        fs::write(&file, "product = \"from the file\"\nversion = \"1.2.3\"\n").unwrap();
+        let arguments =
+            ["--in-memory", "--amqp-port", "0", "--set", "product=RabbitMQ", "--config", file.to_str().unwrap()];
+        let broker = leveret(&arguments).start();
+        let connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
+        let properties = connection.server_properties();
+        assert_eq!(properties.get("product"), Some(leveret_client::Value::LongStr(b"RabbitMQ")));
+        assert_eq!(properties.get("version"), Some(leveret_client::Value::LongStr(b"1.2.3")));
+    }
+}
+
+mod not_starting {
+    use super::*;
+
+    #[test]
+    fn a_bad_option_is_2() {
+        let finished = leveret(&["--no-such-option"]).run();
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""));
+        assert!(finished.stderr.contains("--no-such-option"), "{}", finished.stderr);
+        assert_eq!(leveret(&["--amqp-port", "65536"]).run().code, Some(2));
+        assert_eq!(leveret(&["--bind", "somewhere"]).run().code, Some(2));
+        assert_eq!(leveret(&["--in-memory", "--data-dir", "d"]).run().code, Some(2));
+    }
+
+    #[test]
+    fn an_unknown_setting_is_2_and_the_nearest_is_named() {
+        let (code, error) = refused(&["--in-memory", "--set", "hartbeat=30"]);
+        assert_eq!((code, error.as_str()), (2, "error: unknown setting 'hartbeat'; the nearest is 'heartbeat'"));
+    }
+
+    #[test]
+    fn a_setting_out_of_range_is_2_and_the_range_is_named() {
+        let (code, error) = refused(&["--in-memory", "--set", "frame_max=4095"]);
+        assert_eq!(code, 2);
+        assert!(error.contains("'frame_max' takes a number of bytes from 4096 to 134217728; '4095'"), "{error}");
+        assert_eq!(refused(&["--in-memory", "--set", "heartbeat"]).0, 2);
+    }
+
+    #[test]
+    fn a_configuration_file_that_cannot_be_read_is_2() {
+        let (code, error) = refused(&["--in-memory", "--config", "missing.toml"]);
+        assert_eq!(code, 2);
+        assert!(error.contains("missing.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_1() {
+        let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        let (code, error) = refused(&["--in-memory", "--amqp-port", &port]);
+        assert_eq!(code, 1);
+        assert!(error.contains(&format!("port {port} is already in use on 127.0.0.1")), "{error}");
+    }
+
+    #[test]
+    fn one_port_for_both_purposes_is_2() {
+        let (code, error) = refused(&["--in-memory", "--amqp-port", "15672"]);
+        assert_eq!(code, 2);
+        assert!(error.contains("--management-port"), "{error}");
+    }
+
+    #[test]
+    fn a_data_folder_that_cannot_be_made_is_1() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a-file");
+        fs::write(&file, "").unwrap();
+        let (code, error) = refused(&["--amqp-port", "0", "--data-dir", file.to_str().unwrap()]);
+        assert_eq!(code, 1);
+        assert!(error.contains(file.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn a_data_folder_in_use_is_73_and_its_user_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let arguments = ["--amqp-port", "0", "--data-dir", data.to_str().unwrap()];
+        let first = leveret(&arguments).start();
+        let (code, error) = refused(&arguments);
+        assert_eq!(code, 73);
+        assert!(error.contains(data.to_str().unwrap()), "{error}");
+        assert!(error.contains(&format!("process {}:", first.process.id())), "{error}");
+        assert_eq!(first.stop().code, Some(0));
+        assert_eq!(leveret(&arguments).start().stop().code, Some(0));
+    }
+}
+
+mod stopping {
+    use super::*;
+
+    /// An open connection hears 320, and the broker ends with 0.
+    fn stops_in_good_order(signal: Signal) {
+        let broker = Broker::start();
+        let mut connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
+        let mut channel = connection.open_channel().unwrap();
+        let queue = channel.declare_queue("", &QueueOptions::default()).unwrap();
+        channel
+            .consume(queue.name.as_str(), &ConsumeOptions { ack_mode: AckMode::Auto, ..Default::default() })
+            .unwrap();
+        broker.process.signal(signal);
+        let error = channel.next_event(DEADLINE).unwrap_err();
+        let Error::Closed { scope: Scope::Connection, reply } = &error else { panic!("{error}") };
+        assert_eq!(reply.code, 320);
+        assert!(reply.text.starts_with("CONNECTION_FORCED - "), "{reply}");
+        drop(connection);
+        let finished = broker.process.wait();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    }
+
+    #[test]
+    fn sigterm_closes_connections_and_exits_with_0() {
+        stops_in_good_order(Signal::TERM);
+    }
+
+    #[test]
+    fn sigint_closes_connections_and_exits_with_0() {
+        stops_in_good_order(Signal::INT);
+    }
+}
+
+mod files {
+    use super::*;
+
+    #[test]
+    fn in_memory_no_file_is_touched() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q", "--durable"]);
+        broker.ask(&["publish", "q", "hello", "--persistent", "--confirm"]);
+        assert_eq!(broker.ask(&["get", "q"]), "hello\n");
+        assert_eq!(fs::read_dir(broker.process.folder.path()).unwrap().count(), 0);
+        assert!(!broker.stop().stderr.contains("not kept"));
+    }
+
+    #[test]
+    fn without_in_memory_there_is_a_data_folder_and_a_warning() {
+        let broker = leveret(&["--amqp-port", "0"]).start();
+        assert!(broker.process.folder.path().join("leveret-data/leveret.lock").is_file());
+        broker.process.stderr.wait_for("durable messages are not kept across a restart yet", "the warning");
+    }
+}
+
+mod client_commands {
+    use super::*;
+
+    #[test]
+    fn a_message_goes_through_a_queue() {
+        let broker = Broker::start();
+        assert_eq!(broker.ask(&["declare", "queue", "q"]), "");
+        assert_eq!(broker.ask(&["publish", "q", "hello"]), "");
+        assert_eq!(broker.ask(&["get", "q"]), "hello\n");
+        assert_eq!(broker.ask(&["delete", "queue", "q"]), "");
+    }
+
+    #[test]
+    fn the_broker_is_named_by_an_option_too() {
+        let broker = Broker::start();
+        let finished = leveret(&["declare", "queue", "", "--url", &broker.client_url()]).run();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        assert!(finished.stdout.starts_with("amq.gen-"), "{}", finished.stdout);
+    }
+
+    #[test]
+    fn a_body_comes_from_standard_input_to_the_last_byte() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        let finished = broker.client(&["publish", "q"]).input(b"two\nlines\n").run();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        assert_eq!(broker.ask(&["get", "q"]), "two\nlines\n\n");
+    }
+
+    #[test]
+    fn json_is_a_line_for_each_message() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        broker.ask(&["publish", "q", "hello", "--persistent", "--header", "n=1", "--property", "type=t"]);
+        assert_eq!(
+            broker.ask(&["get", "q", "--format", "json"]),
+            r#"{"exchange":"","routing_key":"q","redelivered":false,"properties":{"delivery_mode":2,"headers":{"n":1},"type":"t"},"body":"hello"}"#.to_owned() + "\n"
+        );
+        let finished = broker.client(&["publish", "q"]).input(&[0xFF, 0]).run();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let line = broker.ask(&["get", "q", "--format", "json"]);
+        assert!(line.ends_with("\"body_base64\":\"/wA=\"}\n"), "{line}");
+    }
+
+    #[test]
+    fn a_message_that_reaches_no_queue_is_1() {
+        let broker = Broker::start();
+        let finished = broker.client(&["publish", "nowhere", "hello"]).run();
+        assert_eq!(finished.code, Some(1));
+        let expected = "error: no queue 'nowhere'; create it with: leveret declare queue nowhere\n";
+        assert_eq!(finished.stderr, expected);
+        broker.ask(&["declare", "exchange", "logs", "topic"]);
+        let arguments = ["publish", "--exchange", "logs", "--routing-key", "disk.error", "full", "--confirm"];
+        let finished = broker.client(&arguments).run();
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr.contains("leveret declare binding logs QUEUE disk.error"), "{}", finished.stderr);
+    }
+
+    #[test]
+    fn a_queue_that_is_empty_is_3() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        let finished = broker.client(&["get", "q"]).run();
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(3), ""));
+        assert_eq!(finished.stderr, "error: queue 'q' is empty\n");
+    }
+
+    #[test]
+    fn a_queue_that_does_not_exist_is_1() {
+        let broker = Broker::start();
+        for arguments in [&["get", "q"][..], &["purge", "q"], &["consume", "q"], &["consume", "q", "--count", "0"]]
+        {
+            let finished = broker.client(arguments).run();
+            assert_eq!(finished.code, Some(1), "{arguments:?}");
+            assert!(finished.stderr.contains("404 NOT_FOUND - no queue 'q' in vhost '/'"), "{}", finished.stderr);
+            assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+        }
+    }
+
+    #[test]
+    fn a_broker_out_of_reach_is_1() {
+        // A port that nobody gets by asking for a free one.
+        let nobody = "127.0.0.1:1";
+        let finished = leveret(&["get", "q", "--url", &format!("amqp://{nobody}")]).run();
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr.contains(&format!("cannot reach a broker at {nobody}")), "{}", finished.stderr);
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_used_is_2_and_hides_its_password() {
+        let finished = leveret(&["get", "q", "--url", "amqps://me:secret@127.0.0.1"]).run();
+        assert_eq!(finished.code, Some(2));
+        assert!(!finished.stderr.contains("secret"), "{}", finished.stderr);
+    }
+
+    #[test]
+    fn bindings_route_until_they_are_deleted() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "exchange", "logs", "topic"]);
+        broker.ask(&["declare", "queue", "errors"]);
+        broker.ask(&["declare", "binding", "logs", "errors", "*.error"]);
+        broker.ask(&["publish", "--exchange", "logs", "--routing-key", "disk.error", "full"]);
+        assert_eq!(broker.ask(&["get", "errors"]), "full\n");
+        broker.ask(&["delete", "binding", "logs", "errors", "*.error"]);
+        let arguments = ["publish", "--exchange", "logs", "--routing-key", "disk.error", "full"];
+        assert_eq!(broker.client(&arguments).run().code, Some(1));
+        broker.ask(&["delete", "exchange", "logs", "--if-unused"]);
+        let finished = broker.client(&arguments).run();
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr.contains("404 NOT_FOUND - no exchange 'logs'"), "{}", finished.stderr);
+    }
+
+    #[test]
+    fn a_declaration_with_other_properties_is_1() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        let finished = broker.client(&["declare", "queue", "q", "--durable"]).run();
+        assert_eq!(finished.code, Some(1));
+        assert!(
+            finished.stderr.contains("406 PRECONDITION_FAILED - inequivalent arg 'durable'"),
+            "{}",
+            finished.stderr
+        );
+    }
+
+    #[test]
+    fn a_queue_in_use_or_with_messages_is_deleted_only_without_a_condition() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        broker.ask(&["publish", "q", "hello"]);
+        let finished = broker.client(&["delete", "queue", "q", "--if-empty"]).run();
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr.contains("406 PRECONDITION_FAILED"), "{}", finished.stderr);
+        let consumer = broker.client(&["consume", "q"]).spawn();
+        consumer.stdout.wait_for("hello\n", "the consumer to be there");
+        assert_eq!(broker.client(&["delete", "queue", "q", "--if-unused"]).run().code, Some(1));
+        broker.ask(&["delete", "queue", "q"]);
+        let finished = consumer.wait();
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr.contains("ended the consumer of queue 'q'"), "{}", finished.stderr);
+        // And once more: what does not exist is deleted already.
+        broker.ask(&["delete", "queue", "q"]);
+    }
+
+    #[test]
+    fn a_purge_prints_how_many_messages_went() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        broker.ask(&["publish", "q", "hello", "--count", "1234", "--confirm"]);
+        assert_eq!(broker.ask(&["purge", "q"]), "1234\n");
+        assert_eq!(broker.ask(&["purge", "q"]), "0\n");
+    }
+
+    #[test]
+    fn consume_with_a_count_takes_no_more_than_these() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        for body in ["one", "two", "three", "four"] {
+            broker.ask(&["publish", "q", body]);
+        }
+        assert_eq!(broker.ask(&["consume", "q", "--count", "1"]), "one\n");
+        assert_eq!(broker.ask(&["consume", "q", "--count", "2", "--ack"]), "two\nthree\n");
+        assert_eq!(broker.ask(&["purge", "q"]), "1\n");
+    }
+
+    #[test]
+    fn consume_prints_until_ctrl_c_and_what_was_printed_is_acked() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        let consumer = broker.client(&["consume", "q", "--ack", "--format", "json"]).spawn();
+        for body in ["one", "two"] {
+            broker.ask(&["publish", "q", body]);
+            consumer.stdout.wait_for(&format!(r#""body":"{body}"}}"#), "the message");
+        }
+        consumer.signal(Signal::INT);
+        let finished = consumer.wait();
+        assert_eq!((finished.code, finished.stdout.lines().count()), (Some(0), 2), "{}", finished.stderr);
+        assert_eq!(broker.client(&["get", "q"]).run().code, Some(3));
+    }
+
+    #[test]
+    fn a_broker_that_stops_ends_its_consumers_with_1() {
+        let broker = Broker::start();
+        broker.ask(&["declare", "queue", "q"]);
+        broker.ask(&["publish", "q", "hello", "--count", "3"]);
+        let consumer = broker.client(&["consume", "q", "--ack"]).spawn();
+        consumer.stdout.wait_for("hello\nhello\nhello\n", "all messages");
+        broker.process.signal(Signal::TERM);
+        let finished = consumer.wait();
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr.contains("320 CONNECTION_FORCED"), "{}", finished.stderr);
+    }
+
+    #[test]
+    fn completions_are_printed_for_a_shell() {
+        let finished = leveret(&["completions", "bash"]).run();
+        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
+        assert!(finished.stdout.contains("complete -F _leveret"), "{}", finished.stdout);
+        assert_eq!(leveret(&["completions", "no-such-shell"]).run().code, Some(2));
+    }
+
+    #[test]
+    fn version_and_help_go_to_standard_output() {
+        assert_eq!(leveret(&["--version"]).run().stdout, format!("leveret {VERSION}\n"));
+        let help = leveret(&["--help"]).run();
+        assert_eq!(help.code, Some(0));
+        assert!(help.stdout.contains("--in-memory") && help.stdout.contains("publish"), "{}", help.stdout);
+    }
+}

@@ -1,6 +1,6 @@
 //! The elementary types of method arguments: reading them from a payload, writing them to a buffer.
 //!
-//! Invariant: a [`Reader`] never looks beyond its input, whatever lengths the input declares.
+//! Invariant: a `Reader` never looks beyond its input, whatever lengths the input declares.
 
 use crate::string::ShortStr;
 use crate::table::Table;

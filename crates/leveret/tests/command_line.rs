@@ -96,6 +96,37 @@ mod starting {
     }
 
     #[test]
+    fn an_option_wins_over_the_variable_that_excludes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let in_memory =
+            leveret(&["--in-memory", "--amqp-port", "0"]).env("LEVERET_DATA_DIR", data.to_str().unwrap());
+        drop(in_memory.start());
+        assert!(!data.exists());
+        let kept =
+            leveret(&["--data-dir", data.to_str().unwrap(), "--amqp-port", "0"]).env("LEVERET_IN_MEMORY", "1");
+        drop(kept.start());
+        assert!(data.join("leveret.lock").exists());
+        let (code, error) = refused(&["--in-memory", "--data-dir", data.to_str().unwrap(), "--amqp-port", "0"]);
+        assert_eq!(code, 2);
+        assert!(error.contains("exclude each other"), "{error}");
+    }
+
+    #[test]
+    fn a_variable_that_is_0_or_empty_is_no_choice() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        for off in ["0", "false", ""] {
+            let broker = leveret(&["--data-dir", data.to_str().unwrap(), "--amqp-port", "0"])
+                .env("LEVERET_IN_MEMORY", off)
+                .env("LEVERET_BIND", "")
+                .env("LEVERET_SET", "");
+            drop(broker.start());
+        }
+        assert!(data.join("leveret.lock").exists());
+    }
+
+    #[test]
     fn settings_come_from_a_file_and_the_command_line_wins() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("leveret.toml");
@@ -155,7 +186,7 @@ mod not_starting {
 
     #[test]
     fn one_port_for_both_purposes_is_2() {
-        let (code, error) = refused(&["--in-memory", "--amqp-port", "15672"]);
+        let (code, error) = refused(&["--in-memory", "--amqp-port", "5672", "--management-port", "5672"]);
         assert_eq!(code, 2);
         assert!(error.contains("--management-port"), "{error}");
     }
@@ -303,7 +334,7 @@ mod client_commands {
         broker.ask(&["declare", "queue", "q"]);
         let finished = broker.client(&["get", "q"]).run();
         assert_eq!((finished.code, finished.stdout.as_str()), (Some(3), ""));
-        assert_eq!(finished.stderr, "error: queue 'q' is empty\n");
+        assert_eq!(finished.stderr, "queue 'q' is empty\n");
     }
 
     #[test]

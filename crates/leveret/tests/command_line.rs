@@ -8,7 +8,7 @@ use std::fs;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use leveret_client::{AckMode, Connection, ConsumeOptions, Error, QueueOptions, Scope};
+use leveret_client::{AckMode, Connection, ConsumeOptions, Error, QueueOptions, Scope, Value};
 use rustix::process::Signal;
 use support::{Broker, DEADLINE, leveret};
 
@@ -90,7 +90,7 @@ mod starting {
         assert!(broker.url.starts_with("amqp://127.0.0.2:"), "{}", broker.url);
         let connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
         let product = connection.server_properties().get("product");
-        assert_eq!(product, Some(leveret_client::Value::LongStr(b"RabbitMQ")));
+        assert_eq!(product, Some(Value::LongStr(b"RabbitMQ")));
         connection.close().unwrap();
         broker.process.stderr.wait_for("connection opened", "the level of the command line");
     }
@@ -127,6 +127,13 @@ mod starting {
     }
 
     #[test]
+    fn commas_split_what_a_variable_holds_and_not_what_is_typed() {
+        let broker = leveret(&["--in-memory", "--amqp-port", "0", "--set", "product=one,two"]).start();
+        let connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
+        assert_eq!(connection.server_properties().get("product"), Some(Value::LongStr(b"one,two")));
+    }
+
+    #[test]
     fn settings_come_from_a_file_and_the_command_line_wins() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("leveret.toml");
@@ -136,8 +143,8 @@ mod starting {
         let broker = leveret(&arguments).start();
         let connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
         let properties = connection.server_properties();
-        assert_eq!(properties.get("product"), Some(leveret_client::Value::LongStr(b"RabbitMQ")));
-        assert_eq!(properties.get("version"), Some(leveret_client::Value::LongStr(b"1.2.3")));
+        assert_eq!(properties.get("product"), Some(Value::LongStr(b"RabbitMQ")));
+        assert_eq!(properties.get("version"), Some(Value::LongStr(b"1.2.3")));
     }
 }
 

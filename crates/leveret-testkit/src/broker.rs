@@ -70,6 +70,8 @@ pub struct Broker {
     /// Where evicted bodies are.
     stored: BTreeMap<MessageId, Message>,
     journaled: u64,
+    /// The most that followed from one hold of the virtual host's lock: outputs and changes.
+    longest_hold: usize,
     random: SmallRng,
 }
 
@@ -89,6 +91,7 @@ impl Broker {
             effects: Effects::default(),
             stored: BTreeMap::new(),
             journaled: 0,
+            longest_hold: 0,
             random: SmallRng::seed_from_u64(7),
         }
     }
@@ -98,6 +101,11 @@ impl Broker {
     pub fn with(mut self, change: impl FnOnce(&mut Settings, &mut Node)) -> Self {
         change(Arc::make_mut(&mut self.settings), Arc::make_mut(&mut self.node));
         self
+    }
+
+    /// The most outputs and changes that followed from one hold of the virtual host's lock.
+    pub fn longest_hold(&self) -> usize {
+        self.longest_hold
     }
 
     fn feed(&mut self, name: &str, bytes: &[u8]) {
@@ -142,14 +150,17 @@ impl Broker {
     /// Distributes what follows from a batch, fetches what is asked for, and goes on until nothing is left.
     fn hand_on(&mut self, mut progress: Progress) {
         loop {
-            self.journaled += self.effects.changes.len() as u64;
+            let mut followed = self.effects.changes.len();
+            self.journaled += followed as u64;
             self.effects.changes.clear();
             let peers = &mut self.peers;
             self.effects.take_outputs(|to, outputs| {
+                followed += outputs.len();
                 if let Some(peer) = peers.values_mut().find(|peer| peer.id == Some(to)) {
                     peer.outputs.extend(outputs.drain(..));
                 }
             });
+            self.longest_hold = self.longest_hold.max(followed);
             let fetches = std::mem::take(&mut self.effects.fetches);
             if !fetches.is_empty() {
                 let fetched = fetches.into_iter().map(|fetch| {

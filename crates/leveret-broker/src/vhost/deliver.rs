@@ -9,7 +9,7 @@ use crate::moment::{Deadline, Moment};
 use crate::names::ChannelId;
 use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
-use crate::vhost::queue::{Body, ConsumerKey, Position, Priority, Queue};
+use crate::vhost::queue::{Body, ConsumerKey, Position, Priority, Queue, Seat};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
@@ -48,19 +48,20 @@ impl VirtualHost {
         if queue.exclusive_consumer.is_some() || wants_to_be_alone {
             return Err(Refusal::ExclusiveConsumer { queue: name, vhost });
         }
-        if consume.exclusive {
-            queue.exclusive_consumer = Some(key);
-        }
         queue.had_consumer = true;
-        queue.consumers.add(key, priority);
+        let seat = queue.consumers.add(key, priority);
+        if consume.exclusive {
+            queue.exclusive_consumer = Some(seat);
+        }
         if let Some(session) = self.sessions.get_mut(from)
             && let Some(channel) = session.channel(channel_id)
         {
-            channel.consumers.push(consume.consumer);
+            channel.consumers.insert(consume.consumer);
             let prefetch = channel.prefetch_per_consumer;
             let consumer = Consumer {
                 channel: channel_id,
                 queue: queue_id,
+                seat,
                 ack_mode: consume.ack_mode,
                 priority,
                 prefetch,
@@ -83,10 +84,9 @@ impl VirtualHost {
         let Some(session) = self.sessions.get_mut(from) else { return };
         let Some(consumer) = session.remove_consumer(id) else { return };
         let Some(queue) = self.queues.get_mut(consumer.queue) else { return };
-        let key = ConsumerKey { connection: from, consumer: id };
-        queue.consumers.remove(key);
+        queue.consumers.remove(consumer.seat, consumer.waiting);
         queue.last_used = now;
-        if queue.exclusive_consumer == Some(key) {
+        if queue.exclusive_consumer == Some(consumer.seat) {
             queue.exclusive_consumer = None;
         }
         if queue.declared.auto_delete && queue.consumers.is_empty() {
@@ -106,9 +106,9 @@ impl VirtualHost {
         let Some(consumer) = session.consumer(id) else { return };
         if credit == Credit::Available && !consumer.waiting {
             consumer.waiting = true;
-            let (queue_id, priority) = (consumer.queue, consumer.priority);
+            let (queue_id, seat, priority) = (consumer.queue, consumer.seat, consumer.priority);
             if let Some(queue) = self.queues.get_mut(queue_id) {
-                queue.consumers.wait_for_turn(ConsumerKey { connection: from, consumer: id }, priority);
+                queue.consumers.wait_for_turn(seat, priority);
             }
             self.mark_runnable(queue_id);
         }
@@ -142,7 +142,7 @@ impl VirtualHost {
     /// Gives the head of a queue to the consumer whose turn it is.
     fn deliver_head(&mut self, id: QueueId, head: Position, effects: &mut Effects) {
         let Some(queue) = self.queues.get_mut(id) else { return };
-        let Some(key) = queue.consumers.take_turn() else { return };
+        let Some((seat, key)) = queue.consumers.take_turn() else { return };
         let Some(session) = self.sessions.get_mut(key.connection) else { return };
         let credit = session.credit(key.consumer);
         if credit == Some(Credit::WindowFull) {
@@ -159,7 +159,7 @@ impl VirtualHost {
             Body::Stored => {
                 effects.fetches.push(Fetch { id: entry.id, purpose: FetchFor::Head(id, head) });
                 queue.parked = Some(head);
-                queue.consumers.keep_turn(key, consumer.priority);
+                queue.consumers.keep_turn(seat, consumer.priority);
                 return;
             }
         };
@@ -193,11 +193,11 @@ impl VirtualHost {
         if let Some((queue, id)) = settled {
             self.change(Change::MessageSettled { queue, id }, effects);
         }
-        self.take_next_turn(id, key);
+        self.take_next_turn(id, seat, key);
     }
 
     /// A consumer that was served goes to the end of the ring, if it has credit left.
-    fn take_next_turn(&mut self, id: QueueId, key: ConsumerKey) {
+    fn take_next_turn(&mut self, id: QueueId, seat: Seat, key: ConsumerKey) {
         let Some(session) = self.sessions.get_mut(key.connection) else { return };
         let credit = session.credit(key.consumer);
         if credit == Some(Credit::WindowFull) {
@@ -208,7 +208,7 @@ impl VirtualHost {
         if consumer.waiting
             && let Some(queue) = self.queues.get_mut(id)
         {
-            queue.consumers.wait_for_turn(key, consumer.priority);
+            queue.consumers.wait_for_turn(seat, consumer.priority);
         }
     }
 

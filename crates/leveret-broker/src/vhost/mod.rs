@@ -5,7 +5,7 @@
 //!
 //! A batch runs until its commands are done or [`UNITS_PER_HOLD`] units of work are; what is left stays, and the
 //! driver calls again after others had a turn. A command that names many messages takes effect at one instant
-//! all the same: while its settlements are being worked off, no other command is begun.
+//! all the same: while it is being worked off, no other command is begun.
 
 pub mod binding;
 pub mod command;
@@ -21,6 +21,7 @@ mod session;
 mod settle;
 mod topology;
 mod transaction;
+mod work;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -31,11 +32,12 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use slotmap::SlotMap;
 
-use self::command::{Command, Commands, Farewell, Settlement, Wait};
+use self::command::{Command, Commands, Farewell, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output};
 use self::exchange::{Exchanges, MatchScratch};
 use self::queue::{Body, Detached, Queue};
-use self::session::{Session, Unacked};
+use self::session::Session;
+use self::work::Work;
 use crate::access::Login;
 use crate::change::{Change, JournalPosition};
 use crate::connection::reply::Exception;
@@ -78,8 +80,8 @@ pub struct VirtualHost {
     last_queue_number: u64,
     /// How many changes were emitted: the position of the last one.
     position: JournalPosition,
-    /// Settlements that belong to commands already begun. They come before everything else.
-    settling: VecDeque<(ConnectionId, ChannelId, Unacked, Settlement)>,
+    /// What commands have begun. It comes before everything else.
+    work: VecDeque<Work>,
     /// Queues that may have something to deliver or expire.
     runnable: VecDeque<QueueId>,
     /// What nobody can see any more.
@@ -108,7 +110,7 @@ impl VirtualHost {
             last_message: MessageId(0),
             last_queue_number: 0,
             position: JournalPosition(0),
-            settling: VecDeque::new(),
+            work: VecDeque::new(),
             runnable: VecDeque::new(),
             detached: Vec::new(),
             timers: BTreeSet::new(),
@@ -184,10 +186,12 @@ impl VirtualHost {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Moment, effects: &mut Effects) -> Progress {
-        while let Some(&(deadline, queue_id)) = self.timers.first() {
-            if !now.has_reached(deadline) {
-                break;
-            }
+        self.units = UNITS_PER_HOLD;
+        while self.units > 0
+            && let Some(&(deadline, queue_id)) = self.timers.first()
+            && now.has_reached(deadline)
+        {
+            self.units -= 1;
             self.timers.pop_first();
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             queue.timer = None;
@@ -207,7 +211,7 @@ impl VirtualHost {
     }
 
     fn has_work(&self) -> bool {
-        !self.settling.is_empty() || !self.runnable.is_empty() || !self.detached.is_empty()
+        !self.work.is_empty() || !self.runnable.is_empty() || !self.detached.is_empty()
     }
 
     /// Lets go of bodies in memory for which `store` says that it keeps them. They are fetched when needed.
@@ -223,8 +227,8 @@ impl VirtualHost {
 
     /// Finishes what was begun; true when a command may be.
     fn continue_work(&mut self, now: Moment, effects: &mut Effects) -> bool {
-        self.settle_pending(effects);
-        while self.units > 0 && self.settling.is_empty() {
+        self.work_off(now, effects);
+        while self.units > 0 && self.work.is_empty() {
             let Some(queue) = self.runnable.pop_front() else { return true };
             self.run_queue(now, queue, effects);
         }
@@ -251,12 +255,12 @@ impl VirtualHost {
                 }
                 return;
             }
-            Command::CloseChannel(channel, wait) => return self.close_channel(now, from, channel, wait, effects),
-            Command::Disconnect(farewell) => return self.disconnect(now, from, farewell, effects),
+            Command::CloseChannel(channel, wait) => return self.close_channel(from, channel, wait),
+            Command::Disconnect(farewell) => return self.disconnect(from, farewell),
             Command::Written(bytes) => return self.written(from, bytes),
             Command::FailChannel(channel, exception) => {
                 if self.channel_is_open(from, channel) {
-                    self.fail_channel(now, from, channel, exception, effects);
+                    self.fail_channel(from, channel, exception, effects);
                 }
                 return;
             }
@@ -293,9 +297,9 @@ impl VirtualHost {
                 return;
             }
             Command::Settle(channel, target, settlement, _) => {
-                (channel, self.settle(from, channel, target, settlement))
+                (channel, self.settle(from, channel, target, settlement, effects))
             }
-            Command::Recover(channel, wait) => return self.recover(from, channel, wait, effects),
+            Command::Recover(channel, wait) => return self.recover(from, channel, wait),
             Command::Qos(channel, qos) => {
                 self.qos(from, channel, qos);
                 return effects.push(from, Output::Answer(channel, Answer::BasicQosOk));
@@ -305,7 +309,7 @@ impl VirtualHost {
                 return self.consume_replies(from, channel, consumer, key, wait, effects);
             }
             Command::SelectTx(channel) => return self.select_tx(from, channel, effects),
-            Command::Commit(channel) => return self.commit(now, from, channel, effects),
+            Command::Commit(channel) => return self.commit(from, channel),
             Command::Rollback(channel) => return self.rollback(from, channel, effects),
             Command::Cancel(channel, consumer, tag, wait) => {
                 self.cancel_replies(from, channel, Some(consumer));
@@ -330,7 +334,7 @@ impl VirtualHost {
             Command::Bind(channel, bind) => (channel, self.bind(from, channel, &bind, effects)),
         };
         if let Err(refusal) = result {
-            self.fail_channel(now, from, channel, Exception::from(&refusal).during(method), effects);
+            self.fail_channel(from, channel, Exception::from(&refusal).during(method), effects);
         }
     }
 
@@ -341,59 +345,46 @@ impl VirtualHost {
 
     /// A channel exception: what the channel holds goes back, and until the client has answered, what it still
     /// sends there is dropped.
-    fn fail_channel(
-        &mut self,
-        now: Moment,
-        from: ConnectionId,
-        id: ChannelId,
-        exception: Exception,
-        effects: &mut Effects,
-    ) {
-        self.release_channel(now, from, id, effects);
+    fn fail_channel(&mut self, from: ConnectionId, id: ChannelId, exception: Exception, effects: &mut Effects) {
+        self.release_channel(from, id);
         if let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) {
             channel.failed = true;
         }
         effects.push(from, Output::CloseChannel(id, exception));
     }
 
-    fn close_channel(&mut self, now: Moment, from: ConnectionId, id: ChannelId, wait: Wait, effects: &mut Effects) {
-        self.release_channel(now, from, id, effects);
-        if let Some(session) = self.sessions.get_mut(from) {
-            session.remove_channel(id);
-            if wait == Wait::Answer {
-                effects.push(from, Output::Answer(id, Answer::ChannelCloseOk));
-            }
+    fn close_channel(&mut self, from: ConnectionId, id: ChannelId, wait: Wait) {
+        self.release_channel(from, id);
+        let Some(session) = self.sessions.get_mut(from) else { return };
+        session.remove_channel(id);
+        if wait == Wait::Answer {
+            self.work.push_back(Work::Answer(from, id, Answer::ChannelCloseOk));
         }
     }
 
     /// Ends the consumers of a channel and gives its unacked messages back.
-    fn release_channel(&mut self, now: Moment, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
-        let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
-        for consumer in channel.consumers.clone() {
-            self.cancel(now, from, consumer, effects);
-        }
+    fn release_channel(&mut self, from: ConnectionId, id: ChannelId) {
         self.cancel_replies(from, id, None);
-        let settling = &mut self.settling;
-        if let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) {
-            // What an unfinished transaction settled is still unacked.
-            let transaction = channel.transaction.take().unwrap_or_default();
-            channel.unacked.put_back(transaction.settlements.into_iter().map(|(unacked, _)| unacked));
-            let requeue = |unacked| settling.push_back((from, id, unacked, Settlement::Requeue));
-            channel.unacked.take(command::AckTarget::AllOutstanding, requeue);
+        let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
+        // What an unfinished transaction settled is still unacked.
+        let transaction = channel.transaction.take().unwrap_or_default();
+        channel.unacked.put_back(transaction.settlements.into_iter().map(|(unacked, _)| unacked));
+        if !channel.consumers.is_empty() {
+            self.work.push_back(Work::Cancel(from, std::mem::take(&mut channel.consumers)));
+        }
+        if !channel.unacked.is_empty() {
+            self.work.push_back(Work::Return(std::mem::take(&mut channel.unacked)));
         }
     }
 
-    fn disconnect(&mut self, now: Moment, from: ConnectionId, farewell: Farewell, effects: &mut Effects) {
+    fn disconnect(&mut self, from: ConnectionId, farewell: Farewell) {
         let Some(session) = self.sessions.get_mut(from) else { return };
         let exclusive = std::mem::take(&mut session.exclusive_queues);
         for channel in session.channel_ids() {
-            self.release_channel(now, from, channel, effects);
+            self.release_channel(from, channel);
         }
-        for queue in exclusive {
-            self.delete_queue(queue, effects);
-        }
-        self.sessions.remove(from);
-        effects.push(from, Output::Farewell(farewell));
+        self.work.push_back(Work::Delete(exclusive.into_iter()));
+        self.work.push_back(Work::Leave(from, farewell));
     }
 
     fn written(&mut self, from: ConnectionId, bytes: usize) {

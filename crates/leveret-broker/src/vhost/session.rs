@@ -1,6 +1,6 @@
 //! What a virtual host knows of the connections in it: channels, consumers, unacked deliveries, credit.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 
 use leveret_amqp::ShortString;
@@ -9,8 +9,8 @@ use crate::access::Login;
 use crate::limits::DELIVERY_WINDOW_BYTES;
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::QueueId;
-use crate::vhost::command::{AckMode, AckTarget, ConsumerId, DeliveryTag};
-use crate::vhost::queue::{Position, Priority};
+use crate::vhost::command::{AckMode, ConsumerId, DeliveryTag};
+use crate::vhost::queue::{Position, Priority, Seat};
 use crate::vhost::route::RouteMemory;
 use crate::vhost::transaction::Transaction;
 
@@ -55,7 +55,7 @@ pub(crate) struct Channel {
     pub(crate) prefetch: Option<NonZeroU64>,
     /// Deliveries to consumers, not those of `basic.get`, that count against [`Self::prefetch`].
     pub(crate) delivered: u64,
-    pub(crate) consumers: Vec<ConsumerId>,
+    pub(crate) consumers: BTreeSet<ConsumerId>,
     /// After `tx.select`.
     pub(crate) transaction: Option<Transaction>,
     /// The consumer of replies, and the routing key that reaches it.
@@ -67,6 +67,8 @@ pub(crate) struct Channel {
 pub(crate) struct Consumer {
     pub(crate) channel: ChannelId,
     pub(crate) queue: QueueId,
+    /// Its place in that queue.
+    pub(crate) seat: Seat,
     pub(crate) ack_mode: AckMode,
     pub(crate) priority: Priority,
     pub(crate) prefetch: Option<NonZeroU64>,
@@ -137,7 +139,7 @@ impl Session {
     pub(crate) fn remove_consumer(&mut self, id: ConsumerId) -> Option<Consumer> {
         let consumer = self.consumers.get_mut(id.0 as usize)?.take()?;
         if let Some(channel) = self.channel(consumer.channel) {
-            channel.consumers.retain(|&other| other != id);
+            channel.consumers.remove(&id);
         }
         Some(consumer)
     }
@@ -235,27 +237,37 @@ impl Outstanding {
         self.deliveries.push_back(Delivery { unacked, is_hole: false });
     }
 
-    /// Hands out what a target names, in order of tags; false if it names nothing outstanding.
-    pub(crate) fn take(&mut self, target: AckTarget, mut each: impl FnMut(Unacked)) -> bool {
-        match target {
-            AckTarget::One(tag) => {
-                let Some(at) = self.find(tag) else { return false };
-                self.deliveries[at].is_hole = true;
-                self.holes += 1;
-                each(self.deliveries[at].unacked);
-                self.sweep();
-                true
+    /// Takes one delivery out; `None` if it is not outstanding.
+    pub(crate) fn take(&mut self, tag: DeliveryTag) -> Option<Unacked> {
+        let at = self.find(tag)?;
+        self.deliveries[at].is_hole = true;
+        self.holes += 1;
+        let unacked = self.deliveries[at].unacked;
+        self.sweep();
+        Some(unacked)
+    }
+
+    /// Takes out the oldest delivery, if its tag is at most this.
+    pub(crate) fn take_first(&mut self, up_to: u64) -> Option<Unacked> {
+        while let Some(first) = self.deliveries.front()
+            && first.unacked.tag <= up_to
+        {
+            let Delivery { unacked, is_hole } = self.deliveries.pop_front()?;
+            if !is_hole {
+                return Some(unacked);
             }
-            AckTarget::UpTo(tag) => {
-                let Some(at) = self.find(tag) else { return false };
-                self.drain(at + 1, each);
-                true
-            }
-            AckTarget::AllOutstanding => {
-                self.drain(self.deliveries.len(), each);
-                true
-            }
+            self.holes -= 1;
         }
+        None
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.deliveries.len() == self.holes
+    }
+
+    /// Whether a delivery is outstanding.
+    pub(crate) fn contains(&self, tag: DeliveryTag) -> bool {
+        self.find(tag).is_some()
     }
 
     /// Puts deliveries back that were taken and not settled.
@@ -275,16 +287,6 @@ impl Outstanding {
             _ => self.deliveries.binary_search_by_key(&tag, |delivery| delivery.unacked.tag).ok()?,
         };
         (!self.deliveries[at].is_hole).then_some(at)
-    }
-
-    fn drain(&mut self, count: usize, mut each: impl FnMut(Unacked)) {
-        for delivery in self.deliveries.drain(..count) {
-            if delivery.is_hole {
-                self.holes -= 1;
-            } else {
-                each(delivery.unacked);
-            }
-        }
     }
 
     fn sweep(&mut self) {
@@ -313,28 +315,29 @@ mod tests {
         outstanding
     }
 
-    fn one(tag: u64) -> AckTarget {
-        AckTarget::One(DeliveryTag(NonZeroU64::new(tag).unwrap()))
+    fn tag(number: u64) -> DeliveryTag {
+        DeliveryTag(NonZeroU64::new(number).unwrap())
     }
 
     #[test]
-    fn a_tag_settles_once() {
+    fn a_tag_is_taken_once() {
         let mut outstanding = outstanding(3);
-        assert!(outstanding.take(one(2), |_| ()));
-        assert!(!outstanding.take(one(2), |_| ()), "twice");
-        assert!(!outstanding.take(one(4), |_| ()), "never given");
-        let mut rest = Vec::new();
-        outstanding.take(AckTarget::AllOutstanding, |unacked| rest.push(unacked.tag));
+        assert!(outstanding.take(tag(2)).is_some());
+        assert!(outstanding.take(tag(2)).is_none(), "twice");
+        assert!(outstanding.take(tag(4)).is_none(), "never given");
+        let rest: Vec<_> = std::iter::from_fn(|| outstanding.take_first(u64::MAX)).map(|taken| taken.tag).collect();
         assert_eq!(rest, [1, 3]);
+        assert!(outstanding.is_empty());
     }
 
     #[test]
     fn a_delivery_that_is_never_settled_does_not_keep_the_holes_behind_it() {
         let mut outstanding = outstanding(10_000);
-        for tag in 2..=10_000 {
-            assert!(outstanding.take(one(tag), |_| ()));
+        for number in 2..=10_000 {
+            assert!(outstanding.take(tag(number)).is_some());
         }
         assert!(outstanding.deliveries.len() <= 2 * HOLES_SWEPT_FROM);
-        assert!(outstanding.take(one(1), |_| ()));
+        assert!(outstanding.take(tag(1)).is_some());
+        assert!(outstanding.is_empty());
     }
 }

@@ -1,59 +1,61 @@
-//! What becomes of deliveries: ack, nack, reject, recover, and giving back what a closed channel held.
+//! What becomes of deliveries: ack, nack, reject, recover.
+
+use std::collections::BTreeSet;
 
 use crate::change::Change;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckTarget, Settlement, Wait};
-use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::Unacked;
+use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, VirtualHost};
 
 impl VirtualHost {
-    /// Names what is settled; [`Self::settle_pending`] does it, before any other command.
+    /// `basic.ack`, `basic.nack`, `basic.reject`
     pub(super) fn settle(
         &mut self,
         from: ConnectionId,
         id: ChannelId,
         target: AckTarget,
         settlement: Settlement,
+        effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let settling = &mut self.settling;
         let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else {
             return Ok(());
         };
-        let is_known = match &mut channel.transaction {
-            Some(transaction) => {
-                channel.unacked.take(target, |unacked| transaction.settlements.push((unacked, settlement)))
+        let unknown = |tag: u64| Err(Refusal::UnknownDeliveryTag { tag });
+        let up_to = match target {
+            AckTarget::One(tag) => {
+                let Some(unacked) = channel.unacked.take(tag) else { return unknown(tag.number()) };
+                if let Some(transaction) = &mut channel.transaction {
+                    transaction.settlements.push((unacked, settlement))
+                } else {
+                    self.settle_one(unacked, settlement, effects);
+                    self.give_credit(from, id, unacked);
+                }
+                return Ok(());
             }
-            None => channel.unacked.take(target, |unacked| settling.push_back((from, id, unacked, settlement))),
+            AckTarget::UpTo(tag) if !channel.unacked.contains(tag) => return unknown(tag.number()),
+            AckTarget::UpTo(tag) => tag.number(),
+            AckTarget::AllOutstanding => u64::MAX,
         };
-        match target {
-            AckTarget::One(tag) | AckTarget::UpTo(tag) if !is_known => {
-                Err(Refusal::UnknownDeliveryTag { tag: tag.number() })
+        match &mut channel.transaction {
+            Some(transaction) => {
+                let taken = std::iter::from_fn(|| channel.unacked.take_first(up_to));
+                transaction.settlements.extend(taken.map(|unacked| (unacked, settlement)));
             }
-            AckTarget::One(_) | AckTarget::UpTo(_) | AckTarget::AllOutstanding => Ok(()),
+            None => self.work.push_back(Work::Settle { from, channel: id, up_to, settlement }),
         }
+        Ok(())
     }
 
     /// `basic.recover`: all that is unacked on the channel goes back to its queues.
-    pub(super) fn recover(&mut self, from: ConnectionId, channel: ChannelId, wait: Wait, effects: &mut Effects) {
-        let settling = &mut self.settling;
-        if let Some(state) = self.sessions.get_mut(from).and_then(|session| session.channel(channel)) {
-            let requeue = |unacked| settling.push_back((from, channel, unacked, Settlement::Requeue));
-            state.unacked.take(AckTarget::AllOutstanding, requeue);
-        }
+    pub(super) fn recover(&mut self, from: ConnectionId, channel: ChannelId, wait: Wait) {
+        let settlement = Settlement::Requeue;
+        self.work.push_back(Work::Settle { from, channel, up_to: u64::MAX, settlement });
         if wait == Wait::Answer {
-            effects.push(from, Output::Answer(channel, Answer::BasicRecoverOk));
-        }
-    }
-
-    /// Works off the settlements that were named, as far as this hold of the lock allows.
-    pub(super) fn settle_pending(&mut self, effects: &mut Effects) {
-        while self.units > 0 {
-            let Some((from, channel, unacked, settlement)) = self.settling.pop_front() else { break };
-            self.units -= 1;
-            self.settle_one(unacked, settlement, effects);
-            self.give_credit(from, channel, unacked);
+            self.work.push_back(Work::Answer(from, channel, Answer::BasicRecoverOk));
         }
     }
 
@@ -76,10 +78,10 @@ impl VirtualHost {
     }
 
     /// A settled delivery makes room for another one, for its consumer or for all of its channel.
-    fn give_credit(&mut self, from: ConnectionId, channel_id: ChannelId, unacked: Unacked) {
+    pub(super) fn give_credit(&mut self, from: ConnectionId, channel_id: ChannelId, unacked: Unacked) {
         let Some(id) = unacked.consumer else { return };
         let Some(session) = self.sessions.get_mut(from) else { return };
-        let mut whole_channel = Vec::new();
+        let mut whole_channel = BTreeSet::new();
         if let Some(channel) = session.channel(channel_id) {
             let was_full = channel.prefetch.is_some_and(|limit| channel.delivered >= limit.get());
             channel.delivered = channel.delivered.saturating_sub(1);

@@ -18,6 +18,7 @@ use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeK
 use crate::vhost::queue::arguments::{COMPARED, shown};
 use crate::vhost::queue::{Declared, Queue, QueueArguments, QueueType};
 use crate::vhost::refusal::Refusal;
+use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
 /// Names that begin with this are the broker's. AMQP 0-9-1, domains queue-name and exchange-name.
@@ -276,6 +277,7 @@ impl VirtualHost {
         if !detached.is_empty() {
             self.detached.push(detached);
         }
+        self.work.push_back(Work::Purge(id));
         self.mark_runnable(id);
         if wait == Wait::Answer {
             effects.push(from, Output::Answer(channel, Answer::QueuePurgeOk { message_count }));
@@ -335,12 +337,9 @@ impl VirtualHost {
         for source in std::mem::take(&mut queue.bound_to) {
             self.unbind_target(source, Target::Queue(id), effects);
         }
-        for key in queue.consumers.iter() {
-            let Some(session) = self.sessions.get_mut(key.connection) else { continue };
-            if let Some(consumer) = session.remove_consumer(key.consumer) {
-                let answer = Answer::BasicCancel { consumer: key.consumer };
-                effects.push(key.connection, Output::Answer(consumer.channel, answer));
-            }
+        if !queue.consumers.is_empty() {
+            let consumers: Vec<_> = std::mem::take(&mut queue.consumers).into_keys().collect();
+            self.work.push_back(Work::Notify(consumers.into_iter()));
         }
         if let Some(session) = queue.declared.owner.and_then(|owner| self.sessions.get_mut(owner)) {
             session.exclusive_queues.retain(|&other| other != id);

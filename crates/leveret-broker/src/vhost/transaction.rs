@@ -3,12 +3,12 @@
 //! Owns: publishes that were routed and not enqueued, deliveries that were settled and are still unacked.
 //! What a transaction holds takes effect at commit, all of it, or at rollback not at all.
 
-use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{Publish, Settlement};
 use crate::vhost::effects::{Answer, Effects, Output};
 use crate::vhost::route::Route;
 use crate::vhost::session::{Channel, Unacked};
+use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, VirtualHost};
 
 /// What a channel in transaction mode has not committed.
@@ -32,18 +32,15 @@ impl VirtualHost {
         }
     }
 
-    /// `tx.commit`: publishes first, then settlements.
-    pub(super) fn commit(&mut self, now: Moment, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
+    /// `tx.commit`: publishes first, then settlements, then the answer.
+    pub(super) fn commit(&mut self, from: ConnectionId, id: ChannelId) {
         let Some(transaction) = self.channel(from, id).and_then(|channel| channel.transaction.as_mut()) else {
             return;
         };
         let Transaction { publishes, settlements } = std::mem::take(transaction);
-        for (publish, route) in publishes {
-            self.enqueue(now, from, publish, &route, effects);
-        }
-        let settlements = settlements.into_iter();
-        self.settling.extend(settlements.map(|(unacked, settlement)| (from, id, unacked, settlement)));
-        effects.push(from, Output::Answer(id, Answer::TxCommitOk));
+        let (publishes, settlements) = (publishes.into_iter(), settlements.into_iter());
+        self.work.push_back(Work::Commit { from, channel: id, publishes, settlements });
+        self.work.push_back(Work::Answer(from, id, Answer::TxCommitOk));
     }
 
     /// `tx.rollback`: publishes are forgotten, and what was settled is unacked as before.

@@ -167,8 +167,8 @@ fn settling_a_message_of_a_deleted_queue_is_no_error() {
     after_three_deliveries(
         "
         C: queue.delete queue='q'
-        S: basic.cancel 't' nowait
         S: queue.delete-ok 0
+        S: basic.cancel 't' nowait
         C: basic.ack delivery-tag=1
         C: basic.nack delivery-tag=3 multiple requeue
         C: basic.qos

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use leveret_amqp::FieldTable;
 
 pub(crate) use self::arguments::{ArgumentError, QueueArguments, QueueType};
-pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority};
+pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat};
 use self::index::Index;
 pub(crate) use self::index::{Body, Detached, Entry, Position};
 use crate::change::QueueNumber;
@@ -51,7 +51,7 @@ pub(crate) struct Queue {
     pub(crate) bound_to: BTreeSet<ExchangeId>,
     pub(crate) consumers: Consumers,
     /// The one consumer that has the queue for itself.
-    pub(crate) exclusive_consumer: Option<ConsumerKey>,
+    pub(crate) exclusive_consumer: Option<Seat>,
     /// Set by the first consumer; an auto-delete queue that never had one stays.
     pub(crate) had_consumer: bool,
     /// Whether it stands in the list of queues to run.
@@ -159,19 +159,24 @@ impl Queue {
         }
     }
 
-    /// Takes out all ready messages at once. Returns how many, and what is left to free.
+    /// Takes out at once what can be: everything if nothing is unacked, else all whole pages that were never
+    /// delivered. [`Self::purge_head`] takes the rest. Returns how many there were, and what is left to free.
     pub(crate) fn purge(&mut self) -> (u32, Detached) {
         let count = self.message_count();
         self.parked = None;
-        let detached = if self.unacked == 0 { self.index.detach() } else { self.index.detach_behind(self.cursor) };
-        if self.unacked == 0 {
-            self.returned.clear();
-            self.cursor = self.index.next();
+        if self.unacked > 0 {
+            return (count, self.index.detach_behind(self.cursor));
         }
-        while let Some(head) = self.head() {
-            self.settle_head(head);
-        }
+        self.returned.clear();
+        let detached = self.index.detach();
+        self.cursor = self.index.next();
         (count, detached)
+    }
+
+    /// Takes out one ready message; false if there is none.
+    pub(crate) fn purge_head(&mut self) -> bool {
+        let Some(head) = self.head() else { return false };
+        self.settle_head(head).is_some()
     }
 
     /// Positions of unacked messages, in order.

@@ -1,0 +1,117 @@
+//! Work that a command begins and that one hold of the lock may not finish.
+//!
+//! A command that names many messages, consumers or queues takes effect at one instant all the same: it leaves its
+//! work here, and until that is done no other command is begun and nothing is delivered. Answers that may only come
+//! after the work are part of it.
+
+use std::collections::BTreeSet;
+use std::vec;
+
+use crate::moment::Moment;
+use crate::names::ChannelId;
+use crate::vhost::command::{ConsumerId, Farewell, Publish, Settlement};
+use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::queue::{ConsumerKey, Queue};
+use crate::vhost::route::Route;
+use crate::vhost::session::{Outstanding, Unacked};
+use crate::vhost::{ConnectionId, QueueId, VirtualHost};
+
+/// One piece of work, as far as it is left.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Settle what is outstanding on a channel up to a tag.
+    Settle { from: ConnectionId, channel: ChannelId, up_to: u64, settlement: Settlement },
+    /// Put deliveries of a closed channel back into their queues.
+    Return(Outstanding),
+    /// Enqueue and settle what a transaction held, then answer.
+    Commit {
+        from: ConnectionId,
+        channel: ChannelId,
+        publishes: vec::IntoIter<(Publish, Route)>,
+        settlements: vec::IntoIter<(Unacked, Settlement)>,
+    },
+    /// End consumers of a connection.
+    Cancel(ConnectionId, BTreeSet<ConsumerId>),
+    /// Tell consumers whose queue is gone.
+    Notify(vec::IntoIter<ConsumerKey>),
+    /// Remove all that is ready in a queue.
+    Purge(QueueId),
+    /// Delete queues.
+    Delete(vec::IntoIter<QueueId>),
+    /// Answer, now that all before is done.
+    Answer(ConnectionId, ChannelId, Answer),
+    /// Forget a connection and say farewell to it.
+    Leave(ConnectionId, Farewell),
+}
+
+impl VirtualHost {
+    /// Works off what commands have begun, as far as this hold of the lock allows.
+    pub(super) fn work_off(&mut self, now: Moment, effects: &mut Effects) {
+        while self.units > 0
+            && let Some(mut work) = self.work.pop_front()
+        {
+            let mut is_done = false;
+            while self.units > 0 && !is_done {
+                self.units -= 1;
+                is_done = !self.work_once(now, &mut work, effects);
+            }
+            if !is_done {
+                self.work.push_front(work);
+            }
+        }
+    }
+
+    /// Does one unit of a piece of work; false if there was nothing left of it.
+    fn work_once(&mut self, now: Moment, work: &mut Work, effects: &mut Effects) -> bool {
+        match work {
+            Work::Settle { from, channel, up_to, settlement } => {
+                let state = self.sessions.get_mut(*from).and_then(|session| session.channel(*channel));
+                let Some(unacked) = state.and_then(|state| state.unacked.take_first(*up_to)) else { return false };
+                self.settle_one(unacked, *settlement, effects);
+                self.give_credit(*from, *channel, unacked);
+            }
+            Work::Return(outstanding) => {
+                let Some(unacked) = outstanding.take_first(u64::MAX) else { return false };
+                self.settle_one(unacked, Settlement::Requeue, effects);
+            }
+            Work::Commit { from, channel, publishes, settlements } => {
+                if let Some((publish, route)) = publishes.next() {
+                    self.enqueue(now, *from, publish, &route, effects);
+                } else if let Some((unacked, settlement)) = settlements.next() {
+                    self.settle_one(unacked, settlement, effects);
+                    self.give_credit(*from, *channel, unacked);
+                } else {
+                    return false;
+                }
+            }
+            Work::Cancel(from, consumers) => {
+                let Some(consumer) = consumers.pop_first() else { return false };
+                self.cancel(now, *from, consumer, effects);
+            }
+            Work::Notify(consumers) => {
+                let Some(key) = consumers.next() else { return false };
+                let session = self.sessions.get_mut(key.connection);
+                if let Some(consumer) = session.and_then(|session| session.remove_consumer(key.consumer)) {
+                    let answer = Answer::BasicCancel { consumer: key.consumer };
+                    effects.push(key.connection, Output::Answer(consumer.channel, answer));
+                }
+            }
+            Work::Purge(queue) => return self.queues.get_mut(*queue).is_some_and(Queue::purge_head),
+            Work::Delete(queues) => {
+                let Some(queue) = queues.next() else { return false };
+                self.delete_queue(queue, effects);
+            }
+            Work::Answer(to, channel, answer) => {
+                effects.push(*to, Output::Answer(*channel, answer.clone()));
+                return false;
+            }
+            Work::Leave(from, farewell) => {
+                if self.sessions.remove(*from).is_some() {
+                    effects.push(*from, Output::Farewell(farewell.clone()));
+                }
+                return false;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,103 @@
+//! Work under the lock of a virtual host is bounded, whatever a command names.
+
+use leveret_broker::limits::UNITS_PER_HOLD;
+use leveret_testkit::{Broker, Variation, run_script};
+
+/// An enqueue, a delivery and a settlement are a unit each, and a unit has at most two consequences: an output, and a
+/// change for the journal.
+const MOST: usize = 2 * UNITS_PER_HOLD as usize;
+
+fn script_in_bounded_holds(script: &str) {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    run_script(&mut broker, script).unwrap();
+    let longest = broker.longest_hold();
+    assert!(longest <= MOST, "{longest} consequences of one hold");
+    assert!(longest >= MOST / 4, "{longest}: this script asks for too little to show anything");
+}
+
+/// Twenty thousand messages in `q`, durable, and all of them with a consumer on channel 2.
+fn twenty_thousand_unacked() -> String {
+    let publish = "C: basic.publish routing-key='q' delivery-mode=2 body=''\n".repeat(20_000);
+    let deliver: String = (1..=20_000).map(|tag| format!("S/2: basic.deliver 't' {tag}\n")).collect();
+    format!(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        {publish}
+        C/2: basic.consume queue='q' consumer-tag='t'
+        S/2: basic.consume-ok 't'
+        {deliver}
+        "
+    )
+}
+
+#[test]
+fn acking_everything_at_once_is_done_in_bounded_holds() {
+    script_in_bounded_holds(&format!(
+        "{}
+        C/2: basic.ack multiple
+        C/2: basic.recover requeue
+        S/2: basic.recover-ok
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 1
+        ",
+        twenty_thousand_unacked()
+    ));
+}
+
+/// Nobody sees the queue half returned: the next command finds all of it, and in its order.
+#[test]
+fn a_closed_channel_returns_everything_at_one_instant_in_bounded_holds() {
+    script_in_bounded_holds(&format!(
+        "{}
+        C/2: channel.close
+        C: queue.declare queue='q' durable
+        S/2: channel.close-ok
+        S: queue.declare-ok 'q' 20000 0
+        C: basic.get queue='q'
+        S: basic.get-ok 1 redelivered '' 'q' 19999
+        C: queue.purge queue='q'
+        S: queue.purge-ok 19999
+        ",
+        twenty_thousand_unacked()
+    ));
+}
+
+#[test]
+fn a_large_transaction_is_committed_in_bounded_holds() {
+    let publish = "C: basic.publish routing-key='q' delivery-mode=2 body=''\n".repeat(20_000);
+    script_in_bounded_holds(&format!(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: tx.select
+        S: tx.select-ok
+        {publish}
+        C: tx.commit
+        S: tx.commit-ok
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 20000 0
+        "
+    ));
+}
+
+#[test]
+fn ten_thousand_consumers_of_a_deleted_queue_are_told_in_bounded_holds() {
+    let consume: String =
+        (0..10_000).map(|tag| format!("C/2: basic.consume queue='q' consumer-tag='t{tag}' nowait\n")).collect();
+    let cancel: String = (0..10_000).map(|tag| format!("S/2: basic.cancel 't{tag}' nowait\n")).collect();
+    let mut broker = Broker::new(Variation::ALL[0]);
+    let script = format!(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        {consume}
+        C: queue.delete queue='q'
+        S: queue.delete-ok 0
+        {cancel}
+        "
+    );
+    // Connection `a` has both channels, so what it hears on channel 2 follows what it hears on channel 1.
+    run_script(&mut broker, &script).unwrap();
+    assert!((MOST / 4..=MOST).contains(&broker.longest_hold()), "{}", broker.longest_hold());
+}

@@ -7,9 +7,18 @@ use leveret_testkit::{Broker, Variation, run_script};
 /// change for the journal.
 const MOST: usize = 2 * UNITS_PER_HOLD as usize;
 
+fn run(broker: &mut Broker, script: &str) {
+    run_script(broker, script).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// The same line for every number of a range.
+fn lines(numbers: std::ops::RangeInclusive<u32>, line: impl Fn(u32) -> String) -> String {
+    numbers.map(line).collect::<Vec<_>>().join("\n")
+}
+
 fn script_in_bounded_holds(script: &str) {
     let mut broker = Broker::new(Variation::ALL[0]);
-    run_script(&mut broker, script).unwrap();
+    run(&mut broker, script);
     let longest = broker.longest_hold();
     assert!(longest <= MOST, "{longest} consequences of one hold");
     assert!(longest >= MOST / 4, "{longest}: this script asks for too little to show anything");
@@ -18,7 +27,7 @@ fn script_in_bounded_holds(script: &str) {
 /// Twenty thousand messages in `q`, durable, and all of them with a consumer on channel 2.
 fn twenty_thousand_unacked() -> String {
     let publish = "C: basic.publish routing-key='q' delivery-mode=2 body=''\n".repeat(20_000);
-    let deliver: String = (1..=20_000).map(|tag| format!("S/2: basic.deliver 't' {tag}\n")).collect();
+    let deliver = lines(1..=20_000, |tag| format!("S/2: basic.deliver 't' {tag}"));
     format!(
         "
         C: queue.declare queue='q' durable
@@ -83,9 +92,8 @@ fn a_large_transaction_is_committed_in_bounded_holds() {
 
 #[test]
 fn ten_thousand_consumers_of_a_deleted_queue_are_told_in_bounded_holds() {
-    let consume: String =
-        (0..10_000).map(|tag| format!("C/2: basic.consume queue='q' consumer-tag='t{tag}' nowait\n")).collect();
-    let cancel: String = (0..10_000).map(|tag| format!("S/2: basic.cancel 't{tag}' nowait\n")).collect();
+    let consume = lines(1..=10_000, |tag| format!("C/2: basic.consume queue='q' consumer-tag='t{tag}' nowait"));
+    let cancel = lines(1..=10_000, |tag| format!("S/2: basic.cancel 't{tag}' nowait"));
     let mut broker = Broker::new(Variation::ALL[0]);
     let script = format!(
         "
@@ -98,6 +106,6 @@ fn ten_thousand_consumers_of_a_deleted_queue_are_told_in_bounded_holds() {
         "
     );
     // Connection `a` has both channels, so what it hears on channel 2 follows what it hears on channel 1.
-    run_script(&mut broker, &script).unwrap();
+    run(&mut broker, &script);
     assert!((MOST / 4..=MOST).contains(&broker.longest_hold()), "{}", broker.longest_hold());
 }

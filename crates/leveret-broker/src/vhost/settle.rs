@@ -29,7 +29,7 @@ impl VirtualHost {
             AckTarget::One(tag) => {
                 let Some(unacked) = channel.unacked.take(tag) else { return unknown(tag.number()) };
                 if let Some(transaction) = &mut channel.transaction {
-                    transaction.settlements.push((unacked, settlement))
+                    transaction.settlements.push((unacked, settlement));
                 } else {
                     self.settle_one(unacked, settlement, effects);
                     self.give_credit(from, id, unacked);

@@ -105,13 +105,11 @@ impl Peer {
             let may_read = self.unsent.len() - self.sent < UNSENT_BYTES_MAX;
             tokio::select! {
                 biased;
-                ready = self.stream.readable(), if may_read => {
-                    ready?;
-                    self.read(address);
-                }
-                () = outbox.filled() => {}
-                ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
+                // Time and the end of the broker come first: a client that never stops sending does not hold them up.
                 () = &mut timer, if !timer.is_elapsed() => {
+                    if !may_read {
+                        self.connection.handle_deaf(clock.now());
+                    }
                     self.connection.handle_timeout(clock.now(), &mut self.unsent);
                 }
                 changed = shutdown.changed(), if !is_stopping => {
@@ -120,6 +118,12 @@ impl Peer {
                     is_stopping = true;
                     self.connection.handle_shutdown(clock.now(), SHUTDOWN_REASON, &mut self.unsent);
                 }
+                ready = self.stream.readable(), if may_read => {
+                    ready?;
+                    self.read(address);
+                }
+                () = outbox.filled() => {}
+                ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
             }
         }
     }
@@ -140,7 +144,10 @@ impl Peer {
                 self.stream.readable().await?;
                 let end = READ_BUFFER.with_borrow_mut(|buffer| {
                     buffer.resize(buffer.len().max(READ_BYTES), 0);
-                    matches!(self.stream.try_read(buffer), Ok(0))
+                    match self.stream.try_read(buffer) {
+                        Ok(count) => count == 0,
+                        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+                    }
                 });
                 if end {
                     return Ok(());

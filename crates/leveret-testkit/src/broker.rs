@@ -17,7 +17,7 @@ use leveret_broker::{
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::script::{Heard, Wire};
+use crate::script::{Heard, JournalPace, Wire};
 
 /// What differs from run to run of the same script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct Broker {
     /// Where evicted bodies are.
     stored: BTreeMap<MessageId, Message>,
     journaled: u64,
+    /// How far the journal says it has come, if it does not keep up.
+    durable: Option<u64>,
     /// The most that followed from one hold of the virtual host's lock: outputs and changes.
     longest_hold: usize,
     random: SmallRng,
@@ -91,6 +93,7 @@ impl Broker {
             effects: Effects::default(),
             stored: BTreeMap::new(),
             journaled: 0,
+            durable: None,
             longest_hold: 0,
             random: SmallRng::seed_from_u64(7),
         }
@@ -193,7 +196,7 @@ impl Broker {
 
     /// Encodes what waits in outboxes; true if there was something.
     fn encode_all(&mut self) -> bool {
-        let durable = JournalPosition(self.journaled);
+        let durable = JournalPosition(self.durable.unwrap_or(self.journaled));
         let mut any = false;
         for peer in self.peers.values_mut() {
             if peer.outputs.is_empty() {
@@ -267,6 +270,18 @@ impl Wire for Broker {
             }
             None if peer.connection.is_closed() => Heard::End,
             None => Heard::Nothing,
+        }
+    }
+
+    fn journal(&mut self, pace: JournalPace) {
+        match pace {
+            JournalPace::Stops => self.durable = Some(self.journaled),
+            JournalPace::KeepsUp => {
+                self.durable = None;
+                for peer in self.peers.values_mut() {
+                    peer.connection.handle_durable(JournalPosition(self.journaled), &mut peer.unheard);
+                }
+            }
         }
     }
 

@@ -24,6 +24,8 @@
 //! | `C: raw 01 ff 'text'` | the client sends these bytes |
 //! | `C: content-header SIZE`, `C: content-body BODY` | frames of a content, one by one |
 //! | `wait 30s` | time passes (`ms`, `s`, `min`, `h`) |
+//! | `journal stops` | from now on, nothing that is journaled becomes durable |
+//! | `journal keeps up` | everything that was journaled is durable, and what follows at once |
 //!
 //! `C` and `S` may name a connection and a channel: `Cb/2:` is channel 2 of connection `b`. Connections and channels
 //! are opened when a line first names them, unless that line opens them itself. Channel 0 is the connection.
@@ -41,7 +43,7 @@ mod script;
 mod text;
 
 pub use broker::{Broker, Eviction, Variation};
-pub use script::{Heard, Wire, run_script};
+pub use script::{Heard, JournalPace, Wire, run_script};
 
 /// Runs a script against fresh brokers, in each of the variations.
 ///

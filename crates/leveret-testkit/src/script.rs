@@ -24,6 +24,17 @@ pub trait Wire {
     fn hear(&mut self, name: &str) -> Heard;
     /// Lets time pass.
     fn wait(&mut self, time: Duration);
+    /// Lets the journal fall behind or catch up.
+    fn journal(&mut self, pace: JournalPace);
+}
+
+/// Whether what was journaled becomes durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JournalPace {
+    /// Nothing more, for the time being.
+    Stops,
+    /// All of it, at once.
+    KeepsUp,
 }
 
 /// Something a client hears.
@@ -92,6 +103,17 @@ impl Run<'_> {
         if let Some(time) = line.strip_prefix("wait ") {
             self.wire.wait(parse_time(time)?);
             return Ok(());
+        }
+        match line {
+            "journal stops" => {
+                self.wire.journal(JournalPace::Stops);
+                return Ok(());
+            }
+            "journal keeps up" => {
+                self.wire.journal(JournalPace::KeepsUp);
+                return Ok(());
+            }
+            _ => {}
         }
         let (speaker, said) = line.split_once(':').ok_or("expected 'C: ...' or 'S: ...' or 'wait ...'")?;
         let (who, place) = speaker.split_at_checked(1).ok_or("nobody speaks")?;

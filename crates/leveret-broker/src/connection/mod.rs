@@ -292,6 +292,13 @@ impl Connection {
         self.fail(now, Exception::forced(reason), out);
     }
 
+    /// The driver does not read at present, so silence proves nothing.
+    pub fn handle_deaf(&mut self, now: Moment) {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.last_received = now.monotonic;
+        }
+    }
+
     /// Sends a heartbeat, or gives up on a silent peer.
     pub fn handle_timeout(&mut self, now: Moment, out: &mut Vec<u8>) {
         if self.deadline.is_some_and(|deadline| now.has_reached(deadline)) {

@@ -91,3 +91,26 @@ fn after_a_missing_exchange_nothing_more_is_confirmed() {
         ",
     );
 }
+
+/// A confirm of a persistent message in a durable queue waits for the journal; others do not wait for it.
+#[test]
+fn a_confirm_waits_until_its_message_is_durable() {
+    script(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: confirm.select
+        S: confirm.select-ok
+        journal stops
+        C: basic.publish routing-key='q' delivery-mode=2 body='1'
+        C: basic.publish routing-key='q' delivery-mode=2 body='2'
+        S: nothing
+        C: basic.publish routing-key='q' body='transient'
+        S: basic.ack 3
+        journal keeps up
+        S: basic.ack 3 multiple
+        C: basic.publish routing-key='q' delivery-mode=2 body='4'
+        S: basic.ack 4
+        ",
+    );
+}

@@ -1,6 +1,7 @@
 //! Opening, tuning, keeping alive and closing a connection.
 
-use leveret_broker::Settings;
+use leveret_broker::access::Permissions;
+use leveret_broker::{Node, Settings};
 use leveret_testkit::{Broker, Variation, run_script, script};
 
 #[test]
@@ -298,4 +299,67 @@ fn a_body_above_max_message_size_closes_the_channel_and_not_the_connection() {
         );
         result.unwrap();
     }
+}
+
+/// RabbitMQ: a payload may be 8 bytes longer than the specification allows.
+#[test]
+fn a_payload_may_be_as_large_as_frame_max_and_no_larger() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        S/0: connection.tune
+        C/0: connection.tune-ok frame-max=4096
+        C/0: connection.open virtual-host='/'
+        S/0: connection.open-ok
+        C: channel.open
+        S: channel.open-ok
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q'
+        C: content-header 4096
+        C: content-body 4096*x
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 '' 'q' 0 body=4096*x
+        C: basic.publish routing-key='q'
+        C: content-header 4097
+        C: content-body 4097*x
+        S/0: connection.close 501
+        ",
+    );
+}
+
+#[test]
+fn a_user_without_permissions_is_refused_with_403() {
+    for method in [
+        "queue.declare queue='q'",
+        "queue.declare queue='q' passive",
+        "queue.delete queue='q'",
+        "exchange.declare exchange='x' type='direct'",
+        "exchange.delete exchange='x'",
+        "exchange.bind source='amq.direct' destination='amq.fanout'",
+        "basic.publish routing-key='q' body='x'",
+        "basic.publish exchange='amq.direct' body='x'",
+    ] {
+        for variation in Variation::ALL {
+            let nothing = |_: &mut Settings, node: &mut Node| node.add_user("guest", "guest", Permissions::NONE);
+            let mut broker = Broker::new(variation).with(nothing);
+            run_script(&mut broker, &format!("C: {method}\nS: channel.close 403")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_unknown_mechanism_is_503_to_a_client_that_understands_it() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='MAGIC' client-properties={capabilities={authentication_failure_close=true}}
+        S/0: connection.close 503 \"COMMAND_INVALID - unknown authentication mechanism 'MAGIC'\" 10 11
+        C/0: connection.close-ok
+        S/0: end
+        ",
+    );
 }

@@ -317,3 +317,17 @@ fn a_consumer_priority_is_a_number() {
         ",
     );
 }
+
+#[test]
+fn an_argument_that_nobody_defined_means_nothing_to_a_consumer() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.consume queue='q' consumer-tag='t' no-ack arguments={x-cancel-on-ha-failover=true x-unknown='a'}
+        S: basic.consume-ok 't'
+        C: basic.publish routing-key='q' body='x'
+        S: basic.deliver 't' 1 body='x'
+        ",
+    );
+}

@@ -361,3 +361,82 @@ fn empty_names_in_bind_mean_the_queue_declared_last() {
         ",
     );
 }
+
+#[test]
+fn nowait_on_exchanges_is_answered_by_nothing_but_errors() {
+    script(
+        "
+        C: exchange.declare exchange='x' type='fanout' nowait
+        C: exchange.bind source='x' destination='amq.fanout' nowait
+        C: exchange.unbind source='x' destination='amq.fanout' nowait
+        C: exchange.delete exchange='x' nowait
+        S: nothing
+        C: exchange.declare exchange='x' passive nowait
+        S: channel.close 404
+        ",
+    );
+}
+
+#[test]
+fn a_redeclared_exchange_must_name_the_same_alternate_exchange() {
+    script(
+        "
+        C: exchange.declare exchange='x' type='direct' arguments={alternate-exchange='y'}
+        S: exchange.declare-ok
+        C: exchange.declare exchange='x' type='direct' arguments={alternate-exchange='y'}
+        S: exchange.declare-ok
+        C: exchange.declare exchange='x' type='direct'
+        S: channel.close 406 \"PRECONDITION_FAILED - inequivalent arg 'alternate-exchange' for exchange 'x' in vhost '/': received none but current is the value 'y' of type 'longstr'\" 40 10
+        ",
+    );
+}
+
+#[test]
+fn an_auto_delete_exchange_that_was_never_bound_stays() {
+    with_exchange(
+        "type='direct' auto-delete",
+        "
+        C: queue.unbind queue='a' exchange='x' routing-key='k'
+        S: queue.unbind-ok
+        C: exchange.declare exchange='x' passive
+        S: exchange.declare-ok
+        ",
+    );
+}
+
+#[test]
+fn line_breaks_are_stripped_from_the_names_of_exchanges() {
+    script(
+        "
+        C: exchange.declare exchange='a\\r\\nb' type='direct'
+        S: exchange.declare-ok
+        C: exchange.declare exchange='ab' passive
+        S: exchange.declare-ok
+        ",
+    );
+}
+
+#[test]
+fn a_binding_between_exchanges_has_a_key_and_arguments() {
+    with_exchange(
+        "type='fanout'",
+        "
+        C: queue.bind queue='a' exchange='x'
+        S: queue.bind-ok
+        C: exchange.bind source='amq.direct' destination='x' routing-key='k' arguments={n=1}
+        S: exchange.bind-ok
+        C: basic.publish exchange='amq.direct' routing-key='k' mandatory body='1'
+        C: basic.publish exchange='amq.direct' routing-key='other' mandatory body='2'
+        S: basic.return 312
+        C: exchange.unbind source='amq.direct' destination='x' routing-key='k'
+        S: exchange.unbind-ok
+        C: basic.publish exchange='amq.direct' routing-key='k' mandatory body='3'
+        C: exchange.unbind source='amq.direct' destination='x' routing-key='k' arguments={n=1}
+        S: exchange.unbind-ok
+        C: basic.publish exchange='amq.direct' routing-key='k' mandatory body='4'
+        S: basic.return 312
+        C: queue.purge queue='a'
+        S: queue.purge-ok 2
+        ",
+    );
+}

@@ -317,3 +317,49 @@ fn quorum_and_classic_are_accepted_as_queue_types() {
         ",
     );
 }
+
+/// RabbitMQ refuses arguments of another queue type in these words; so does a broker that lacks them.
+#[test]
+fn arguments_that_are_not_supported_are_refused_by_name() {
+    for argument in [
+        "x-consumer-disconnected-timeout",
+        "x-consumer-timeout",
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-dead-letter-strategy",
+        "x-delayed-retry-max",
+        "x-delayed-retry-min",
+        "x-delayed-retry-type",
+        "x-delivery-limit",
+        "x-max-age",
+        "x-max-length",
+        "x-max-length-bytes",
+        "x-max-priority",
+        "x-overflow",
+        "x-single-active-consumer",
+        "x-stream-filter-size-bytes",
+        "x-stream-max-segment-size-bytes",
+    ] {
+        for (flags, queue_type) in [("", "classic"), ("durable", "quorum")] {
+            script(&format!(
+                "
+                C: queue.declare queue='q' {flags} arguments={{x-queue-type='{queue_type}' {argument}=1}}
+                S: channel.close 406 \"PRECONDITION_FAILED - invalid arg '{argument}' for queue 'q' in vhost '/' of queue type {queue_type}\" 50 10
+                "
+            ));
+        }
+    }
+}
+
+/// RabbitMQ: a quorum queue is durable, for everybody, and named by the client.
+#[test]
+fn what_a_quorum_queue_cannot_be_is_refused() {
+    for properties in ["queue='q'", "queue='q' durable exclusive", "durable"] {
+        script(&format!(
+            "
+            C: queue.declare {properties} arguments={{x-queue-type='quorum'}}
+            S: channel.close 406
+            "
+        ));
+    }
+}

@@ -53,7 +53,7 @@ pub enum Change {
         /// The message.
         id: MessageId,
     },
-    /// All ready messages of a durable queue up to and including one were removed.
+    /// All messages that were ready in a durable queue were removed.
     QueuePurged {
         /// The queue.
         queue: QueueNumber,

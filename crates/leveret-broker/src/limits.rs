@@ -12,6 +12,10 @@ pub const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Bytes handed to a connection and not yet written to its socket, above which its consumers get no more.
 pub const DELIVERY_WINDOW_BYTES: usize = 1024 * 1024;
 
+/// Bytes of bodies in answers (`basic.get-ok`, `basic.return`) not yet written to the socket, above which no further
+/// command of that connection is begun.
+pub const ANSWER_WINDOW_BYTES: usize = 1024 * 1024;
+
 /// Bytes a delivery counts in the window beside its message: frames, tag, bookkeeping.
 pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
 

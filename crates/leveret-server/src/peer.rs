@@ -102,7 +102,7 @@ impl Peer {
                     timer.as_mut().reset(due);
                 }
             }
-            let may_read = self.unsent.len() - self.sent < UNSENT_BYTES_MAX;
+            let may_read = self.unsent.len() - self.sent < UNSENT_BYTES_MAX && !self.is_gone;
             tokio::select! {
                 biased;
                 // Time and the end of the broker come first: a client that never stops sending does not hold them up.

@@ -56,6 +56,8 @@ struct Peer {
     outputs: VecDeque<Output>,
     /// What the client has not heard yet.
     unheard: Vec<u8>,
+    /// Whether its socket takes what is written. The client of a script reads at once.
+    reads: bool,
 }
 
 /// The broker under test.
@@ -111,6 +113,21 @@ impl Broker {
         self.longest_hold
     }
 
+    /// Lets a client stop reading, or begin again.
+    pub fn set_reading(&mut self, name: &str, reads: bool) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.reads = reads;
+            if reads && peer.connection.handle_written(self.now) {
+                self.settle(name);
+            }
+        }
+    }
+
+    /// Bytes that wait for a client to read them.
+    pub fn unheard_bytes(&self, name: &str) -> usize {
+        self.peers.get(name).map_or(0, |peer| peer.unheard.len())
+    }
+
     fn feed(&mut self, name: &str, bytes: &[u8]) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.carry.extend_from_slice(bytes);
@@ -137,17 +154,19 @@ impl Broker {
         }
     }
 
-    /// Executes what waits; true if there was something.
+    /// Executes what waits and may; true if there was something.
     fn execute(&mut self, name: &str) -> bool {
         let Some(peer) = self.peers.get_mut(name) else { return false };
         let Some(id) = peer.id else { return false };
         let waiting = peer.connection.commands();
-        if waiting.is_empty() {
+        let before = waiting.len();
+        if before == 0 {
             return false;
         }
         let progress = self.vhost.handle_batch(self.now, id, waiting, &mut self.effects);
+        let is_moving = waiting.len() < before || progress == Progress::More;
         self.hand_on(progress);
-        true
+        is_moving
     }
 
     /// Distributes what follows from a batch, fetches what is asked for, and goes on until nothing is left.
@@ -204,8 +223,9 @@ impl Broker {
             }
             any = true;
             peer.connection.handle_outputs(self.now, peer.outputs.drain(..), durable, &mut peer.unheard);
-            // The client of a script reads at once.
-            let _ = peer.connection.handle_written(self.now);
+            if peer.reads {
+                let _ = peer.connection.handle_written(self.now);
+            }
         }
         if any {
             for name in self.peers.keys().cloned().collect::<Vec<_>>() {
@@ -233,7 +253,7 @@ impl Wire for Broker {
         let seed = [u8::try_from(self.peers.len()).unwrap_or(u8::MAX); 32];
         let connection = Connection::new(settings, node, Origin::Loopback, seed, self.now);
         let (carry, outputs, unheard) = (Vec::new(), VecDeque::new(), Vec::new());
-        self.peers.insert(name.into(), Peer { connection, id: None, carry, outputs, unheard });
+        self.peers.insert(name.into(), Peer { connection, id: None, carry, outputs, unheard, reads: true });
     }
 
     fn send(&mut self, name: &str, bytes: &[u8]) {

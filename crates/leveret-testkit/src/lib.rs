@@ -43,7 +43,7 @@ mod script;
 mod text;
 
 pub use broker::{Broker, Eviction, Variation};
-pub use script::{Heard, JournalPace, Wire, run_script};
+pub use script::{Heard, JournalPace, Wire, continue_script, run_script};
 
 /// Runs a script against fresh brokers, in each of the variations.
 ///

@@ -76,16 +76,7 @@ const FRAME_MAX: usize = 131_072;
 /// The line that failed, why, and all that was said before.
 pub fn run_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
     let mut run = Run { wire, open: BTreeMap::new(), variables: BTreeMap::new(), transcript: String::new() };
-    for (number, line) in script.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with("--") {
-            continue;
-        }
-        let fail =
-            |error, transcript: &str| format!("line {}: {line}\n{error}\n\nso far:\n{transcript}", number + 1);
-        run.line(line).map_err(|error| fail(error, &run.transcript))?;
-        let _ = writeln!(run.transcript, "  {line}");
-    }
+    run.lines(script)?;
     for name in run.open.keys().cloned().collect::<Vec<_>>() {
         let more = match run.next(&name)? {
             Next::Nothing | Next::End => continue,
@@ -98,7 +89,31 @@ pub fn run_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Goes on where earlier scripts ended: connections `a` and `b` are open, with channel 1. What is heard after the
+/// last line is left for the next script.
+///
+/// # Errors
+/// As [`run_script`].
+pub fn continue_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
+    let open = ["a", "b"].map(|name| (name.to_owned(), vec![0, 1])).into();
+    let mut run = Run { wire, open, variables: BTreeMap::new(), transcript: String::new() };
+    run.lines(script)
+}
+
 impl Run<'_> {
+    fn lines(&mut self, script: &str) -> Result<(), String> {
+        for (number, line) in script.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with("--") {
+                continue;
+            }
+            self.line(line)
+                .map_err(|error| format!("line {}: {line}\n{error}\n\nso far:\n{}", number + 1, self.transcript))?;
+            let _ = writeln!(self.transcript, "  {line}");
+        }
+        Ok(())
+    }
+
     fn line(&mut self, line: &str) -> Result<(), String> {
         if let Some(time) = line.strip_prefix("wait ") {
             self.wire.wait(parse_time(time)?);

@@ -1,7 +1,7 @@
 //! Work under the lock of a virtual host is bounded, whatever a command names.
 
-use leveret_broker::limits::UNITS_PER_HOLD;
-use leveret_testkit::{Broker, Variation, run_script};
+use leveret_broker::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, UNITS_PER_HOLD};
+use leveret_testkit::{Broker, Variation, continue_script, run_script};
 
 /// An enqueue, a delivery and a settlement are a unit each, and a unit has at most two consequences: an output, and a
 /// change for the journal.
@@ -9,6 +9,11 @@ const MOST: usize = 2 * UNITS_PER_HOLD as usize;
 
 fn run(broker: &mut Broker, script: &str) {
     run_script(broker, script).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// Goes on with connections that an earlier script opened, and does not look at what nobody asked for.
+fn run_more(broker: &mut Broker, script: &str) {
+    continue_script(broker, script).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 /// The same line for every number of a range.
@@ -108,4 +113,55 @@ fn ten_thousand_consumers_of_a_deleted_queue_are_told_in_bounded_holds() {
     // Connection `a` has both channels, so what it hears on channel 2 follows what it hears on channel 1.
     run(&mut broker, &script);
     assert!((MOST / 4..=MOST).contains(&broker.longest_hold()), "{}", broker.longest_hold());
+}
+
+/// A message of 100,000 bytes, and how many of them are asked for.
+const BODY: usize = 100_000;
+const MANY: u32 = 200;
+
+/// A consumer that does not read holds up its own deliveries, at the window, and gets all of them once it reads.
+#[test]
+fn a_consumer_that_does_not_read_is_given_a_window_of_messages() {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
+    broker.set_reading("a", false);
+    let publish = lines(1..=MANY, |_| format!("Cb/2: basic.publish routing-key='q' body={BODY}*x"));
+    run_more(&mut broker, "C: basic.consume queue='q' consumer-tag='t' no-ack");
+    run_more(&mut broker, &publish);
+    let waiting = broker.unheard_bytes("a");
+    assert!((DELIVERY_WINDOW_BYTES..DELIVERY_WINDOW_BYTES + 2 * BODY).contains(&waiting), "{waiting}");
+    broker.set_reading("a", true);
+    let deliver = lines(1..=MANY, |tag| format!("S: basic.deliver 't' {tag} body={BODY}*x"));
+    run_more(&mut broker, &format!("S: basic.consume-ok 't'\n{deliver}"));
+}
+
+/// Answers that carry bodies are bounded, too: the next commands wait until the client has read.
+#[test]
+fn a_client_that_asks_and_does_not_read_is_given_a_window_of_answers() {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    run(&mut broker, "C: queue.declare queue='q'\nS: queue.declare-ok 'q' 0 0");
+    run_more(&mut broker, &format!("C: basic.publish routing-key='q' body={BODY}*x"));
+    broker.set_reading("a", false);
+    let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
+    run_more(&mut broker, &ask);
+    let waiting = broker.unheard_bytes("a");
+    assert!((ANSWER_WINDOW_BYTES..ANSWER_WINDOW_BYTES + 2 * BODY).contains(&waiting), "{waiting}");
+    broker.set_reading("a", true);
+    let first = format!("S: basic.get-ok 1 '' 'q' 0 body={BODY}*x");
+    let rest = lines(2..=MANY, |tag| format!("S: basic.get-ok {tag} redelivered '' 'q' 0 body={BODY}*x"));
+    run_more(&mut broker, &format!("{first}\n{rest}"));
+}
+
+/// A client that asked for more than it read, and is gone, leaves nothing behind.
+#[test]
+fn a_client_that_asks_does_not_read_and_goes_leaves_nothing_behind() {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
+    run_more(&mut broker, &format!("C: basic.publish routing-key='q' body={BODY}*x"));
+    broker.set_reading("a", false);
+    let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
+    run_more(&mut broker, &ask);
+    run_more(&mut broker, "C: end");
+    assert!(broker.unheard_bytes("a") < ANSWER_WINDOW_BYTES + 2 * BODY);
+    run_more(&mut broker, "Cb: queue.declare queue='q' passive\nSb: queue.declare-ok 'q' 1 0");
 }

@@ -91,7 +91,13 @@ impl Channels {
             channel_max: 0,
             max_message_size: 0,
             user: None,
-            consumers: ConsumerTags { entries: Vec::new(), free: Vec::new(), by_tag: BTreeMap::new(), random },
+            consumers: ConsumerTags {
+                entries: Vec::new(),
+                free: Vec::new(),
+                last_number: 0,
+                by_tag: BTreeMap::new(),
+                random,
+            },
         }
     }
 
@@ -111,11 +117,19 @@ impl Channels {
     }
 }
 
+#[derive(Debug)]
+struct TagEntry {
+    id: ConsumerId,
+    channel: ChannelId,
+    tag: ConsumerTag,
+}
+
 /// The tags of the consumers on one connection.
 #[derive(Debug)]
 pub(super) struct ConsumerTags {
-    entries: Vec<Option<(ChannelId, ConsumerTag)>>,
+    entries: Vec<Option<TagEntry>>,
     free: Vec<u32>,
+    last_number: u64,
     /// Only those that the client may cancel.
     by_tag: BTreeMap<(ChannelId, ConsumerTag), ConsumerId>,
     random: StdRng,
@@ -130,9 +144,11 @@ impl ConsumerTags {
             self.entries.push(None);
             u32::try_from(self.entries.len() - 1).expect("consumers are fewer than bytes of memory")
         });
-        self.entries[slot as usize] = Some((channel, tag.clone()));
-        self.by_tag.insert((channel, tag), ConsumerId(slot));
-        Some(ConsumerId(slot))
+        self.last_number += 1;
+        let id = ConsumerId { slot, number: self.last_number };
+        self.entries[slot as usize] = Some(TagEntry { id, channel, tag: tag.clone() });
+        self.by_tag.insert((channel, tag), id);
+        Some(id)
     }
 
     /// From now on the tag may be used again; deliveries under way still find it by their consumer.
@@ -142,8 +158,9 @@ impl ConsumerTags {
 
     /// The last thing about a consumer was encoded.
     pub(super) fn remove(&mut self, id: ConsumerId) -> Option<ConsumerTag> {
-        let (channel, tag) = self.entries.get_mut(id.0 as usize)?.take()?;
-        self.free.push(id.0);
+        let TagEntry { channel, tag, .. } =
+            self.entries.get_mut(id.slot as usize)?.take_if(|entry| entry.id == id)?;
+        self.free.push(id.slot);
         if self.by_tag.get(&(channel, tag.clone())) == Some(&id) {
             self.by_tag.remove(&(channel, tag.clone()));
         }
@@ -151,15 +168,15 @@ impl ConsumerTags {
     }
 
     pub(super) fn remove_channel(&mut self, channel: ChannelId) {
-        for slot in 0..self.entries.len() {
-            if self.entries[slot].as_ref().is_some_and(|(of, _)| *of == channel) {
-                self.remove(ConsumerId(u32::try_from(slot).unwrap_or(u32::MAX)));
-            }
+        let of_channel = self.entries.iter().flatten().filter(|entry| entry.channel == channel);
+        for id in of_channel.map(|entry| entry.id).collect::<Vec<_>>() {
+            self.remove(id);
         }
     }
 
     pub(super) fn tag(&self, id: ConsumerId) -> Option<&ConsumerTag> {
-        self.entries.get(id.0 as usize)?.as_ref().map(|(_, tag)| tag)
+        let entry = self.entries.get(id.slot as usize)?.as_ref().filter(|entry| entry.id == id)?;
+        Some(&entry.tag)
     }
 
     /// 22 characters that nobody can guess.

@@ -26,7 +26,13 @@ impl Connection {
         // Channels with confirms to tell; few, and mostly one.
         let mut confirmed: Vec<ChannelId> = Vec::new();
         for output in outputs {
-            self.unreported_window += output.window_bytes();
+            let window = output.window();
+            self.unreported.deliveries += window.deliveries;
+            self.unreported.answers += window.answers;
+            // Nobody would read it. The farewell still ends the connection.
+            if self.is_gone && !matches!(output, Output::Farewell(_)) {
+                continue;
+            }
             match output {
                 Output::Deliver { channel, consumer, tag, redelivered, message } => {
                     self.deliver(channel, consumer, tag, redelivered, &message, out);
@@ -70,8 +76,8 @@ impl Connection {
 
     /// The journal has come further: tells what waited for it.
     pub fn handle_durable(&mut self, durable: JournalPosition, out: &mut Vec<u8>) {
-        for number in 1..u16::try_from(self.channels.slots.len()).unwrap_or(u16::MAX) {
-            let Some(channel) = ChannelId::new(number) else { continue };
+        for slot in 1..self.channels.slots.len() {
+            let Some(channel) = u16::try_from(slot).ok().and_then(ChannelId::new) else { continue };
             if let Some(confirms) = self.confirms(channel) {
                 confirms.advance(durable);
                 self.tell_confirms(&mut vec![channel], out);

@@ -86,7 +86,7 @@ impl Connection {
                 self.state = State::Opening(vhost.clone(), login.clone());
                 Ok(())
             }
-            (State::Open | State::AwaitingCloseOk, method) => self.handle_open_method(&method, out),
+            (State::Open | State::AwaitingCloseOk, method) => self.handle_open_method(now, &method, out),
             // A client may give up before the connection is open.
             (State::AwaitingTuneOk(_) | State::AwaitingOpen(_), Method::ConnectionClose { .. }) => {
                 frame::write_method(out, 0, &Method::ConnectionCloseOk {});

@@ -29,12 +29,13 @@ use rand::rngs::StdRng;
 use self::channels::{Channels, Flow};
 use self::reply::{ClientError, Exception};
 use crate::access::Login;
-use crate::limits::{CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, INITIAL_FRAME_BYTES_MAX};
+use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, INITIAL_FRAME_BYTES_MAX};
 use crate::moment::{Deadline, Moment};
 use crate::names::VhostName;
 use crate::node::{Node, Origin};
 use crate::settings::Settings;
 use crate::vhost::command::{Command, Commands, Farewell};
+use crate::vhost::effects::Window;
 
 /// What the client said of itself in `connection.start-ok`, field `client-properties`, `capabilities`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,8 +76,10 @@ pub struct Connection {
     commands: Commands,
     /// Whether input was refused until something more is encoded.
     input_waits: bool,
-    /// Bytes of deliveries that were encoded and not yet reported as written.
-    unreported_window: usize,
+    /// Bytes that were encoded and not yet reported as written.
+    unreported: Window,
+    /// The client's end is closed, or it does not read: nothing more is encoded.
+    is_gone: bool,
     /// For the log: who logged in, and the name they gave their connection.
     user: Option<String>,
     client_name: Option<String>,
@@ -120,7 +123,8 @@ impl Connection {
             channels: Channels::new(StdRng::from_seed(seed)),
             commands: Commands::default(),
             input_waits: false,
-            unreported_window: 0,
+            unreported: Window::default(),
+            is_gone: false,
             user: None,
             client_name: None,
             fault: None,
@@ -207,10 +211,10 @@ impl Connection {
     }
 
     /// What may be said on channel 0 once the connection is open, or after we closed it.
-    fn handle_open_method(&mut self, method: &Method<'_>, out: &mut Vec<u8>) -> Result<(), Exception> {
+    fn handle_open_method(&mut self, now: Moment, method: &Method<'_>, out: &mut Vec<u8>) -> Result<(), Exception> {
         match (&self.state, method) {
             (State::Open, Method::ConnectionClose { .. }) => {
-                self.leave(Farewell::CloseOk);
+                self.leave(now, Farewell::CloseOk);
                 Ok(())
             }
             (State::Open, &Method::ConnectionUpdateSecret { new_secret, .. }) => {
@@ -238,7 +242,7 @@ impl Connection {
     fn fail(&mut self, now: Moment, exception: Exception, out: &mut Vec<u8>) {
         self.fault.get_or_insert_with(|| exception.text.clone());
         match self.state {
-            State::Open => self.leave(Farewell::Close(exception)),
+            State::Open => self.leave(now, Farewell::Close(exception)),
             // The peer has logged in, or at least heard our greeting: it may know why.
             State::AwaitingTuneOk(_) | State::AwaitingOpen(_) | State::Opening(..) => {
                 self.say_close(now, &exception, out);
@@ -250,9 +254,21 @@ impl Connection {
         }
     }
 
-    fn leave(&mut self, farewell: Farewell) {
+    /// The virtual host takes back what the connection holds, and says farewell when that is done.
+    fn leave(&mut self, now: Moment, farewell: Farewell) {
         self.state = State::Leaving;
+        self.deadline = Some(now.deadline(CLOSE_TIMEOUT_MAX));
+        self.heartbeat = None;
         self.commands.push(Command::Disconnect(farewell));
+    }
+
+    /// The same for a client that will not hear it.
+    fn leave_in_silence(&mut self) {
+        if !self.is_gone {
+            self.is_gone = true;
+            self.state = State::Leaving;
+            self.commands.push(Command::Disconnect(Farewell::Silent));
+        }
     }
 
     /// Writes `connection.close` and waits for its answer.
@@ -272,9 +288,9 @@ impl Connection {
         match self.state {
             State::Open => {
                 self.fault.get_or_insert_with(|| "the client closed the socket without connection.close".into());
-                self.leave(Farewell::Silent);
+                self.leave_in_silence();
             }
-            State::Leaving => {}
+            State::Leaving => self.leave_in_silence(),
             State::AwaitingHeader
             | State::AwaitingStartOk
             | State::AwaitingTuneOk(_)
@@ -305,10 +321,15 @@ impl Connection {
             self.deadline = None;
             let what = match self.state {
                 State::AwaitingCloseOk => "the client did not answer connection.close in time",
+                State::Leaving => "the client did not read its last answers in time",
                 _ => "the handshake was not finished in time (handshake_timeout)",
             };
             self.fault.get_or_insert_with(|| what.into());
-            self.state = State::Closed;
+            if matches!(self.state, State::Leaving) {
+                self.leave_in_silence();
+            } else {
+                self.state = State::Closed;
+            }
         }
         let Some(heartbeat) = &mut self.heartbeat else { return };
         if now.has_reached(heartbeat.dead_at()) {
@@ -317,7 +338,7 @@ impl Connection {
             self.fault.get_or_insert(text);
             self.heartbeat = None;
             if matches!(self.state, State::Open) {
-                self.leave(Farewell::Silent);
+                self.leave_in_silence();
             }
         } else if now.has_reached(heartbeat.send_at()) {
             heartbeat.last_sent = now.monotonic;
@@ -339,11 +360,14 @@ impl Connection {
             heartbeat.last_sent = now.monotonic;
         }
         // Reported in quarters of the window: often enough to keep the consumer busy, seldom enough to cost nothing.
-        let is_due = self.unreported_window >= DELIVERY_WINDOW_BYTES / 4 && matches!(self.state, State::Open);
-        if is_due {
-            self.commands.push(Command::Written(std::mem::take(&mut self.unreported_window)));
+        let Window { deliveries, answers } = self.unreported;
+        let is_due = deliveries >= DELIVERY_WINDOW_BYTES / 4 || answers >= ANSWER_WINDOW_BYTES / 4;
+        let is_attached = matches!(self.state, State::Open | State::Leaving);
+        if is_due && is_attached {
+            // Before the commands that may be waiting for just this.
+            self.commands.push_first(Command::Written(std::mem::take(&mut self.unreported)));
         }
-        is_due
+        is_due && is_attached
     }
 
     /// The virtual host that the client asked for, once; the driver answers with [`Self::handle_opened`].

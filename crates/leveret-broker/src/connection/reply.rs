@@ -5,7 +5,7 @@
 
 use leveret_amqp::{DecodeError, FrameError, ReplyCode};
 
-use crate::limits::BODY_BYTES_MAX;
+use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX};
 use crate::vhost::queue::ArgumentError;
 use crate::vhost::refusal::Refusal;
 
@@ -22,7 +22,13 @@ pub struct Exception {
 
 impl Exception {
     fn new(code: ReplyCode, explanation: &str) -> Self {
-        Exception { code, text: format!("{} - {explanation}", code.name()), method: (0, 0) }
+        let mut text = format!("{} - {explanation}", code.name());
+        if text.len() > REPLY_TEXT_BYTES_MAX {
+            const DOTS: &str = "...";
+            text.truncate(text.floor_char_boundary(REPLY_TEXT_BYTES_MAX - DOTS.len()));
+            text.push_str(DOTS);
+        }
+        Exception { code, text, method: (0, 0) }
     }
 
     /// The broker closes the connection for its own reasons. RabbitMQ: `CONNECTION_FORCED`.
@@ -292,6 +298,10 @@ impl From<&Refusal> for Exception {
             Refusal::DefaultExchange => {
                 (Code::AccessRefused, "operation not permitted on the default exchange".into())
             }
+            Refusal::SystemExchange { exchange, vhost } => (
+                Code::AccessRefused,
+                format!("deletion of system exchange '{exchange}' in vhost '{vhost}' not allowed"),
+            ),
             Refusal::InternalExchange { exchange, vhost } => (
                 Code::AccessRefused,
                 format!("cannot publish to internal exchange '{exchange}' in vhost '{vhost}'"),

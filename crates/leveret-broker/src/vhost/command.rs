@@ -8,7 +8,7 @@ use leveret_amqp::{FieldTable, ShortString};
 use crate::connection::reply::Exception;
 use crate::message::Message;
 use crate::names::{ChannelId, ConsumerTag};
-use crate::vhost::effects::Answer;
+use crate::vhost::effects::{Answer, Window};
 
 /// The commands of one connection that wait for their virtual host, in the order in which they arrived.
 #[derive(Debug, Default)]
@@ -20,6 +20,21 @@ impl Commands {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Puts a command before those that wait.
+    pub(crate) fn push_first(&mut self, command: Command) {
+        self.queue.push_front(command);
+    }
+
+    /// Whether the last of them is that the client has gone without a word.
+    pub(crate) fn end_in_silence(&self) -> bool {
+        matches!(self.queue.back(), Some(Command::Disconnect(Farewell::Silent)))
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.queue.len()
     }
 
     /// Appends a command.
@@ -72,9 +87,12 @@ pub enum SettledBy {
     Reject,
 }
 
-/// Names a consumer on its connection, from `basic.consume` until after its last delivery was encoded.
+/// Names a consumer on its connection. Slots are used again, names are not: the number tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConsumerId(pub(crate) u32);
+pub struct ConsumerId {
+    pub(crate) slot: u32,
+    pub(crate) number: u64,
+}
 
 /// Whether the peer waits for an answer. Field `nowait`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +125,8 @@ pub enum Command {
     FailChannel(ChannelId, Exception),
     /// The connection ends: give back all it holds, then say farewell.
     Disconnect(Farewell),
-    /// So many bytes of deliveries were written to the socket since the last time.
-    Written(usize),
+    /// So many bytes were written to the socket since the last time.
+    Written(Window),
     /// `basic.publish` with its content.
     Publish(Publish),
     /// `basic.ack`, `basic.nack`, `basic.reject`

@@ -48,7 +48,6 @@ impl VirtualHost {
         if queue.exclusive_consumer.is_some() || wants_to_be_alone {
             return Err(Refusal::ExclusiveConsumer { queue: name, vhost });
         }
-        queue.had_consumer = true;
         let seat = queue.consumers.add(key, priority);
         if consume.exclusive {
             queue.exclusive_consumer = Some(seat);
@@ -59,6 +58,7 @@ impl VirtualHost {
             channel.consumers.insert(consume.consumer);
             let prefetch = channel.prefetch_per_consumer;
             let consumer = Consumer {
+                id: consume.consumer,
                 channel: channel_id,
                 queue: queue_id,
                 seat,
@@ -69,7 +69,7 @@ impl VirtualHost {
                 waiting: true,
                 starved: false,
             };
-            session.add_consumer(consume.consumer, consumer);
+            session.add_consumer(consumer);
         }
         if consume.wait == Wait::Answer {
             let answer = Answer::BasicConsumeOk { consumer: consume.consumer };
@@ -317,6 +317,16 @@ impl VirtualHost {
         Some((getting, body))
     }
 
+    /// Gives up a `basic.get` whose client has gone. With acks, the message is unacked and goes back with its channel.
+    pub(super) fn abandon_get(&mut self, getting: Getting) {
+        if getting.ack_mode == AckMode::Automatic
+            && let Some(queue) = self.queues.get_mut(getting.queue)
+        {
+            queue.return_unacked(getting.position);
+            self.mark_runnable(getting.queue);
+        }
+    }
+
     /// Answers a `basic.get` whose body is there.
     pub(super) fn finish_get(
         &mut self,
@@ -329,6 +339,9 @@ impl VirtualHost {
         if ack_mode == AckMode::Automatic {
             let unacked = Unacked { tag: tag.number(), queue, position, consumer: None };
             self.settle_one(unacked, Settlement::Ack, effects);
+        }
+        if let Some(session) = self.sessions.get_mut(to) {
+            session.use_answer_window(window_bytes(&message));
         }
         effects.push(to, Output::GetOk { channel, tag, redelivered, message_count, message });
     }

@@ -70,18 +70,27 @@ pub enum Output {
 }
 
 impl Output {
-    /// What it counts in the delivery window of its connection, in bytes. Only deliveries count.
-    pub fn window_bytes(&self) -> usize {
+    /// What it counts in the windows of its connection.
+    pub(crate) fn window(&self) -> Window {
         match self {
-            Output::Deliver { message, .. } => window_bytes(message),
-            Output::GetOk { .. }
-            | Output::Return { .. }
-            | Output::Confirm { .. }
-            | Output::Answer(..)
-            | Output::CloseChannel(..)
-            | Output::Farewell(_) => 0,
+            Output::Deliver { message, .. } => Window { deliveries: window_bytes(message), answers: 0 },
+            Output::GetOk { message, .. } | Output::Return { message, .. } => {
+                Window { deliveries: 0, answers: window_bytes(message) }
+            }
+            Output::Confirm { .. } | Output::Answer(..) | Output::CloseChannel(..) | Output::Farewell(_) => {
+                Window::default()
+            }
         }
     }
+}
+
+/// Bytes handed to a connection and not yet written to its socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Of messages for its consumers.
+    pub(crate) deliveries: usize,
+    /// Of messages that answer what the client did.
+    pub(crate) answers: usize,
 }
 
 pub(crate) fn window_bytes(message: &Message) -> usize {

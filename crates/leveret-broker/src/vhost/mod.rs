@@ -33,7 +33,7 @@ use rand::{RngCore, SeedableRng};
 use slotmap::SlotMap;
 
 use self::command::{Command, Commands, Farewell, Wait};
-use self::effects::{Answer, Effects, FetchFor, Fetched, Output};
+use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 use self::exchange::{Exchanges, MatchScratch};
 use self::queue::{Body, Detached, Queue};
 use self::session::Session;
@@ -139,7 +139,7 @@ impl VirtualHost {
     ) -> Progress {
         self.units = UNITS_PER_HOLD;
         while self.continue_work(now, effects) {
-            if self.sessions.get(from).is_some_and(|session| session.getting.is_some()) {
+            if self.must_wait(from, commands) {
                 break;
             }
             let Some(command) = commands.queue.pop_front() else { break };
@@ -148,6 +148,20 @@ impl VirtualHost {
         }
         self.free_detached();
         if self.units == 0 && (!commands.is_empty() || self.has_work()) { Progress::More } else { Progress::Done }
+    }
+
+    /// Whether the next command of a connection may not be begun: a body is being fetched for its last one, or it has
+    /// more answers to read than it may. A client that is gone reads nothing, and waits for nothing.
+    fn must_wait(&mut self, from: ConnectionId, commands: &Commands) -> bool {
+        let Some(session) = self.sessions.get_mut(from) else { return false };
+        let is_written = matches!(commands.queue.front(), Some(Command::Written(_)));
+        if !commands.end_in_silence() {
+            return session.getting.is_some() || (session.is_answer_window_full() && !is_written);
+        }
+        if let Some(getting) = session.getting.take() {
+            self.abandon_get(getting);
+        }
+        false
     }
 
     /// Goes on with what waited for these bodies.
@@ -257,7 +271,7 @@ impl VirtualHost {
             }
             Command::CloseChannel(channel, wait) => return self.close_channel(from, channel, wait),
             Command::Disconnect(farewell) => return self.disconnect(from, farewell),
-            Command::Written(bytes) => return self.written(from, bytes),
+            Command::Written(written) => return self.written(from, written),
             Command::FailChannel(channel, exception) => {
                 if self.channel_is_open(from, channel) {
                     self.fail_channel(from, channel, exception, effects);
@@ -367,8 +381,9 @@ impl VirtualHost {
         self.cancel_replies(from, id, None);
         let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
         // What an unfinished transaction settled is still unacked.
-        let transaction = channel.transaction.take().unwrap_or_default();
-        channel.unacked.put_back(transaction.settlements.into_iter().map(|(unacked, _)| unacked));
+        if let Some(transaction) = channel.transaction.take() {
+            channel.unacked.put_back(transaction.settlements.into_iter().map(|(unacked, _)| unacked));
+        }
         if !channel.consumers.is_empty() {
             self.work.push_back(Work::Cancel(from, std::mem::take(&mut channel.consumers)));
         }
@@ -387,9 +402,9 @@ impl VirtualHost {
         self.work.push_back(Work::Leave(from, farewell));
     }
 
-    fn written(&mut self, from: ConnectionId, bytes: usize) {
+    fn written(&mut self, from: ConnectionId, written: Window) {
         let Some(session) = self.sessions.get_mut(from) else { return };
-        for consumer in session.written(bytes) {
+        for consumer in session.written(written) {
             if let Some(consumer) = self.sessions.get_mut(from).and_then(|session| session.consumer(consumer)) {
                 consumer.starved = false;
             }

@@ -9,7 +9,7 @@ use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::message::{DeliveryMode, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
-use crate::vhost::effects::{Effects, Output};
+use crate::vhost::effects::{Effects, Output, window_bytes};
 use crate::vhost::queue::{Body, Entry};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::Route;
@@ -43,12 +43,15 @@ impl VirtualHost {
     ) {
         let Publish { channel, message, mandatory, expiration_ms, confirm, .. } = publish;
         if route.is_empty() {
-            let is_reply = message.exchange().is_empty() && self.expects_reply(message.routing_key());
+            let is_reply = message.exchange().is_empty() && self.reply_keys.contains_key(message.routing_key());
             if is_reply {
                 self.deliver_reply(&message, effects);
             } else if mandatory {
                 // The return comes before the confirm.
                 let message = message.clone();
+                if let Some(session) = self.sessions.get_mut(from) {
+                    session.use_answer_window(window_bytes(&message));
+                }
                 effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
             }
         }
@@ -59,7 +62,7 @@ impl VirtualHost {
         for (nth, &queue_id) in route.iter().enumerate() {
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             let declared = &queue.declared;
-            let journaled = persistent && declared.is_durable();
+            let journaled = persistent && declared.durable;
             if journaled {
                 durable_queues.push(declared.number);
             }

@@ -70,6 +70,11 @@ pub enum Refusal {
     },
     /// Declare, delete, bind or unbind of the exchange with the empty name.
     DefaultExchange,
+    /// A predeclared exchange cannot be deleted.
+    SystemExchange {
+        exchange: String,
+        vhost: String,
+    },
     InternalExchange {
         exchange: String,
         vhost: String,

@@ -16,6 +16,11 @@ use crate::vhost::{ConnectionId, VirtualHost};
 /// The queue that is none: where replies are consumed.
 pub(crate) const PSEUDO_QUEUE: &str = "amq.rabbitmq.reply-to";
 
+/// Whether a queue name is the pseudo-queue or the address of a channel that consumes it.
+pub(super) fn is_reply_address(name: &str) -> bool {
+    name.strip_prefix(PSEUDO_QUEUE).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 impl VirtualHost {
     /// `basic.consume` of the pseudo-queue.
     pub(super) fn consume_replies(
@@ -44,9 +49,10 @@ impl VirtualHost {
         }
     }
 
-    /// Whether a routing key of the default exchange reaches somebody who waits for replies.
+    /// Whether a routing key of the default exchange reaches somebody who waits for replies. The pseudo-queue itself
+    /// is always there.
     pub(super) fn expects_reply(&self, key: &str) -> bool {
-        self.reply_keys.contains_key(key)
+        key == PSEUDO_QUEUE || self.reply_keys.contains_key(key)
     }
 
     /// Hands a reply over.

@@ -6,10 +6,11 @@ use std::num::NonZeroU64;
 use leveret_amqp::ShortString;
 
 use crate::access::Login;
-use crate::limits::DELIVERY_WINDOW_BYTES;
+use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES};
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::QueueId;
 use crate::vhost::command::{AckMode, ConsumerId, DeliveryTag};
+use crate::vhost::effects::Window;
 use crate::vhost::queue::{Position, Priority, Seat};
 use crate::vhost::route::RouteMemory;
 use crate::vhost::transaction::Transaction;
@@ -25,7 +26,7 @@ pub(crate) struct Session {
     /// A `basic.get` that waits for its body. No other command of this connection is begun until then.
     pub(crate) getting: Option<Getting>,
     /// Bytes of deliveries handed out and not yet written to the socket.
-    window_used: usize,
+    window: Window,
     /// Consumers that wait for the window.
     starved: Vec<ConsumerId>,
 }
@@ -65,6 +66,7 @@ pub(crate) struct Channel {
 /// One consumer.
 #[derive(Debug)]
 pub(crate) struct Consumer {
+    pub(crate) id: ConsumerId,
     pub(crate) channel: ChannelId,
     pub(crate) queue: QueueId,
     /// Its place in that queue.
@@ -98,7 +100,7 @@ impl Session {
             exclusive_queues: Vec::new(),
             routes: RouteMemory::default(),
             getting: None,
-            window_used: 0,
+            window: Window::default(),
             starved: Vec::new(),
         }
     }
@@ -124,8 +126,8 @@ impl Session {
         open.filter_map(|(number, _)| ChannelId::new(u16::try_from(number).ok()?)).collect()
     }
 
-    pub(crate) fn add_consumer(&mut self, id: ConsumerId, consumer: Consumer) {
-        let slot = id.0 as usize;
+    pub(crate) fn add_consumer(&mut self, consumer: Consumer) {
+        let slot = consumer.id.slot as usize;
         if self.consumers.len() <= slot {
             self.consumers.resize_with(slot + 1, || None);
         }
@@ -133,11 +135,11 @@ impl Session {
     }
 
     pub(crate) fn consumer(&mut self, id: ConsumerId) -> Option<&mut Consumer> {
-        self.consumers.get_mut(id.0 as usize)?.as_mut()
+        self.consumers.get_mut(id.slot as usize)?.as_mut().filter(|consumer| consumer.id == id)
     }
 
     pub(crate) fn remove_consumer(&mut self, id: ConsumerId) -> Option<Consumer> {
-        let consumer = self.consumers.get_mut(id.0 as usize)?.take()?;
+        let consumer = self.consumers.get_mut(id.slot as usize)?.take_if(|consumer| consumer.id == id)?;
         if let Some(channel) = self.channel(consumer.channel) {
             channel.consumers.remove(&id);
         }
@@ -146,7 +148,7 @@ impl Session {
 
     /// Consumer and channel together, for a delivery.
     pub(crate) fn consumer_and_channel(&mut self, id: ConsumerId) -> Option<(&mut Consumer, &mut Channel)> {
-        let consumer = self.consumers.get_mut(id.0 as usize)?.as_mut()?;
+        let consumer = self.consumers.get_mut(id.slot as usize)?.as_mut().filter(|consumer| consumer.id == id)?;
         let channel = self.channels.get_mut(usize::from(consumer.channel.number()))?.as_deref_mut()?;
         Some((consumer, channel))
     }
@@ -171,18 +173,29 @@ impl Session {
     }
 
     pub(crate) fn is_window_full(&self) -> bool {
-        self.window_used >= DELIVERY_WINDOW_BYTES
+        self.window.deliveries >= DELIVERY_WINDOW_BYTES
     }
 
     pub(crate) fn use_window(&mut self, bytes: usize) {
-        self.window_used += bytes;
+        self.window.deliveries += bytes;
     }
 
-    /// Gives back room in the window; the consumers that waited for it if there is room again.
-    pub(crate) fn written(&mut self, bytes: usize) -> Vec<ConsumerId> {
-        debug_assert!(bytes <= self.window_used);
-        self.window_used = self.window_used.saturating_sub(bytes);
-        if self.window_used < DELIVERY_WINDOW_BYTES { std::mem::take(&mut self.starved) } else { Vec::new() }
+    /// Counts an answer that carries a body.
+    pub(crate) fn use_answer_window(&mut self, bytes: usize) {
+        self.window.answers += bytes;
+    }
+
+    /// Whether the client has so many answers to read that its next commands wait.
+    pub(crate) fn is_answer_window_full(&self) -> bool {
+        self.window.answers >= ANSWER_WINDOW_BYTES
+    }
+
+    /// Gives back room in the windows; the consumers that waited for it if there is room again.
+    pub(crate) fn written(&mut self, written: Window) -> Vec<ConsumerId> {
+        debug_assert!(written.deliveries <= self.window.deliveries && written.answers <= self.window.answers);
+        self.window.deliveries = self.window.deliveries.saturating_sub(written.deliveries);
+        self.window.answers = self.window.answers.saturating_sub(written.answers);
+        if self.is_window_full() { Vec::new() } else { std::mem::take(&mut self.starved) }
     }
 
     pub(crate) fn starve(&mut self, id: ConsumerId) {

@@ -18,6 +18,7 @@ use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeK
 use crate::vhost::queue::arguments::{COMPARED, shown};
 use crate::vhost::queue::{Declared, Queue, QueueArguments, QueueType};
 use crate::vhost::refusal::Refusal;
+use crate::vhost::replies::is_reply_address;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
@@ -85,8 +86,11 @@ impl VirtualHost {
         declare: &DeclareQueue,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        if self.expects_reply(declare.name.as_str()) {
+        if is_reply_address(declare.name.as_str()) {
             // Whoever answers may ask whether somebody still waits. RabbitMQ: direct reply-to.
+            if !self.expects_reply(declare.name.as_str()) {
+                return Err(Refusal::NoQueue { queue: declare.name.to_string(), vhost: self.name.to_string() });
+            }
             if declare.wait == Wait::Answer {
                 let queue = QueueName::from(declare.name.clone());
                 let answer = Answer::QueueDeclareOk { queue, message_count: 0, consumer_count: 1 };
@@ -121,7 +125,8 @@ impl VirtualHost {
         name: &ShortString,
     ) -> Result<QueueId, Refusal> {
         let queue = self.find_queue(from, channel, &QueueRef::new(name.clone()));
-        let resource = Resource::Queue(name.as_str());
+        let name = queue.as_ref().map_or(name.to_string(), |&id| self.queue_name(id));
+        let resource = Resource::Queue(&name);
         self.authorize(from, Permission::Configure, resource)
             .or_else(|_| self.authorize(from, Permission::Read, resource))
             .or_else(|_| self.authorize(from, Permission::Write, resource))?;
@@ -159,7 +164,7 @@ impl VirtualHost {
         let declared = Declared {
             name: QueueName::from(name),
             number: QueueNumber(self.last_queue_number),
-            durable: declare.durable,
+            durable: is_durable(declare),
             auto_delete: declare.auto_delete,
             owner: declare.exclusive.then_some(from),
             arguments,
@@ -170,7 +175,7 @@ impl VirtualHost {
 
     fn insert_queue(&mut self, now: Moment, declared: Declared, effects: &mut Effects) -> QueueId {
         let name = declared.name.clone();
-        let change = declared.is_durable().then(|| Change::QueueDeclared {
+        let change = declared.durable.then(|| Change::QueueDeclared {
             queue: declared.number,
             name: name.clone(),
             auto_delete: declared.auto_delete,
@@ -213,8 +218,7 @@ impl VirtualHost {
         };
         match arguments.queue_type {
             QueueType::Classic => Ok(()),
-            QueueType::Quorum if !declare.durable => refuse("non-durable"),
-            QueueType::Quorum if declare.exclusive => refuse("exclusive"),
+            QueueType::Quorum if !is_durable(declare) => refuse("non-durable"),
             QueueType::Quorum if declare.name.is_empty() => refuse("server-named"),
             QueueType::Quorum => Ok(()),
         }
@@ -235,7 +239,7 @@ impl VirtualHost {
             current,
         };
         for (argument, received, current) in [
-            ("durable", declare.durable, declared.durable),
+            ("durable", is_durable(declare), declared.durable),
             ("auto_delete", declare.auto_delete, declared.auto_delete),
         ] {
             if received != current {
@@ -268,7 +272,7 @@ impl VirtualHost {
         self.check_not_locked(from, id)?;
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         let (message_count, detached) = queue.purge();
-        if queue.declared.is_durable() && message_count > 0 {
+        if queue.declared.durable && message_count > 0 {
             let except = queue.unacked_positions();
             let except = except.into_iter().filter_map(|at| queue.entry(at).map(|entry| entry.id)).collect();
             let change = Change::QueuePurged { queue: queue.declared.number, except };
@@ -335,7 +339,7 @@ impl VirtualHost {
             self.timers.remove(&(deadline, id));
         }
         for source in std::mem::take(&mut queue.bound_to) {
-            self.unbind_target(source, Target::Queue(id), effects);
+            self.unbind_target(source, Target::Queue(id));
         }
         if !queue.consumers.is_empty() {
             let consumers: Vec<_> = std::mem::take(&mut queue.consumers).into_keys().collect();
@@ -361,10 +365,9 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
         match declare.existence {
+            Existence::Passive if declare.name.is_empty() => return Err(Refusal::DefaultExchange),
             Existence::Passive => {
-                if !declare.name.is_empty() {
-                    self.exchanges.find_or_refuse(declare.name.as_str(), self.name.as_str())?;
-                }
+                self.exchanges.find_or_refuse(declare.name.as_str(), self.name.as_str())?;
             }
             Existence::Declare => self.declare_exchange_actively(from, &declare.name, declare, effects)?,
         }
@@ -474,7 +477,8 @@ impl VirtualHost {
             return Err(Refusal::DefaultExchange);
         }
         if name.as_str().starts_with(RESERVED_PREFIX) {
-            return Err(Refusal::ReservedExchangeName { exchange: name.to_string() });
+            let (exchange, vhost) = (name.to_string(), self.name.to_string());
+            return Err(Refusal::SystemExchange { exchange, vhost });
         }
         self.authorize(from, Permission::Configure, Resource::Exchange(name.as_str()))?;
         if let Some(id) = self.exchanges.find(name.as_str()) {
@@ -490,7 +494,7 @@ impl VirtualHost {
     }
 
     /// Takes an exchange away with the bindings at both of its ends.
-    fn remove_exchange(&mut self, id: ExchangeId, effects: &mut Effects) {
+    pub(super) fn remove_exchange(&mut self, id: ExchangeId, effects: &mut Effects) {
         let Some(exchange) = self.exchanges.remove(id) else { return };
         self.bindings_version += 1;
         for binding in exchange.bindings() {
@@ -511,25 +515,26 @@ impl VirtualHost {
             self.change(Change::ExchangeDeleted { name: exchange.declared.name.clone() }, effects);
         }
         for source in exchange.bound_to {
-            self.unbind_target(source, Target::Exchange(id), effects);
+            self.unbind_target(source, Target::Exchange(id));
         }
     }
 
     /// Takes away all bindings from one exchange to a target that is gone.
-    fn unbind_target(&mut self, source: ExchangeId, target: Target, effects: &mut Effects) {
+    fn unbind_target(&mut self, source: ExchangeId, target: Target) {
         let Some(exchange) = self.exchanges.get_mut(source) else { return };
         for binding in exchange.bindings_to(target) {
             exchange.unbind(&binding);
         }
         self.bindings_version += 1;
-        self.delete_if_unused(source, effects);
+        self.delete_if_unused(source);
     }
 
     /// An auto-delete exchange goes with the last of its bindings.
-    fn delete_if_unused(&mut self, id: ExchangeId, effects: &mut Effects) {
+    fn delete_if_unused(&mut self, id: ExchangeId) {
         let Some(exchange) = self.exchanges.get(id) else { return };
         if exchange.declared.auto_delete && exchange.had_binding && !exchange.is_used() {
-            self.remove_exchange(id, effects);
+            // Not at once: that one may be bound to the next, and so on, deeper than a stack.
+            self.work.push_back(Work::DeleteExchange(id));
         }
     }
 
@@ -581,7 +586,7 @@ impl VirtualHost {
                 self.authorize_queue(from, Permission::Write, id)?;
                 self.check_not_locked(from, id)?;
                 // Both names empty: the queue declared last, by its own name. AMQP 0-9-1, queue.bind.
-                if *queue == QueueRef::LastDeclared && routing_key.is_empty() && bind.action == BindAction::Bind {
+                if *queue == QueueRef::LastDeclared && routing_key.is_empty() {
                     routing_key = ShortStr::truncated(&self.queue_name(id)).into();
                 }
                 Target::Queue(id)
@@ -652,7 +657,7 @@ impl VirtualHost {
         if let Some(binding) = binding {
             self.change(Change::Unbound(binding), effects);
         }
-        self.delete_if_unused(source, effects);
+        self.delete_if_unused(source);
     }
 
     /// The binding by names, if both of its ends are durable.
@@ -661,7 +666,7 @@ impl VirtualHost {
         let (durable, destination) = match key.target {
             Target::Queue(queue) => {
                 let declared = &self.queues.get(queue)?.declared;
-                (declared.is_durable(), Destination::Queue(declared.name.clone()))
+                (declared.durable, Destination::Queue(declared.name.clone()))
             }
             Target::Exchange(exchange) => {
                 let declared = &self.exchanges.get(exchange)?.declared;
@@ -675,6 +680,11 @@ impl VirtualHost {
             arguments: key.arguments.clone(),
         })
     }
+}
+
+/// An exclusive queue does not outlive its connection, whatever its declaration says. RabbitMQ does the same.
+fn is_durable(declare: &DeclareQueue) -> bool {
+    declare.durable && !declare.exclusive
 }
 
 /// Argument of `exchange.declare`: where messages go that match no binding.

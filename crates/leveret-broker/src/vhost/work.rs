@@ -11,6 +11,7 @@ use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{ConsumerId, Farewell, Publish, Settlement};
 use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::exchange::ExchangeId;
 use crate::vhost::queue::{ConsumerKey, Queue};
 use crate::vhost::route::Route;
 use crate::vhost::session::{Outstanding, Unacked};
@@ -38,6 +39,8 @@ pub(super) enum Work {
     Purge(QueueId),
     /// Delete queues.
     Delete(vec::IntoIter<QueueId>),
+    /// Delete an exchange that nothing is bound to any more.
+    DeleteExchange(ExchangeId),
     /// Answer, now that all before is done.
     Answer(ConnectionId, ChannelId, Answer),
     /// Forget a connection and say farewell to it.
@@ -100,6 +103,10 @@ impl VirtualHost {
             Work::Delete(queues) => {
                 let Some(queue) = queues.next() else { return false };
                 self.delete_queue(queue, effects);
+            }
+            Work::DeleteExchange(exchange) => {
+                self.remove_exchange(*exchange, effects);
+                return false;
             }
             Work::Answer(to, channel, answer) => {
                 effects.push(*to, Output::Answer(*channel, answer.clone()));

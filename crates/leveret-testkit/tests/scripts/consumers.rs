@@ -331,3 +331,31 @@ fn an_argument_that_nobody_defined_means_nothing_to_a_consumer() {
         ",
     );
 }
+
+/// An ack counts for the consumer that got the delivery, not for one that came after it.
+#[test]
+fn an_ack_for_a_cancelled_consumer_gives_no_credit_to_the_next_one() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.publish routing-key='q' body='2'
+        C: basic.publish routing-key='q' body='3'
+        C: basic.qos prefetch-count=1
+        S: basic.qos-ok
+        C: basic.consume queue='q' consumer-tag='t1'
+        S: basic.consume-ok 't1'
+        S: basic.deliver 't1' 1 body='1'
+        C: basic.cancel consumer-tag='t1'
+        S: basic.cancel-ok 't1'
+        C: basic.consume queue='q' consumer-tag='t2'
+        S: basic.consume-ok 't2'
+        S: basic.deliver 't2' 2 body='2'
+        C: basic.ack delivery-tag=1
+        S: nothing
+        C: basic.ack delivery-tag=2
+        S: basic.deliver 't2' 3 body='3'
+        ",
+    );
+}

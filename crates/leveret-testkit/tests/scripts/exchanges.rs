@@ -163,6 +163,14 @@ fn what_cannot_be_declared_or_deleted_is_refused() {
             "exchange.declare exchange='' type='direct'",
             "403 'ACCESS_REFUSED - operation not permitted on the default exchange'",
         ),
+        (
+            "exchange.declare exchange='' passive",
+            "403 'ACCESS_REFUSED - operation not permitted on the default exchange'",
+        ),
+        (
+            "exchange.delete exchange='amq.direct'",
+            "403 \"ACCESS_REFUSED - deletion of system exchange 'amq.direct' in vhost '/' not allowed\"",
+        ),
         ("exchange.delete exchange=''", "403 'ACCESS_REFUSED - operation not permitted on the default exchange'"),
         (
             "queue.bind queue='q' exchange=''",
@@ -439,4 +447,23 @@ fn a_binding_between_exchanges_has_a_key_and_arguments() {
         S: queue.purge-ok 2
         ",
     );
+}
+
+#[test]
+fn a_long_chain_of_auto_delete_exchanges_goes_without_harm() {
+    const LENGTH: u32 = 5_000;
+    let declare = |n| format!("C: exchange.declare exchange='x{n}' type='fanout' auto-delete nowait");
+    let bind = |n| format!("C: exchange.bind source='x{n}' destination='x{}' nowait", n + 1);
+    let declare = (0..=LENGTH).map(declare).collect::<Vec<_>>().join("\n");
+    let bind = (0..LENGTH).map(bind).collect::<Vec<_>>().join("\n");
+    script(&format!(
+        "
+        {declare}
+        {bind}
+        C: exchange.delete exchange='x{LENGTH}'
+        S: exchange.delete-ok
+        C: exchange.declare exchange='x0' passive
+        S: channel.close 404
+        "
+    ));
 }

@@ -363,3 +363,34 @@ fn what_a_quorum_queue_cannot_be_is_refused() {
         ));
     }
 }
+
+/// RabbitMQ: an exclusive queue is never durable, whatever its declaration says.
+#[test]
+fn an_exclusive_queue_may_be_redeclared_with_another_durability() {
+    script(
+        "
+        C: queue.declare queue='q' exclusive durable
+        S: queue.declare-ok 'q' 0 0
+        C: queue.declare queue='q' exclusive
+        S: queue.declare-ok 'q' 0 0
+        C: queue.declare queue='quorum' exclusive durable arguments={x-queue-type='quorum'}
+        S: channel.close 406 \"PRECONDITION_FAILED - invalid property 'non-durable' for queue 'quorum' in vhost '/' of queue type quorum\"
+        ",
+    );
+}
+
+#[test]
+fn empty_names_in_unbind_mean_the_queue_declared_last() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: queue.bind exchange='amq.direct'
+        S: queue.bind-ok
+        C: queue.unbind exchange='amq.direct'
+        S: queue.unbind-ok
+        C: basic.publish exchange='amq.direct' routing-key='q' mandatory body=''
+        S: basic.return 312
+        ",
+    );
+}

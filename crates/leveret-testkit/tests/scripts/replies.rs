@@ -63,3 +63,19 @@ fn what_direct_reply_to_asks_of_its_consumer() {
         ",
     );
 }
+
+#[test]
+fn addresses_of_replies_can_be_declared_while_somebody_waits_there() {
+    script(&format!(
+        "{REQUEST}
+        Cserver: queue.declare queue=$key
+        Sserver: queue.declare-ok $key 0 1
+        Cserver: queue.declare queue='amq.rabbitmq.reply-to' passive
+        Sserver: queue.declare-ok 'amq.rabbitmq.reply-to' 0 1
+        C: basic.cancel consumer-tag='replies'
+        S: basic.cancel-ok 'replies'
+        Cserver: queue.declare queue=$key
+        Sserver: channel.close 404
+        "
+    ));
+}

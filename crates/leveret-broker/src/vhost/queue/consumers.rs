@@ -35,7 +35,7 @@ struct Level {
 pub(crate) struct Consumers {
     seats: BTreeMap<Seat, ConsumerKey>,
     last_seat: u64,
-    /// Highest priority first. Levels stay when their last consumer leaves; there are few.
+    /// Highest priority first; about as many as there are consumers, at most.
     levels: Vec<Level>,
     /// How many wait for a turn.
     waiting: usize,
@@ -77,6 +77,10 @@ impl Consumers {
                 let seats = &self.seats;
                 level.ring.retain(|seat| seats.contains_key(seat));
             }
+        }
+        if self.levels.len() > self.seats.len() {
+            let seats = &self.seats;
+            self.levels.retain(|level| level.ring.iter().any(|seat| seats.contains_key(seat)));
         }
     }
 
@@ -124,7 +128,7 @@ mod tests {
     use super::*;
 
     fn key(number: u32) -> ConsumerKey {
-        ConsumerKey { connection: ConnectionId::default(), consumer: ConsumerId(number) }
+        ConsumerKey { connection: ConnectionId::default(), consumer: ConsumerId { slot: number, number: 0 } }
     }
 
     #[test]
@@ -134,9 +138,19 @@ mod tests {
             let seat = consumers.add(key(number), 0);
             consumers.remove(seat, true);
         }
-        assert!(consumers.levels[0].ring.len() <= LEFT_SWEPT_FROM + 1);
+        assert!(consumers.levels.iter().all(|level| level.ring.len() <= LEFT_SWEPT_FROM + 1));
         assert!(!consumers.any_waiting());
         assert!(consumers.take_turn().is_none());
+    }
+
+    #[test]
+    fn priorities_that_nobody_has_any_more_are_forgotten() {
+        let mut consumers = Consumers::default();
+        for priority in 0..10_000 {
+            let seat = consumers.add(key(1), priority);
+            consumers.remove(seat, true);
+        }
+        assert!(consumers.levels.is_empty());
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::vhost::exchange::ExchangeId;
 pub(crate) struct Declared {
     pub(crate) name: QueueName,
     pub(crate) number: QueueNumber,
+    /// Whether it survives a restart; never so for an exclusive queue.
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
     /// The connection that an exclusive queue belongs to.
@@ -34,13 +35,6 @@ pub(crate) struct Declared {
     pub(crate) arguments: QueueArguments,
     /// As the client gave them, to compare with the next declaration.
     pub(crate) raw_arguments: FieldTable,
-}
-
-impl Declared {
-    /// Whether the queue survives a restart. An exclusive one does not outlive its connection.
-    pub(crate) fn is_durable(&self) -> bool {
-        self.durable && self.owner.is_none()
-    }
 }
 
 /// A queue with all that is in it.
@@ -52,8 +46,6 @@ pub(crate) struct Queue {
     pub(crate) consumers: Consumers,
     /// The one consumer that has the queue for itself.
     pub(crate) exclusive_consumer: Option<Seat>,
-    /// Set by the first consumer; an auto-delete queue that never had one stays.
-    pub(crate) had_consumer: bool,
     /// Whether it stands in the list of queues to run.
     pub(crate) runnable: bool,
     /// The head whose body is being fetched. Nothing overtakes it.
@@ -77,7 +69,6 @@ impl Queue {
             bound_to: BTreeSet::new(),
             consumers: Consumers::default(),
             exclusive_consumer: None,
-            had_consumer: false,
             runnable: false,
             parked: None,
             timer: None,

@@ -217,6 +217,19 @@ impl<'a> Table<'a> {
         FieldTable(kept.0.into())
     }
 
+    /// The same fields, by name; those of one name in their order.
+    pub fn sorted(self) -> FieldTable {
+        let mut fields = Vec::new();
+        let mut reader = Reader::new(self.0);
+        while !reader.rest().is_empty() {
+            let field = reader.rest();
+            let (Ok(name), Ok(_)) = (reader.short_bytes(), read_value(&mut reader)) else { break };
+            fields.push((name, &field[..field.len() - reader.rest().len()]));
+        }
+        fields.sort_by_key(|&(name, _)| name);
+        FieldTable(fields.into_iter().flat_map(|(_, field)| field).copied().collect())
+    }
+
     /// Whether there are no fields.
     pub fn is_empty(self) -> bool {
         self.0.is_empty()
@@ -448,6 +461,13 @@ mod tests {
             t.field("k", Value::F64(0.5));
         });
         assert_eq!(table.as_table().without("BCC"), kept);
+    }
+
+    #[test]
+    fn sorting_keeps_every_octet_of_every_field() {
+        let unsorted = [&b"\x02\xFF\xFEV"[..], b"\x01at\x01", b"\x00V"].concat();
+        let sorted = Table::check(&unsorted).unwrap().sorted();
+        assert_eq!(sorted.as_table().as_bytes(), [&b"\x00V"[..], b"\x01at\x01", b"\x02\xFF\xFEV"].concat());
     }
 
     fn nested(levels: usize) -> Vec<u8> {

@@ -12,6 +12,9 @@ pub const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Bytes handed to a connection and not yet written to its socket, above which its consumers get no more.
 pub const DELIVERY_WINDOW_BYTES: usize = 1024 * 1024;
 
+/// Bytes handed to a connection and not yet written to its socket, above which direct replies to it are unroutable.
+pub const REPLY_WINDOW_BYTES: usize = 16 * DELIVERY_WINDOW_BYTES;
+
 /// Bytes of bodies in answers (`basic.get-ok`, `basic.return`) not yet written to the socket, above which no further
 /// command of that connection is begun.
 pub const ANSWER_WINDOW_BYTES: usize = 1024 * 1024;

@@ -176,6 +176,7 @@ mod tests {
     use leveret_amqp::content::BASIC_CLASS;
     use leveret_amqp::frame::{write_content, write_method};
     use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
+    use leveret_broker::connection::Written;
     use leveret_broker::node::Origin;
     use leveret_broker::{Connection, Node, Output, Settings};
 
@@ -249,7 +250,7 @@ mod tests {
             let now = hub.clock.now();
             self.connection.handle_outputs(now, self.outputs.drain(..), durable, &mut self.written);
             self.written.clear();
-            while self.connection.handle_written(now) {
+            while self.connection.handle_written(now, Written::All) {
                 if let Some(attached) = &self.attached {
                     attached.execute(self.connection.commands());
                 }
@@ -306,7 +307,7 @@ mod tests {
                 let outputs = consumer.outputs.drain(..);
                 consumer.connection.handle_outputs(now, outputs, durable, &mut consumer.written);
                 consumer.written.clear();
-                if consumer.connection.handle_written(now)
+                if consumer.connection.handle_written(now, Written::All)
                     && let Some(attached) = &consumer.attached
                 {
                     attached.execute(consumer.connection.commands());

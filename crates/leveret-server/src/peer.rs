@@ -1,13 +1,14 @@
 //! The task of one connection: moves bytes between a socket, the connection's state machine, and its outbox.
 //!
-//! An idle connection holds no buffers: reading goes through one buffer of the worker thread, and what is left of
-//! an incomplete frame is all that is kept. Writing likewise.
+//! An idle connection holds no bytes: reading goes through one buffer of the worker thread, and what is left of an
+//! incomplete frame is all that is kept. Writing likewise.
 
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use leveret_broker::connection::Written;
 use leveret_broker::node::Origin;
 use leveret_broker::{Connection, JournalPosition, Output};
 use tokio::net::TcpStream;
@@ -96,22 +97,25 @@ impl Peer {
             if self.connection.is_closed() {
                 return self.finish().await;
             }
-            if let Some(deadline) = self.connection.next_timeout() {
-                let due = clock.instant(deadline);
-                if due < timer.deadline() || timer.is_elapsed() {
-                    timer.as_mut().reset(due);
+            let may_read = self.unsent.len() - self.sent < UNSENT_BYTES_MAX && !self.is_gone;
+            let due = self.connection.next_timeout();
+            if let Some(deadline) = due {
+                let now = clock.now();
+                if !may_read {
+                    self.connection.handle_deaf(now);
+                }
+                if now.has_reached(deadline) {
+                    self.connection.handle_timeout(now, &mut self.unsent);
+                    continue;
+                }
+                // The timer may fire too early, for a deadline that has moved on; it must not fire too late.
+                let instant = clock.instant(deadline);
+                if instant < timer.deadline() || timer.deadline() <= tokio::time::Instant::now() {
+                    timer.as_mut().reset(instant);
                 }
             }
-            let may_read = self.unsent.len() - self.sent < UNSENT_BYTES_MAX && !self.is_gone;
             tokio::select! {
                 biased;
-                // Time and the end of the broker come first: a client that never stops sending does not hold them up.
-                () = &mut timer, if !timer.is_elapsed() => {
-                    if !may_read {
-                        self.connection.handle_deaf(clock.now());
-                    }
-                    self.connection.handle_timeout(clock.now(), &mut self.unsent);
-                }
                 changed = shutdown.changed(), if !is_stopping => {
                     // Without a word: whoever held the broker dropped it.
                     changed.map_err(|_| io::ErrorKind::Interrupted)?;
@@ -121,9 +125,12 @@ impl Peer {
                 ready = self.stream.readable(), if may_read => {
                     ready?;
                     self.read(address);
+                    // A client that never stops sending keeps its socket readable for ever. Others have a turn.
+                    tokio::task::yield_now().await;
                 }
                 () = outbox.filled() => {}
                 ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
+                () = &mut timer, if due.is_some() => {}
             }
         }
     }
@@ -241,13 +248,25 @@ impl Peer {
 
     /// Writes as much as the socket takes; true if that gave the virtual host something to do.
     fn write(&mut self) -> io::Result<bool> {
+        let before = self.sent;
         while self.sent < self.unsent.len() {
             match self.stream.try_write(&self.unsent[self.sent..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => self.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
+        }
+        let written = self.sent - before;
+        if self.sent < self.unsent.len() {
+            // A client that reads slowly and without a pause never empties the buffer.
+            if self.sent >= self.unsent.len() / 2 {
+                self.unsent.drain(..self.sent);
+                self.sent = 0;
+            }
+            return Ok(
+                written > 0 && self.connection.handle_written(self.shared.clock.now(), Written::Some(written))
+            );
         }
         if self.unsent.capacity() == 0 {
             return Ok(false);
@@ -259,6 +278,6 @@ impl Peer {
         if spare.capacity() <= SPARE_BYTES_MAX {
             SPARE.set(spare);
         }
-        Ok(has_written && self.connection.handle_written(self.shared.clock.now()))
+        Ok(has_written && self.connection.handle_written(self.shared.clock.now(), Written::All))
     }
 }

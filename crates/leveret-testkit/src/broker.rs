@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_amqp::frame::split_frame;
+use leveret_broker::connection::Written;
 use leveret_broker::moment::Deadline;
 use leveret_broker::node::Origin;
 use leveret_broker::vhost::Progress;
@@ -117,7 +118,7 @@ impl Broker {
     pub fn set_reading(&mut self, name: &str, reads: bool) {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.reads = reads;
-            if reads && peer.connection.handle_written(self.now) {
+            if reads && peer.connection.handle_written(self.now, Written::All) {
                 self.settle(name);
             }
         }
@@ -224,7 +225,7 @@ impl Broker {
             any = true;
             peer.connection.handle_outputs(self.now, peer.outputs.drain(..), durable, &mut peer.unheard);
             if peer.reads {
-                let _ = peer.connection.handle_written(self.now);
+                let _ = peer.connection.handle_written(self.now, Written::All);
             }
         }
         if any {

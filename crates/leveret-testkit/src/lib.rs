@@ -15,6 +15,7 @@
 //! | line | meaning |
 //! | --- | --- |
 //! | `C: METHOD ARGUMENTS` | the client sends a method; those with content send that, too |
+//! | `C+: METHOD ARGUMENTS` | the same, but it arrives together with the client's next line |
 //! | `S: METHOD ARGUMENTS` | the next thing the client hears is this |
 //! | `S: nothing` | there is nothing to hear |
 //! | `S: heartbeat` | the next thing the client hears is a heartbeat |

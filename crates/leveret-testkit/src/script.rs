@@ -65,6 +65,8 @@ struct Run<'w> {
     open: BTreeMap<String, Vec<u16>>,
     variables: BTreeMap<String, Text>,
     transcript: String,
+    /// What clients will send together with their next line.
+    held: BTreeMap<String, Vec<u8>>,
 }
 
 /// Frames of 128 KiB, as `connection.tune` proposes.
@@ -75,7 +77,13 @@ const FRAME_MAX: usize = 131_072;
 /// # Errors
 /// The line that failed, why, and all that was said before.
 pub fn run_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
-    let mut run = Run { wire, open: BTreeMap::new(), variables: BTreeMap::new(), transcript: String::new() };
+    let mut run = Run {
+        wire,
+        open: BTreeMap::new(),
+        variables: BTreeMap::new(),
+        transcript: String::new(),
+        held: BTreeMap::new(),
+    };
     run.lines(script)?;
     for name in run.open.keys().cloned().collect::<Vec<_>>() {
         let more = match run.next(&name)? {
@@ -96,7 +104,7 @@ pub fn run_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
 /// As [`run_script`].
 pub fn continue_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
     let open = ["a", "b"].map(|name| (name.to_owned(), vec![0, 1])).into();
-    let mut run = Run { wire, open, variables: BTreeMap::new(), transcript: String::new() };
+    let mut run = Run { wire, open, variables: BTreeMap::new(), transcript: String::new(), held: BTreeMap::new() };
     run.lines(script)
 }
 
@@ -132,19 +140,30 @@ impl Run<'_> {
         }
         let (speaker, said) = line.split_once(':').ok_or("expected 'C: ...' or 'S: ...' or 'wait ...'")?;
         let (who, place) = speaker.split_at_checked(1).ok_or("nobody speaks")?;
+        let (is_held, place) = place.strip_prefix('+').map_or((false, place), |place| (true, place));
         let (connection, channel) = place.split_once('/').unwrap_or((place, "1"));
         let connection = if connection.is_empty() { "a" } else { connection };
         let channel: u16 = channel.parse().map_err(|_| format!("'{channel}' is no channel"))?;
         let said = said.trim();
         let (what, rest) = said.split_once(' ').unwrap_or((said, ""));
         match who {
-            "C" => self.client(connection, channel, what, rest),
+            "C" => {
+                let bytes = self.client(connection, channel, what, rest)?;
+                let held = self.held.entry(connection.into()).or_default();
+                held.extend(bytes);
+                if !is_held {
+                    let bytes = std::mem::take(held);
+                    self.wire.send(connection, &bytes);
+                }
+                Ok(())
+            }
             "S" => self.server(connection, channel, what, rest),
             other => Err(format!("'{other}' is neither C nor S")),
         }
     }
 
-    fn client(&mut self, connection: &str, channel: u16, what: &str, rest: &str) -> Result<(), String> {
+    /// What a client sends with a line.
+    fn client(&mut self, connection: &str, channel: u16, what: &str, rest: &str) -> Result<Vec<u8>, String> {
         self.open_as_needed(connection, channel, what)?;
         let mut bytes = Vec::new();
         match what {
@@ -152,7 +171,7 @@ impl Run<'_> {
             "heartbeat" => bytes.extend(HEARTBEAT),
             "end" => {
                 self.wire.end(connection);
-                return Ok(());
+                return Ok(bytes);
             }
             "raw" => bytes = parse_raw(rest)?,
             "content-header" | "content-body" => {
@@ -189,6 +208,12 @@ impl Run<'_> {
                 }
             }
         }
+        Ok(bytes)
+    }
+
+    /// Sends a line at once.
+    fn send(&mut self, connection: &str, channel: u16, what: &str, rest: &str) -> Result<(), String> {
+        let bytes = self.client(connection, channel, what, rest)?;
         self.wire.send(connection, &bytes);
         Ok(())
     }
@@ -220,7 +245,7 @@ impl Run<'_> {
                 "connection.open virtual-host='/'",
             ] {
                 let (what, rest) = line.split_once(' ').unwrap_or((line, ""));
-                self.client(connection, 0, what, rest)?;
+                self.send(connection, 0, what, rest)?;
             }
             for line in ["connection.start", "connection.tune", "connection.open-ok"] {
                 self.server(connection, 0, line, "")?;
@@ -234,7 +259,7 @@ impl Run<'_> {
             is_new
         });
         if is_new && !matches!(what, "channel.open" | "raw") && !what.starts_with("connection.") && what != "end" {
-            self.client(connection, channel, "channel.open", "")?;
+            self.send(connection, channel, "channel.open", "")?;
             self.server(connection, channel, "channel.open-ok", "")?;
         }
         Ok(())

@@ -50,8 +50,8 @@ pub(super) enum Slot {
     #[default]
     Closed,
     Open(Box<Channel>),
-    /// The client closed it; the answer is on its way.
-    ClosedByClient,
+    /// The client closed it; the answer is on its way, and so may be confirms.
+    ClosedByClient(Box<Channel>),
     /// We closed it; everything is dropped until the client has answered.
     ClosedByUs,
 }
@@ -71,7 +71,7 @@ impl Slot {
     fn has_reply_consumer(&self) -> bool {
         match self {
             Slot::Open(channel) => channel.reply_key.is_some(),
-            Slot::Closed | Slot::ClosedByClient | Slot::ClosedByUs => false,
+            Slot::Closed | Slot::ClosedByClient(_) | Slot::ClosedByUs => false,
         }
     }
 }
@@ -112,7 +112,7 @@ impl Channels {
     pub(super) fn open(&mut self, id: ChannelId) -> Option<&mut Channel> {
         match self.slots.get_mut(usize::from(id.number())) {
             Some(Slot::Open(channel)) => Some(channel),
-            Some(Slot::Closed | Slot::ClosedByClient | Slot::ClosedByUs) | None => None,
+            Some(Slot::Closed | Slot::ClosedByClient(_) | Slot::ClosedByUs) | None => None,
         }
     }
 }
@@ -219,9 +219,9 @@ impl Connection {
                 *slot = Slot::Open(Box::default());
                 self.commands.push(Command::OpenChannel(id));
             }
-            (Slot::ClosedByClient, Some(Method::ChannelOpen { .. })) => return Ok(Flow::Pause),
+            (Slot::ClosedByClient(_), Some(Method::ChannelOpen { .. })) => return Ok(Flow::Pause),
             // The answer to a close of ours that crossed one of the client's.
-            (Slot::Closed | Slot::ClosedByClient, Some(Method::ChannelCloseOk {})) => {}
+            (Slot::Closed | Slot::ClosedByClient(_), Some(Method::ChannelCloseOk {})) => {}
             (slot @ Slot::ClosedByUs, Some(Method::ChannelCloseOk {})) => {
                 *slot = Slot::Closed;
                 self.commands.push(Command::CloseChannel(id, Wait::NoWait));
@@ -231,7 +231,7 @@ impl Connection {
                 self.commands.push(Command::CloseChannel(id, Wait::Answer));
             }
             (Slot::ClosedByUs, _) => {}
-            (Slot::Closed | Slot::ClosedByClient, method) => {
+            (Slot::Closed | Slot::ClosedByClient(_), method) => {
                 let ids = method.map_or((0, 0), |method| method.ids());
                 return Err(Exception::from(&ClientError::ChannelNotOpen).during(ids));
             }
@@ -292,7 +292,10 @@ impl Connection {
         let command = match method {
             Method::ChannelOpen { .. } => return Err(ClientError::ChannelOpenedTwice),
             Method::ChannelClose { .. } => {
-                *self.channels.slot(id) = Slot::ClosedByClient;
+                let slot = self.channels.slot(id);
+                if let Slot::Open(channel) = std::mem::take(slot) {
+                    *slot = Slot::ClosedByClient(channel);
+                }
                 Command::CloseChannel(id, Wait::Answer)
             }
             // Nothing of ours is closing here: the answer to something that was overtaken.

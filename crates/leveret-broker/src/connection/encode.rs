@@ -12,7 +12,7 @@ use crate::message::Message;
 use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{ConsumerId, DeliveryTag, Farewell, Wait};
-use crate::vhost::effects::{Answer, Output};
+use crate::vhost::effects::{Answer, Output, Window};
 
 impl Connection {
     /// Encodes what the virtual host has for this client, in order. `durable` is how far the journal has come.
@@ -25,10 +25,11 @@ impl Connection {
     ) {
         // Channels with confirms to tell; few, and mostly one.
         let mut confirmed: Vec<ChannelId> = Vec::new();
+        let (mut batch, before) = (Window::default(), out.len());
         for output in outputs {
             let window = output.window();
-            self.unreported.deliveries += window.deliveries;
-            self.unreported.answers += window.answers;
+            batch.deliveries += window.deliveries;
+            batch.answers += window.answers;
             // Nobody would read it. The farewell still ends the connection.
             if self.is_gone && !matches!(output, Output::Farewell(_)) {
                 continue;
@@ -72,6 +73,7 @@ impl Connection {
             }
         }
         self.tell_confirms(&mut confirmed, out);
+        self.unwritten.add(out.len() - before, batch);
     }
 
     /// The journal has come further: tells what waited for it.
@@ -86,7 +88,10 @@ impl Connection {
     }
 
     fn confirms(&mut self, channel: ChannelId) -> Option<&mut Confirms> {
-        match &mut self.channels.open(channel)?.mode {
+        let (Slot::Open(channel) | Slot::ClosedByClient(channel)) = self.channels.slot(channel) else {
+            return None;
+        };
+        match &mut channel.mode {
             Mode::Confirm(confirms) => Some(confirms),
             Mode::Plain | Mode::Transaction => None,
         }
@@ -152,8 +157,8 @@ impl Connection {
     fn close_channel(&mut self, channel: ChannelId, exception: &Exception, out: &mut Vec<u8>) {
         self.channels.consumers.remove_channel(channel);
         match self.channels.slot(channel) {
-            // The client closes it, too, and is about to get its answer.
-            Slot::ClosedByClient => return,
+            // The client closes it, too, and is about to get its answer; it hears why nothing came of the rest.
+            Slot::ClosedByClient(_) => {}
             slot @ (Slot::Open(_) | Slot::Closed | Slot::ClosedByUs) => *slot = Slot::ClosedByUs,
         }
         let (class_id, method_id) = exception.method;
@@ -179,7 +184,7 @@ impl Connection {
             Answer::ChannelOpenOk => Method::ChannelOpenOk { channel_id: b"" },
             Answer::ChannelCloseOk => {
                 self.channels.consumers.remove_channel(channel);
-                if let slot @ (Slot::ClosedByClient | Slot::Open(_)) = self.channels.slot(channel) {
+                if let slot @ (Slot::ClosedByClient(_) | Slot::Open(_)) = self.channels.slot(channel) {
                     *slot = Slot::Closed;
                 }
                 Method::ChannelCloseOk {}

@@ -18,6 +18,7 @@ mod encode;
 mod handshake;
 pub mod reply;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +77,9 @@ pub struct Connection {
     commands: Commands,
     /// Whether input was refused until something more is encoded.
     input_waits: bool,
-    /// Bytes that were encoded and not yet reported as written.
+    /// What was encoded and not yet written.
+    unwritten: Unwritten,
+    /// What was written and not yet reported.
     unreported: Window,
     /// The client's end is closed, or it does not read: nothing more is encoded.
     is_gone: bool,
@@ -85,6 +88,49 @@ pub struct Connection {
     client_name: Option<String>,
     /// For the log: why it ended, if not by the client's wish.
     fault: Option<String>,
+}
+
+/// How much of what was encoded the socket has taken since the last time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// So many bytes.
+    Some(usize),
+    /// All there was.
+    All,
+}
+
+/// What was encoded and not yet written, batch by batch, so that a slow reader gives back room as it reads.
+#[derive(Debug, Default)]
+struct Unwritten {
+    /// The last byte of each batch, counted from the last time that nothing was unwritten, and its share of the
+    /// windows.
+    batches: VecDeque<(u64, Window)>,
+    encoded: u64,
+    written: u64,
+}
+
+impl Unwritten {
+    fn add(&mut self, bytes: usize, window: Window) {
+        self.encoded += bytes as u64;
+        if window != Window::default() {
+            self.batches.push_back((self.encoded, window));
+        }
+    }
+
+    /// Moves what was written over to `unreported`.
+    fn take(&mut self, written: Written, unreported: &mut Window) {
+        match written {
+            Written::Some(bytes) => self.written += bytes as u64,
+            Written::All => self.written = u64::MAX,
+        }
+        while let Some((_, window)) = self.batches.pop_front_if(|(end, _)| *end <= self.written) {
+            unreported.deliveries += window.deliveries;
+            unreported.answers += window.answers;
+        }
+        if written == Written::All {
+            (self.encoded, self.written) = (0, 0);
+        }
+    }
 }
 
 /// Signs of life in both directions. AMQP 0-9-1 §4.2.7; RabbitMQ: `rabbit_heartbeat`.
@@ -123,6 +169,7 @@ impl Connection {
             channels: Channels::new(StdRng::from_seed(seed)),
             commands: Commands::default(),
             input_waits: false,
+            unwritten: Unwritten::default(),
             unreported: Window::default(),
             is_gone: false,
             user: None,
@@ -353,12 +400,13 @@ impl Connection {
         heartbeat.into_iter().chain(self.deadline).min()
     }
 
-    /// All that was encoded so far is in the socket's hands; true if the virtual host has to know.
+    /// The socket has taken what was encoded, or some of it; true if the virtual host has to know.
     #[must_use]
-    pub fn handle_written(&mut self, now: Moment) -> bool {
+    pub fn handle_written(&mut self, now: Moment, written: Written) -> bool {
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.last_sent = now.monotonic;
         }
+        self.unwritten.take(written, &mut self.unreported);
         // Reported in quarters of the window: often enough to keep the consumer busy, seldom enough to cost nothing.
         let Window { deliveries, answers } = self.unreported;
         let is_due = deliveries >= DELIVERY_WINDOW_BYTES / 4 || answers >= ANSWER_WINDOW_BYTES / 4;

@@ -1,6 +1,6 @@
 //! A binding as clients see it, by names.
 
-use leveret_amqp::{FieldTable, ShortString, Table};
+use leveret_amqp::{FieldTable, ShortString};
 
 use crate::names::{ExchangeName, QueueName};
 
@@ -22,17 +22,6 @@ pub struct Binding {
     pub destination: Destination,
     /// The binding key.
     pub routing_key: ShortString,
-    /// The arguments, sorted by name.
+    /// The arguments, sorted by name: the order in which a client wrote them is not part of the identity.
     pub arguments: FieldTable,
-}
-
-/// Sorts fields by name: the order in which a client wrote them is not part of a binding's identity.
-pub(crate) fn sorted(arguments: Table<'_>) -> FieldTable {
-    let mut fields: Vec<_> = arguments.iter().collect();
-    fields.sort_by_key(|&(name, _)| name);
-    FieldTable::build(|table| {
-        for (name, value) in fields {
-            table.field(&String::from_utf8_lossy(name), value);
-        }
-    })
 }

@@ -41,19 +41,16 @@ impl VirtualHost {
         route: &Route,
         effects: &mut Effects,
     ) {
-        let Publish { channel, message, mandatory, expiration_ms, confirm, .. } = publish;
-        if route.is_empty() {
-            let is_reply = message.exchange().is_empty() && self.reply_keys.contains_key(message.routing_key());
-            if is_reply {
-                self.deliver_reply(&message, effects);
-            } else if mandatory {
-                // The return comes before the confirm.
-                let message = message.clone();
-                if let Some(session) = self.sessions.get_mut(from) {
-                    session.use_answer_window(window_bytes(&message));
-                }
-                effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
+        let Publish { channel, message, more_keys, mandatory, expiration_ms, confirm } = publish;
+        let is_answered =
+            message.exchange().is_empty() && self.deliver_replies(&message, more_keys.as_deref(), effects);
+        if route.is_empty() && mandatory && !is_answered {
+            // The return comes before the confirm.
+            let message = message.clone();
+            if let Some(session) = self.sessions.get_mut(from) {
+                session.use_answer_window(window_bytes(&message));
             }
+            effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
         }
         let id = MessageId(self.last_message.0 + 1);
         let persistent = message.delivery_mode() == DeliveryMode::Persistent;

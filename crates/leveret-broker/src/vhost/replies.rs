@@ -3,7 +3,8 @@
 //!
 //! A channel that consumes [`PSEUDO_QUEUE`] gets a routing key of its own. The connection writes it into property
 //! `reply-to` of what the channel publishes; whoever publishes to it through the default exchange reaches the
-//! channel. Delivery is at most once: a reply to a channel that has gone, or whose window is full, is dropped.
+//! channel. Delivery is at most once: a reply to a channel that has gone, or that has
+//! [`REPLY_WINDOW_BYTES`](crate::limits::REPLY_WINDOW_BYTES) to read, is unroutable.
 
 use leveret_amqp::ShortString;
 
@@ -55,18 +56,35 @@ impl VirtualHost {
         key == PSEUDO_QUEUE || self.reply_keys.contains_key(key)
     }
 
-    /// Hands a reply over.
-    pub(super) fn deliver_reply(&mut self, message: &Message, effects: &mut Effects) {
-        let Some(&(to, id)) = self.reply_keys.get(message.routing_key()) else { return };
-        let Some(session) = self.sessions.get_mut(to) else { return };
-        if session.is_window_full() {
-            return;
+    /// Hands a message to whoever waits for replies under one of its keys; true if somebody got it.
+    pub(super) fn deliver_replies(
+        &mut self,
+        message: &Message,
+        more_keys: Option<&[ShortString]>,
+        effects: &mut Effects,
+    ) -> bool {
+        let mut any = self.deliver_reply(message.routing_key(), message, effects);
+        for key in more_keys.unwrap_or_default() {
+            any |= self.deliver_reply(key.as_str(), message, effects);
         }
-        let Some(channel) = session.channel(id) else { return };
-        let Some((consumer, _)) = channel.replies else { return };
+        any
+    }
+
+    fn deliver_reply(&mut self, key: &str, message: &Message, effects: &mut Effects) -> bool {
+        if !is_reply_address(key) {
+            return false;
+        }
+        let Some(&(to, id)) = self.reply_keys.get(key) else { return false };
+        let Some(session) = self.sessions.get_mut(to) else { return false };
+        if session.has_too_many_replies() {
+            return false;
+        }
+        let Some(channel) = session.channel(id) else { return false };
+        let Some((consumer, _)) = channel.replies else { return false };
         let tag = channel.unacked.next_tag();
         session.use_window(window_bytes(message));
         let message = message.clone();
         effects.push(to, Output::Deliver { channel: id, consumer, tag, redelivered: false, message });
+        true
     }
 }

@@ -1,5 +1,7 @@
 //! From exchange and routing key to queues, and remembering the way.
 
+use std::collections::BTreeSet;
+
 use leveret_amqp::{ShortString, Table};
 use smallvec::SmallVec;
 
@@ -105,7 +107,7 @@ impl VirtualHost {
     /// Follows bindings and alternate exchanges from one exchange. Each exchange is visited once, so cycles end.
     /// Returns whether the result depends on the keys alone.
     fn route_from(
-        &self,
+        &mut self,
         start: ExchangeId,
         keys: &[&str],
         message: &Message,
@@ -115,17 +117,16 @@ impl VirtualHost {
         let headers = message.decode_header().ok().and_then(|header| header.properties.headers);
         let headers = headers.unwrap_or(Table::EMPTY);
         let mut by_key = true;
-        let mut visited: SmallVec<[ExchangeId; 4]> = SmallVec::new();
+        let mut visited: BTreeSet<ExchangeId> = BTreeSet::new();
         let mut pending: SmallVec<[ExchangeId; 4]> = SmallVec::new();
-        visited.push(start);
+        visited.insert(start);
         pending.push(start);
         while let Some(id) = pending.pop() {
             let Some(exchange) = self.exchanges.get(id) else { continue };
             by_key &= exchange.routes_by_key();
             let mut matched = false;
             let mut visit = |id: ExchangeId| {
-                if !visited.contains(&id) {
-                    visited.push(id);
+                if visited.insert(id) {
                     pending.push(id);
                 }
             };
@@ -142,6 +143,7 @@ impl VirtualHost {
                 self.exchanges.find(alternate.as_str()).into_iter().for_each(visit);
             }
         }
+        self.units = self.units.saturating_sub(u32::try_from(visited.len()).unwrap_or(u32::MAX));
         by_key
     }
 }

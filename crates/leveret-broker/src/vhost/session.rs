@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use leveret_amqp::ShortString;
 
 use crate::access::Login;
-use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES};
+use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES};
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::QueueId;
 use crate::vhost::command::{AckMode, ConsumerId, DeliveryTag};
@@ -176,6 +176,11 @@ impl Session {
         self.window.deliveries >= DELIVERY_WINDOW_BYTES
     }
 
+    /// Replies come without credit, so they have a bound of their own.
+    pub(crate) fn has_too_many_replies(&self) -> bool {
+        self.window.deliveries >= REPLY_WINDOW_BYTES
+    }
+
     pub(crate) fn use_window(&mut self, bytes: usize) {
         self.window.deliveries += bytes;
     }
@@ -284,7 +289,10 @@ impl Outstanding {
     }
 
     /// Puts deliveries back that were taken and not settled.
-    pub(crate) fn put_back(&mut self, taken: impl Iterator<Item = Unacked>) {
+    pub(crate) fn put_back(&mut self, taken: impl ExactSizeIterator<Item = Unacked>) {
+        if taken.len() == 0 {
+            return;
+        }
         let whole = self.deliveries.drain(..).filter(|delivery| !delivery.is_hole);
         let taken = taken.map(|unacked| Delivery { unacked, is_hole: false });
         let mut deliveries: Vec<_> = whole.chain(taken).collect();

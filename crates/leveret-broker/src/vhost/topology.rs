@@ -9,7 +9,7 @@ use crate::access::{Permission, Resource, authorize};
 use crate::change::{Change, QueueNumber};
 use crate::moment::Moment;
 use crate::names::{ChannelId, ExchangeName, QueueName};
-use crate::vhost::binding::{Binding, Destination, sorted};
+use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::command::{
     Bind, BindAction, BindTo, DeclareExchange, DeclareQueue, DeleteExchange, DeleteQueue, Existence, QueueRef, Wait,
 };
@@ -605,7 +605,7 @@ impl VirtualHost {
         }
         self.authorize(from, Permission::Read, Resource::Exchange(source.as_str()))?;
         let source = self.exchanges.find_or_refuse(source.as_str(), self.name.as_str())?;
-        Ok((source, BindingKey { target, routing_key, arguments: sorted(bind.arguments.as_table()) }))
+        Ok((source, BindingKey { target, routing_key, arguments: bind.arguments.as_table().sorted() }))
     }
 
     fn add_binding(&mut self, source: ExchangeId, key: BindingKey, effects: &mut Effects) {

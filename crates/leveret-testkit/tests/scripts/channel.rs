@@ -138,3 +138,32 @@ fn a_reply_text_is_no_longer_than_a_short_string() {
     let text: String = format!("NOT_FOUND - no queue '{name}").chars().take(252).chain("...".chars()).collect();
     script(&format!("C: queue.declare queue='{name}' passive\nS: channel.close 404 \"{text}\" 50 10"));
 }
+
+#[test]
+fn a_close_right_behind_a_fault_does_not_hide_it() {
+    script(
+        "
+        C+: basic.publish exchange='none' body='lost'
+        C: channel.close
+        S: channel.close 404
+        S: channel.close-ok
+        C: channel.close-ok
+        C: channel.open
+        S: channel.open-ok
+        ",
+    );
+}
+
+#[test]
+fn a_close_right_behind_a_publish_does_not_hide_its_confirm() {
+    script(
+        "
+        C: confirm.select
+        S: confirm.select-ok
+        C+: basic.publish routing-key='nowhere' body=''
+        C: channel.close
+        S: basic.ack 1
+        S: channel.close-ok
+        ",
+    );
+}

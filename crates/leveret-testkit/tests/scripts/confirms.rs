@@ -114,3 +114,23 @@ fn a_confirm_waits_until_its_message_is_durable() {
         ",
     );
 }
+
+/// RabbitMQ: what can be confirmed without a gap goes out as one ack.
+#[test]
+fn publishes_that_arrive_together_are_confirmed_together() {
+    script(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: confirm.select
+        S: confirm.select-ok
+        journal stops
+        C+: basic.publish routing-key='q' delivery-mode=2 body='1'
+        C+: basic.publish routing-key='q' delivery-mode=2 body='2'
+        C: basic.publish routing-key='q' delivery-mode=2 body='3'
+        S: nothing
+        journal keeps up
+        S: basic.ack 3 multiple
+        ",
+    );
+}

@@ -394,3 +394,16 @@ fn empty_names_in_unbind_mean_the_queue_declared_last() {
         ",
     );
 }
+
+/// What is refused in a first declaration is not let through in a second one.
+#[test]
+fn a_redeclaration_with_an_argument_that_is_not_supported_is_406() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: queue.declare queue='q' arguments={x-max-length=5}
+        S: channel.close 406 \"PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': received the value '5' of type 'signedint' but current is none\"
+        ",
+    );
+}

@@ -79,3 +79,15 @@ fn addresses_of_replies_can_be_declared_while_somebody_waits_there() {
         "
     ));
 }
+
+#[test]
+fn a_reply_may_go_to_queues_too() {
+    script(&format!(
+        "{REQUEST}
+        Cserver: basic.publish routing-key=$key headers={{CC=['requests']}} body='answer'
+        S: basic.deliver 'replies' 1 '' $key body='answer'
+        Cserver: queue.purge queue='requests'
+        Sserver: queue.purge-ok 1
+        "
+    ));
+}

@@ -82,7 +82,18 @@ const NOT_SUPPORTED: &[&str] = &[
 ];
 
 /// Those that a redeclaration must repeat. RabbitMQ compares the arguments of the queue type only.
-pub(crate) const COMPARED: &[&str] = &["x-expires", "x-message-ttl", "x-queue-type"];
+pub(crate) const COMPARED: &[&str] = &[
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-priority",
+    "x-overflow",
+    "x-single-active-consumer",
+    "x-queue-type",
+];
 
 impl QueueArguments {
     /// Checks the arguments. Names that nobody defined are accepted, as RabbitMQ does.

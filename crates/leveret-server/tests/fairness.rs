@@ -1,0 +1,156 @@
+//! One client that never stops does not hold up the others, nor the end of the broker.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot talk to the broker has failed")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use leveret_amqp::content::BASIC_CLASS;
+use leveret_amqp::frame::{write_content, write_method};
+use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
+use leveret_server::{Server, ServerConfig, ServerHandle};
+use tokio::runtime::Runtime;
+
+/// Generous: what it waits for takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn start() -> (Runtime, ServerHandle, SocketAddr) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let server = runtime.block_on(Server::start(ServerConfig::default())).unwrap();
+    let address = server.addresses()[0];
+    (runtime, server, address)
+}
+
+fn method(channel: u16, method: &Method<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_method(&mut bytes, channel, method);
+    bytes
+}
+
+/// Connects and opens channel 1, with that many seconds between heartbeats.
+fn open(address: SocketAddr, heartbeat: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let text = ShortStr::truncated;
+    let start_ok = Method::ConnectionStartOk {
+        client_properties: Table::EMPTY,
+        mechanism: text("PLAIN"),
+        response: b"\0guest\0guest",
+        locale: text("en_US"),
+    };
+    let mut bytes = PROTOCOL_HEADER.to_vec();
+    bytes.extend(method(0, &start_ok));
+    bytes.extend(method(0, &Method::ConnectionTuneOk { channel_max: 0, frame_max: 0, heartbeat }));
+    bytes.extend(method(
+        0,
+        &Method::ConnectionOpen { virtual_host: text("/"), capabilities: text(""), insist: false },
+    ));
+    bytes.extend(method(1, &Method::ChannelOpen { out_of_band: text("") }));
+    stream.write_all(&bytes).unwrap();
+    read_until(&mut stream, &method(1, &Method::ChannelOpenOk { channel_id: b"" }));
+    stream
+}
+
+/// Reads until these bytes have come; panics if they do not.
+fn read_until(stream: &mut TcpStream, wanted: &[u8]) {
+    let mut heard = Vec::new();
+    let mut buffer = [0; 4096];
+    let deadline = Instant::now() + PATIENCE;
+    while !heard.windows(wanted.len()).any(|window| window == wanted) {
+        assert!(Instant::now() < deadline, "not heard in time");
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "the broker closed the connection");
+        heard.extend_from_slice(&buffer[..count]);
+    }
+}
+
+/// A client that publishes without a pause, from a thread of its own.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(address: SocketAddr) -> Self {
+        let mut stream = open(address, 0);
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let text = ShortStr::truncated;
+        let publish = Method::BasicPublish {
+            ticket: 0,
+            exchange: text(""),
+            routing_key: text("nowhere"),
+            mandatory: false,
+            immediate: false,
+        };
+        let mut header = Vec::new();
+        let properties = BasicProperties::default();
+        ContentHeader { class_id: BASIC_CLASS, body_bytes: 1, properties }.encode(&mut header);
+        let mut once = method(1, &publish);
+        write_content(&mut once, 1, &header, b"x", 131_072);
+        let many = once.repeat(4096);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            // Ends when it is told to, or when the broker closes the connection.
+            while !stopped.load(Ordering::Relaxed) && stream.write_all(&many).is_ok() {}
+        });
+        Flood { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn others_are_served_and_the_broker_stops_while_clients_flood_it() {
+    let (runtime, server, address) = start();
+    let floods = [Flood::start(address), Flood::start(address), Flood::start(address)];
+    for _ in 0..10 {
+        let mut bystander = open(address, 0);
+        bystander
+            .write_all(&method(
+                1,
+                &Method::AccessRequest {
+                    realm: ShortStr::EMPTY,
+                    exclusive: false,
+                    passive: false,
+                    active: false,
+                    write: false,
+                    read: false,
+                },
+            ))
+            .unwrap();
+        read_until(&mut bystander, &method(1, &Method::AccessRequestOk { ticket: 1 }));
+    }
+    let begun = Instant::now();
+    runtime.block_on(server.shutdown());
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    drop(floods);
+}
+
+/// Heartbeats of a quiet connection go on while others keep the broker busy, and it is given up once it is dead.
+#[test]
+fn heartbeats_are_sent_and_missed_while_clients_flood_the_broker() {
+    let (_runtime, _server, address) = start();
+    let flood = Flood::start(address);
+    let mut quiet = open(address, 1);
+    read_until(&mut quiet, &leveret_amqp::frame::HEARTBEAT);
+    drop(flood);
+    // It never answered, so it is closed.
+    let deadline = Instant::now() + PATIENCE;
+    let mut buffer = [0; 64];
+    while quiet.read(&mut buffer).is_ok_and(|count| count > 0) {
+        assert!(Instant::now() < deadline, "a dead client is kept");
+    }
+    assert!(Instant::now() < deadline, "a dead client is kept");
+}

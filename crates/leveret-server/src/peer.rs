@@ -146,7 +146,10 @@ impl Peer {
                 self.stream.writable().await?;
                 self.write()?;
             }
-            rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?;
+            if rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write).is_err() {
+                // The client was quicker.
+                return Ok(());
+            }
             loop {
                 self.stream.readable().await?;
                 let end = READ_BUFFER.with_borrow_mut(|buffer| {

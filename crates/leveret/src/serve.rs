@@ -90,8 +90,10 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(BAD_OPTION, &error),
     };
+    // A log that nobody reads must not stop the broker: lines that find no room are dropped.
+    let (log, _written_at_the_end) = tracing_appender::non_blocking(io::stderr());
     tracing_subscriber::fmt()
-        .with_writer(io::stderr)
+        .with_writer(log)
         .with_max_level(LevelFilter::from(serve.log_level))
         .with_target(false)
         .with_ansi(io::stderr().is_terminal())

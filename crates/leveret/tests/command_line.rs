@@ -486,3 +486,28 @@ mod client_commands {
         assert!(help.stdout.contains("--in-memory") && help.stdout.contains("publish"), "{}", help.stdout);
     }
 }
+
+/// A log that nobody reads is no reason to stop.
+#[test]
+fn a_full_standard_error_does_not_stop_the_broker() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let mut process = Command::new(env!("CARGO_BIN_EXE_leveret"))
+        .args(["--in-memory", "--amqp-port", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let url = ready.trim().rsplit(' ').next().unwrap().to_owned();
+    let address = url.trim_start_matches("amqp://").to_owned();
+    // A line for each in the log: more than a pipe holds.
+    for _ in 0..2_000 {
+        drop(std::net::TcpStream::connect(&address).unwrap());
+    }
+    let opened = Connection::open(&url.parse().unwrap()).map(Connection::close);
+    process.kill().unwrap();
+    process.wait().unwrap();
+    opened.unwrap().unwrap();
+}

@@ -22,7 +22,9 @@ impl VirtualHost {
             Qos::PerConsumer(limit) => channel.prefetch_per_consumer = limit,
             Qos::PerChannel(limit) => {
                 channel.prefetch = limit;
-                for consumer in channel.consumers.clone() {
+                let consumers = channel.consumers.clone();
+                self.units = self.units.saturating_sub(u32::try_from(consumers.len()).unwrap_or(u32::MAX));
+                for consumer in consumers {
                     self.offer_turn(from, consumer);
                 }
             }

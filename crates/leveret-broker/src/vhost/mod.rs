@@ -398,7 +398,7 @@ impl VirtualHost {
         for channel in session.channel_ids() {
             self.release_channel(from, channel);
         }
-        self.work.push_back(Work::Delete(exclusive.into_iter()));
+        self.work.push_back(Work::Delete(exclusive));
         self.work.push_back(Work::Leave(from, farewell));
     }
 

@@ -35,6 +35,9 @@ struct Remembered {
     route: Route,
 }
 
+/// Queues in a route from which on it is freed of duplicates while it grows.
+const SORTED_FROM: usize = 4096;
+
 impl RouteMemory {
     fn recall(&self, key: &[u8], version: u64) -> Option<&Route> {
         let known = self.remembered.iter().find(|known| *known.key == *key)?;
@@ -119,6 +122,7 @@ impl VirtualHost {
         let mut by_key = true;
         let mut visited: BTreeSet<ExchangeId> = BTreeSet::new();
         let mut pending: SmallVec<[ExchangeId; 4]> = SmallVec::new();
+        let mut sorted_below = SORTED_FROM;
         visited.insert(start);
         pending.push(start);
         while let Some(id) = pending.pop() {
@@ -130,7 +134,15 @@ impl VirtualHost {
                     pending.push(id);
                 }
             };
+            let keys = if exchange.looks_at_keys() { keys } else { &keys[..1] };
+            self.units = self.units.saturating_sub(u32::try_from(keys.len()).unwrap_or(u32::MAX));
             for key in keys {
+                if route.len() > sorted_below {
+                    // Many keys may lead to the same queues: keep the list as long as the queues are many.
+                    route.sort_unstable();
+                    route.dedup();
+                    sorted_below = 2 * route.len() + SORTED_FROM;
+                }
                 exchange.for_each_match(key, headers, scratch, |target| {
                     matched = true;
                     match target {
@@ -143,7 +155,6 @@ impl VirtualHost {
                 self.exchanges.find(alternate.as_str()).into_iter().for_each(visit);
             }
         }
-        self.units = self.units.saturating_sub(u32::try_from(visited.len()).unwrap_or(u32::MAX));
         by_key
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Session {
     pub(crate) login: Login,
     channels: Vec<Option<Box<Channel>>>,
     consumers: Vec<Option<Consumer>>,
-    pub(crate) exclusive_queues: Vec<QueueId>,
+    pub(crate) exclusive_queues: BTreeSet<QueueId>,
     pub(crate) routes: RouteMemory,
     /// A `basic.get` that waits for its body. No other command of this connection is begun until then.
     pub(crate) getting: Option<Getting>,
@@ -97,7 +97,7 @@ impl Session {
             login,
             channels: Vec::new(),
             consumers: Vec::new(),
-            exclusive_queues: Vec::new(),
+            exclusive_queues: BTreeSet::new(),
             routes: RouteMemory::default(),
             getting: None,
             window: Window::default(),

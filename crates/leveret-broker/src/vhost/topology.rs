@@ -185,7 +185,7 @@ impl VirtualHost {
         let id = self.queues.insert(Queue::new(declared, now));
         self.queue_names.insert(name, id);
         if let Some(session) = owner.and_then(|owner| self.sessions.get_mut(owner)) {
-            session.exclusive_queues.push(id);
+            session.exclusive_queues.insert(id);
         }
         if let Some(change) = change {
             self.change(change, effects);
@@ -346,7 +346,7 @@ impl VirtualHost {
             self.work.push_back(Work::Notify(consumers.into_iter()));
         }
         if let Some(session) = queue.declared.owner.and_then(|owner| self.sessions.get_mut(owner)) {
-            session.exclusive_queues.retain(|&other| other != id);
+            session.exclusive_queues.remove(&id);
         } else if queue.declared.durable {
             self.change(Change::QueueDeleted { queue: queue.declared.number }, effects);
         }

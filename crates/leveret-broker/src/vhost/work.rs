@@ -38,7 +38,7 @@ pub(super) enum Work {
     /// Remove all that is ready in a queue.
     Purge(QueueId),
     /// Delete queues.
-    Delete(vec::IntoIter<QueueId>),
+    Delete(BTreeSet<QueueId>),
     /// Delete an exchange that nothing is bound to any more.
     DeleteExchange(ExchangeId),
     /// Answer, now that all before is done.
@@ -101,7 +101,7 @@ impl VirtualHost {
             }
             Work::Purge(queue) => return self.queues.get_mut(*queue).is_some_and(Queue::purge_head),
             Work::Delete(queues) => {
-                let Some(queue) = queues.next() else { return false };
+                let Some(queue) = queues.pop_first() else { return false };
                 self.delete_queue(queue, effects);
             }
             Work::DeleteExchange(exchange) => {

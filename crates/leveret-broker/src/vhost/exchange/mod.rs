@@ -139,6 +139,14 @@ impl Exchange {
         }
     }
 
+    /// Whether routing keys mean anything to it.
+    pub(crate) fn looks_at_keys(&self) -> bool {
+        match self.router {
+            Router::Direct(_) | Router::Topic(_) => true,
+            Router::Fanout | Router::Headers(_) => false,
+        }
+    }
+
     /// Adds a binding; false if it is there.
     pub(crate) fn bind(&mut self, binding: BindingKey) -> bool {
         if self.bindings.contains(&binding) {

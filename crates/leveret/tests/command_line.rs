@@ -504,7 +504,7 @@ fn a_full_standard_error_does_not_stop_the_broker() {
     let address = url.trim_start_matches("amqp://").to_owned();
     // A line for each in the log: more than a pipe holds.
     for _ in 0..2_000 {
-        drop(std::net::TcpStream::connect(&address).unwrap());
+        drop(TcpStream::connect(&address).unwrap());
     }
     let opened = Connection::open(&url.parse().unwrap()).map(Connection::close);
     process.kill().unwrap();

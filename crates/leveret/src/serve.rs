@@ -12,6 +12,7 @@ use clap::builder::FalseyValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
 use leveret_server::{DataDirError, Server, ServerConfig, ServerHandle, StartError, Storage};
+use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::configuration;
@@ -20,6 +21,9 @@ const START_FAILED: u8 = 1;
 const BAD_OPTION: u8 = 2;
 /// `EX_CANTCREAT` of sysexits.h.
 const DATA_DIR_IN_USE: u8 = 73;
+
+/// Log lines that wait to be written; room for them is taken at the start.
+const LOG_LINES_MAX: usize = 4096;
 
 /// The port that AMQP 0-9-1 has at IANA.
 const AMQP_PORT: u16 = 5672;
@@ -91,7 +95,8 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
         Err(error) => return fail(BAD_OPTION, &error),
     };
     // A log that nobody reads must not stop the broker: lines that find no room are dropped.
-    let (log, _written_at_the_end) = tracing_appender::non_blocking(io::stderr());
+    let log = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
+    let (log, _written_at_the_end) = log.finish(io::stderr());
     tracing_subscriber::fmt()
         .with_writer(log)
         .with_max_level(LevelFilter::from(serve.log_level))

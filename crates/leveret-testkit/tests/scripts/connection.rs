@@ -43,8 +43,14 @@ fn zero_in_tune_ok_means_the_limit_of_the_server() {
 #[test]
 fn tune_ok_outside_the_limits_is_refused_with_530() {
     for (tune_ok, text) in [
-        ("frame-max=100", "negotiated frame_max = 100 is lower than the minimum allowed value (4096)"),
-        ("frame-max=131073", "negotiated frame_max = 131073 is higher than the maximum allowed value (131072)"),
+        (
+            "channel-max=2047 frame-max=100",
+            "negotiated frame_max = 100 is lower than the minimum allowed value (4096)",
+        ),
+        (
+            "channel-max=2047 frame-max=131073",
+            "negotiated frame_max = 131073 is higher than the maximum allowed value (131072)",
+        ),
         (
             "frame-max=4096 channel-max=2048",
             "negotiated channel_max = 2048 is higher than the maximum allowed value (2047)",
@@ -129,7 +135,7 @@ fn an_unknown_virtual_host_is_530() {
         S/0: connection.start
         C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
         S/0: connection.tune
-        C/0: connection.tune-ok frame-max=131072
+        C/0: connection.tune-ok channel-max=2047 frame-max=131072
         C/0: connection.open virtual-host='nowhere'
         S/0: connection.close 530 'NOT_ALLOWED - vhost nowhere not found' 10 40
         ",
@@ -186,7 +192,7 @@ fn nothing_is_executed_before_the_connection_is_open() {
         S/0: connection.start
         C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
         S/0: connection.tune
-        C/0: connection.tune-ok frame-max=131072
+        C/0: connection.tune-ok channel-max=2047 frame-max=131072
         C/1: queue.declare queue='q'
         S/0: connection.close 505
         C/0: connection.close-ok
@@ -204,7 +210,7 @@ fn the_server_sends_heartbeats_and_gives_up_on_a_client_that_sends_none() {
         S/0: connection.start
         C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
         S/0: connection.tune
-        C/0: connection.tune-ok frame-max=131072 heartbeat=10
+        C/0: connection.tune-ok channel-max=2047 frame-max=131072 heartbeat=10
         C/0: connection.open virtual-host='/'
         S/0: connection.open-ok
         ";

@@ -278,7 +278,7 @@ fn a_client_that_does_not_know_cancel_notification_is_not_told() {
         Sb/0: connection.start
         Cb/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
         Sb/0: connection.tune
-        Cb/0: connection.tune-ok frame-max=131072
+        Cb/0: connection.tune-ok channel-max=2047 frame-max=131072
         Cb/0: connection.open virtual-host='/'
         Sb/0: connection.open-ok
         Cb: channel.open

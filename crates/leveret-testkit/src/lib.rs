@@ -40,18 +40,23 @@
 //! memory at once, or at random, so that it has to be fetched back.
 
 mod broker;
+mod record;
 mod script;
 mod text;
 
 pub use broker::{Broker, Eviction, Variation};
-pub use script::{Heard, JournalPace, Wire, continue_script, run_script};
+pub use script::{Heard, JournalPace, Wire, continue_script, run_script, waits};
 
 /// Runs a script against fresh brokers, in each of the variations.
+///
+/// If the environment variable `LEVERET_SCRIPTS_TO` names a folder, the script is also written into it, as a file
+/// that is named after the test. `cargo xtask conformance` collects them so.
 ///
 /// # Panics
 /// With the line and all that was said, if the broker says anything else.
 #[track_caller]
 pub fn script(text: &str) {
+    record::record(text);
     for variation in Variation::ALL {
         let mut broker = Broker::new(variation);
         if let Err(failure) = run_script(&mut broker, text) {

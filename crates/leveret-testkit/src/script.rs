@@ -22,6 +22,10 @@ pub trait Wire {
     fn end(&mut self, name: &str);
     /// The next thing the client hears.
     fn hear(&mut self, name: &str) -> Heard;
+    /// The same where the script expects nothing: a socket need not be listened to for as long.
+    fn overhear(&mut self, name: &str) -> Heard {
+        self.hear(name)
+    }
     /// Lets time pass.
     fn wait(&mut self, time: Duration);
     /// Lets the journal fall behind or catch up.
@@ -86,7 +90,8 @@ pub fn run_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
     };
     run.lines(script)?;
     for name in run.open.keys().cloned().collect::<Vec<_>>() {
-        let more = match run.next(&name)? {
+        let heard = run.wire.overhear(&name);
+        let more = match run.put_together(&name, heard)? {
             Next::Nothing | Next::End => continue,
             Next::ProtocolHeader => "the protocol header".to_owned(),
             Next::Heartbeat => "a heartbeat".to_owned(),
@@ -106,6 +111,11 @@ pub fn continue_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> 
     let open = ["a", "b"].map(|name| (name.to_owned(), vec![0, 1])).into();
     let mut run = Run { wire, open, variables: BTreeMap::new(), transcript: String::new(), held: BTreeMap::new() };
     run.lines(script)
+}
+
+/// How long the lines `wait ...` of a script let time pass.
+pub fn waits(script: &str) -> impl Iterator<Item = Duration> {
+    script.lines().filter_map(|line| parse_time(line.trim().strip_prefix("wait ")?).ok())
 }
 
 impl Run<'_> {
@@ -268,7 +278,8 @@ impl Run<'_> {
     fn server(&mut self, connection: &str, channel: u16, what: &str, rest: &str) -> Result<(), String> {
         let expected = parse_arguments(rest)?;
         let is = |heard: &str| if heard == what { Ok(()) } else { Err(format!("but heard: {heard}")) };
-        let said = match self.next(connection)? {
+        let heard = if what == "nothing" { self.wire.overhear(connection) } else { self.wire.hear(connection) };
+        let said = match self.put_together(connection, heard)? {
             Next::Nothing => return is("nothing"),
             Next::End => return is("end"),
             Next::ProtocolHeader => return is("protocol-header"),
@@ -322,8 +333,9 @@ impl Run<'_> {
         }
     }
 
-    fn next(&mut self, connection: &str) -> Result<Next, String> {
-        let (channel, payload) = match self.wire.hear(connection) {
+    /// Hears the rest of what begins so.
+    fn put_together(&mut self, connection: &str, heard: Heard) -> Result<Next, String> {
+        let (channel, payload) = match heard {
             Heard::Nothing => return Ok(Next::Nothing),
             Heard::End => return Ok(Next::End),
             Heard::ProtocolHeader(bytes) if bytes == PROTOCOL_HEADER => return Ok(Next::ProtocolHeader),

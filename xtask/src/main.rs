@@ -6,6 +6,7 @@
 mod broker;
 mod check;
 mod clients;
+mod conformance;
 mod files;
 mod measure;
 mod process;
@@ -39,6 +40,18 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u64,
     },
+    /// The protocol scripts of the tests, against a broker that runs
+    Conformance {
+        /// Where the broker is; the scripts log in as guest, and may delete what they find there
+        #[arg(long, default_value = "amqp://guest:guest@127.0.0.1:5672/%2F")]
+        url: String,
+        /// Run only the scripts whose name contains this; may be repeated
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// The scripts that are known to differ on this broker, a line `NAME: reason` each
+        #[arg(long, value_name = "FILE")]
+        differences: Option<PathBuf>,
+    },
     /// Start time and memory of the release binary, as numbers
     Measure,
     /// The two programs of clients/seed, against a broker of their own on port 5672
@@ -64,6 +77,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check => check::run()?,
         Command::Test { only } => test::run(&only)?,
         Command::Proof { seconds } => proof::run(Duration::from_secs(seconds))?,
+        Command::Conformance { url, only, differences } => conformance::run(&url, &only, differences.as_deref())?,
         Command::Measure => {
             measure::run()?;
             return Ok(ExitCode::SUCCESS);

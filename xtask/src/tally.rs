@@ -14,6 +14,7 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) const PASSED: Tally = Tally { passed: 1, failed: 0, skipped: 0 };
     pub(crate) const FAILED: Tally = Tally { passed: 0, failed: 1, skipped: 0 };
+    pub(crate) const SKIPPED: Tally = Tally { passed: 0, failed: 0, skipped: 1 };
 
     /// The sum of the lines `test result:` that `cargo test` printed.
     ///

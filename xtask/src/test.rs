@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::broker;
 use crate::clients::{self, SUITES};
+use crate::conformance;
 use crate::process::{self, Show};
 use crate::tally::Tally;
 use crate::workspace::cargo;
@@ -19,11 +20,12 @@ struct Row {
     took: Duration,
 }
 
-/// Runs the tests and all client suites, or only the suites that are named.
+/// Runs the tests, the protocol scripts over sockets and all client suites, or only the suites that are named.
 pub(crate) fn run(only: &[String]) -> Result<Tally> {
-    let unknown = only.iter().find(|name| !SUITES.iter().any(|suite| suite.name == **name));
-    let names: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
+    let names: Vec<_> = [conformance::SUITE].into_iter().chain(SUITES.iter().map(|suite| suite.name)).collect();
+    let unknown = only.iter().find(|name| !names.contains(&name.as_str()));
     ensure!(unknown.is_none(), "there is no suite {unknown:?}; there are {}", names.join(", "));
+    let is_wanted = |name: &str| only.is_empty() || only.iter().any(|wanted| wanted == name);
 
     let mut rows = Vec::new();
     if only.is_empty() {
@@ -31,7 +33,13 @@ pub(crate) fn run(only: &[String]) -> Result<Tally> {
         rows.push(Row { name: "cargo test", tally: cargo_test()?, took: started.elapsed() });
     }
     let binary = broker::build()?;
-    for suite in SUITES.iter().filter(|suite| only.is_empty() || only.iter().any(|name| name == suite.name)) {
+    if is_wanted(conformance::SUITE) {
+        let started = Instant::now();
+        println!("\n== {} ==", conformance::SUITE);
+        let tally = conformance::run_suite(&binary)?;
+        rows.push(Row { name: conformance::SUITE, tally, took: started.elapsed() });
+    }
+    for suite in SUITES.iter().filter(|suite| is_wanted(suite.name)) {
         let started = Instant::now();
         println!("\n== {} ==", suite.name);
         let tally = clients::run(suite, &binary)?;

@@ -316,7 +316,7 @@ fn a_payload_may_be_as_large_as_frame_max_and_no_larger() {
         S/0: connection.start
         C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
         S/0: connection.tune
-        C/0: connection.tune-ok frame-max=4096
+        C/0: connection.tune-ok channel-max=2047 frame-max=4096
         C/0: connection.open virtual-host='/'
         S/0: connection.open-ok
         C: channel.open

@@ -187,22 +187,23 @@ fn check_user_id(properties: &BasicProperties<'_>, user: &UserName) -> Result<()
 
 /// A number of milliseconds in decimal digits. The words for faults are RabbitMQ's.
 fn parse_expiration(value: &[u8]) -> Result<u64, ClientError> {
-    let refuse = |fault| Err(ClientError::Expiration { value: String::from_utf8_lossy(value).into_owned(), fault });
+    let refuse =
+        |fault: String| Err(ClientError::Expiration { value: String::from_utf8_lossy(value).into_owned(), fault });
     let text = std::str::from_utf8(value).unwrap_or_default();
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     if end == 0 {
-        return refuse("no_integer");
+        return refuse("no_integer".into());
     }
     if end < digits.len() {
-        return refuse("leftover_string");
+        return refuse(format!("{{leftover_string,\"{}\"}}", &digits[end..]));
     }
     if text.starts_with('-') {
-        return refuse("value_negative");
+        return refuse(format!("{{value_negative,{text}}}"));
     }
     match digits.parse::<u64>() {
         Ok(milliseconds) if u128::from(milliseconds) <= TTL_MAX.as_millis() => Ok(milliseconds),
-        _ => refuse("value_too_big"),
+        _ => refuse(format!("{{value_too_big,{digits}}}")),
     }
 }
 
@@ -237,9 +238,9 @@ mod tests {
         };
         assert_eq!(fault(b"abc"), "no_integer");
         assert_eq!(fault(b""), "no_integer");
-        assert_eq!(fault(b"1 "), "leftover_string");
-        assert_eq!(fault(b"-1"), "value_negative");
-        assert_eq!(fault(b"315360000001"), "value_too_big");
-        assert_eq!(fault(b"99999999999999999999999"), "value_too_big");
+        assert_eq!(fault(b"1 "), "{leftover_string,\" \"}");
+        assert_eq!(fault(b"-1"), "{value_negative,-1}");
+        assert_eq!(fault(b"315360000001"), "{value_too_big,315360000001}");
+        assert_eq!(fault(b"99999999999999999999999"), "{value_too_big,99999999999999999999999}");
     }
 }

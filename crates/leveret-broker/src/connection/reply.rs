@@ -96,7 +96,7 @@ pub enum ClientError {
         /// What the property says.
         value: String,
         /// RabbitMQ's word for what is wrong.
-        fault: &'static str,
+        fault: String,
     },
     /// Header `CC` or `BCC` is no array of strings.
     SenderSelectedHeader(&'static str),
@@ -281,11 +281,9 @@ impl From<&Refusal> for Exception {
                 Code::PreconditionFailed,
                 format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{fault}"),
             ),
-            Refusal::InvalidQueueProperty { property, queue, vhost, queue_type } => (
+            Refusal::InvalidQueueProperty { property, queue, vhost } => (
                 Code::PreconditionFailed,
-                format!(
-                    "invalid property '{property}' for queue '{queue}' in vhost '{vhost}' of queue type {queue_type}"
-                ),
+                format!("invalid property '{property}' for queue '{queue}' in vhost '{vhost}'"),
             ),
             Refusal::UnknownExchangeType { kind } => {
                 (Code::PreconditionFailed, format!("unknown exchange type '{kind}'"))

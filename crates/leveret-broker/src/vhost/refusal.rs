@@ -54,7 +54,6 @@ pub enum Refusal {
         property: &'static str,
         queue: String,
         vhost: String,
-        queue_type: &'static str,
     },
     UnknownExchangeType {
         kind: String,

@@ -124,8 +124,9 @@ impl VirtualHost {
         channel: ChannelId,
         name: &ShortString,
     ) -> Result<QueueId, Refusal> {
-        let queue = self.find_queue(from, channel, &QueueRef::new(name.clone()));
-        let name = queue.as_ref().map_or(name.to_string(), |&id| self.queue_name(id));
+        // The empty name is no shortcut here: it is the name of no queue.
+        let queue = self.find_queue(from, channel, &QueueRef::Named(name.clone()));
+        let name = name.to_string();
         let resource = Resource::Queue(&name);
         self.authorize(from, Permission::Configure, resource)
             .or_else(|_| self.authorize(from, Permission::Read, resource))
@@ -212,13 +213,13 @@ impl VirtualHost {
         arguments: &QueueArguments,
     ) -> Result<(), Refusal> {
         let refuse = |property| {
-            let queue_type = arguments.queue_type.as_str();
             let (queue, vhost) = (name.to_string(), self.name.to_string());
-            Err(Refusal::InvalidQueueProperty { property, queue, vhost, queue_type })
+            Err(Refusal::InvalidQueueProperty { property, queue, vhost })
         };
         match arguments.queue_type {
             QueueType::Classic => Ok(()),
-            QueueType::Quorum if !is_durable(declare) => refuse("non-durable"),
+            QueueType::Quorum if declare.exclusive => refuse("exclusive-owner"),
+            QueueType::Quorum if !declare.durable => refuse("non-durable"),
             QueueType::Quorum if declare.name.is_empty() => refuse("server-named"),
             QueueType::Quorum => Ok(()),
         }

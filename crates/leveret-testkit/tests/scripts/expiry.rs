@@ -78,7 +78,9 @@ fn an_unacked_message_does_not_expire_but_keeps_its_deadline() {
 
 #[test]
 fn an_expiration_that_is_no_number_closes_the_channel() {
-    for (value, fault) in [("abc", "no_integer"), ("1 ", "leftover_string"), ("-1", "value_negative")] {
+    for (value, fault) in
+        [("abc", "no_integer"), ("1 ", "{leftover_string,\\x22 \\x22}"), ("-1", "{value_negative,-1}")]
+    {
         script(&format!(
             "
             C: basic.publish routing-key='q' expiration='{value}' body='1'

@@ -76,8 +76,6 @@ fn the_empty_name_gets_a_generated_one_and_then_means_the_last_one_declared() {
         S: basic.get-ok 1 '' $name 0
         C: queue.purge
         S: queue.purge-ok 0
-        C: queue.declare passive
-        S: queue.declare-ok $name 0 0
         C: queue.delete
         S: queue.delete-ok 0
         C/2: basic.get
@@ -281,7 +279,7 @@ fn arguments_are_checked() {
         ("x-message-ttl=-1", "invalid arg 'x-message-ttl' for queue 'q' in vhost '/': {value_negative,-1}"),
         (
             "x-message-ttl='1'",
-            "invalid arg 'x-message-ttl' for queue 'q' in vhost '/': {unacceptable_type,longstr}",
+            "invalid arg 'x-message-ttl' for queue 'q' in vhost '/': \\x22expected integer, got longstr\\x22",
         ),
         ("x-expires=0", "invalid arg 'x-expires' for queue 'q' in vhost '/': {value_zero,0}"),
         (
@@ -293,7 +291,7 @@ fn arguments_are_checked() {
             "invalid arg 'x-queue-type' for queue 'q' in vhost '/': unsupported queue type 'stream'",
         ),
         ("x-max-length=1", "invalid arg 'x-max-length' for queue 'q' in vhost '/' of queue type classic"),
-        ("x-queue-type='quorum'", "invalid property 'non-durable' for queue 'q' in vhost '/' of queue type quorum"),
+        ("x-queue-type='quorum'", "invalid property 'non-durable' for queue 'q' in vhost '/'"),
     ] {
         script(&format!(
             "
@@ -374,7 +372,7 @@ fn an_exclusive_queue_may_be_redeclared_with_another_durability() {
         C: queue.declare queue='q' exclusive
         S: queue.declare-ok 'q' 0 0
         C: queue.declare queue='quorum' exclusive durable arguments={x-queue-type='quorum'}
-        S: channel.close 406 \"PRECONDITION_FAILED - invalid property 'non-durable' for queue 'quorum' in vhost '/' of queue type quorum\"
+        S: channel.close 406 \"PRECONDITION_FAILED - invalid property 'exclusive-owner' for queue 'quorum' in vhost '/'\"
         ",
     );
 }
@@ -404,6 +402,19 @@ fn a_redeclaration_with_an_argument_that_is_not_supported_is_406() {
         S: queue.declare-ok 'q' 0 0
         C: queue.declare queue='q' arguments={x-max-length=5}
         S: channel.close 406 \"PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': received the value '5' of type 'signedint' but current is none\"
+        ",
+    );
+}
+
+/// In other methods it means the queue declared last.
+#[test]
+fn the_empty_name_is_the_name_of_no_queue_in_a_passive_declare() {
+    script(
+        "
+        C: queue.declare
+        S: queue.declare-ok $name 0 0
+        C: queue.declare passive
+        S: channel.close 404 \"NOT_FOUND - no queue '' in vhost '/'\" 50 10
         ",
     );
 }

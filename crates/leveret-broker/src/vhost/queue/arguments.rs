@@ -134,7 +134,7 @@ fn milliseconds(table: Table<'_>, argument: &'static str, least: i64) -> Result<
     let Some(value) = table.get(argument) else { return Ok(None) };
     let refuse = |fault: String| Err(value_fault(argument, fault));
     let Some(number) = value.as_integer() else {
-        return refuse(format!("{{unacceptable_type,{}}}", value.type_name()));
+        return refuse(format!("\"expected integer, got {}\"", value.type_name()));
     };
     if number < 0 {
         return refuse(format!("{{value_negative,{number}}}"));

@@ -203,7 +203,7 @@ fn parse_expiration(value: &[u8]) -> Result<u64, ClientError> {
     }
     match digits.parse::<u64>() {
         Ok(milliseconds) if u128::from(milliseconds) <= TTL_MAX.as_millis() => Ok(milliseconds),
-        _ => refuse(format!("{{value_too_big,{digits}}}")),
+        _ => refuse(format!("{{value_too_large,{digits}}}")),
     }
 }
 
@@ -215,11 +215,11 @@ fn sender_selected_keys(headers: Table<'_>) -> Result<Option<Box<[ShortString]>>
     let mut keys = Vec::new();
     for name in ["CC", "BCC"] {
         let Some(value) = headers.get(name) else { continue };
-        let Value::Array(array) = value else { return Err(ClientError::SenderSelectedHeader(name)) };
-        for key in array {
-            let key = key.as_str().and_then(|key| ShortString::new(key).ok());
-            keys.push(key.ok_or(ClientError::SenderSelectedHeader(name))?);
-        }
+        let Value::Array(array) = value else {
+            return Err(ClientError::SenderSelectedHeader { name, type_name: value.type_name() });
+        };
+        // What is no routing key routes nowhere.
+        keys.extend(array.iter().filter_map(|key| ShortString::new(key.as_str()?).ok()));
     }
     Ok((!keys.is_empty()).then(|| keys.into()))
 }
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(fault(b""), "no_integer");
         assert_eq!(fault(b"1 "), "{leftover_string,\" \"}");
         assert_eq!(fault(b"-1"), "{value_negative,-1}");
-        assert_eq!(fault(b"315360000001"), "{value_too_big,315360000001}");
-        assert_eq!(fault(b"99999999999999999999999"), "{value_too_big,99999999999999999999999}");
+        assert_eq!(fault(b"315360000001"), "{value_too_large,315360000001}");
+        assert_eq!(fault(b"99999999999999999999999"), "{value_too_large,99999999999999999999999}");
     }
 }

@@ -298,8 +298,7 @@ impl Connection {
                 }
                 Command::CloseChannel(id, Wait::Answer)
             }
-            // Nothing of ours is closing here: the answer to something that was overtaken.
-            Method::ChannelCloseOk {} => return Ok(()),
+            Method::ChannelCloseOk {} => return Err(ClientError::NothingToAnswer("channel.close-ok")),
             Method::ChannelFlow { active: false } => {
                 return Err(ClientError::NotImplemented("active=false".into()));
             }

@@ -66,7 +66,8 @@ impl Connection {
                     Err((error, log)) => {
                         self.fault = Some(log);
                         if self.capabilities.authentication_failure_close {
-                            self.say_close(now, &during(error), out);
+                            // RabbitMQ names no method here.
+                            self.say_close(now, &Exception::from(&error), out);
                         } else {
                             self.state = State::Closed;
                         }

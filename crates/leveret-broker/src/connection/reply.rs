@@ -67,6 +67,8 @@ pub enum ClientError {
         /// What was negotiated.
         channel_max: u16,
     },
+    /// An answer to something that nobody asked.
+    NothingToAnswer(&'static str),
     /// A method that only a server sends.
     ServerMethod(&'static str),
     /// Something the broker does not have, and RabbitMQ has not either.
@@ -98,8 +100,13 @@ pub enum ClientError {
         /// RabbitMQ's word for what is wrong.
         fault: String,
     },
-    /// Header `CC` or `BCC` is no array of strings.
-    SenderSelectedHeader(&'static str),
+    /// Header `CC` or `BCC` is no array.
+    SenderSelectedHeader {
+        /// Which.
+        name: &'static str,
+        /// What it is instead, as RabbitMQ names it.
+        type_name: &'static str,
+    },
     /// `confirm.select` on a channel in transaction mode, or the reverse.
     CannotSwitch {
         /// The mode it is in.
@@ -172,6 +179,9 @@ impl From<&ClientError> for Exception {
                 let text = format!("channel number {channel} is above the negotiated channel_max ({channel_max})");
                 Exception::new(Code::NotAllowed, &text)
             }
+            ClientError::NothingToAnswer(method) => {
+                Exception::new(Code::CommandInvalid, &format!("{method} answers nothing that was asked"))
+            }
             ClientError::ServerMethod(method) => {
                 Exception::new(Code::CommandInvalid, &format!("{method} is for servers to send, not for clients"))
             }
@@ -198,8 +208,8 @@ impl From<&ClientError> for Exception {
             ClientError::Expiration { value, fault } => {
                 Exception::new(Code::PreconditionFailed, &format!("invalid expiration '{value}': {fault}"))
             }
-            ClientError::SenderSelectedHeader(name) => {
-                let text = format!("header '{name}' must be an array of strings");
+            ClientError::SenderSelectedHeader { name, type_name } => {
+                let text = format!("invalid message: {{unacceptable_type_in_header,\"{name}\",{type_name}}}");
                 Exception::new(Code::PreconditionFailed, &text)
             }
             ClientError::CannotSwitch { from, to } => {
@@ -288,9 +298,11 @@ impl From<&Refusal> for Exception {
             Refusal::UnknownExchangeType { kind } => {
                 (Code::PreconditionFailed, format!("unknown exchange type '{kind}'"))
             }
-            Refusal::InvalidExchangeArgument { argument, exchange, vhost, fault } => (
+            Refusal::InvalidExchangeArgument { argument, exchange, vhost, type_name } => (
                 Code::PreconditionFailed,
-                format!("invalid arg '{argument}' for exchange '{exchange}' in vhost '{vhost}': {fault}"),
+                format!(
+                    "invalid type '{type_name}' for arg '{argument}' in exchange '{exchange}' in vhost '{vhost}'"
+                ),
             ),
             Refusal::InvalidBindingArgument { fault } => (Code::PreconditionFailed, fault.clone()),
             Refusal::DefaultExchange => {
@@ -316,9 +328,10 @@ impl From<&Refusal> for Exception {
             Refusal::ExclusiveConsumer { queue, vhost } => {
                 (Code::AccessRefused, format!("queue '{queue}' in vhost '{vhost}' in exclusive use"))
             }
-            Refusal::InvalidConsumerPriority { fault } => {
-                (Code::PreconditionFailed, format!("invalid arg 'x-priority': {fault}"))
-            }
+            Refusal::InvalidConsumerPriority { queue, vhost, fault } => (
+                Code::PreconditionFailed,
+                format!("invalid arg 'x-priority' for queue '{queue}' in vhost '{vhost}': {fault}"),
+            ),
             Refusal::UnknownDeliveryTag { tag } => {
                 (Code::PreconditionFailed, format!("unknown delivery tag {tag}"))
             }

@@ -1,7 +1,5 @@
 //! Handing messages out: consumers, credit, `basic.get`, expiry at the head of a queue.
 
-use leveret_amqp::Value;
-
 use crate::access::Permission;
 use crate::change::Change;
 use crate::message::{Message, MessageId};
@@ -9,6 +7,7 @@ use crate::moment::{Deadline, Moment};
 use crate::names::ChannelId;
 use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
+use crate::vhost::queue::arguments::not_an_integer;
 use crate::vhost::queue::{Body, ConsumerKey, Position, Priority, Queue, Seat};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
@@ -42,8 +41,9 @@ impl VirtualHost {
         let queue_id = self.find_queue(from, channel_id, &consume.queue)?;
         self.authorize_queue(from, Permission::Read, queue_id)?;
         self.check_not_locked(from, queue_id)?;
-        let priority = consumer_priority(consume)?;
         let (name, vhost) = (self.queue_name(queue_id), self.name.to_string());
+        let invalid = |fault| Refusal::InvalidConsumerPriority { queue: name.clone(), vhost: vhost.clone(), fault };
+        let priority = consumer_priority(consume).map_err(invalid)?;
         let key = ConsumerKey { connection: from, consumer: consume.consumer };
         let Some(queue) = self.queues.get_mut(queue_id) else { return Ok(()) };
         let wants_to_be_alone = consume.exclusive && !queue.consumers.is_empty();
@@ -350,15 +350,7 @@ impl VirtualHost {
 }
 
 /// Argument `x-priority` of `basic.consume`: any integer. RabbitMQ: consumer priorities.
-fn consumer_priority(consume: &Consume) -> Result<Priority, Refusal> {
-    match consume.arguments.as_table().get("x-priority") {
-        None => Ok(0),
-        Some(value) => value.as_integer().ok_or_else(|| {
-            let fault = match value {
-                Value::LongStr(_) => "expected an integer, not a string".to_owned(),
-                other => format!("expected an integer, not {}", other.type_name()),
-            };
-            Refusal::InvalidConsumerPriority { fault }
-        }),
-    }
+fn consumer_priority(consume: &Consume) -> Result<Priority, String> {
+    let Some(value) = consume.arguments.as_table().get("x-priority") else { return Ok(0) };
+    value.as_integer().ok_or_else(|| not_an_integer(value))
 }

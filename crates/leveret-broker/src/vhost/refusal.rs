@@ -62,7 +62,7 @@ pub enum Refusal {
         argument: &'static str,
         exchange: String,
         vhost: String,
-        fault: String,
+        type_name: &'static str,
     },
     InvalidBindingArgument {
         fault: String,
@@ -96,6 +96,8 @@ pub enum Refusal {
         vhost: String,
     },
     InvalidConsumerPriority {
+        queue: String,
+        vhost: String,
         fault: String,
     },
     UnknownDeliveryTag {

@@ -219,6 +219,7 @@ impl VirtualHost {
         match arguments.queue_type {
             QueueType::Classic => Ok(()),
             QueueType::Quorum if declare.exclusive => refuse("exclusive-owner"),
+            QueueType::Quorum if declare.auto_delete => refuse("auto-delete"),
             QueueType::Quorum if !declare.durable => refuse("non-durable"),
             QueueType::Quorum if declare.name.is_empty() => refuse("server-named"),
             QueueType::Quorum => Ok(()),
@@ -253,7 +254,8 @@ impl VirtualHost {
             let default = (*argument == "x-queue-type").then_some(Value::LongStr(b"classic"));
             let (received, current) = (received.get(argument), current.get(argument));
             if !equivalent(received.or(default), current.or(default)) {
-                return Err(differs(argument, described(received), described(current)));
+                let (received, current) = described(received, current);
+                return Err(differs(argument, received, current));
             }
         }
         Ok(())
@@ -426,9 +428,8 @@ impl VirtualHost {
     ) -> Result<Option<ExchangeName>, Refusal> {
         let Some(value) = arguments.get(ALTERNATE) else { return Ok(None) };
         let alternate = value.as_str().and_then(|text| ShortString::new(text).ok()).ok_or_else(|| {
-            let fault = format!("{{unacceptable_type,{}}}", value.type_name());
             let (exchange, vhost) = (name.to_string(), self.name.to_string());
-            Refusal::InvalidExchangeArgument { argument: ALTERNATE, exchange, vhost, fault }
+            Refusal::InvalidExchangeArgument { argument: ALTERNATE, exchange, vhost, type_name: value.type_name() }
         })?;
         self.authorize(from, Permission::Read, Resource::Exchange(name.as_str()))?;
         self.authorize(from, Permission::Write, Resource::Exchange(alternate.as_str()))?;
@@ -456,7 +457,10 @@ impl VirtualHost {
         let differing = compared.into_iter().find(|(_, received, current)| received != current);
         let differing = differing.or_else(|| {
             let differs = !equivalent(received, current);
-            differs.then(|| (ALTERNATE, described(received), described(current)))
+            differs.then(|| {
+                let (received, current) = described(received, current);
+                (ALTERNATE, received, current)
+            })
         });
         differing.map_or(Ok(()), |(argument, received, current)| {
             let (exchange, vhost) = (declared.name.to_string(), self.name.to_string());
@@ -703,12 +707,19 @@ fn equivalent(a: Option<Value<'_>>, b: Option<Value<'_>>) -> bool {
     }
 }
 
-/// A value as RabbitMQ describes it where two declarations differ.
-fn described(value: Option<Value<'_>>) -> String {
-    value.map_or_else(
-        || "none".into(),
-        |value| format!("the value '{}' of type '{}'", bare(value), value.type_name()),
-    )
+/// Two values as RabbitMQ describes them where declarations differ: bare if both are there, else with the type of the one
+/// that is.
+fn described(received: Option<Value<'_>>, current: Option<Value<'_>>) -> (String, String) {
+    let with_type = |value: Option<Value<'_>>| {
+        value.map_or_else(
+            || "none".into(),
+            |value| format!("the value '{}' of type '{}'", bare(value), value.type_name()),
+        )
+    };
+    match (received, current) {
+        (Some(received), Some(current)) => (format!("'{}'", bare(received)), format!("'{}'", bare(current))),
+        _ => (with_type(received), with_type(current)),
+    }
 }
 
 fn bare(value: Value<'_>) -> String {

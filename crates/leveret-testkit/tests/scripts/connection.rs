@@ -91,7 +91,7 @@ fn a_wrong_password_is_403_to_a_client_that_understands_it() {
             C/0: protocol-header
             S/0: connection.start
             C/0: connection.start-ok mechanism='PLAIN' response='{response}' client-properties={{capabilities={{authentication_failure_close=true}}}}
-            S/0: connection.close 403 'ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details see the broker logfile.' 10 11
+            S/0: connection.close 403 'ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details see the broker logfile.' 0 0
             C/0: connection.close-ok
             S/0: end
             "
@@ -363,7 +363,7 @@ fn an_unknown_mechanism_is_503_to_a_client_that_understands_it() {
         C/0: protocol-header
         S/0: connection.start
         C/0: connection.start-ok mechanism='MAGIC' client-properties={capabilities={authentication_failure_close=true}}
-        S/0: connection.close 503 \"COMMAND_INVALID - unknown authentication mechanism 'MAGIC'\" 10 11
+        S/0: connection.close 503 \"COMMAND_INVALID - unknown authentication mechanism 'MAGIC'\" 0 0
         C/0: connection.close-ok
         S/0: end
         ",

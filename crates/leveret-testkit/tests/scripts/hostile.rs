@@ -112,7 +112,14 @@ fn arguments_that_overrun_their_frame_are_501_and_broken_tables_502() {
 fn unknown_methods_are_540_and_methods_of_servers_503() {
     refused("C: raw 01 00 01 00 00 00 04 00 63 00 0a ce", "540 'NOT_IMPLEMENTED - unknown method 99.10' 99 10");
     refused("C: raw 01 00 01 00 00 00 04 00 32 03 e7 ce", "540");
-    for method in ["queue.declare-ok", "basic.deliver", "basic.return", "basic.qos-ok", "confirm.select-ok"] {
+    for method in [
+        "queue.declare-ok",
+        "basic.deliver",
+        "basic.return",
+        "basic.qos-ok",
+        "confirm.select-ok",
+        "channel.close-ok",
+    ] {
         refused(&format!("C: {method}"), "503");
     }
 }

@@ -44,8 +44,10 @@ fn cc_and_bcc_are_further_routing_keys_and_bcc_is_not_shown() {
         S: basic.get-ok 3 '' 'a' 0 headers={CC=['b' 'a'] k=1}
         C: basic.publish routing-key='nowhere' mandatory headers={CC=['b']} body='x'
         S: nothing
+        C: basic.publish routing-key='nowhere' mandatory headers={CC=[1 'b' void]} body='x'
+        S: nothing
         C: basic.publish routing-key='a' headers={CC='b'} body='x'
-        S: channel.close 406
+        S: channel.close 406 'PRECONDITION_FAILED - invalid message: {unacceptable_type_in_header,\\x22CC\\x22,longstr}'
         ",
     );
 }

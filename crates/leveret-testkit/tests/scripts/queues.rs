@@ -284,11 +284,11 @@ fn arguments_are_checked() {
         ("x-expires=0", "invalid arg 'x-expires' for queue 'q' in vhost '/': {value_zero,0}"),
         (
             "x-queue-version=1",
-            "invalid arg 'x-queue-version' for queue 'q' in vhost '/': unsupported queue version",
+            "invalid arg 'x-queue-version' for queue 'q' in vhost '/': \\x22unsupported queue version '1'\\x22",
         ),
         (
             "x-queue-type='stream'",
-            "invalid arg 'x-queue-type' for queue 'q' in vhost '/': unsupported queue type 'stream'",
+            "invalid arg 'x-queue-type' for queue 'q' in vhost '/': \\x22unsupported queue type 'stream'\\x22",
         ),
         ("x-max-length=1", "invalid arg 'x-max-length' for queue 'q' in vhost '/' of queue type classic"),
         ("x-queue-type='quorum'", "invalid property 'non-durable' for queue 'q' in vhost '/'"),
@@ -352,7 +352,7 @@ fn arguments_that_are_not_supported_are_refused_by_name() {
 /// RabbitMQ: a quorum queue is durable, for everybody, and named by the client.
 #[test]
 fn what_a_quorum_queue_cannot_be_is_refused() {
-    for properties in ["queue='q'", "queue='q' durable exclusive", "durable"] {
+    for properties in ["queue='q'", "queue='q' durable exclusive", "queue='q' durable auto-delete", "durable"] {
         script(&format!(
             "
             C: queue.declare {properties} arguments={{x-queue-type='quorum'}}
@@ -415,6 +415,19 @@ fn the_empty_name_is_the_name_of_no_queue_in_a_passive_declare() {
         S: queue.declare-ok $name 0 0
         C: queue.declare passive
         S: channel.close 404 \"NOT_FOUND - no queue '' in vhost '/'\" 50 10
+        ",
+    );
+}
+
+/// RabbitMQ names types only where one side has no value.
+#[test]
+fn an_argument_that_changed_is_shown_without_its_type() {
+    script(
+        "
+        C: queue.declare queue='q' arguments={x-message-ttl=5}
+        S: queue.declare-ok 'q' 0 0
+        C: queue.declare queue='q' arguments={x-message-ttl=6}
+        S: channel.close 406 \"PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received '6' but current is '5'\" 50 10
         ",
     );
 }

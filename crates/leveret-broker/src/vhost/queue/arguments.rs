@@ -103,8 +103,12 @@ impl QueueArguments {
             parsed.queue_type = match value.as_str() {
                 Some("classic") => QueueType::Classic,
                 Some("quorum") => QueueType::Quorum,
-                _ => {
-                    let fault = format!("unsupported queue type {}", shown(value));
+                Some(other) => {
+                    let fault = format!("\"unsupported queue type '{other}'\"");
+                    return Err(value_fault("x-queue-type", fault));
+                }
+                None => {
+                    let fault = format!("{{unacceptable_type,{}}}", value.type_name());
                     return Err(value_fault("x-queue-type", fault));
                 }
             };
@@ -117,12 +121,22 @@ impl QueueArguments {
         }
         parsed.message_ttl = milliseconds(table, "x-message-ttl", 0)?;
         parsed.expires = milliseconds(table, "x-expires", 1)?;
-        let version = table.get("x-queue-version");
-        if version.is_some_and(|version| version.as_integer() != Some(2)) {
-            return Err(value_fault("x-queue-version", "unsupported queue version".into()));
+        if let Some(version) = table.get("x-queue-version")
+            && version.as_integer() != Some(2)
+        {
+            let fault = match version.as_integer() {
+                Some(number) => format!("\"unsupported queue version '{number}'\""),
+                None => not_an_integer(version),
+            };
+            return Err(value_fault("x-queue-version", fault));
         }
         Ok(parsed)
     }
+}
+
+/// What RabbitMQ says of an argument that should be a number.
+pub(crate) fn not_an_integer(value: Value<'_>) -> String {
+    format!("\"expected integer, got {}\"", value.type_name())
 }
 
 fn value_fault(argument: &'static str, fault: String) -> ArgumentError {
@@ -134,7 +148,7 @@ fn milliseconds(table: Table<'_>, argument: &'static str, least: i64) -> Result<
     let Some(value) = table.get(argument) else { return Ok(None) };
     let refuse = |fault: String| Err(value_fault(argument, fault));
     let Some(number) = value.as_integer() else {
-        return refuse(format!("\"expected integer, got {}\"", value.type_name()));
+        return refuse(not_an_integer(value));
     };
     if number < 0 {
         return refuse(format!("{{value_negative,{number}}}"));
@@ -144,7 +158,7 @@ fn milliseconds(table: Table<'_>, argument: &'static str, least: i64) -> Result<
     }
     let duration = Duration::from_millis(number.unsigned_abs());
     if duration > TTL_MAX {
-        return refuse(format!("{{value_too_big,{number}}}"));
+        return refuse(format!("{{value_too_large,{number}}}"));
     }
     Ok(Some(duration))
 }

@@ -230,7 +230,7 @@ mod tests {
             while !input.is_empty() {
                 let used = self.connection.handle_input(hub.clock.now(), input, &mut self.written);
                 input = &input[used..];
-                if let Some((_, login)) = self.connection.take_open_request() {
+                if let Some((_, login)) = self.connection.open_request() {
                     self.attached = Some(hub.connect(login, &self.outbox));
                     self.connection.handle_opened(&mut self.written);
                 }

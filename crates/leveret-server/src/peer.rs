@@ -97,7 +97,10 @@ impl Peer {
             if self.connection.is_closed() {
                 return self.finish().await;
             }
-            let may_read = self.unsent.len() - self.sent < UNSENT_BYTES_MAX && !self.is_gone;
+            // Commands that are left wait for a body, or for the client to read its answers: more would only pile up.
+            let has_room =
+                self.unsent.len() - self.sent < UNSENT_BYTES_MAX && self.connection.commands().is_empty();
+            let may_read = has_room && !self.is_gone;
             let due = self.connection.next_timeout();
             if let Some(deadline) = due {
                 let now = clock.now();
@@ -234,7 +237,7 @@ impl Peer {
 
     /// Connects to the virtual host that the client asked for.
     fn attach(&mut self, address: SocketAddr) {
-        let Some((vhost, login)) = self.connection.take_open_request() else { return };
+        let Some((vhost, login)) = self.connection.open_request() else { return };
         let Some(hub) = self.shared.hubs.get(vhost.as_str()) else { return };
         let user = login.user.to_string();
         self.attached = Some(hub.connect(login, &self.outbox));

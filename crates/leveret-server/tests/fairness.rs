@@ -154,3 +154,38 @@ fn heartbeats_are_sent_and_missed_while_clients_flood_the_broker() {
     }
     assert!(Instant::now() < deadline, "a dead client is kept");
 }
+
+/// What a client asks is not taken in without bound while it does not read the answers.
+#[test]
+fn a_client_that_asks_and_does_not_read_is_not_read_either() {
+    /// More than the windows and all socket buffers together.
+    const MORE_THAN_ENOUGH: usize = 256 * 1024 * 1024;
+    let (_runtime, _server, address) = start();
+    let mut client = open(address, 0);
+    let text = ShortStr::truncated;
+    let (ticket, queue, nowait) = (0, text("q"), true);
+    let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
+    let arguments = Table::EMPTY;
+    let mut bytes = method(
+        1,
+        &Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments },
+    );
+    let (exchange, routing_key) = (text(""), queue);
+    let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
+    bytes.extend(method(1, &publish));
+    let body = vec![b'x'; 100_000];
+    let mut header = Vec::new();
+    let properties = BasicProperties::default();
+    ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
+    write_content(&mut bytes, 1, &header, &body, 131_072);
+    client.write_all(&bytes).unwrap();
+    let mut ask = method(1, &Method::BasicGet { ticket, queue, no_ack: false });
+    ask.extend(method(1, &Method::BasicNack { delivery_tag: 0, multiple: true, requeue: true }));
+    let many = ask.repeat(4096);
+    client.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut taken = 0;
+    while let Ok(count) = client.write(&many) {
+        taken += count;
+        assert!(taken < MORE_THAN_ENOUGH, "the broker takes in whatever is sent");
+    }
+}

@@ -142,7 +142,7 @@ impl Broker {
             let Some(peer) = self.peers.get_mut(name) else { return };
             let used = peer.connection.handle_input(now, &peer.carry, &mut peer.unheard);
             peer.carry.drain(..used);
-            if let Some((_, login)) = peer.connection.take_open_request() {
+            if let Some((_, login)) = peer.connection.open_request() {
                 peer.id = Some(self.vhost.connect(login));
                 peer.connection.handle_opened(&mut peer.unheard);
             }

@@ -241,9 +241,7 @@ impl Connection {
             }
             FrameKind::Method | FrameKind::Header | FrameKind::Body => match self.state {
                 State::AwaitingCloseOk => Ok(Flow::Next),
-                _ => {
-                    Err(Exception::from(&ClientError::Unexpected("no channel can be used before connection.open")))
-                }
+                _ => Err(Exception::from(&ClientError::Unexpected("this frame needs an open channel"))),
             },
             FrameKind::Heartbeat => Ok(Flow::Next),
         }
@@ -305,7 +303,6 @@ impl Connection {
     fn leave(&mut self, now: Moment, farewell: Farewell) {
         self.state = State::Leaving;
         self.deadline = Some(now.deadline(CLOSE_TIMEOUT_MAX));
-        self.heartbeat = None;
         self.commands.push(Command::Disconnect(farewell));
     }
 
@@ -418,8 +415,8 @@ impl Connection {
         is_due && is_attached
     }
 
-    /// The virtual host that the client asked for, once; the driver answers with [`Self::handle_opened`].
-    pub fn take_open_request(&mut self) -> Option<(VhostName, Login)> {
+    /// The virtual host that the client asked for, until the driver answers with [`Self::handle_opened`].
+    pub fn open_request(&self) -> Option<(VhostName, Login)> {
         match &self.state {
             State::Opening(vhost, login) => Some((vhost.clone(), login.clone())),
             State::AwaitingHeader
@@ -452,11 +449,6 @@ impl Connection {
     /// Whether nothing more will be read or encoded: write what is left and close the socket.
     pub fn is_closed(&self) -> bool {
         matches!(self.state, State::Closed)
-    }
-
-    /// Whether the client may use channels.
-    pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Open)
     }
 
     /// Whether the rest of the last input should be shown again, now that something was encoded.

@@ -283,7 +283,9 @@ impl VirtualHost {
             Ok(message) => self.finish_get(from, getting, message, effects),
             Err(id) => {
                 effects.fetches.push(Fetch { id, purpose: FetchFor::Get(from) });
-                self.sessions.get_mut(from).into_iter().for_each(|session| session.getting = Some(getting));
+                if let Some(session) = self.sessions.get_mut(from) {
+                    session.getting = Some(getting);
+                }
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Declaring, binding and deleting queues and exchanges.
 
+use std::collections::BTreeSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use leveret_amqp::{ShortStr, ShortString, Table, Value};
@@ -503,17 +505,8 @@ impl VirtualHost {
         let Some(exchange) = self.exchanges.remove(id) else { return };
         self.bindings_version += 1;
         for binding in exchange.bindings() {
-            match binding.target {
-                Target::Queue(queue) => {
-                    self.queues.get_mut(queue).into_iter().for_each(|queue| {
-                        queue.bound_to.remove(&id);
-                    });
-                }
-                Target::Exchange(target) => {
-                    self.exchanges.get_mut(target).into_iter().for_each(|target| {
-                        target.bound_to.remove(&id);
-                    });
-                }
+            if let Some(bound_to) = self.bound_to(binding.target) {
+                bound_to.remove(&id);
             }
         }
         if exchange.declared.durable {
@@ -613,6 +606,14 @@ impl VirtualHost {
         Ok((source, BindingKey { target, routing_key, arguments: bind.arguments.as_table().sorted() }))
     }
 
+    /// The exchanges that a target is bound to.
+    fn bound_to(&mut self, target: Target) -> Option<&mut BTreeSet<ExchangeId>> {
+        match target {
+            Target::Queue(queue) => Some(&mut self.queues.get_mut(queue)?.bound_to),
+            Target::Exchange(exchange) => Some(&mut self.exchanges.get_mut(exchange)?.bound_to),
+        }
+    }
+
     fn add_binding(&mut self, source: ExchangeId, key: BindingKey, effects: &mut Effects) {
         let binding = self.durable_binding(source, &key);
         let target = key.target;
@@ -620,17 +621,8 @@ impl VirtualHost {
             return;
         }
         self.bindings_version += 1;
-        match target {
-            Target::Queue(queue) => {
-                self.queues.get_mut(queue).into_iter().for_each(|queue| {
-                    queue.bound_to.insert(source);
-                });
-            }
-            Target::Exchange(target) => {
-                self.exchanges.get_mut(target).into_iter().for_each(|target| {
-                    target.bound_to.insert(source);
-                });
-            }
+        if let Some(bound_to) = self.bound_to(target) {
+            bound_to.insert(source);
         }
         if let Some(binding) = binding {
             self.change(Change::Bound(binding), effects);
@@ -646,17 +638,8 @@ impl VirtualHost {
         let is_still_bound = exchange.is_bound_to(key.target);
         self.bindings_version += 1;
         if !is_still_bound {
-            match key.target {
-                Target::Queue(queue) => {
-                    self.queues.get_mut(queue).into_iter().for_each(|queue| {
-                        queue.bound_to.remove(&source);
-                    });
-                }
-                Target::Exchange(target) => {
-                    self.exchanges.get_mut(target).into_iter().for_each(|target| {
-                        target.bound_to.remove(&source);
-                    });
-                }
+            if let Some(bound_to) = self.bound_to(key.target) {
+                bound_to.remove(&source);
             }
         }
         if let Some(binding) = binding {

@@ -637,10 +637,8 @@ impl VirtualHost {
         }
         let is_still_bound = exchange.is_bound_to(key.target);
         self.bindings_version += 1;
-        if !is_still_bound {
-            if let Some(bound_to) = self.bound_to(key.target) {
-                bound_to.remove(&source);
-            }
+        if !is_still_bound && let Some(bound_to) = self.bound_to(key.target) {
+            bound_to.remove(&source);
         }
         if let Some(binding) = binding {
             self.change(Change::Unbound(binding), effects);

@@ -1,0 +1,168 @@
+//! Bindings: `queue.bind`, `queue.unbind`, `exchange.bind`, `exchange.unbind`.
+
+use std::collections::BTreeSet;
+
+use leveret_amqp::ShortStr;
+
+use crate::access::{Permission, Resource};
+use crate::change::Change;
+use crate::names::ChannelId;
+use crate::vhost::binding::{Binding, Destination};
+use crate::vhost::command::{Bind, BindAction, BindTo, QueueRef, Wait};
+use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::exchange::{BindingKey, ExchangeId, Target};
+use crate::vhost::refusal::Refusal;
+use crate::vhost::work::Work;
+use crate::vhost::{ConnectionId, VirtualHost};
+
+impl VirtualHost {
+    /// Takes away all bindings from one exchange to a target that is gone.
+    pub(super) fn unbind_target(&mut self, source: ExchangeId, target: Target) {
+        let Some(exchange) = self.exchanges.get_mut(source) else { return };
+        for binding in exchange.bindings_to(target) {
+            exchange.unbind(&binding);
+        }
+        self.bindings_version += 1;
+        self.delete_if_unused(source);
+    }
+
+    /// An auto-delete exchange goes with the last of its bindings.
+    pub(super) fn delete_if_unused(&mut self, id: ExchangeId) {
+        let Some(exchange) = self.exchanges.get(id) else { return };
+        if exchange.declared.auto_delete && exchange.had_binding && !exchange.is_used() {
+            // Not at once: that one may be bound to the next, and so on, deeper than a stack.
+            self.work.push_back(Work::DeleteExchange(id));
+        }
+    }
+
+    /// `queue.bind`, `queue.unbind`, `exchange.bind`, `exchange.unbind`
+    pub(in crate::vhost) fn bind(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        bind: &Bind,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let ends = self.binding_ends(from, channel, bind);
+        match (ends, bind.action) {
+            (Ok((source, key)), BindAction::Bind) => {
+                if let Some(exchange) = self.exchanges.get(source) {
+                    exchange.check_binding(key.arguments.as_table())?;
+                }
+                self.add_binding(source, key, effects);
+            }
+            (Ok((source, key)), BindAction::Unbind) => self.remove_binding(source, &key, effects),
+            // Taking away a binding whose end is not there is no error. RabbitMQ since 3.2.
+            (Err(Refusal::NoQueue { .. } | Refusal::NoExchange { .. }), BindAction::Unbind) => {}
+            (Err(refusal), _) => return Err(refusal),
+        }
+        if bind.wait == Wait::Answer {
+            let answer = match (&bind.to, bind.action) {
+                (BindTo::Queue(_), BindAction::Bind) => Answer::QueueBindOk,
+                (BindTo::Queue(_), BindAction::Unbind) => Answer::QueueUnbindOk,
+                (BindTo::Exchange(_), BindAction::Bind) => Answer::ExchangeBindOk,
+                (BindTo::Exchange(_), BindAction::Unbind) => Answer::ExchangeUnbindOk,
+            };
+            effects.push(from, Output::Answer(channel, answer));
+        }
+        Ok(())
+    }
+
+    /// Both ends of a binding, if they exist and the user may bind them: write on the destination, read on the
+    /// source.
+    fn binding_ends(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        bind: &Bind,
+    ) -> Result<(ExchangeId, BindingKey), Refusal> {
+        let mut routing_key = bind.routing_key.clone();
+        let target = match &bind.to {
+            BindTo::Queue(queue) => {
+                let id = self.find_queue(from, channel, queue)?;
+                self.authorize_queue(from, Permission::Write, id)?;
+                self.check_not_locked(from, id)?;
+                // Both names empty: the queue declared last, by its own name. AMQP 0-9-1, queue.bind.
+                if *queue == QueueRef::LastDeclared && routing_key.is_empty() {
+                    routing_key = ShortStr::truncated(&self.queue_name(id)).into();
+                }
+                Target::Queue(id)
+            }
+            BindTo::Exchange(name) => {
+                if name.is_empty() {
+                    return Err(Refusal::DefaultExchange);
+                }
+                self.authorize(from, Permission::Write, Resource::Exchange(name.as_str()))?;
+                Target::Exchange(self.exchanges.find_or_refuse(name.as_str(), self.name.as_str())?)
+            }
+        };
+        let source = &bind.source;
+        if source.is_empty() {
+            return Err(Refusal::DefaultExchange);
+        }
+        self.authorize(from, Permission::Read, Resource::Exchange(source.as_str()))?;
+        let source = self.exchanges.find_or_refuse(source.as_str(), self.name.as_str())?;
+        Ok((source, BindingKey { target, routing_key, arguments: bind.arguments.as_table().sorted() }))
+    }
+
+    /// The exchanges that a target is bound to.
+    pub(super) fn bound_to(&mut self, target: Target) -> Option<&mut BTreeSet<ExchangeId>> {
+        match target {
+            Target::Queue(queue) => Some(&mut self.queues.get_mut(queue)?.bound_to),
+            Target::Exchange(exchange) => Some(&mut self.exchanges.get_mut(exchange)?.bound_to),
+        }
+    }
+
+    fn add_binding(&mut self, source: ExchangeId, key: BindingKey, effects: &mut Effects) {
+        let binding = self.durable_binding(source, &key);
+        let target = key.target;
+        if !self.exchanges.get_mut(source).is_some_and(|exchange| exchange.bind(key)) {
+            return;
+        }
+        self.bindings_version += 1;
+        if let Some(bound_to) = self.bound_to(target) {
+            bound_to.insert(source);
+        }
+        if let Some(binding) = binding {
+            self.change(Change::Bound(binding), effects);
+        }
+    }
+
+    fn remove_binding(&mut self, source: ExchangeId, key: &BindingKey, effects: &mut Effects) {
+        let binding = self.durable_binding(source, key);
+        let Some(exchange) = self.exchanges.get_mut(source) else { return };
+        if !exchange.unbind(key) {
+            return;
+        }
+        let is_still_bound = exchange.is_bound_to(key.target);
+        self.bindings_version += 1;
+        if !is_still_bound && let Some(bound_to) = self.bound_to(key.target) {
+            bound_to.remove(&source);
+        }
+        if let Some(binding) = binding {
+            self.change(Change::Unbound(binding), effects);
+        }
+        self.delete_if_unused(source);
+    }
+
+    /// The binding by names, if both of its ends are durable.
+    fn durable_binding(&self, source: ExchangeId, key: &BindingKey) -> Option<Binding> {
+        let source = &self.exchanges.get(source)?.declared;
+        let (durable, destination) = match key.target {
+            Target::Queue(queue) => {
+                let declared = &self.queues.get(queue)?.declared;
+                (declared.durable, Destination::Queue(declared.name.clone()))
+            }
+            Target::Exchange(exchange) => {
+                let declared = &self.exchanges.get(exchange)?.declared;
+                (declared.durable, Destination::Exchange(declared.name.clone()))
+            }
+        };
+        (durable && source.durable).then(|| Binding {
+            source: source.name.clone(),
+            destination,
+            routing_key: key.routing_key.clone(),
+            arguments: key.arguments.clone(),
+        })
+    }
+}

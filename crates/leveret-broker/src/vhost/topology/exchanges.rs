@@ -1,0 +1,174 @@
+//! Exchanges: `exchange.declare`, `exchange.delete`.
+
+use leveret_amqp::{ShortString, Table};
+
+use crate::access::{Permission, Resource};
+use crate::change::Change;
+use crate::names::{ChannelId, ExchangeName};
+use crate::vhost::command::{DeclareExchange, DeleteExchange, Existence, Wait};
+use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::exchange::{DeclaredExchange, Exchange, ExchangeId, ExchangeKind, Target};
+use crate::vhost::refusal::Refusal;
+use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
+use crate::vhost::{ConnectionId, VirtualHost};
+
+impl VirtualHost {
+    /// `exchange.declare`
+    pub(in crate::vhost) fn declare_exchange(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        declare: &DeclareExchange,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        match declare.existence {
+            Existence::Passive if declare.name.is_empty() => return Err(Refusal::DefaultExchange),
+            Existence::Passive => {
+                self.exchanges.find_or_refuse(declare.name.as_str(), self.name.as_str())?;
+            }
+            Existence::Declare => self.declare_exchange_actively(from, &declare.name, declare, effects)?,
+        }
+        if declare.wait == Wait::Answer {
+            effects.push(from, Output::Answer(channel, Answer::ExchangeDeclareOk));
+        }
+        Ok(())
+    }
+
+    fn declare_exchange_actively(
+        &mut self,
+        from: ConnectionId,
+        name: &ShortString,
+        declare: &DeclareExchange,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        if name.is_empty() {
+            return Err(Refusal::DefaultExchange);
+        }
+        self.authorize(from, Permission::Configure, Resource::Exchange(name.as_str()))?;
+        let kind = ExchangeKind::parse(declare.kind.as_str())
+            .ok_or_else(|| Refusal::UnknownExchangeType { kind: declare.kind.to_string() })?;
+        if let Some(id) = self.exchanges.find(name.as_str()) {
+            return self.check_exchange_equivalent(id, kind, declare);
+        }
+        if name.as_str().starts_with(RESERVED_PREFIX) {
+            return Err(Refusal::ReservedExchangeName { exchange: name.to_string() });
+        }
+        let alternate = self.alternate_exchange(from, name, declare.arguments.as_table())?;
+        let declared = DeclaredExchange {
+            name: ExchangeName::from(name.clone()),
+            kind,
+            durable: declare.durable,
+            auto_delete: declare.auto_delete,
+            internal: declare.internal,
+            alternate,
+            arguments: declare.arguments.clone(),
+        };
+        if declared.durable {
+            let DeclaredExchange { name, kind, auto_delete, internal, arguments, .. } = declared.clone();
+            let kind = kind.as_str();
+            self.change(Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments }, effects);
+        }
+        self.exchanges.insert(declared);
+        self.bindings_version += 1;
+        Ok(())
+    }
+
+    /// Argument `alternate-exchange`. RabbitMQ: declaring it needs read on the exchange and write on the alternate.
+    fn alternate_exchange(
+        &self,
+        from: ConnectionId,
+        name: &ShortString,
+        arguments: Table<'_>,
+    ) -> Result<Option<ExchangeName>, Refusal> {
+        let Some(value) = arguments.get(ALTERNATE) else { return Ok(None) };
+        let alternate = value.as_str().and_then(|text| ShortString::new(text).ok()).ok_or_else(|| {
+            let (exchange, vhost) = (name.to_string(), self.name.to_string());
+            Refusal::InvalidExchangeArgument { argument: ALTERNATE, exchange, vhost, type_name: value.type_name() }
+        })?;
+        self.authorize(from, Permission::Read, Resource::Exchange(name.as_str()))?;
+        self.authorize(from, Permission::Write, Resource::Exchange(alternate.as_str()))?;
+        Ok(Some(ExchangeName::from(alternate)))
+    }
+
+    /// RabbitMQ: `rabbit_exchange:assert_equivalence`.
+    fn check_exchange_equivalent(
+        &self,
+        id: ExchangeId,
+        kind: ExchangeKind,
+        declare: &DeclareExchange,
+    ) -> Result<(), Refusal> {
+        let Some(exchange) = self.exchanges.get(id) else { return Ok(()) };
+        let declared = &exchange.declared;
+        let (received, current) = (declare.arguments.as_table().get(ALTERNATE), declared.arguments.as_table());
+        let current = current.get(ALTERNATE);
+        let flags = |flag: bool| format!("'{flag}'");
+        let compared = [
+            ("type", format!("'{}'", kind.as_str()), format!("'{}'", declared.kind.as_str())),
+            ("durable", flags(declare.durable), flags(declared.durable)),
+            ("auto_delete", flags(declare.auto_delete), flags(declared.auto_delete)),
+            ("internal", flags(declare.internal), flags(declared.internal)),
+        ];
+        let differing = compared.into_iter().find(|(_, received, current)| received != current);
+        let differing = differing.or_else(|| {
+            let differs = !equivalent(received, current);
+            differs.then(|| {
+                let (received, current) = described(received, current);
+                (ALTERNATE, received, current)
+            })
+        });
+        differing.map_or(Ok(()), |(argument, received, current)| {
+            let (exchange, vhost) = (declared.name.to_string(), self.name.to_string());
+            let argument = argument.to_owned();
+            Err(Refusal::InequivalentExchange { argument, exchange, vhost, received, current })
+        })
+    }
+
+    /// `exchange.delete`
+    pub(in crate::vhost) fn delete_exchange(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        delete: &DeleteExchange,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let name = &delete.name;
+        if name.is_empty() {
+            return Err(Refusal::DefaultExchange);
+        }
+        if name.as_str().starts_with(RESERVED_PREFIX) {
+            let (exchange, vhost) = (name.to_string(), self.name.to_string());
+            return Err(Refusal::SystemExchange { exchange, vhost });
+        }
+        self.authorize(from, Permission::Configure, Resource::Exchange(name.as_str()))?;
+        if let Some(id) = self.exchanges.find(name.as_str()) {
+            if delete.if_unused && self.exchanges.get(id).is_some_and(Exchange::is_used) {
+                return Err(Refusal::ExchangeInUse { exchange: name.to_string(), vhost: self.name.to_string() });
+            }
+            self.remove_exchange(id, effects);
+        }
+        if delete.wait == Wait::Answer {
+            effects.push(from, Output::Answer(channel, Answer::ExchangeDeleteOk));
+        }
+        Ok(())
+    }
+
+    /// Takes an exchange away with the bindings at both of its ends.
+    pub(in crate::vhost) fn remove_exchange(&mut self, id: ExchangeId, effects: &mut Effects) {
+        let Some(exchange) = self.exchanges.remove(id) else { return };
+        self.bindings_version += 1;
+        for binding in exchange.bindings() {
+            if let Some(bound_to) = self.bound_to(binding.target) {
+                bound_to.remove(&id);
+            }
+        }
+        if exchange.declared.durable {
+            self.change(Change::ExchangeDeleted { name: exchange.declared.name.clone() }, effects);
+        }
+        for source in exchange.bound_to {
+            self.unbind_target(source, Target::Exchange(id));
+        }
+    }
+}
+
+/// Argument of `exchange.declare`: where messages go that match no binding.
+const ALTERNATE: &str = "alternate-exchange";

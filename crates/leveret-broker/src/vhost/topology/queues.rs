@@ -1,0 +1,310 @@
+//! Queues: `queue.declare`, `queue.purge`, `queue.delete`.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use leveret_amqp::{ShortStr, ShortString, Value};
+use rand::RngCore;
+
+use crate::access::{Permission, Resource};
+use crate::change::{Change, QueueNumber};
+use crate::moment::Moment;
+use crate::names::{ChannelId, QueueName};
+use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait};
+use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::exchange::Target;
+use crate::vhost::queue::arguments::COMPARED;
+use crate::vhost::queue::{Declared, Queue, QueueArguments, QueueType};
+use crate::vhost::refusal::Refusal;
+use crate::vhost::replies::is_reply_address;
+use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
+use crate::vhost::work::Work;
+use crate::vhost::{ConnectionId, QueueId, VirtualHost};
+
+impl VirtualHost {
+    /// `queue.declare`
+    pub(in crate::vhost) fn declare_queue(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        channel: ChannelId,
+        declare: &DeclareQueue,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        if is_reply_address(declare.name.as_str()) {
+            // Whoever answers may ask whether somebody still waits. RabbitMQ: direct reply-to.
+            if !self.expects_reply(declare.name.as_str()) {
+                return Err(Refusal::NoQueue { queue: declare.name.to_string(), vhost: self.name.to_string() });
+            }
+            if declare.wait == Wait::Answer {
+                let queue = QueueName::from(declare.name.clone());
+                let answer = Answer::QueueDeclareOk { queue, message_count: 0, consumer_count: 1 };
+                effects.push(from, Output::Answer(channel, answer));
+            }
+            return Ok(());
+        }
+        let id = match declare.existence {
+            Existence::Passive => self.find_queue_passively(from, channel, &declare.name)?,
+            Existence::Declare => self.declare_queue_actively(now, from, declare, effects)?,
+        };
+        let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
+        queue.last_used = now;
+        let name = queue.declared.name.clone();
+        let (message_count, consumer_count) = (queue.message_count(), queue.consumer_count());
+        self.mark_runnable(id);
+        if let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(channel)) {
+            channel.last_declared = Some(name.clone());
+        }
+        if declare.wait == Wait::Answer {
+            let answer = Answer::QueueDeclareOk { queue: name, message_count, consumer_count };
+            effects.push(from, Output::Answer(channel, answer));
+        }
+        Ok(())
+    }
+
+    /// A passive declaration needs any one of the three permissions. RabbitMQ 4.3.1.
+    fn find_queue_passively(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        name: &ShortString,
+    ) -> Result<QueueId, Refusal> {
+        // The empty name is no shortcut here: it is the name of no queue.
+        let queue = self.find_queue(from, channel, &QueueRef::Named(name.clone()));
+        let name = name.to_string();
+        let resource = Resource::Queue(&name);
+        self.authorize(from, Permission::Configure, resource)
+            .or_else(|_| self.authorize(from, Permission::Read, resource))
+            .or_else(|_| self.authorize(from, Permission::Write, resource))?;
+        let id = queue?;
+        self.check_not_locked(from, id)?;
+        Ok(id)
+    }
+
+    fn declare_queue_actively(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        declare: &DeclareQueue,
+        effects: &mut Effects,
+    ) -> Result<QueueId, Refusal> {
+        let name = if declare.name.is_empty() {
+            self.generate_queue_name()
+        } else {
+            if declare.name.as_str().starts_with(RESERVED_PREFIX) {
+                return Err(Refusal::ReservedQueueName { queue: declare.name.to_string() });
+            }
+            declare.name.clone()
+        };
+        self.authorize(from, Permission::Configure, Resource::Queue(name.as_str()))?;
+        if let Some(&id) = self.queue_names.get(name.as_str()) {
+            self.check_not_locked(from, id)?;
+            self.check_queue_equivalent(id, declare)?;
+            return Ok(id);
+        }
+        let arguments = QueueArguments::parse(declare.arguments.as_table()).map_err(|error| {
+            Refusal::InvalidQueueArgument { queue: name.to_string(), vhost: self.name.to_string(), error }
+        })?;
+        self.check_queue_type(&name, declare, &arguments)?;
+        self.last_queue_number += 1;
+        let declared = Declared {
+            name: QueueName::from(name),
+            number: QueueNumber(self.last_queue_number),
+            durable: is_durable(declare),
+            auto_delete: declare.auto_delete,
+            owner: declare.exclusive.then_some(from),
+            arguments,
+            raw_arguments: declare.arguments.clone(),
+        };
+        Ok(self.insert_queue(now, declared, effects))
+    }
+
+    fn insert_queue(&mut self, now: Moment, declared: Declared, effects: &mut Effects) -> QueueId {
+        let name = declared.name.clone();
+        let change = declared.durable.then(|| Change::QueueDeclared {
+            queue: declared.number,
+            name: name.clone(),
+            auto_delete: declared.auto_delete,
+            arguments: declared.raw_arguments.clone(),
+        });
+        let owner = declared.owner;
+        let id = self.queues.insert(Queue::new(declared, now));
+        self.queue_names.insert(name, id);
+        if let Some(session) = owner.and_then(|owner| self.sessions.get_mut(owner)) {
+            session.exclusive_queues.insert(id);
+        }
+        if let Some(change) = change {
+            self.change(change, effects);
+        }
+        id
+    }
+
+    fn generate_queue_name(&mut self) -> ShortString {
+        loop {
+            let mut bytes = [0; 16];
+            self.random.fill_bytes(&mut bytes);
+            let name = format!("{RESERVED_PREFIX}gen-{}", URL_SAFE_NO_PAD.encode(bytes));
+            if !self.queue_names.contains_key(name.as_str()) {
+                return ShortStr::truncated(&name).into();
+            }
+        }
+    }
+
+    /// RabbitMQ: quorum queues are durable, named by the client, and for everybody.
+    fn check_queue_type(
+        &self,
+        name: &ShortString,
+        declare: &DeclareQueue,
+        arguments: &QueueArguments,
+    ) -> Result<(), Refusal> {
+        let refuse = |property| {
+            let (queue, vhost) = (name.to_string(), self.name.to_string());
+            Err(Refusal::InvalidQueueProperty { property, queue, vhost })
+        };
+        match arguments.queue_type {
+            QueueType::Classic => Ok(()),
+            QueueType::Quorum if declare.exclusive => refuse("exclusive-owner"),
+            QueueType::Quorum if declare.auto_delete => refuse("auto-delete"),
+            QueueType::Quorum if !declare.durable => refuse("non-durable"),
+            QueueType::Quorum if declare.name.is_empty() => refuse("server-named"),
+            QueueType::Quorum => Ok(()),
+        }
+    }
+
+    /// RabbitMQ: `rabbit_amqqueue:assert_equivalence`.
+    fn check_queue_equivalent(&self, id: QueueId, declare: &DeclareQueue) -> Result<(), Refusal> {
+        let Some(queue) = self.queues.get(id) else { return Ok(()) };
+        let declared = &queue.declared;
+        if declare.exclusive != declared.owner.is_some() {
+            return Err(Refusal::QueueLocked { queue: self.queue_name(id), vhost: self.name.to_string() });
+        }
+        let differs = |argument: &str, received: String, current: String| Refusal::InequivalentQueue {
+            argument: argument.into(),
+            queue: declared.name.to_string(),
+            vhost: self.name.to_string(),
+            received,
+            current,
+        };
+        for (argument, received, current) in [
+            ("durable", is_durable(declare), declared.durable),
+            ("auto_delete", declare.auto_delete, declared.auto_delete),
+        ] {
+            if received != current {
+                return Err(differs(argument, format!("'{received}'"), format!("'{current}'")));
+            }
+        }
+        let (received, current) = (declare.arguments.as_table(), declared.raw_arguments.as_table());
+        for argument in COMPARED {
+            // An absent queue type is the default one.
+            let default = (*argument == "x-queue-type").then_some(Value::LongStr(b"classic"));
+            let (received, current) = (received.get(argument), current.get(argument));
+            if !equivalent(received.or(default), current.or(default)) {
+                let (received, current) = described(received, current);
+                return Err(differs(argument, received, current));
+            }
+        }
+        Ok(())
+    }
+
+    /// `queue.purge`
+    pub(in crate::vhost) fn purge(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        queue: &QueueRef,
+        wait: Wait,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let id = self.find_queue(from, channel, queue)?;
+        self.authorize_queue(from, Permission::Read, id)?;
+        self.check_not_locked(from, id)?;
+        let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
+        let (message_count, detached) = queue.purge();
+        if queue.declared.durable && message_count > 0 {
+            let except = queue.unacked_positions();
+            let except = except.into_iter().filter_map(|at| queue.entry(at).map(|entry| entry.id)).collect();
+            let change = Change::QueuePurged { queue: queue.declared.number, except };
+            self.change(change, effects);
+        }
+        if !detached.is_empty() {
+            self.detached.push(detached);
+        }
+        self.work.push_back(Work::Purge(id));
+        self.mark_runnable(id);
+        if wait == Wait::Answer {
+            effects.push(from, Output::Answer(channel, Answer::QueuePurgeOk { message_count }));
+        }
+        Ok(())
+    }
+
+    /// `queue.delete`
+    pub(in crate::vhost) fn delete(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        delete: &DeleteQueue,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let message_count = match self.find_queue(from, channel, &delete.queue) {
+            Ok(id) => {
+                self.authorize_queue(from, Permission::Configure, id)?;
+                self.check_not_locked(from, id)?;
+                self.check_deletable(id, delete)?;
+                let count = self.queues.get(id).map_or(0, Queue::message_count);
+                self.delete_queue(id, effects);
+                count
+            }
+            // Deleting what is not there is no error. RabbitMQ since 3.2; AMQP 0-9-1 says 404.
+            Err(Refusal::NoQueue { queue, .. }) => {
+                self.authorize(from, Permission::Configure, Resource::Queue(&queue))?;
+                0
+            }
+            Err(other) => return Err(other),
+        };
+        if delete.wait == Wait::Answer {
+            effects.push(from, Output::Answer(channel, Answer::QueueDeleteOk { message_count }));
+        }
+        Ok(())
+    }
+
+    fn check_deletable(&self, id: QueueId, delete: &DeleteQueue) -> Result<(), Refusal> {
+        let Some(queue) = self.queues.get(id) else { return Ok(()) };
+        let (name, vhost) = (queue.declared.name.to_string(), self.name.to_string());
+        if delete.if_unused && !queue.consumers.is_empty() {
+            return Err(Refusal::QueueInUse { queue: name, vhost });
+        }
+        if delete.if_empty && queue.ready() > 0 {
+            return Err(Refusal::QueueNotEmpty { queue: name, vhost });
+        }
+        Ok(())
+    }
+
+    /// Takes a queue away with its bindings and messages, and tells its consumers.
+    pub(in crate::vhost) fn delete_queue(&mut self, id: QueueId, effects: &mut Effects) {
+        let Some(mut queue) = self.queues.remove(id) else { return };
+        self.queue_names.remove(&queue.declared.name);
+        if let Some(deadline) = queue.timer {
+            self.timers.remove(&(deadline, id));
+        }
+        for source in std::mem::take(&mut queue.bound_to) {
+            self.unbind_target(source, Target::Queue(id));
+        }
+        if !queue.consumers.is_empty() {
+            let consumers: Vec<_> = std::mem::take(&mut queue.consumers).into_keys().collect();
+            self.work.push_back(Work::Notify(consumers.into_iter()));
+        }
+        if let Some(session) = queue.declared.owner.and_then(|owner| self.sessions.get_mut(owner)) {
+            session.exclusive_queues.remove(&id);
+        } else if queue.declared.durable {
+            self.change(Change::QueueDeleted { queue: queue.declared.number }, effects);
+        }
+        let detached = queue.detach();
+        if !detached.is_empty() {
+            self.detached.push(detached);
+        }
+    }
+}
+
+/// An exclusive queue does not outlive its connection, whatever its declaration says. RabbitMQ does the same.
+fn is_durable(declare: &DeclareQueue) -> bool {
+    declare.durable && !declare.exclusive
+}

@@ -28,6 +28,9 @@ pub const UNITS_PER_HOLD: u32 = 4096;
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;
 
+/// Places in a queue by which the grant to deliver is written ahead; it is renewed when half of them are used.
+pub const GRANT_AHEAD: u64 = 8192;
+
 /// Entries in one page of a queue's index.
 pub const PAGE_ENTRIES: usize = 4096;
 

@@ -9,9 +9,32 @@ use std::sync::Arc;
 
 use leveret_amqp::{ContentHeader, DecodeError, ShortStr};
 
-/// What names a message for life: its number in the order in which its virtual host took messages in.
+use crate::change::JournalPosition;
+
+/// What names a message for life: the position of the change that enqueued it, or for a message that no journal knows
+/// a number that is no position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MessageId(pub u64);
+pub struct MessageId(u64);
+
+impl MessageId {
+    const TRANSIENT: u64 = 1 << 63;
+
+    /// The message that was enqueued by the change at this position.
+    pub fn journaled(position: JournalPosition) -> Self {
+        debug_assert!(position.0 < Self::TRANSIENT);
+        MessageId(position.0)
+    }
+
+    /// The message of this number among those that no journal knows.
+    pub(crate) fn transient(number: u64) -> Self {
+        MessageId(number | Self::TRANSIENT)
+    }
+
+    /// The change that enqueued it, if a journal knows it.
+    pub fn position(self) -> Option<JournalPosition> {
+        (self.0 & Self::TRANSIENT == 0).then_some(JournalPosition(self.0))
+    }
+}
 
 /// Whether a message is written to disk in a durable queue. `basic.publish`, property `delivery-mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +64,31 @@ impl Message {
         assert!(usize::from(header_at) <= body_at as usize);
         assert!(body_at as usize <= block.len());
         Message { block: block.into(), body_at, header_at, delivery_mode }
+    }
+
+    /// The same for a block from a journal, which may hold anything.
+    pub(crate) fn from_parts(
+        block: &[u8],
+        header_at: u16,
+        body_at: u32,
+        delivery_mode: DeliveryMode,
+    ) -> Option<Self> {
+        let route = block.get(..usize::from(header_at))?;
+        let (&exchange_bytes, rest) = route.split_first()?;
+        let (exchange, rest) = rest.split_at_checked(usize::from(exchange_bytes))?;
+        let (&key_bytes, routing_key) = rest.split_first()?;
+        if routing_key.len() != usize::from(key_bytes) {
+            return None;
+        }
+        std::str::from_utf8(exchange).and(std::str::from_utf8(routing_key)).ok()?;
+        let header = ContentHeader::decode(block.get(usize::from(header_at)..body_at as usize)?).ok()?;
+        let body_bytes = block.len() - body_at as usize;
+        (header.body_bytes == body_bytes as u64).then(|| Message::new(block, header_at, body_at, delivery_mode))
+    }
+
+    /// The block, and where header payload and body begin in it.
+    pub(crate) fn parts(&self) -> (&[u8], u16, u32) {
+        (&self.block, self.header_at, self.body_at)
     }
 
     /// Exchange and routing key, each a short string with its length octet.

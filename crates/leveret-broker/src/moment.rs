@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::change::Expiry;
+
 /// One reading of both clocks.
 ///
 /// Deadlines compare the monotonic part only, so a wall clock that jumps changes nothing but timestamps.
@@ -17,6 +19,19 @@ impl Moment {
     /// The deadline that lies `after` behind this moment; the end of time if that is out of range.
     pub fn deadline(self, after: Duration) -> Deadline {
         Deadline(self.monotonic.saturating_add(after))
+    }
+
+    /// The end of a time to live that begins now, for a journal.
+    pub fn expiry(self, time_to_live: Duration) -> Expiry {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Expiry { wall_ms: ms(self.wall.saturating_add(time_to_live)), time_to_live_ms: ms(time_to_live) }
+    }
+
+    /// The deadline of what was journaled, now that the node is up again: what is left by the wall clock, but at
+    /// most the whole time to live.
+    pub fn restored(self, expiry: Expiry) -> Deadline {
+        let left = Duration::from_millis(expiry.wall_ms).saturating_sub(self.wall);
+        self.deadline(left.min(Duration::from_millis(expiry.time_to_live_ms)))
     }
 
     /// Whether a deadline has come.

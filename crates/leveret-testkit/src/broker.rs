@@ -10,15 +10,15 @@ use leveret_broker::moment::Deadline;
 use leveret_broker::node::Origin;
 use leveret_broker::vhost::Progress;
 use leveret_broker::vhost::command::Farewell;
-use leveret_broker::vhost::effects::Fetched;
+use leveret_broker::vhost::effects::{Fetch, Fetched};
 use leveret_broker::{
-    Command, Connection, ConnectionId, Effects, JournalPosition, Message, MessageId, Moment, Node, Output,
-    Settings, VirtualHost,
+    Change, Command, Commands, Connection, ConnectionId, Effects, JournalPosition, Message, MessageId, Moment,
+    Node, Output, Settings, VirtualHost,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::script::{Heard, JournalPace, Wire};
+use crate::script::{Heard, JournalPace, Stop, Wire};
 
 /// What differs from run to run of the same script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,17 @@ pub struct Variation {
     pub byte_by_byte: bool,
     /// Which bodies are evicted from memory.
     pub eviction: Eviction,
+    /// Whether the disk takes its time.
+    pub lag: Lag,
+}
+
+/// Whether what the disk does is done at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lag {
+    /// Yes.
+    None,
+    /// Bodies are fetched, and changes become durable, only when nobody can go on without.
+    AsLongAsPossible,
 }
 
 /// Which bodies are evicted from memory after each step.
@@ -42,11 +53,13 @@ pub enum Eviction {
 
 impl Variation {
     /// All that a script is run in.
-    pub const ALL: [Variation; 4] = [
-        Variation { byte_by_byte: false, eviction: Eviction::Never },
-        Variation { byte_by_byte: true, eviction: Eviction::Never },
-        Variation { byte_by_byte: false, eviction: Eviction::Always },
-        Variation { byte_by_byte: false, eviction: Eviction::AtRandom },
+    pub const ALL: [Variation; 6] = [
+        Variation { byte_by_byte: false, eviction: Eviction::Never, lag: Lag::None },
+        Variation { byte_by_byte: true, eviction: Eviction::Never, lag: Lag::None },
+        Variation { byte_by_byte: false, eviction: Eviction::Always, lag: Lag::None },
+        Variation { byte_by_byte: false, eviction: Eviction::AtRandom, lag: Lag::None },
+        Variation { byte_by_byte: false, eviction: Eviction::Never, lag: Lag::AsLongAsPossible },
+        Variation { byte_by_byte: false, eviction: Eviction::Always, lag: Lag::AsLongAsPossible },
     ];
 }
 
@@ -72,9 +85,17 @@ pub struct Broker {
     effects: Effects,
     /// Where evicted bodies are.
     stored: BTreeMap<MessageId, Message>,
-    journaled: u64,
-    /// How far the journal says it has come, if it does not keep up.
-    durable: Option<u64>,
+    /// Everything that was journaled, with its position, as the records of a journal hold it.
+    journal: Vec<(JournalPosition, Vec<u8>)>,
+    /// The position of the last change that was journaled.
+    journaled: JournalPosition,
+    /// The last change up to which nothing is half done.
+    whole: JournalPosition,
+    durable: JournalPosition,
+    /// Nothing becomes durable for the time being.
+    journal_stands: bool,
+    /// Bodies that were asked for and not yet fetched.
+    fetches: Vec<Fetch>,
     /// The most that followed from one hold of the virtual host's lock: outputs and changes.
     longest_hold: usize,
     random: SmallRng,
@@ -95,8 +116,12 @@ impl Broker {
             now: Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_790_000_000) },
             effects: Effects::default(),
             stored: BTreeMap::new(),
-            journaled: 0,
-            durable: None,
+            journal: Vec::new(),
+            journaled: JournalPosition::default(),
+            whole: JournalPosition::default(),
+            durable: JournalPosition::default(),
+            journal_stands: false,
+            fetches: Vec::new(),
             longest_hold: 0,
             random: SmallRng::seed_from_u64(7),
         }
@@ -149,10 +174,43 @@ impl Broker {
             let executed = self.execute(name);
             let encoded = self.encode_all();
             let Some(peer) = self.peers.get(name) else { return };
-            if (used == 0 || peer.carry.is_empty()) && !executed && !encoded {
+            let is_idle = (used == 0 || peer.carry.is_empty()) && !executed && !encoded;
+            if is_idle && !self.catch_up() {
                 return;
             }
         }
+    }
+
+    /// What the disk had put off; true if there was something.
+    fn catch_up(&mut self) -> bool {
+        if !self.fetches.is_empty() {
+            let stored = &self.stored;
+            let fetched = self.fetches.drain(..).map(|fetch| {
+                let message = stored.get(&fetch.id).expect("what was evicted was stored").clone();
+                Fetched { fetch, message }
+            });
+            let progress = self.vhost.handle_fetched(self.now, &mut fetched.collect(), &mut self.effects);
+            self.hand_on(progress);
+            return true;
+        }
+        self.make_durable()
+    }
+
+    /// The journal catches up, unless it stands; true if that changed something.
+    fn make_durable(&mut self) -> bool {
+        if self.journal_stands || self.durable == self.whole {
+            return false;
+        }
+        self.durable = self.whole;
+        for peer in self.peers.values_mut() {
+            if peer.connection.awaits().is_some_and(|position| position <= self.durable) {
+                peer.connection.handle_durable(self.now, self.durable, &mut peer.unheard);
+                if peer.reads {
+                    let _ = peer.connection.handle_written(self.now, Written::All);
+                }
+            }
+        }
+        true
     }
 
     /// Executes what waits and may; true if there was something.
@@ -174,8 +232,15 @@ impl Broker {
     fn hand_on(&mut self, mut progress: Progress) {
         loop {
             let mut followed = self.effects.changes.len();
-            self.journaled += followed as u64;
-            self.effects.changes.clear();
+            for change in self.effects.changes.drain(..) {
+                self.journaled = self.journaled.next();
+                let mut record = Vec::new();
+                change.encode(&mut record);
+                self.journal.push((self.journaled, record));
+            }
+            if !self.effects.changes_go_on {
+                self.whole = self.journaled;
+            }
             let peers = &mut self.peers;
             self.effects.take_outputs(|to, outputs| {
                 followed += outputs.len();
@@ -184,21 +249,16 @@ impl Broker {
                 }
             });
             self.longest_hold = self.longest_hold.max(followed);
-            let fetches = std::mem::take(&mut self.effects.fetches);
-            if !fetches.is_empty() {
-                let fetched = fetches.into_iter().map(|fetch| {
-                    let message = self.stored.get(&fetch.id).expect("what was evicted was stored").clone();
-                    Fetched { fetch, message }
-                });
-                progress = self.vhost.handle_fetched(self.now, &mut fetched.collect(), &mut self.effects);
-                continue;
-            }
+            self.fetches.append(&mut self.effects.fetches);
             if progress == Progress::Done {
                 break;
             }
             progress = self.vhost.go_on(self.now, &mut self.effects);
         }
         self.evict();
+        if self.variation.lag == Lag::None {
+            while self.catch_up() {}
+        }
     }
 
     fn evict(&mut self) {
@@ -216,7 +276,7 @@ impl Broker {
 
     /// Encodes what waits in outboxes; true if there was something.
     fn encode_all(&mut self) -> bool {
-        let durable = JournalPosition(self.durable.unwrap_or(self.journaled));
+        let durable = self.durable;
         let mut any = false;
         for peer in self.peers.values_mut() {
             if peer.outputs.is_empty() {
@@ -234,6 +294,15 @@ impl Broker {
             }
         }
         any
+    }
+
+    fn disconnect_all(&mut self) {
+        for id in self.peers.values().filter_map(|peer| peer.id).collect::<Vec<_>>() {
+            let mut commands = Commands::default();
+            commands.push(Command::Disconnect(Farewell::Silent));
+            let progress = self.vhost.handle_batch(self.now, id, &mut commands, &mut self.effects);
+            self.hand_on(progress);
+        }
     }
 
     fn settle_all(&mut self) {
@@ -296,14 +365,35 @@ impl Wire for Broker {
 
     fn journal(&mut self, pace: JournalPace) {
         match pace {
-            JournalPace::Stops => self.durable = Some(self.journaled),
+            JournalPace::Stops => self.journal_stands = true,
             JournalPace::KeepsUp => {
-                self.durable = None;
-                for peer in self.peers.values_mut() {
-                    peer.connection.handle_durable(JournalPosition(self.journaled), &mut peer.unheard);
-                }
+                self.journal_stands = false;
+                self.make_durable();
+                self.settle_all();
             }
         }
+    }
+
+    fn restart(&mut self, after: Stop) {
+        if after == Stop::InGoodOrder {
+            self.disconnect_all();
+            self.vhost.handle_stop(&mut self.effects);
+            self.hand_on(Progress::Done);
+            self.durable = self.whole;
+        }
+        self.peers.clear();
+        self.fetches.clear();
+        self.stored.clear();
+        self.effects = Effects::default();
+        self.journal.retain(|(position, _)| *position <= self.durable);
+        self.vhost = VirtualHost::new(self.node.vhosts()[0].clone(), [7; 32]);
+        for (position, record) in &self.journal {
+            let change = Change::decode(record).expect("what was encoded is decoded");
+            self.vhost.apply(self.now, *position, change).expect("a change fits to those before it");
+        }
+        self.vhost.end_recovery();
+        assert_eq!(self.vhost.position(), self.durable);
+        (self.journaled, self.whole) = (self.durable, self.durable);
     }
 
     fn wait(&mut self, time: Duration) {
@@ -330,10 +420,6 @@ impl Drop for Broker {
         if std::thread::panicking() {
             return;
         }
-        for id in self.peers.values().filter_map(|peer| peer.id).collect::<Vec<_>>() {
-            let mut commands = leveret_broker::Commands::default();
-            commands.push(Command::Disconnect(Farewell::Silent));
-            while self.vhost.handle_batch(self.now, id, &mut commands, &mut self.effects) == Progress::More {}
-        }
+        self.disconnect_all();
     }
 }

@@ -26,6 +26,8 @@
 //! | `C: content-header SIZE`, `C: content-body BODY` | frames of a content, one by one |
 //! | `wait 30s` | time passes (`ms`, `s`, `min`, `h`) |
 //! | `journal stops` | from now on, nothing that is journaled becomes durable |
+//! | `restart` | the broker stops in good order, all connections with it, and starts again |
+//! | `crash` | a power cut: the broker starts again with what was durable |
 //! | `journal keeps up` | everything that was journaled is durable, and what follows at once |
 //!
 //! `C` and `S` may name a connection and a channel: `Cb/2:` is channel 2 of connection `b`. Connections and channels
@@ -36,16 +38,17 @@
 //! or false in what the client sends. In what the server says it is anything, but flags are false.
 //! A name such as `$tag` stands for what it was first compared with.
 //!
-//! Every script runs several times: as it is, with its bytes arriving one by one, and with every body evicted from
-//! memory at once, or at random, so that it has to be fetched back.
+//! Every script runs several times: as it is, with its bytes arriving one by one, with every body evicted from
+//! memory at once, or at random, so that it has to be fetched back, sooner or later, and with a journal that lags
+//! behind.
 
 mod broker;
 mod record;
 mod script;
 mod text;
 
-pub use broker::{Broker, Eviction, Variation};
-pub use script::{Heard, JournalPace, Wire, continue_script, run_script, waits};
+pub use broker::{Broker, Eviction, Lag, Variation};
+pub use script::{Heard, JournalPace, Stop, Wire, continue_script, run_script, waits};
 
 /// Runs a script against fresh brokers, in each of the variations.
 ///

@@ -30,6 +30,17 @@ pub trait Wire {
     fn wait(&mut self, time: Duration);
     /// Lets the journal fall behind or catch up.
     fn journal(&mut self, pace: JournalPace);
+    /// Ends the broker and starts it again with what its journal kept.
+    fn restart(&mut self, after: Stop);
+}
+
+/// How a broker ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// As on SIGTERM.
+    InGoodOrder,
+    /// By a power cut: only what was durable is kept.
+    Crash,
 }
 
 /// Whether what was journaled becomes durable.
@@ -140,6 +151,12 @@ impl Run<'_> {
         match line {
             "journal stops" => {
                 self.wire.journal(JournalPace::Stops);
+                return Ok(());
+            }
+            "restart" | "crash" => {
+                self.wire.restart(if line == "crash" { Stop::Crash } else { Stop::InGoodOrder });
+                self.open.clear();
+                self.held.clear();
                 return Ok(());
             }
             "journal keeps up" => {

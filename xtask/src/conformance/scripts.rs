@@ -76,6 +76,9 @@ impl Script {
         if self.text.lines().any(|line| line.trim() == "journal stops") {
             return Some("it stops the journal".to_owned());
         }
+        if self.text.lines().any(|line| matches!(line.trim(), "restart" | "crash")) {
+            return Some("it restarts the broker".to_owned());
+        }
         if self.text.lines().count() > LINES_MAX {
             return Some(format!("it has more than {LINES_MAX} lines"));
         }
@@ -98,6 +101,7 @@ mod tests {
         assert_eq!(reason("C: basic.qos\nwait 2s\n  wait 900ms\nS: basic.qos-ok"), None);
         assert_eq!(reason("wait 2s\nwait 2s").as_deref(), Some("it waits for 4 s in all"));
         assert_eq!(reason("  journal stops\nC: basic.qos").as_deref(), Some("it stops the journal"));
+        assert_eq!(reason("C: basic.qos\n restart").as_deref(), Some("it restarts the broker"));
         assert_eq!(reason("wait 999ms").as_deref(), Some("it looks at the clock to the millisecond"));
     }
 

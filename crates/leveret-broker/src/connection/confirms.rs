@@ -79,6 +79,11 @@ impl Confirms {
         }
     }
 
+    /// The position that the next confirm waits for.
+    pub(super) fn next(&self) -> Option<JournalPosition> {
+        self.waiting.front().map(|&(after, _)| after)
+    }
+
     fn ready(&mut self, number: u64) {
         assert!(number >= self.ready_below, "a publish is settled once");
         if number == self.ready_below {

@@ -27,49 +27,15 @@ impl Connection {
         let mut confirmed: Vec<ChannelId> = Vec::new();
         let (mut batch, before) = (Window::default(), out.len());
         for output in outputs {
-            let window = output.window();
-            batch.deliveries += window.deliveries;
-            batch.answers += window.answers;
             // Nobody would read it. The farewell still ends the connection.
-            if self.is_gone && !matches!(output, Output::Farewell(_)) {
+            if self.is_gone && !matches!(output, Output::Farewell(..)) {
+                self.held.forget_channels();
                 continue;
             }
-            match output {
-                Output::Deliver { channel, consumer, tag, redelivered, message } => {
-                    self.deliver(channel, consumer, tag, redelivered, &message, out);
-                }
-                Output::GetOk { channel, tag, redelivered, message_count, message } => {
-                    self.get_ok(channel, tag, redelivered, message_count, &message, out);
-                }
-                Output::Return { channel, reason, message } => {
-                    write_frame(out, FrameKind::Method, channel.number(), |out| {
-                        let (exchange, routing_key) = route(&message);
-                        let reply_text = ShortStr::truncated(reason.name());
-                        let reply_code = reason.code();
-                        Method::BasicReturn { reply_code, reply_text, exchange, routing_key }.encode(out);
-                    });
-                    self.content(channel, &message, out);
-                }
-                Output::Confirm { channel, number, after } => {
-                    if let Some(confirms) = self.confirms(channel) {
-                        confirms.settle(number, after, durable);
-                        if !confirmed.contains(&channel) {
-                            confirmed.push(channel);
-                        }
-                    }
-                }
-                Output::Answer(channel, answer) => {
-                    self.tell_confirms(&mut confirmed, out);
-                    self.answer(channel, &answer, out);
-                }
-                Output::CloseChannel(channel, exception) => {
-                    self.tell_confirms(&mut confirmed, out);
-                    self.close_channel(channel, &exception, out);
-                }
-                Output::Farewell(farewell) => {
-                    self.tell_confirms(&mut confirmed, out);
-                    self.farewell(now, farewell, out);
-                }
+            if self.held.must_wait(&output, durable) {
+                self.held.push(output);
+            } else {
+                self.encode(now, output, durable, &mut confirmed, &mut batch, out);
             }
         }
         self.tell_confirms(&mut confirmed, out);
@@ -77,12 +43,87 @@ impl Connection {
     }
 
     /// The journal has come further: tells what waited for it.
-    pub fn handle_durable(&mut self, durable: JournalPosition, out: &mut Vec<u8>) {
-        for slot in 1..self.channels.slots.len() {
-            let Some(channel) = u16::try_from(slot).ok().and_then(ChannelId::new) else { continue };
-            if let Some(confirms) = self.confirms(channel) {
-                confirms.advance(durable);
-                self.tell_confirms(&mut vec![channel], out);
+    pub fn handle_durable(&mut self, now: Moment, durable: JournalPosition, out: &mut Vec<u8>) {
+        let mut confirmed = Vec::new();
+        for channel in std::mem::take(&mut self.unconfirmed) {
+            let Some(confirms) = self.confirms(channel) else { continue };
+            confirms.advance(durable);
+            let waits = confirms.next().is_some();
+            confirmed.push(channel);
+            if waits {
+                self.unconfirmed.insert(channel);
+            }
+        }
+        let (mut batch, before) = (Window::default(), out.len());
+        for output in self.held.release(durable) {
+            self.encode(now, output, durable, &mut confirmed, &mut batch, out);
+        }
+        self.tell_confirms(&mut confirmed, out);
+        self.unwritten.add(out.len() - before, batch);
+    }
+
+    /// The journal position at which [`Self::handle_durable`] has something to do.
+    #[must_use]
+    pub fn awaits(&mut self) -> Option<JournalPosition> {
+        let mut next = self.held.next();
+        for channel in self.unconfirmed.clone() {
+            let position = self.confirms(channel).and_then(|confirms| confirms.next());
+            next = next.into_iter().chain(position).min();
+        }
+        next
+    }
+
+    fn encode(
+        &mut self,
+        now: Moment,
+        output: Output,
+        durable: JournalPosition,
+        confirmed: &mut Vec<ChannelId>,
+        batch: &mut Window,
+        out: &mut Vec<u8>,
+    ) {
+        let window = output.window();
+        batch.deliveries += window.deliveries;
+        batch.answers += window.answers;
+        match output {
+            Output::Deliver { channel, consumer, tag, redelivered, message, .. } => {
+                self.deliver(channel, consumer, tag, redelivered, &message, out);
+            }
+            Output::GetOk { channel, tag, redelivered, message_count, message, .. } => {
+                self.get_ok(channel, tag, redelivered, message_count, &message, out);
+            }
+            Output::Return { channel, reason, message } => {
+                write_frame(out, FrameKind::Method, channel.number(), |out| {
+                    let (exchange, routing_key) = route(&message);
+                    let reply_text = ShortStr::truncated(reason.name());
+                    let reply_code = reason.code();
+                    Method::BasicReturn { reply_code, reply_text, exchange, routing_key }.encode(out);
+                });
+                self.content(channel, &message, out);
+            }
+            Output::Confirm { channel, number, after } => {
+                if let Some(confirms) = self.confirms(channel) {
+                    confirms.settle(number, after, durable);
+                    if after > durable {
+                        self.unconfirmed.insert(channel);
+                    }
+                    if !confirmed.contains(&channel) {
+                        confirmed.push(channel);
+                    }
+                }
+            }
+            Output::Answer(channel, answer, _) => {
+                self.tell_confirms(confirmed, out);
+                self.answer(channel, &answer, out);
+            }
+            Output::CloseChannel(channel, exception) => {
+                self.tell_confirms(confirmed, out);
+                self.close_channel(channel, &exception, out);
+            }
+            Output::Farewell(farewell, _) => {
+                self.tell_confirms(confirmed, out);
+                self.held.forget_channels();
+                self.farewell(now, farewell, out);
             }
         }
     }

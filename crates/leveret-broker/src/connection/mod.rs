@@ -16,9 +16,10 @@ mod channels;
 mod confirms;
 mod encode;
 mod handshake;
+mod hold;
 pub mod reply;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,11 +29,12 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use self::channels::{Channels, Flow};
+use self::hold::Held;
 use self::reply::{ClientError, Exception};
 use crate::access::Login;
 use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, INITIAL_FRAME_BYTES_MAX};
 use crate::moment::{Deadline, Moment};
-use crate::names::VhostName;
+use crate::names::{ChannelId, VhostName};
 use crate::node::{Node, Origin};
 use crate::settings::Settings;
 use crate::vhost::command::{Command, Commands, Farewell};
@@ -77,6 +79,10 @@ pub struct Connection {
     commands: Commands,
     /// Whether input was refused until something more is encoded.
     input_waits: bool,
+    /// What waits for the journal.
+    held: Held,
+    /// Channels with confirms that wait for the journal.
+    unconfirmed: BTreeSet<ChannelId>,
     /// What was encoded and not yet written.
     unwritten: Unwritten,
     /// What was written and not yet reported.
@@ -169,6 +175,8 @@ impl Connection {
             channels: Channels::new(StdRng::from_seed(seed)),
             commands: Commands::default(),
             input_waits: false,
+            held: Held::default(),
+            unconfirmed: BTreeSet::new(),
             unwritten: Unwritten::default(),
             unreported: Window::default(),
             is_gone: false,

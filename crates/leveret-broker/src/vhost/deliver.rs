@@ -1,7 +1,7 @@
 //! Handing messages out: consumers, credit, `basic.get`, expiry at the head of a queue.
 
 use crate::access::Permission;
-use crate::change::Change;
+use crate::change::{Change, JournalPosition};
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
 use crate::names::ChannelId;
@@ -75,7 +75,11 @@ impl VirtualHost {
         }
         if consume.wait == Wait::Answer {
             let answer = Answer::BasicConsumeOk { consumer: consume.consumer };
-            effects.push(from, Output::Answer(channel_id, answer));
+            self.answer(from, channel_id, answer, effects);
+        }
+        // Before the first message comes, so that it need not wait.
+        if let Some(first) = self.queues.get(queue_id).filter(|queue| queue.declared.durable).map(Queue::cursor) {
+            self.grant(queue_id, first, effects);
         }
         self.mark_runnable(queue_id);
         Ok(())
@@ -150,7 +154,7 @@ impl VirtualHost {
         if credit == Some(Credit::WindowFull) {
             session.starve(key.consumer);
         }
-        let Some((consumer, channel)) = session.consumer_and_channel(key.consumer) else { return };
+        let Some((consumer, _)) = session.consumer_and_channel(key.consumer) else { return };
         if credit != Some(Credit::Available) {
             consumer.waiting = false;
             return;
@@ -165,8 +169,13 @@ impl VirtualHost {
                 return;
             }
         };
-        let redelivered = entry.redelivered;
-        let window = window_bytes(message);
+        let (journaled, window) = (entry.journaled, window_bytes(message));
+        let redelivered = queue.is_redelivered(head);
+        let after = if journaled { self.grant(id, head, effects) } else { JournalPosition::default() };
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        let Some(Body::Resident(message)) = queue.entry(head).map(|entry| &entry.body) else { return };
+        let Some(session) = self.sessions.get_mut(key.connection) else { return };
+        let Some((consumer, channel)) = session.consumer_and_channel(key.consumer) else { return };
         let tag = channel.unacked.next_tag();
         let channel_id = consumer.channel;
         let (message, settled) = match consumer.ack_mode {
@@ -181,7 +190,7 @@ impl VirtualHost {
             }
             AckMode::Automatic => match queue.settle_head(head) {
                 Some(entry) => {
-                    let settled = entry.journaled.then_some((queue.declared.number, entry.id));
+                    let settled = entry.journaled.then_some((queue.declared.number, head));
                     (if let Body::Resident(message) = entry.body { Some(message) } else { None }, settled)
                 }
                 None => (None, None),
@@ -190,10 +199,10 @@ impl VirtualHost {
         session.use_window(window);
         if let Some(message) = message {
             let (channel, consumer) = (channel_id, key.consumer);
-            effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, message });
+            effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
         }
-        if let Some((queue, id)) = settled {
-            self.change(Change::MessageSettled { queue, id }, effects);
+        if let Some((queue, position)) = settled {
+            self.change(Change::MessageSettled { queue, position }, effects);
         }
         self.take_next_turn(id, seat, key);
     }
@@ -243,12 +252,26 @@ impl VirtualHost {
             queue.parked = None;
         }
         let number = queue.declared.number;
-        if let Some(entry) = queue.settle_head(head)
-            && entry.journaled
-        {
-            self.change(Change::MessageSettled { queue: number, id: entry.id }, effects);
+        if queue.settle_head(head).is_some_and(|entry| entry.journaled) {
+            self.change(Change::MessageSettled { queue: number, position: head }, effects);
         }
         true
+    }
+
+    /// What handing out a journaled message rests on: a grant of its queue, which is renewed if need be.
+    fn grant(&mut self, id: QueueId, position: Position, effects: &mut Effects) -> JournalPosition {
+        let Some(queue) = self.queues.get_mut(id) else { return JournalPosition::default() };
+        match queue.granted(position) {
+            Ok(after) => after,
+            Err(below) => {
+                let number = queue.declared.number;
+                queue.set_grant(below, self.position.next());
+                // The old one may still do for this message.
+                let after = queue.granted(position).unwrap_or_default();
+                self.change(Change::DeliveryGranted { queue: number, below }, effects);
+                after
+            }
+        }
     }
 
     /// `basic.get`
@@ -274,9 +297,9 @@ impl VirtualHost {
             }
         };
         self.mark_runnable(id);
-        let taken = head.and_then(|head| self.take_for_get(from, channel_id, id, head, ack_mode));
+        let taken = head.and_then(|head| self.take_for_get(from, channel_id, id, head, ack_mode, effects));
         let Some((getting, body)) = taken else {
-            effects.push(from, Output::Answer(channel_id, Answer::BasicGetEmpty));
+            self.answer(from, channel_id, Answer::BasicGetEmpty, effects);
             return Ok(());
         };
         match body {
@@ -299,14 +322,17 @@ impl VirtualHost {
         queue_id: QueueId,
         position: Position,
         ack_mode: AckMode,
+        effects: &mut Effects,
     ) -> Option<(Getting, Result<Message, MessageId>)> {
+        let journaled = self.queues.get_mut(queue_id)?.entry(position)?.journaled;
+        let after = if journaled { self.grant(queue_id, position, effects) } else { JournalPosition::default() };
         let queue = self.queues.get_mut(queue_id)?;
         let state = self.sessions.get_mut(from)?.channel(channel)?;
         if queue.parked == Some(position) {
             queue.parked = None;
         }
+        let redelivered = queue.is_redelivered(position);
         let entry = queue.entry(position)?;
-        let redelivered = entry.redelivered;
         let body = match &entry.body {
             Body::Resident(message) => Ok(message.clone()),
             Body::Stored => Err(entry.id),
@@ -317,7 +343,8 @@ impl VirtualHost {
         if ack_mode == AckMode::Manual {
             state.unacked.push(Unacked { tag: tag.number(), queue: queue_id, position, consumer: None });
         }
-        let getting = Getting { channel, queue: queue_id, position, ack_mode, tag, redelivered, message_count };
+        let getting =
+            Getting { channel, queue: queue_id, position, ack_mode, tag, redelivered, after, message_count };
         Some((getting, body))
     }
 
@@ -339,7 +366,7 @@ impl VirtualHost {
         message: Message,
         effects: &mut Effects,
     ) {
-        let Getting { channel, queue, position, ack_mode, tag, redelivered, message_count } = getting;
+        let Getting { channel, queue, position, ack_mode, tag, redelivered, after, message_count } = getting;
         if ack_mode == AckMode::Automatic {
             let unacked = Unacked { tag: tag.number(), queue, position, consumer: None };
             self.settle_one(unacked, Settlement::Ack, effects);
@@ -347,7 +374,7 @@ impl VirtualHost {
         if let Some(session) = self.sessions.get_mut(to) {
             session.use_answer_window(window_bytes(&message));
         }
-        effects.push(to, Output::GetOk { channel, tag, redelivered, message_count, message });
+        effects.push(to, Output::GetOk { channel, tag, redelivered, message_count, after, message });
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Output {
         tag: DeliveryTag,
         /// Whether it may have been delivered before.
         redelivered: bool,
+        /// What must be durable first.
+        after: JournalPosition,
         /// What is delivered.
         message: Message,
     },
@@ -40,6 +42,8 @@ pub enum Output {
         redelivered: bool,
         /// Messages still ready in the queue.
         message_count: u32,
+        /// What must be durable first.
+        after: JournalPosition,
         /// What was got.
         message: Message,
     },
@@ -61,12 +65,12 @@ pub enum Output {
         /// What must be durable first.
         after: JournalPosition,
     },
-    /// An `-ok` and its like.
-    Answer(ChannelId, Answer),
+    /// An `-ok` and its like, once the journal has come that far.
+    Answer(ChannelId, Answer, JournalPosition),
     /// The channel is closed by an exception.
     CloseChannel(ChannelId, Exception),
-    /// The connection ends, and nothing follows.
-    Farewell(Farewell),
+    /// The connection ends once the journal has come that far, and nothing follows.
+    Farewell(Farewell, JournalPosition),
 }
 
 impl Output {
@@ -77,9 +81,34 @@ impl Output {
             Output::GetOk { message, .. } | Output::Return { message, .. } => {
                 Window { deliveries: 0, answers: window_bytes(message) }
             }
-            Output::Confirm { .. } | Output::Answer(..) | Output::CloseChannel(..) | Output::Farewell(_) => {
+            Output::Confirm { .. } | Output::Answer(..) | Output::CloseChannel(..) | Output::Farewell(..) => {
                 Window::default()
             }
+        }
+    }
+
+    /// The channel whose order it keeps; none for what concerns the whole connection.
+    pub(crate) fn channel(&self) -> Option<ChannelId> {
+        match self {
+            Output::Deliver { channel, .. }
+            | Output::GetOk { channel, .. }
+            | Output::Return { channel, .. }
+            | Output::Confirm { channel, .. }
+            | Output::Answer(channel, ..)
+            | Output::CloseChannel(channel, _) => Some(*channel),
+            Output::Farewell(..) => None,
+        }
+    }
+
+    /// What must be durable before it may be told, and before anything behind it on its channel. Confirms are not
+    /// answers: what they wait for holds nothing else back.
+    pub(crate) fn holds_until(&self) -> JournalPosition {
+        match self {
+            Output::Deliver { after, .. }
+            | Output::GetOk { after, .. }
+            | Output::Answer(_, _, after)
+            | Output::Farewell(_, after) => *after,
+            Output::Return { .. } | Output::Confirm { .. } | Output::CloseChannel(..) => JournalPosition::default(),
         }
     }
 }
@@ -181,6 +210,9 @@ pub struct Effects {
     group_of: SecondaryMap<ConnectionId, usize>,
     /// Durable facts, in their order.
     pub changes: Vec<Change>,
+    /// Whether the last of the changes belong together with the next ones: a journal must not make them durable
+    /// without those.
+    pub changes_go_on: bool,
     /// Bodies that queues wait for.
     pub fetches: Vec<Fetch>,
 }

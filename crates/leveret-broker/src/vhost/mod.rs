@@ -7,6 +7,7 @@
 //! driver calls again after others had a turn. A command that names many messages takes effect at one instant
 //! all the same: while it is being worked off, no other command is begun.
 
+mod apply;
 pub mod binding;
 pub mod command;
 mod deliver;
@@ -23,7 +24,7 @@ mod topology;
 mod transaction;
 mod work;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -39,7 +40,7 @@ use self::queue::{Body, Detached, Queue};
 use self::session::Session;
 use self::work::Work;
 use crate::access::Login;
-use crate::change::{Change, JournalPosition};
+use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::connection::reply::Exception;
 use crate::limits::UNITS_PER_HOLD;
 use crate::message::{Message, MessageId};
@@ -70,16 +71,21 @@ pub struct VirtualHost {
     sessions: SlotMap<ConnectionId, Session>,
     queues: SlotMap<QueueId, Queue>,
     queue_names: HashMap<QueueName, QueueId, FixedState>,
+    /// By the number that changes call them by.
+    durable_queues: BTreeMap<QueueNumber, QueueId>,
     exchanges: Exchanges,
     /// Routing keys that reach a channel without a queue.
     reply_keys: HashMap<ShortString, (ConnectionId, ChannelId), FixedState>,
     /// Changes whenever a message may take another way through an exchange.
     bindings_version: u64,
     match_scratch: MatchScratch,
-    last_message: MessageId,
+    /// Numbers messages that no journal knows.
+    last_transient: u64,
     last_queue_number: u64,
     /// How many changes were emitted: the position of the last one.
     position: JournalPosition,
+    /// The last change that declared, bound, deleted or purged something.
+    topology: JournalPosition,
     /// What commands have begun. It comes before everything else.
     work: VecDeque<Work>,
     /// Queues that may have something to deliver or expire.
@@ -103,13 +109,15 @@ impl VirtualHost {
             sessions: SlotMap::with_key(),
             queues: SlotMap::with_key(),
             queue_names: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
+            durable_queues: BTreeMap::new(),
             exchanges: Exchanges::new(hash_seed),
             reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             bindings_version: 0,
             match_scratch: MatchScratch::default(),
-            last_message: MessageId(0),
+            last_transient: 0,
             last_queue_number: 0,
-            position: JournalPosition(0),
+            position: JournalPosition::default(),
+            topology: JournalPosition::default(),
             work: VecDeque::new(),
             runnable: VecDeque::new(),
             detached: Vec::new(),
@@ -147,6 +155,7 @@ impl VirtualHost {
             self.execute(now, from, command, effects);
         }
         self.free_detached();
+        self.end_hold(effects);
         if self.units == 0 && (!commands.is_empty() || self.has_work()) { Progress::More } else { Progress::Done }
     }
 
@@ -195,6 +204,7 @@ impl VirtualHost {
         self.units = UNITS_PER_HOLD;
         self.continue_work(now, effects);
         self.free_detached();
+        self.end_hold(effects);
         if self.has_work() { Progress::More } else { Progress::Done }
     }
 
@@ -222,6 +232,10 @@ impl VirtualHost {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Deadline> {
         self.timers.first().map(|&(deadline, _)| deadline)
+    }
+
+    fn end_hold(&self, effects: &mut Effects) {
+        effects.changes_go_on = self.work.iter().any(Work::is_atomic);
     }
 
     fn has_work(&self) -> bool {
@@ -265,7 +279,7 @@ impl VirtualHost {
             Command::OpenChannel(channel) => {
                 if let Some(session) = self.sessions.get_mut(from) {
                     session.open_channel(channel);
-                    effects.push(from, Output::Answer(channel, Answer::ChannelOpenOk));
+                    self.answer(from, channel, Answer::ChannelOpenOk, effects);
                 }
                 return;
             }
@@ -307,7 +321,7 @@ impl VirtualHost {
                 return;
             }
             Command::Answer(channel, answer) => {
-                effects.push(from, Output::Answer(channel, answer));
+                self.answer(from, channel, answer, effects);
                 return;
             }
             Command::Settle(channel, target, settlement, _) => {
@@ -316,7 +330,7 @@ impl VirtualHost {
             Command::Recover(channel, wait) => return self.recover(from, channel, wait),
             Command::Qos(channel, qos) => {
                 self.qos(from, channel, qos);
-                return effects.push(from, Output::Answer(channel, Answer::BasicQosOk));
+                return self.answer(from, channel, Answer::BasicQosOk, effects);
             }
             Command::Consume(channel, consume) => (channel, self.consume(from, channel, &consume, effects)),
             Command::ConsumeReplies(channel, consumer, key, wait) => {
@@ -329,7 +343,7 @@ impl VirtualHost {
                 self.cancel_replies(from, channel, Some(consumer));
                 self.cancel(now, from, consumer, effects);
                 let answer = Answer::BasicCancelOk { consumer: Some(consumer), tag, wait };
-                return effects.push(from, Output::Answer(channel, answer));
+                return self.answer(from, channel, answer, effects);
             }
             Command::Get(channel, queue, mode) => (channel, self.get(now, from, channel, &queue, mode, effects)),
             Command::DeclareQueue(channel, declare) => {
@@ -369,11 +383,7 @@ impl VirtualHost {
 
     fn close_channel(&mut self, from: ConnectionId, id: ChannelId, wait: Wait) {
         self.release_channel(from, id);
-        let Some(session) = self.sessions.get_mut(from) else { return };
-        session.remove_channel(id);
-        if wait == Wait::Answer {
-            self.work.push_back(Work::Answer(from, id, Answer::ChannelCloseOk));
-        }
+        self.work.push_back(Work::CloseChannel(from, id, wait));
     }
 
     /// Ends the consumers of a channel and gives its unacked messages back.
@@ -412,10 +422,28 @@ impl VirtualHost {
         }
     }
 
+    /// Answers a method. The answer rests on what was settled before it on its channel, and on all that was declared,
+    /// bound and deleted before it by anybody.
+    fn answer(&mut self, to: ConnectionId, channel: ChannelId, answer: Answer, effects: &mut Effects) {
+        let mut after = self.topology;
+        if answer != Answer::BasicGetEmpty
+            && let Some(channel) = self.sessions.get_mut(to).and_then(|session| session.channel(channel))
+        {
+            after = after.max(channel.settled);
+        }
+        effects.push(to, Output::Answer(channel, answer, after));
+    }
+
     /// Records a durable fact.
     fn change(&mut self, change: Change, effects: &mut Effects) {
-        self.position.0 += 1;
+        self.position = self.position.next();
         effects.changes.push(change);
+    }
+
+    /// Records that something was declared, bound or deleted.
+    fn change_topology(&mut self, change: Change, effects: &mut Effects) {
+        self.change(change, effects);
+        self.topology = self.position;
     }
 
     fn mark_runnable(&mut self, id: QueueId) {

@@ -5,12 +5,12 @@ use std::time::Duration;
 use leveret_amqp::ReplyCode;
 use smallvec::SmallVec;
 
-use crate::change::{Change, JournalPosition, QueueNumber};
+use crate::change::{Change, Enqueued, JournalPosition};
 use crate::message::{DeliveryMode, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
 use crate::vhost::effects::{Effects, Output, window_bytes};
-use crate::vhost::queue::{Body, Entry};
+use crate::vhost::queue::{Body, Entry, Queue, QueueType};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::Route;
 use crate::vhost::{ConnectionId, VirtualHost};
@@ -52,38 +52,48 @@ impl VirtualHost {
             }
             effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
         }
-        let id = MessageId(self.last_message.0 + 1);
-        let persistent = message.delivery_mode() == DeliveryMode::Persistent;
-        let mut durable_queues: SmallVec<[QueueNumber; 2]> = SmallVec::new();
+        let is_persistent = message.delivery_mode() == DeliveryMode::Persistent;
+        let is_journaled = |queue: &Queue| {
+            // RabbitMQ: quorum queues treat every message as persistent.
+            queue.declared.durable && (is_persistent || queue.declared.arguments.queue_type == QueueType::Quorum)
+        };
+        let id = if route.iter().any(|&queue| self.queues.get(queue).is_some_and(is_journaled)) {
+            MessageId::journaled(self.position.next())
+        } else {
+            self.last_transient += 1;
+            MessageId::transient(self.last_transient)
+        };
+        let mut durable_queues: SmallVec<[Enqueued; 1]> = SmallVec::new();
         let mut message = Some(message);
         for (nth, &queue_id) in route.iter().enumerate() {
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             let declared = &queue.declared;
-            let journaled = persistent && declared.durable;
-            if journaled {
-                durable_queues.push(declared.number);
-            }
+            let journaled = is_journaled(queue);
             let expiration = expiration_ms.map(Duration::from_millis);
             let time_to_live = expiration.into_iter().chain(declared.arguments.message_ttl).min();
-            let is_last = nth + 1 == route.len() && durable_queues.is_empty();
+            let number = declared.number;
+            let is_last = nth + 1 == route.len() && !journaled && durable_queues.is_empty();
             let body = if is_last { message.take() } else { message.clone() };
             let Some(body) = body else { continue };
-            queue.push(Entry {
+            let position = queue.push(Entry {
                 id,
                 body: Body::Resident(body),
                 expires: time_to_live.map(|time| now.deadline(time)),
                 journaled,
                 redelivered: false,
             });
+            if journaled {
+                let expires = time_to_live.map(|time| now.expiry(time));
+                durable_queues.push(Enqueued { queue: number, position, expires });
+            }
             self.units = self.units.saturating_sub(1);
             self.mark_runnable(queue_id);
         }
-        self.last_message = id;
         let mut after = JournalPosition::default();
         if let Some(message) = message
             && !durable_queues.is_empty()
         {
-            self.change(Change::MessageEnqueued { id, message, queues: durable_queues }, effects);
+            self.change(Change::MessageEnqueued { message, queues: durable_queues }, effects);
             after = self.position;
         }
         if let Some(number) = confirm {

@@ -8,6 +8,7 @@
 
 use leveret_amqp::ShortString;
 
+use crate::change::JournalPosition;
 use crate::message::Message;
 use crate::names::ChannelId;
 use crate::vhost::command::{ConsumerId, Wait};
@@ -37,7 +38,7 @@ impl VirtualHost {
         channel.replies = Some((consumer, key.clone()));
         self.reply_keys.insert(key, (from, id));
         if wait == Wait::Answer {
-            effects.push(from, Output::Answer(id, Answer::BasicConsumeOk { consumer }));
+            self.answer(from, id, Answer::BasicConsumeOk { consumer }, effects);
         }
     }
 
@@ -83,8 +84,8 @@ impl VirtualHost {
         let Some((consumer, _)) = channel.replies else { return false };
         let tag = channel.unacked.next_tag();
         session.use_window(window_bytes(message));
-        let message = message.clone();
-        effects.push(to, Output::Deliver { channel: id, consumer, tag, redelivered: false, message });
+        let (after, message) = (JournalPosition::default(), message.clone());
+        effects.push(to, Output::Deliver { channel: id, consumer, tag, redelivered: false, after, message });
         true
     }
 }

@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use leveret_amqp::ShortString;
 
 use crate::access::Login;
+use crate::change::JournalPosition;
 use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES};
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::QueueId;
@@ -25,6 +26,8 @@ pub(crate) struct Session {
     pub(crate) routes: RouteMemory,
     /// A `basic.get` that waits for its body. No other command of this connection is begun until then.
     pub(crate) getting: Option<Getting>,
+    /// The last change that settled something on any of its channels.
+    pub(crate) settled: JournalPosition,
     /// Bytes of deliveries handed out and not yet written to the socket.
     window: Window,
     /// Consumers that wait for the window.
@@ -40,6 +43,8 @@ pub(crate) struct Getting {
     pub(crate) ack_mode: AckMode,
     pub(crate) tag: DeliveryTag,
     pub(crate) redelivered: bool,
+    /// What must be durable before it is handed out.
+    pub(crate) after: JournalPosition,
     pub(crate) message_count: u32,
 }
 
@@ -50,6 +55,8 @@ pub(crate) struct Channel {
     pub(crate) failed: bool,
     pub(crate) last_declared: Option<QueueName>,
     pub(crate) unacked: Outstanding,
+    /// The last change that settled something here, or that a transaction of this channel made. Answers rest on it.
+    pub(crate) settled: JournalPosition,
     /// `basic.qos` for consumers to come.
     pub(crate) prefetch_per_consumer: Option<NonZeroU64>,
     /// `basic.qos` for the channel as a whole.
@@ -100,6 +107,7 @@ impl Session {
             exclusive_queues: BTreeSet::new(),
             routes: RouteMemory::default(),
             getting: None,
+            settled: JournalPosition::default(),
             window: Window::default(),
             starved: Vec::new(),
         }
@@ -115,6 +123,14 @@ impl Session {
 
     pub(crate) fn channel(&mut self, id: ChannelId) -> Option<&mut Channel> {
         self.channels.get_mut(usize::from(id.number()))?.as_deref_mut()
+    }
+
+    /// Remembers that a change settled something on a channel.
+    pub(crate) fn settled_on(&mut self, id: ChannelId, position: JournalPosition) {
+        self.settled = position;
+        if let Some(channel) = self.channel(id) {
+            channel.settled = position;
+        }
     }
 
     pub(crate) fn remove_channel(&mut self, id: ChannelId) -> Option<Box<Channel>> {

@@ -31,7 +31,7 @@ impl VirtualHost {
                 if let Some(transaction) = &mut channel.transaction {
                     transaction.settlements.push((unacked, settlement));
                 } else {
-                    self.settle_one(unacked, settlement, effects);
+                    self.settle_on(from, id, unacked, settlement, effects);
                     self.give_credit(from, id, unacked);
                 }
                 return Ok(());
@@ -59,15 +59,37 @@ impl VirtualHost {
         }
     }
 
+    /// Settles a delivery for its client: later answers on the channel rest on it.
+    pub(super) fn settle_on(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        unacked: Unacked,
+        settlement: Settlement,
+        effects: &mut Effects,
+    ) {
+        let before = self.position;
+        self.settle_one(unacked, settlement, effects);
+        if self.position != before {
+            self.settled_on(from, channel);
+        }
+    }
+
+    /// What comes later on the channel rests on the last change.
+    pub(super) fn settled_on(&mut self, from: ConnectionId, channel: ChannelId) {
+        if let Some(session) = self.sessions.get_mut(from) {
+            session.settled_on(channel, self.position);
+        }
+    }
+
     pub(super) fn settle_one(&mut self, unacked: Unacked, settlement: Settlement, effects: &mut Effects) {
         let Some(queue) = self.queues.get_mut(unacked.queue) else { return };
         match settlement {
             Settlement::Ack | Settlement::Discard => {
                 let number = queue.declared.number;
-                if let Some(entry) = queue.settle_unacked(unacked.position)
-                    && entry.journaled
-                {
-                    self.change(Change::MessageSettled { queue: number, id: entry.id }, effects);
+                let position = unacked.position;
+                if queue.settle_unacked(position).is_some_and(|entry| entry.journaled) {
+                    self.change(Change::MessageSettled { queue: number, position }, effects);
                 }
             }
             Settlement::Requeue => {

@@ -5,7 +5,7 @@
 
 use crate::names::ChannelId;
 use crate::vhost::command::{Publish, Settlement};
-use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::route::Route;
 use crate::vhost::session::{Channel, Unacked};
 use crate::vhost::work::Work;
@@ -28,7 +28,7 @@ impl VirtualHost {
     pub(super) fn select_tx(&mut self, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
         if let Some(channel) = self.channel(from, id) {
             channel.transaction.get_or_insert_default();
-            effects.push(from, Output::Answer(id, Answer::TxSelectOk));
+            self.answer(from, id, Answer::TxSelectOk, effects);
         }
     }
 
@@ -49,6 +49,6 @@ impl VirtualHost {
         let Some(transaction) = channel.transaction.as_mut() else { return };
         let Transaction { settlements, .. } = std::mem::take(transaction);
         channel.unacked.put_back(settlements.into_iter().map(|(unacked, _)| unacked));
-        effects.push(from, Output::Answer(id, Answer::TxRollbackOk));
+        self.answer(from, id, Answer::TxRollbackOk, effects);
     }
 }

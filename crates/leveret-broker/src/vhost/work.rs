@@ -7,9 +7,10 @@
 use std::collections::BTreeSet;
 use std::vec;
 
+use crate::change::JournalPosition;
 use crate::moment::Moment;
 use crate::names::ChannelId;
-use crate::vhost::command::{ConsumerId, Farewell, Publish, Settlement};
+use crate::vhost::command::{ConsumerId, Farewell, Publish, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Output};
 use crate::vhost::exchange::ExchangeId;
 use crate::vhost::queue::{ConsumerKey, Queue};
@@ -43,8 +44,28 @@ pub(super) enum Work {
     DeleteExchange(ExchangeId),
     /// Answer, now that all before is done.
     Answer(ConnectionId, ChannelId, Answer),
+    /// Forget a channel, now that what it held went back.
+    CloseChannel(ConnectionId, ChannelId, Wait),
     /// Forget a connection and say farewell to it.
     Leave(ConnectionId, Farewell),
+}
+
+impl Work {
+    /// Whether its changes are worth something only together: all of them or, after a crash, none.
+    pub(super) fn is_atomic(&self) -> bool {
+        match self {
+            Work::Commit { .. } | Work::DeleteExchange(_) => true,
+            Work::Settle { .. }
+            | Work::Return(_)
+            | Work::Cancel(..)
+            | Work::Notify(_)
+            | Work::Purge(_)
+            | Work::Delete(_)
+            | Work::Answer(..)
+            | Work::CloseChannel(..)
+            | Work::Leave(..) => false,
+        }
+    }
 }
 
 impl VirtualHost {
@@ -70,7 +91,7 @@ impl VirtualHost {
             Work::Settle { from, channel, up_to, settlement } => {
                 let state = self.sessions.get_mut(*from).and_then(|session| session.channel(*channel));
                 let Some(unacked) = state.and_then(|state| state.unacked.take_first(*up_to)) else { return false };
-                self.settle_one(unacked, *settlement, effects);
+                self.settle_on(*from, *channel, unacked, *settlement, effects);
                 self.give_credit(*from, *channel, unacked);
             }
             Work::Return(outstanding) => {
@@ -80,8 +101,9 @@ impl VirtualHost {
             Work::Commit { from, channel, publishes, settlements } => {
                 if let Some((publish, route)) = publishes.next() {
                     self.enqueue(now, *from, publish, &route, effects);
+                    self.settled_on(*from, *channel);
                 } else if let Some((unacked, settlement)) = settlements.next() {
-                    self.settle_one(unacked, settlement, effects);
+                    self.settle_on(*from, *channel, unacked, settlement, effects);
                     self.give_credit(*from, *channel, unacked);
                 } else {
                     return false;
@@ -96,7 +118,7 @@ impl VirtualHost {
                 let session = self.sessions.get_mut(key.connection);
                 if let Some(consumer) = session.and_then(|session| session.remove_consumer(key.consumer)) {
                     let answer = Answer::BasicCancel { consumer: key.consumer };
-                    effects.push(key.connection, Output::Answer(consumer.channel, answer));
+                    self.answer(key.connection, consumer.channel, answer, effects);
                 }
             }
             Work::Purge(queue) => return self.queues.get_mut(*queue).is_some_and(Queue::purge_head),
@@ -109,12 +131,25 @@ impl VirtualHost {
                 return false;
             }
             Work::Answer(to, channel, answer) => {
-                effects.push(*to, Output::Answer(*channel, answer.clone()));
+                self.answer(*to, *channel, answer.clone(), effects);
+                return false;
+            }
+            Work::CloseChannel(from, channel, wait) => {
+                if *wait == Wait::Answer {
+                    self.answer(*from, *channel, Answer::ChannelCloseOk, effects);
+                }
+                if let Some(session) = self.sessions.get_mut(*from) {
+                    session.remove_channel(*channel);
+                }
                 return false;
             }
             Work::Leave(from, farewell) => {
-                if self.sessions.remove(*from).is_some() {
-                    effects.push(*from, Output::Farewell(farewell.clone()));
+                if let Some(session) = self.sessions.remove(*from) {
+                    let after = match farewell {
+                        Farewell::Silent => JournalPosition::default(),
+                        Farewell::CloseOk | Farewell::Close(_) => session.settled.max(self.topology),
+                    };
+                    effects.push(*from, Output::Farewell(farewell.clone(), after));
                 }
                 return false;
             }

@@ -5,6 +5,7 @@ mod channel;
 mod confirms;
 mod connection;
 mod consumers;
+mod durability;
 mod exchanges;
 mod expiry;
 mod hostile;

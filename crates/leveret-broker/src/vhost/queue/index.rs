@@ -9,19 +9,10 @@
 
 use std::collections::VecDeque;
 
+pub(crate) use crate::change::QueuePosition as Position;
 use crate::limits::PAGE_ENTRIES;
 use crate::message::{Message, MessageId};
 use crate::moment::Deadline;
-
-/// A place in a queue. Messages are delivered in the order of their positions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Position(pub(crate) u64);
-
-impl Position {
-    pub(crate) fn next(self) -> Position {
-        Position(self.0 + 1)
-    }
-}
 
 /// Where the body of a message is.
 #[derive(Debug)]
@@ -62,6 +53,9 @@ pub(crate) struct Index {
     expiring: usize,
 }
 
+/// Places between two messages that a restart believes: two trillion.
+const GAP_MAX: u64 = 1 << 41;
+
 /// Entries a page may keep room for once its queue is empty: enough for a queue that stays nearly empty under
 /// load, too little to matter in a hundred thousand idle ones.
 const IDLE_PAGE_ENTRIES: usize = 64;
@@ -87,6 +81,7 @@ impl Index {
         self.base
     }
 
+    /// Puts a message behind all others.
     pub(crate) fn push(&mut self, entry: Entry) -> Position {
         let position = self.next;
         let offset = position.0 - self.base.0;
@@ -103,6 +98,44 @@ impl Index {
         self.live += 1;
         self.next = position.next();
         position
+    }
+
+    /// Puts a message at a place behind all others, as it was before a restart; the places between stay empty.
+    /// False if there is a message at or behind that place, or if the place lies absurdly far away.
+    pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
+        if position < self.next || position.0 - self.next.0 > GAP_MAX {
+            return false;
+        }
+        if self.live == 0 {
+            self.pages.clear();
+            (self.base, self.next) = (position, position);
+        }
+        self.skip_to(position);
+        self.push(entry);
+        true
+    }
+
+    /// The places before `position` that were not given stay empty, for good.
+    fn skip_to(&mut self, position: Position) {
+        let Some((page, slot)) = self.locate(position) else { return };
+        if page >= self.pages.len() {
+            if let Some(last) = self.pages.back_mut()
+                && let Some(ended) = last
+            {
+                ended.entries.resize_with(PAGE_ENTRIES, || None);
+                if ended.live == 0 {
+                    *last = None;
+                }
+            }
+            self.pages.resize_with(page, || None);
+            if slot > 0 {
+                self.pages.push_back(Some(Box::default()));
+            }
+        }
+        if let Some(Some(page)) = self.pages.get_mut(page) {
+            page.entries.resize_with(slot, || None);
+        }
+        self.next = position;
     }
 
     fn locate(&self, position: Position) -> Option<(usize, usize)> {
@@ -224,7 +257,13 @@ mod tests {
     use super::*;
 
     fn entry(id: u64) -> Entry {
-        Entry { id: MessageId(id), body: Body::Stored, expires: None, journaled: false, redelivered: false }
+        Entry {
+            id: MessageId::transient(id),
+            body: Body::Stored,
+            expires: None,
+            journaled: false,
+            redelivered: false,
+        }
     }
 
     #[test]
@@ -236,7 +275,7 @@ mod tests {
             index.settle(position);
         }
         assert_eq!(index.pages.iter().flatten().count(), 1);
-        assert_eq!(index.get(kept).map(|entry| entry.id), Some(MessageId(0)));
+        assert_eq!(index.get(kept).map(|entry| entry.id), Some(MessageId::transient(0)));
         assert_eq!(index.first_from(kept.next()), None);
         index.settle(kept);
         let last = index.push(entry(7));
@@ -257,6 +296,34 @@ mod tests {
         assert_eq!(index.first_from(Position(PAGE_ENTRIES as u64)), Some(next));
         assert_eq!(index.live(), PAGE_ENTRIES + 1);
         assert!(detached.free_page() && detached.free_page() && detached.free_page() && !detached.free_page());
+    }
+
+    #[test]
+    fn messages_come_back_to_their_places() {
+        let page = PAGE_ENTRIES as u64;
+        let places = [3, 4, 9, page + 2, page + 3, 5 * page + 7, 5 * page + 8, 9 * page, 9 * page + 1];
+        let mut index = Index::default();
+        for place in places {
+            assert!(index.push_at(Position(place), entry(place)), "{place}");
+        }
+        assert!(!index.push_at(Position(9 * page), entry(0)), "a place is given once");
+        assert!(!index.push_at(Position(u64::MAX), entry(0)), "too far away");
+        let mut found = Vec::new();
+        let mut from = Position(0);
+        while let Some(position) = index.first_from(from) {
+            assert_eq!(index.get(position).map(|entry| entry.id), Some(MessageId::transient(position.0)));
+            found.push(position.0);
+            from = position.next();
+        }
+        assert_eq!(found, places);
+        assert_eq!(index.live(), places.len());
+        for place in places {
+            assert!(index.settle(Position(place)).is_some(), "{place}");
+        }
+        assert_eq!(index.live(), 0);
+        assert!(index.push_at(Position(20 * page + 5), entry(1)));
+        assert_eq!(index.push(entry(2)), Position(20 * page + 6));
+        assert_eq!(index.first_from(Position(0)), Some(Position(20 * page + 5)));
     }
 
     #[test]

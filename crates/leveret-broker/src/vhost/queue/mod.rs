@@ -16,7 +16,8 @@ pub(crate) use self::arguments::{ArgumentError, QueueArguments, QueueType};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat};
 use self::index::Index;
 pub(crate) use self::index::{Body, Detached, Entry, Position};
-use crate::change::QueueNumber;
+use crate::change::{JournalPosition, QueueNumber};
+use crate::limits::GRANT_AHEAD;
 use crate::moment::{Deadline, Moment};
 use crate::names::QueueName;
 use crate::vhost::ConnectionId;
@@ -37,6 +38,25 @@ pub(crate) struct Declared {
     pub(crate) raw_arguments: FieldTable,
 }
 
+/// How far journaled messages may be handed out: only below a durable grant, so that a restart knows which may have
+/// been delivered. It is written far ahead and renewed in time, so that deliveries do not wait for it.
+#[derive(Debug, Default)]
+struct Grant {
+    below: Position,
+    at: JournalPosition,
+    /// The grant before, which is enough for what lies below it.
+    before: (Position, JournalPosition),
+}
+
+impl Grant {
+    fn covers(&self, position: Position) -> Result<JournalPosition, Position> {
+        if position.0 + GRANT_AHEAD / 2 >= self.below.0 {
+            return Err(Position(position.0 + GRANT_AHEAD));
+        }
+        Ok(if position < self.before.0 { self.before.1 } else { self.at })
+    }
+}
+
 /// A queue with all that is in it.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -55,6 +75,9 @@ pub(crate) struct Queue {
     /// When it was used last; what `x-expires` counts from.
     pub(crate) last_used: Moment,
     index: Index,
+    grant: Grant,
+    /// Everything before it may have been delivered before a restart.
+    flagged_below: Position,
     /// Everything from here on was never delivered.
     cursor: Position,
     /// Before the cursor, and ready again.
@@ -74,6 +97,8 @@ impl Queue {
             timer: None,
             last_used: now,
             index: Index::default(),
+            grant: Grant::default(),
+            flagged_below: Position::default(),
             cursor: Position::default(),
             returned: BTreeSet::new(),
             unacked: 0,
@@ -94,8 +119,66 @@ impl Queue {
         u32::try_from(self.consumers.count()).unwrap_or(u32::MAX)
     }
 
-    pub(crate) fn push(&mut self, entry: Entry) {
-        self.index.push(entry);
+    pub(crate) fn push(&mut self, entry: Entry) -> Position {
+        self.index.push(entry)
+    }
+
+    /// The same after a restart; false if that place is taken, or is no place.
+    pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
+        self.index.push_at(position, entry)
+    }
+
+    /// Removes a message after a restart, when none is delivered yet; false if it is not there.
+    pub(crate) fn settle(&mut self, position: Position) -> bool {
+        self.index.settle(position).is_some()
+    }
+
+    /// Removes all messages before a place but these, after a restart.
+    pub(crate) fn settle_below(&mut self, below: Position, except: &[Position]) {
+        let mut from = self.index.base();
+        while let Some(position) = self.index.first_from(from).filter(|&position| position < below) {
+            if except.binary_search(&position).is_err() {
+                self.index.settle(position);
+            }
+            from = position.next();
+        }
+    }
+
+    /// The place that the next message will get.
+    pub(crate) fn next_position(&self) -> Position {
+        self.index.next()
+    }
+
+    /// Whether a message may have been delivered before.
+    pub(crate) fn is_redelivered(&self, position: Position) -> bool {
+        position < self.flagged_below || self.index.get(position).is_some_and(|entry| entry.redelivered)
+    }
+
+    /// Nothing from here on was delivered since the start.
+    pub(crate) fn cursor(&self) -> Position {
+        self.cursor
+    }
+
+    /// What the delivery of a journaled message rests on, or the grant that is needed first.
+    pub(crate) fn granted(&self, position: Position) -> Result<JournalPosition, Position> {
+        self.grant.covers(position)
+    }
+
+    /// Messages before a place may be handed out once `at` is durable.
+    pub(crate) fn set_grant(&mut self, below: Position, at: JournalPosition) {
+        let before = (self.grant.below, self.grant.at);
+        self.grant = Grant { below, at, before };
+    }
+
+    /// After a restart: whatever was granted may have been delivered.
+    pub(crate) fn flag_granted(&mut self) {
+        self.flagged_below = self.grant.below;
+    }
+
+    /// The grant that says exactly what was delivered, if it is another than the one in force.
+    pub(crate) fn exact_grant(&self) -> Option<Position> {
+        let exact = self.cursor.max(self.flagged_below);
+        (exact < self.grant.below).then_some(exact)
     }
 
     pub(crate) fn entry(&mut self, position: Position) -> Option<&mut Entry> {

@@ -9,7 +9,7 @@ use crate::change::Change;
 use crate::names::ChannelId;
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::command::{Bind, BindAction, BindTo, QueueRef, Wait};
-use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::{BindingKey, ExchangeId, Target};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::work::Work;
@@ -23,7 +23,6 @@ impl VirtualHost {
             exchange.unbind(&binding);
         }
         self.bindings_version += 1;
-        self.delete_if_unused(source);
     }
 
     /// An auto-delete exchange goes with the last of its bindings.
@@ -63,7 +62,7 @@ impl VirtualHost {
                 (BindTo::Exchange(_), BindAction::Bind) => Answer::ExchangeBindOk,
                 (BindTo::Exchange(_), BindAction::Unbind) => Answer::ExchangeUnbindOk,
             };
-            effects.push(from, Output::Answer(channel, answer));
+            self.answer(from, channel, answer, effects);
         }
         Ok(())
     }
@@ -115,34 +114,49 @@ impl VirtualHost {
 
     fn add_binding(&mut self, source: ExchangeId, key: BindingKey, effects: &mut Effects) {
         let binding = self.durable_binding(source, &key);
+        if self.apply_bound(source, key)
+            && let Some(binding) = binding
+        {
+            self.change_topology(Change::Bound(binding), effects);
+        }
+    }
+
+    /// Adds a binding; false if it is there.
+    pub(in crate::vhost) fn apply_bound(&mut self, source: ExchangeId, key: BindingKey) -> bool {
         let target = key.target;
         if !self.exchanges.get_mut(source).is_some_and(|exchange| exchange.bind(key)) {
-            return;
+            return false;
         }
         self.bindings_version += 1;
         if let Some(bound_to) = self.bound_to(target) {
             bound_to.insert(source);
         }
-        if let Some(binding) = binding {
-            self.change(Change::Bound(binding), effects);
-        }
+        true
     }
 
     fn remove_binding(&mut self, source: ExchangeId, key: &BindingKey, effects: &mut Effects) {
         let binding = self.durable_binding(source, key);
-        let Some(exchange) = self.exchanges.get_mut(source) else { return };
-        if !exchange.unbind(key) {
+        if !self.apply_unbound(source, key) {
             return;
+        }
+        if let Some(binding) = binding {
+            self.change_topology(Change::Unbound(binding), effects);
+        }
+        self.delete_if_unused(source);
+    }
+
+    /// Takes a binding away; false if it is not there.
+    pub(in crate::vhost) fn apply_unbound(&mut self, source: ExchangeId, key: &BindingKey) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(source) else { return false };
+        if !exchange.unbind(key) {
+            return false;
         }
         let is_still_bound = exchange.is_bound_to(key.target);
         self.bindings_version += 1;
         if !is_still_bound && let Some(bound_to) = self.bound_to(key.target) {
             bound_to.remove(&source);
         }
-        if let Some(binding) = binding {
-            self.change(Change::Unbound(binding), effects);
-        }
-        self.delete_if_unused(source);
+        true
     }
 
     /// The binding by names, if both of its ends are durable.

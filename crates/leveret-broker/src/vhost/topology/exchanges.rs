@@ -1,12 +1,12 @@
 //! Exchanges: `exchange.declare`, `exchange.delete`.
 
-use leveret_amqp::{ShortString, Table};
+use leveret_amqp::{ShortStr, ShortString, Table, Value};
 
 use crate::access::{Permission, Resource};
 use crate::change::Change;
 use crate::names::{ChannelId, ExchangeName};
 use crate::vhost::command::{DeclareExchange, DeleteExchange, Existence, Wait};
-use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::{DeclaredExchange, Exchange, ExchangeId, ExchangeKind, Target};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
@@ -29,7 +29,7 @@ impl VirtualHost {
             Existence::Declare => self.declare_exchange_actively(from, &declare.name, declare, effects)?,
         }
         if declare.wait == Wait::Answer {
-            effects.push(from, Output::Answer(channel, Answer::ExchangeDeclareOk));
+            self.answer(from, channel, Answer::ExchangeDeclareOk, effects);
         }
         Ok(())
     }
@@ -65,11 +65,13 @@ impl VirtualHost {
         };
         if declared.durable {
             let DeclaredExchange { name, kind, auto_delete, internal, arguments, .. } = declared.clone();
-            let kind = kind.as_str();
-            self.change(Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments }, effects);
+            let kind = ShortStr::truncated(kind.as_str()).into();
+            self.change_topology(
+                Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments },
+                effects,
+            );
         }
-        self.exchanges.insert(declared);
-        self.bindings_version += 1;
+        self.apply_exchange_declared(declared);
         Ok(())
     }
 
@@ -80,11 +82,11 @@ impl VirtualHost {
         name: &ShortString,
         arguments: Table<'_>,
     ) -> Result<Option<ExchangeName>, Refusal> {
-        let Some(value) = arguments.get(ALTERNATE) else { return Ok(None) };
-        let alternate = value.as_str().and_then(|text| ShortString::new(text).ok()).ok_or_else(|| {
+        let alternate = alternate_of(arguments).map_err(|value| {
             let (exchange, vhost) = (name.to_string(), self.name.to_string());
             Refusal::InvalidExchangeArgument { argument: ALTERNATE, exchange, vhost, type_name: value.type_name() }
         })?;
+        let Some(alternate) = alternate else { return Ok(None) };
         self.authorize(from, Permission::Read, Resource::Exchange(name.as_str()))?;
         self.authorize(from, Permission::Write, Resource::Exchange(alternate.as_str()))?;
         Ok(Some(ExchangeName::from(alternate)))
@@ -147,27 +149,46 @@ impl VirtualHost {
             self.remove_exchange(id, effects);
         }
         if delete.wait == Wait::Answer {
-            effects.push(from, Output::Answer(channel, Answer::ExchangeDeleteOk));
+            self.answer(from, channel, Answer::ExchangeDeleteOk, effects);
         }
         Ok(())
     }
 
     /// Takes an exchange away with the bindings at both of its ends.
     pub(in crate::vhost) fn remove_exchange(&mut self, id: ExchangeId, effects: &mut Effects) {
-        let Some(exchange) = self.exchanges.remove(id) else { return };
+        let Some(exchange) = self.apply_exchange_deleted(id) else { return };
+        if exchange.declared.durable {
+            self.change_topology(Change::ExchangeDeleted { name: exchange.declared.name.clone() }, effects);
+        }
+        for source in exchange.bound_to {
+            self.delete_if_unused(source);
+        }
+    }
+
+    pub(in crate::vhost) fn apply_exchange_declared(&mut self, declared: DeclaredExchange) {
+        self.exchanges.insert(declared);
+        self.bindings_version += 1;
+    }
+
+    pub(in crate::vhost) fn apply_exchange_deleted(&mut self, id: ExchangeId) -> Option<Exchange> {
+        let exchange = self.exchanges.remove(id)?;
         self.bindings_version += 1;
         for binding in exchange.bindings() {
             if let Some(bound_to) = self.bound_to(binding.target) {
                 bound_to.remove(&id);
             }
         }
-        if exchange.declared.durable {
-            self.change(Change::ExchangeDeleted { name: exchange.declared.name.clone() }, effects);
-        }
-        for source in exchange.bound_to {
+        for &source in &exchange.bound_to {
             self.unbind_target(source, Target::Exchange(id));
         }
+        Some(exchange)
     }
+}
+
+/// The exchange that argument `alternate-exchange` names, or the value that is no name.
+pub(in crate::vhost) fn alternate_of(arguments: Table<'_>) -> Result<Option<ShortString>, Value<'_>> {
+    let Some(value) = arguments.get(ALTERNATE) else { return Ok(None) };
+    value.as_str().and_then(|text| ShortString::new(text).ok()).map(Some).ok_or(value)
 }
 
 /// Argument of `exchange.declare`: where messages go that match no binding.

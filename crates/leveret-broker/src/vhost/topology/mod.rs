@@ -8,6 +8,8 @@ mod queues;
 
 use leveret_amqp::Value;
 
+pub(super) use self::exchanges::alternate_of;
+
 use crate::access::{Permission, Resource, authorize};
 use crate::names::ChannelId;
 use crate::vhost::command::QueueRef;

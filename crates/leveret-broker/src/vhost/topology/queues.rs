@@ -10,7 +10,7 @@ use crate::change::{Change, QueueNumber};
 use crate::moment::Moment;
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait};
-use crate::vhost::effects::{Answer, Effects, Output};
+use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::Target;
 use crate::vhost::queue::arguments::COMPARED;
 use crate::vhost::queue::{Declared, Queue, QueueArguments, QueueType};
@@ -38,7 +38,7 @@ impl VirtualHost {
             if declare.wait == Wait::Answer {
                 let queue = QueueName::from(declare.name.clone());
                 let answer = Answer::QueueDeclareOk { queue, message_count: 0, consumer_count: 1 };
-                effects.push(from, Output::Answer(channel, answer));
+                self.answer(from, channel, answer, effects);
             }
             return Ok(());
         }
@@ -56,7 +56,7 @@ impl VirtualHost {
         }
         if declare.wait == Wait::Answer {
             let answer = Answer::QueueDeclareOk { queue: name, message_count, consumer_count };
-            effects.push(from, Output::Answer(channel, answer));
+            self.answer(from, channel, answer, effects);
         }
         Ok(())
     }
@@ -119,22 +119,29 @@ impl VirtualHost {
     }
 
     fn insert_queue(&mut self, now: Moment, declared: Declared, effects: &mut Effects) -> QueueId {
-        let name = declared.name.clone();
         let change = declared.durable.then(|| Change::QueueDeclared {
             queue: declared.number,
-            name: name.clone(),
+            name: declared.name.clone(),
             auto_delete: declared.auto_delete,
             arguments: declared.raw_arguments.clone(),
         });
         let owner = declared.owner;
-        let id = self.queues.insert(Queue::new(declared, now));
-        self.queue_names.insert(name, id);
+        let id = self.apply_queue_declared(now, declared);
         if let Some(session) = owner.and_then(|owner| self.sessions.get_mut(owner)) {
             session.exclusive_queues.insert(id);
         }
         if let Some(change) = change {
-            self.change(change, effects);
+            self.change_topology(change, effects);
         }
+        id
+    }
+
+    pub(in crate::vhost) fn apply_queue_declared(&mut self, now: Moment, declared: Declared) -> QueueId {
+        let name = declared.name.clone();
+        let number = declared.durable.then_some(declared.number);
+        let id = self.queues.insert(Queue::new(declared, now));
+        self.queue_names.insert(name, id);
+        self.durable_queues.extend(number.map(|number| (number, id)));
         id
     }
 
@@ -220,10 +227,9 @@ impl VirtualHost {
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         let (message_count, detached) = queue.purge();
         if queue.declared.durable && message_count > 0 {
-            let except = queue.unacked_positions();
-            let except = except.into_iter().filter_map(|at| queue.entry(at).map(|entry| entry.id)).collect();
-            let change = Change::QueuePurged { queue: queue.declared.number, except };
-            self.change(change, effects);
+            let (below, except) = (queue.next_position(), queue.unacked_positions());
+            let change = Change::QueuePurged { queue: queue.declared.number, below, except };
+            self.change_topology(change, effects);
         }
         if !detached.is_empty() {
             self.detached.push(detached);
@@ -231,7 +237,7 @@ impl VirtualHost {
         self.work.push_back(Work::Purge(id));
         self.mark_runnable(id);
         if wait == Wait::Answer {
-            effects.push(from, Output::Answer(channel, Answer::QueuePurgeOk { message_count }));
+            self.answer(from, channel, Answer::QueuePurgeOk { message_count }, effects);
         }
         Ok(())
     }
@@ -261,7 +267,7 @@ impl VirtualHost {
             Err(other) => return Err(other),
         };
         if delete.wait == Wait::Answer {
-            effects.push(from, Output::Answer(channel, Answer::QueueDeleteOk { message_count }));
+            self.answer(from, channel, Answer::QueueDeleteOk { message_count }, effects);
         }
         Ok(())
     }
@@ -280,13 +286,9 @@ impl VirtualHost {
 
     /// Takes a queue away with its bindings and messages, and tells its consumers.
     pub(in crate::vhost) fn delete_queue(&mut self, id: QueueId, effects: &mut Effects) {
-        let Some(mut queue) = self.queues.remove(id) else { return };
-        self.queue_names.remove(&queue.declared.name);
-        if let Some(deadline) = queue.timer {
-            self.timers.remove(&(deadline, id));
-        }
+        let Some(mut queue) = self.apply_queue_deleted(id) else { return };
         for source in std::mem::take(&mut queue.bound_to) {
-            self.unbind_target(source, Target::Queue(id));
+            self.delete_if_unused(source);
         }
         if !queue.consumers.is_empty() {
             let consumers: Vec<_> = std::mem::take(&mut queue.consumers).into_keys().collect();
@@ -295,12 +297,26 @@ impl VirtualHost {
         if let Some(session) = queue.declared.owner.and_then(|owner| self.sessions.get_mut(owner)) {
             session.exclusive_queues.remove(&id);
         } else if queue.declared.durable {
-            self.change(Change::QueueDeleted { queue: queue.declared.number }, effects);
+            self.change_topology(Change::QueueDeleted { queue: queue.declared.number }, effects);
+        }
+    }
+
+    /// Takes a queue away with its bindings. Its messages are freed later, in steps.
+    pub(in crate::vhost) fn apply_queue_deleted(&mut self, id: QueueId) -> Option<Queue> {
+        let mut queue = self.queues.remove(id)?;
+        self.queue_names.remove(&queue.declared.name);
+        self.durable_queues.remove(&queue.declared.number);
+        if let Some(deadline) = queue.timer {
+            self.timers.remove(&(deadline, id));
+        }
+        for &source in &queue.bound_to {
+            self.unbind_target(source, Target::Queue(id));
         }
         let detached = queue.detach();
         if !detached.is_empty() {
             self.detached.push(detached);
         }
+        Some(queue)
     }
 }
 

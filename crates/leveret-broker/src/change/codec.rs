@@ -1,0 +1,382 @@
+//! Changes as bytes, for the records of a journal. Drawn in `docs/formats/changes.md`.
+
+use leveret_amqp::{FieldTable, ShortStr, ShortString, Table};
+use smallvec::SmallVec;
+
+use super::{Change, Enqueued, Expiry, NodeChange, QueueNumber, QueuePosition};
+use crate::message::{DeliveryMode, Message};
+use crate::names::{ExchangeName, QueueName, VhostName};
+use crate::vhost::binding::{Binding, Destination};
+
+/// Bytes that are no change, though the journal says that they are as they were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a record that is no change: {0}")]
+pub struct DecodeChangeError(&'static str);
+
+mod kind {
+    pub(super) const VHOST_ADDED: u8 = 1;
+
+    pub(super) const QUEUE_DECLARED: u8 = 1;
+    pub(super) const QUEUE_DELETED: u8 = 2;
+    pub(super) const MESSAGE_ENQUEUED: u8 = 3;
+    pub(super) const MESSAGE_SETTLED: u8 = 4;
+    pub(super) const QUEUE_PURGED: u8 = 5;
+    pub(super) const DELIVERY_GRANTED: u8 = 6;
+    pub(super) const EXCHANGE_DECLARED: u8 = 7;
+    pub(super) const EXCHANGE_DELETED: u8 = 8;
+    pub(super) const BOUND: u8 = 9;
+    pub(super) const UNBOUND: u8 = 10;
+}
+
+impl NodeChange {
+    /// Appends it to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            NodeChange::VhostAdded { stream, name } => {
+                out.push(kind::VHOST_ADDED);
+                out.extend_from_slice(&stream.to_le_bytes());
+                put_short(out, name.as_short_str());
+            }
+        }
+    }
+
+    /// Takes it from the payload of a record.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeChangeError> {
+        let mut reader = Reader(bytes);
+        let change = match reader.u8()? {
+            kind::VHOST_ADDED => {
+                let stream = reader.u32()?;
+                NodeChange::VhostAdded { stream, name: VhostName::from(reader.short()?) }
+            }
+            _ => return Err(DecodeChangeError("its kind is unknown")),
+        };
+        reader.end().map(|()| change)
+    }
+}
+
+impl Change {
+    /// Appends it to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Change::QueueDeclared { queue, name, auto_delete, arguments } => {
+                put_numbers(out, kind::QUEUE_DECLARED, &[queue.0]);
+                out.push(u8::from(*auto_delete));
+                put_short(out, name.as_short_str());
+                put_table(out, arguments);
+            }
+            Change::QueueDeleted { queue } => put_numbers(out, kind::QUEUE_DELETED, &[queue.0]),
+            Change::MessageEnqueued { message, queues } => {
+                out.push(kind::MESSAGE_ENQUEUED);
+                out.push(u8::from(message.delivery_mode() == DeliveryMode::Persistent));
+                let (block, header_at, body_at) = message.parts();
+                out.extend_from_slice(&header_at.to_le_bytes());
+                out.extend_from_slice(&body_at.to_le_bytes());
+                put_count(out, queues.len());
+                for Enqueued { queue, position, expires } in queues {
+                    out.extend_from_slice(&queue.0.to_le_bytes());
+                    out.extend_from_slice(&position.0.to_le_bytes());
+                    out.push(u8::from(expires.is_some()));
+                    if let Some(Expiry { wall_ms, time_to_live_ms }) = expires {
+                        out.extend_from_slice(&wall_ms.to_le_bytes());
+                        out.extend_from_slice(&time_to_live_ms.to_le_bytes());
+                    }
+                }
+                out.extend_from_slice(block);
+            }
+            Change::MessageSettled { queue, position } => {
+                put_numbers(out, kind::MESSAGE_SETTLED, &[queue.0, position.0]);
+            }
+            Change::QueuePurged { queue, below, except } => {
+                put_numbers(out, kind::QUEUE_PURGED, &[queue.0, below.0]);
+                put_count(out, except.len());
+                for position in except {
+                    out.extend_from_slice(&position.0.to_le_bytes());
+                }
+            }
+            Change::DeliveryGranted { queue, below } => {
+                put_numbers(out, kind::DELIVERY_GRANTED, &[queue.0, below.0]);
+            }
+            Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments } => {
+                out.push(kind::EXCHANGE_DECLARED);
+                out.push(u8::from(*auto_delete) | u8::from(*internal) << 1);
+                put_short(out, name.as_short_str());
+                put_short(out, kind.as_short_str());
+                put_table(out, arguments);
+            }
+            Change::ExchangeDeleted { name } => {
+                out.push(kind::EXCHANGE_DELETED);
+                put_short(out, name.as_short_str());
+            }
+            Change::Bound(binding) => put_binding(out, kind::BOUND, binding),
+            Change::Unbound(binding) => put_binding(out, kind::UNBOUND, binding),
+        }
+    }
+
+    /// Takes it from the payload of a record.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeChangeError> {
+        let mut reader = Reader(bytes);
+        let change = match reader.u8()? {
+            kind::QUEUE_DECLARED => {
+                let queue = reader.queue()?;
+                let auto_delete = reader.flag()?;
+                let name = QueueName::from(reader.short()?);
+                Change::QueueDeclared { queue, name, auto_delete, arguments: reader.table()? }
+            }
+            kind::QUEUE_DELETED => Change::QueueDeleted { queue: reader.queue()? },
+            kind::MESSAGE_ENQUEUED => return reader.enqueued(),
+            kind::MESSAGE_SETTLED => {
+                Change::MessageSettled { queue: reader.queue()?, position: reader.position()? }
+            }
+            kind::QUEUE_PURGED => {
+                let (queue, below) = (reader.queue()?, reader.position()?);
+                let mut except = Vec::new();
+                for _ in 0..reader.u32()? {
+                    except.push(reader.position()?);
+                }
+                Change::QueuePurged { queue, below, except }
+            }
+            kind::DELIVERY_GRANTED => Change::DeliveryGranted { queue: reader.queue()?, below: reader.position()? },
+            kind::EXCHANGE_DECLARED => {
+                let [auto_delete, internal] = reader.flags()?;
+                let (name, kind) = (ExchangeName::from(reader.short()?), reader.short()?);
+                Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments: reader.table()? }
+            }
+            kind::EXCHANGE_DELETED => Change::ExchangeDeleted { name: ExchangeName::from(reader.short()?) },
+            kind::BOUND => Change::Bound(reader.binding()?),
+            kind::UNBOUND => Change::Unbound(reader.binding()?),
+            _ => return Err(DecodeChangeError("its kind is unknown")),
+        };
+        reader.end().map(|()| change)
+    }
+}
+
+fn put_numbers(out: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
+    out.push(kind);
+    for number in numbers {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+fn put_count(out: &mut Vec<u8>, count: usize) {
+    let count = u32::try_from(count).expect("a virtual host holds fewer than 2^32 queues and unacked messages");
+    out.extend_from_slice(&count.to_le_bytes());
+}
+
+fn put_short(out: &mut Vec<u8>, text: ShortStr<'_>) {
+    out.push(text.length_octet());
+    out.extend_from_slice(text.as_str().as_bytes());
+}
+
+fn put_table(out: &mut Vec<u8>, table: &FieldTable) {
+    let bytes = table.as_table().as_bytes();
+    put_count(out, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+fn put_binding(out: &mut Vec<u8>, kind: u8, binding: &Binding) {
+    out.push(kind);
+    let (to_exchange, destination) = match &binding.destination {
+        Destination::Queue(name) => (false, name.as_short_str()),
+        Destination::Exchange(name) => (true, name.as_short_str()),
+    };
+    out.push(u8::from(to_exchange));
+    put_short(out, binding.source.as_short_str());
+    put_short(out, destination);
+    put_short(out, binding.routing_key.as_short_str());
+    put_table(out, &binding.arguments);
+}
+
+const CUT: DecodeChangeError = DecodeChangeError("it ends too early");
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeChangeError> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(CUT)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeChangeError> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(CUT)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn u8(&mut self) -> Result<u8, DecodeChangeError> {
+        self.array().map(|[octet]| octet)
+    }
+
+    fn u16(&mut self) -> Result<u16, DecodeChangeError> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeChangeError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeChangeError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn queue(&mut self) -> Result<QueueNumber, DecodeChangeError> {
+        self.u64().map(QueueNumber)
+    }
+
+    fn position(&mut self) -> Result<QueuePosition, DecodeChangeError> {
+        self.u64().map(QueuePosition)
+    }
+
+    fn flag(&mut self) -> Result<bool, DecodeChangeError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(DecodeChangeError("it has unknown flags")),
+        }
+    }
+
+    fn flags(&mut self) -> Result<[bool; 2], DecodeChangeError> {
+        match self.u8()? {
+            flags @ 0..=3 => Ok([flags & 1 != 0, flags & 2 != 0]),
+            _ => Err(DecodeChangeError("it has unknown flags")),
+        }
+    }
+
+    fn short(&mut self) -> Result<ShortString, DecodeChangeError> {
+        let length = self.u8()?;
+        let text = std::str::from_utf8(self.take(usize::from(length))?);
+        let text = text.map_err(|_| DecodeChangeError("a name in it is not UTF-8"))?;
+        ShortString::new(text).map_err(|_| CUT)
+    }
+
+    fn table(&mut self) -> Result<FieldTable, DecodeChangeError> {
+        let length = usize::try_from(self.u32()?).map_err(|_| CUT)?;
+        let table = Table::check(self.take(length)?);
+        table.map(FieldTable::from).map_err(|_| DecodeChangeError("a table in it is malformed"))
+    }
+
+    fn binding(&mut self) -> Result<Binding, DecodeChangeError> {
+        let to_exchange = self.flag()?;
+        let source = ExchangeName::from(self.short()?);
+        let destination = self.short()?;
+        let destination = if to_exchange {
+            Destination::Exchange(ExchangeName::from(destination))
+        } else {
+            Destination::Queue(QueueName::from(destination))
+        };
+        let routing_key = self.short()?;
+        Ok(Binding { source, destination, routing_key, arguments: self.table()? })
+    }
+
+    /// The rest of a record that says that a message was enqueued.
+    fn enqueued(mut self) -> Result<Change, DecodeChangeError> {
+        let persistent = self.flag()?;
+        let delivery_mode = if persistent { DeliveryMode::Persistent } else { DeliveryMode::Transient };
+        let (header_at, body_at) = (self.u16()?, self.u32()?);
+        let mut queues = SmallVec::new();
+        for _ in 0..self.u32()? {
+            let (queue, position) = (self.queue()?, self.position()?);
+            let expires = self.flag()?;
+            let expires =
+                if expires { Some(Expiry { wall_ms: self.u64()?, time_to_live_ms: self.u64()? }) } else { None };
+            queues.push(Enqueued { queue, position, expires });
+        }
+        let message = Message::from_parts(self.0, header_at, body_at, delivery_mode);
+        let message = message.ok_or(DecodeChangeError("the message in it is malformed"))?;
+        Ok(Change::MessageEnqueued { message, queues })
+    }
+
+    fn end(&self) -> Result<(), DecodeChangeError> {
+        if self.0.is_empty() { Ok(()) } else { Err(DecodeChangeError("something follows it")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leveret_amqp::Value;
+
+    use super::*;
+
+    fn short(text: &str) -> ShortString {
+        ShortString::new(text).unwrap()
+    }
+
+    /// One of each, with every optional part there and not there.
+    fn examples() -> Vec<Change> {
+        let arguments = FieldTable::build(|table| {
+            table.field("x-message-ttl", Value::I32(5));
+        });
+        let (queue, position) = (QueueNumber(7), QueuePosition(1 << 40));
+        let mut block = vec![1, b'x', 3, b'k', b'e', b'y'];
+        block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
+        let message = Message::from_parts(&block, 6, 20, DeliveryMode::Persistent).unwrap();
+        let expires = Some(Expiry { wall_ms: 1_790_000_000_000, time_to_live_ms: 60_000 });
+        let queues = [Enqueued { queue, position, expires }, Enqueued { queue, position, expires: None }];
+        let binding = |destination| Binding {
+            source: ExchangeName::from(short("logs")),
+            destination,
+            routing_key: short("#.error"),
+            arguments: arguments.clone(),
+        };
+        let name = QueueName::from(short("q"));
+        let exchange = ExchangeName::from(short("logs"));
+        vec![
+            Change::QueueDeclared { queue, name: name.clone(), auto_delete: true, arguments: arguments.clone() },
+            Change::QueueDeleted { queue },
+            Change::MessageEnqueued { message, queues: queues.into_iter().collect() },
+            Change::MessageSettled { queue, position },
+            Change::QueuePurged { queue, below: position, except: vec![QueuePosition(1), QueuePosition(2)] },
+            Change::DeliveryGranted { queue, below: position },
+            Change::ExchangeDeclared {
+                name: exchange.clone(),
+                kind: short("topic"),
+                auto_delete: false,
+                internal: true,
+                arguments: FieldTable::default(),
+            },
+            Change::ExchangeDeleted { name: exchange.clone() },
+            Change::Bound(binding(Destination::Queue(name))),
+            Change::Unbound(binding(Destination::Exchange(exchange))),
+        ]
+    }
+
+    fn encoded(change: &Change) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        change.encode(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn every_change_comes_back_as_it_was() {
+        for change in examples() {
+            assert_eq!(Change::decode(&encoded(&change)), Ok(change));
+        }
+        let change = NodeChange::VhostAdded { stream: 3, name: VhostName::from(short("/")) };
+        let mut bytes = Vec::new();
+        change.encode(&mut bytes);
+        assert_eq!(NodeChange::decode(&bytes), Ok(change));
+    }
+
+    #[test]
+    fn a_change_that_is_cut_or_altered_is_refused_or_another_one() {
+        for change in examples() {
+            let bytes = encoded(&change);
+            let is_message = matches!(change, Change::MessageEnqueued { .. });
+            for length in 0..bytes.len() {
+                // What is left of a message may be a shorter message; the journal's checksum is against that.
+                let decoded = Change::decode(&bytes[..length]);
+                assert!(
+                    decoded.is_err() || (is_message && decoded != Ok(change.clone())),
+                    "{change:?} cut to {length}"
+                );
+            }
+            for at in 0..bytes.len() {
+                for bit in 0..8 {
+                    let mut altered = bytes.clone();
+                    altered[at] ^= 1 << bit;
+                    assert_ne!(Change::decode(&altered), Ok(change.clone()), "{change:?} altered at {at}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Durable facts as plain values: what a journal stores, and what recovery replays.
+//!
+//! The virtual host emits a change for everything that must survive a restart, in the order in which it happened,
+//! and numbers them; a confirm or answer that rests on one carries its number. The durable part of its state is the
+//! fold of its changes: recovery runs `VirtualHost::apply` on each, and nothing else.
+
+mod codec;
+
+use leveret_amqp::{FieldTable, ShortString};
+use smallvec::SmallVec;
+
+pub use self::codec::DecodeChangeError;
+use crate::message::Message;
+use crate::names::{ExchangeName, QueueName, VhostName};
+use crate::vhost::binding::Binding;
+
+/// A point in the journal stream of one virtual host: how many changes lie before it. Positions grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JournalPosition(pub u64);
+
+impl JournalPosition {
+    /// The position of the next change.
+    #[must_use]
+    pub fn next(self) -> Self {
+        JournalPosition(self.0 + 1)
+    }
+}
+
+/// The number by which changes name a queue. Never reused in its virtual host, unlike the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueNumber(pub u64);
+
+/// A place in a queue. Messages are delivered in the order of their positions; none is given twice in the life of
+/// its queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueuePosition(pub u64);
+
+impl QueuePosition {
+    /// The place behind this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        QueuePosition(self.0 + 1)
+    }
+}
+
+/// A durable queue that a message was put into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// The queue.
+    pub queue: QueueNumber,
+    /// The place of the message in it.
+    pub position: QueuePosition,
+    /// When it expires there.
+    pub expires: Option<Expiry>,
+}
+
+/// When a message expires, as it outlives a restart: by the wall clock, and never later than its whole time to live
+/// after the restart, whatever that clock did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    pub wall_ms: u64,
+    /// Its time to live when it was enqueued, in milliseconds.
+    pub time_to_live_ms: u64,
+}
+
+/// One durable fact about the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    /// A virtual host exists from now on, and its changes are in this stream.
+    VhostAdded {
+        /// Its stream; 0 is the node itself.
+        stream: u32,
+        /// Its name.
+        name: VhostName,
+    },
+}
+
+/// One durable fact about a virtual host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A durable queue exists from now on.
+    QueueDeclared {
+        /// What later changes call it.
+        queue: QueueNumber,
+        /// What clients call it.
+        name: QueueName,
+        /// Whether it goes when its last consumer goes.
+        auto_delete: bool,
+        /// The arguments of its declaration.
+        arguments: FieldTable,
+    },
+    /// A durable queue is gone, with its messages.
+    QueueDeleted {
+        /// Which.
+        queue: QueueNumber,
+    },
+    /// A message lies in durable queues: all of them or, after a crash, none. The position of this change is the
+    /// name of the message for life.
+    MessageEnqueued {
+        /// The message itself.
+        message: Message,
+        /// The durable queues it was routed to.
+        queues: SmallVec<[Enqueued; 1]>,
+    },
+    /// A journaled message left a durable queue for good.
+    MessageSettled {
+        /// The queue.
+        queue: QueueNumber,
+        /// The place that the message had in it.
+        position: QueuePosition,
+    },
+    /// All messages that were ready in a durable queue were removed.
+    QueuePurged {
+        /// The queue.
+        queue: QueueNumber,
+        /// Only messages before this place are meant.
+        below: QueuePosition,
+        /// The places of messages that stay, because they are unacked, in order.
+        except: Vec<QueuePosition>,
+    },
+    /// Messages of a durable queue may be handed out up to a place. After a crash, what lies before it may have been
+    /// delivered. A stop in good order lowers it to what was delivered.
+    DeliveryGranted {
+        /// The queue.
+        queue: QueueNumber,
+        /// Only messages before this place are meant.
+        below: QueuePosition,
+    },
+    /// A durable exchange exists from now on.
+    ExchangeDeclared {
+        /// Its name.
+        name: ExchangeName,
+        /// Its type, as clients call it.
+        kind: ShortString,
+        /// Whether it goes with its last binding.
+        auto_delete: bool,
+        /// Whether clients may not publish to it.
+        internal: bool,
+        /// The arguments of its declaration.
+        arguments: FieldTable,
+    },
+    /// A durable exchange is gone, with its bindings.
+    ExchangeDeleted {
+        /// Its name.
+        name: ExchangeName,
+    },
+    /// A binding between two durable ends exists from now on.
+    Bound(Binding),
+    /// A binding between two durable ends is gone.
+    Unbound(Binding),
+}

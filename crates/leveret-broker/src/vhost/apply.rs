@@ -1,0 +1,203 @@
+//! Recovery: the durable part of a virtual host is the fold of its changes.
+//!
+//! Must not know: clients. None is connected before [`VirtualHost::end_recovery`].
+//! A change that names something unknown is refused and changes nothing; whoever recovers sets it aside.
+
+use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
+use crate::message::{Message, MessageId};
+use crate::moment::Moment;
+use crate::names::{ExchangeName, QueueName};
+use crate::vhost::binding::{Binding, Destination};
+use crate::vhost::effects::Effects;
+use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
+use crate::vhost::queue::{Body, Declared, Entry, Queue, QueueArguments};
+use crate::vhost::topology::alternate_of;
+use crate::vhost::{QueueId, VirtualHost};
+
+/// A change that does not fit to those before it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// Its position is not behind that of the last one.
+    #[error("change {0} does not follow change {1}")]
+    OutOfOrder(u64, u64),
+    /// It names a queue that is not there.
+    #[error("no queue has the number {0}")]
+    NoQueue(u64),
+    /// It names an exchange that is not there.
+    #[error("no exchange is called '{0}'")]
+    NoExchange(ExchangeName),
+    /// It names a binding whose queue is not there.
+    #[error("no queue is called '{0}'")]
+    NoQueueNamed(QueueName),
+    /// It declares what is there.
+    #[error("'{0}' is there already")]
+    Exists(String),
+    /// It declares something in a way that this version does not know.
+    #[error("'{name}' cannot be declared: {fault}")]
+    NotDeclarable {
+        /// What was declared.
+        name: String,
+        /// Why it is not.
+        fault: String,
+    },
+    /// It takes a message from a place that is empty, or puts one to a place that is not.
+    #[error("place {position} of queue {queue} cannot be taken or emptied")]
+    Place {
+        /// The number of the queue.
+        queue: u64,
+        /// The place in it.
+        position: u64,
+    },
+}
+
+impl VirtualHost {
+    /// Takes in a change that was journaled, with its position. Changes come in the order of their positions; some
+    /// may be missing.
+    pub fn apply(&mut self, now: Moment, position: JournalPosition, change: Change) -> Result<(), ApplyError> {
+        if position <= self.position {
+            return Err(ApplyError::OutOfOrder(position.0, self.position.0));
+        }
+        self.position = position;
+        match change {
+            Change::QueueDeclared { queue, name, auto_delete, arguments } => {
+                self.last_queue_number = self.last_queue_number.max(queue.0);
+                if self.durable_queues.contains_key(&queue) || self.queue_names.contains_key(&name) {
+                    return Err(ApplyError::Exists(name.to_string()));
+                }
+                let parsed = QueueArguments::parse(arguments.as_table()).map_err(|error| {
+                    let fault = format!("argument {}{}", error.argument, error.fault);
+                    ApplyError::NotDeclarable { name: name.to_string(), fault }
+                })?;
+                let (number, durable, owner) = (queue, true, None);
+                let (arguments, raw_arguments) = (parsed, arguments);
+                let declared = Declared { name, number, durable, auto_delete, owner, arguments, raw_arguments };
+                self.apply_queue_declared(now, declared);
+            }
+            Change::QueueDeleted { queue } => {
+                let id = self.durable_queue(queue)?;
+                self.apply_queue_deleted(id);
+                self.detached.clear();
+            }
+            Change::MessageEnqueued { message, queues } => return self.apply_enqueued(now, &message, &queues),
+            Change::MessageSettled { queue, position } => {
+                let id = self.durable_queue(queue)?;
+                if !self.queues.get_mut(id).is_some_and(|queue| queue.settle(position)) {
+                    return Err(ApplyError::Place { queue: queue.0, position: position.0 });
+                }
+            }
+            Change::QueuePurged { queue, below, except } => {
+                let id = self.durable_queue(queue)?;
+                if let Some(queue) = self.queues.get_mut(id) {
+                    queue.settle_below(below, &except);
+                }
+            }
+            Change::DeliveryGranted { queue, below } => {
+                let id = self.durable_queue(queue)?;
+                if let Some(queue) = self.queues.get_mut(id) {
+                    queue.set_grant(below, position);
+                }
+            }
+            Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments } => {
+                if self.exchanges.find(name.as_str()).is_some() {
+                    return Err(ApplyError::Exists(name.to_string()));
+                }
+                let not_declarable = |fault: String| ApplyError::NotDeclarable { name: name.to_string(), fault };
+                let kind = ExchangeKind::parse(kind.as_str())
+                    .ok_or_else(|| not_declarable(format!("the exchange type '{kind}' is unknown")))?;
+                let alternate = alternate_of(arguments.as_table());
+                let alternate = alternate
+                    .map_err(|value| not_declarable(format!("its alternate exchange is a {}", value.type_name())))?
+                    .map(ExchangeName::from);
+                let durable = true;
+                let declared =
+                    DeclaredExchange { name, kind, durable, auto_delete, internal, alternate, arguments };
+                self.apply_exchange_declared(declared);
+            }
+            Change::ExchangeDeleted { name } => {
+                let id = self.exchange(&name)?;
+                self.apply_exchange_deleted(id);
+            }
+            Change::Bound(binding) => {
+                let (source, key) = self.ends(binding)?;
+                self.apply_bound(source, key);
+            }
+            Change::Unbound(binding) => {
+                let (source, key) = self.ends(binding)?;
+                self.apply_unbound(source, &key);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_enqueued(&mut self, now: Moment, message: &Message, queues: &[Enqueued]) -> Result<(), ApplyError> {
+        let id = MessageId::journaled(self.position);
+        let mut result = Ok(());
+        for &Enqueued { queue: number, position, expires } in queues {
+            let queue = match self.durable_queue(number) {
+                Ok(queue) => queue,
+                Err(error) => {
+                    result = Err(error);
+                    continue;
+                }
+            };
+            let (body, expires) = (Body::Resident(message.clone()), expires.map(|expiry| now.restored(expiry)));
+            let entry = Entry { id, body, expires, journaled: true, redelivered: false };
+            if !self.queues.get_mut(queue).is_some_and(|queue| queue.push_at(position, entry)) {
+                result = Err(ApplyError::Place { queue: number.0, position: position.0 });
+            }
+        }
+        result
+    }
+
+    fn durable_queue(&self, number: QueueNumber) -> Result<QueueId, ApplyError> {
+        self.durable_queues.get(&number).copied().ok_or(ApplyError::NoQueue(number.0))
+    }
+
+    fn exchange(&self, name: &ExchangeName) -> Result<ExchangeId, ApplyError> {
+        self.exchanges.find(name.as_str()).ok_or_else(|| ApplyError::NoExchange(name.clone()))
+    }
+
+    fn ends(&self, binding: Binding) -> Result<(ExchangeId, BindingKey), ApplyError> {
+        let Binding { source, destination, routing_key, arguments } = binding;
+        let source = self.exchange(&source)?;
+        let target = match destination {
+            Destination::Queue(name) => {
+                let found = self.queue_names.get(&name).copied();
+                Target::Queue(found.ok_or(ApplyError::NoQueueNamed(name))?)
+            }
+            Destination::Exchange(name) => Target::Exchange(self.exchange(&name)?),
+        };
+        Ok((source, BindingKey { target, routing_key, arguments }))
+    }
+
+    /// All changes were taken in; clients may come. What was granted for delivery may have been delivered.
+    pub fn end_recovery(&mut self) {
+        for id in self.durable_queues.values().copied().collect::<Vec<_>>() {
+            if let Some(queue) = self.queues.get_mut(id) {
+                queue.flag_granted();
+            }
+            if self.queues.get(id).is_some_and(Queue::is_timed) {
+                self.set_timer(id);
+            }
+        }
+    }
+
+    /// The position of the last change.
+    pub fn position(&self) -> JournalPosition {
+        self.position
+    }
+
+    /// The node stops in good order, and all clients are gone: says exactly what was delivered, so that nothing else
+    /// carries the flag `redelivered` after the restart.
+    pub fn handle_stop(&mut self, effects: &mut Effects) {
+        let exact = |(&number, &id): (&QueueNumber, &QueueId)| -> Option<(QueueNumber, QueuePosition)> {
+            Some((number, self.queues.get(id)?.exact_grant()?))
+        };
+        for (queue, below) in self.durable_queues.iter().filter_map(exact).collect::<Vec<_>>() {
+            if let Some(queue) = self.durable_queue(queue).ok().and_then(|id| self.queues.get_mut(id)) {
+                queue.set_grant(below, self.position.next());
+            }
+            self.change(Change::DeliveryGranted { queue, below }, effects);
+        }
+    }
+}

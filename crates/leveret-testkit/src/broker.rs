@@ -394,6 +394,7 @@ impl Wire for Broker {
         self.vhost.end_recovery();
         assert_eq!(self.vhost.position(), self.durable);
         (self.journaled, self.whole) = (self.durable, self.durable);
+        self.journal_stands = false;
     }
 
     fn wait(&mut self, time: Duration) {

@@ -138,8 +138,8 @@ fn a_durable_declaration_is_answered_when_it_is_durable_and_an_exclusive_one_at_
         C: queue.declare queue='kept' durable
         S: nothing
         journal keeps up
-        S/2: queue.declare-ok 'kept' 0 0
         S: queue.declare-ok 'kept' 0 0
+        S/2: queue.declare-ok 'kept' 0 0
     ",
     );
 }

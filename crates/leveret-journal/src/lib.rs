@@ -1,5 +1,20 @@
 //! The journal of the Leveret message broker: a segmented, checksummed, append-only log.
 //!
-//! Must not know: what a record means.
+//! Must not know: what a record means. The format is drawn in `docs/formats/journal.md`.
+//!
+//! [`Log::open`] reads everything back and gives a [`Log`] to append to. One thread owns it; what it appends is
+//! durable when the call returns.
 
 pub mod disk;
+mod format;
+pub mod limits;
+mod log;
+mod real;
+mod recovery;
+#[cfg(test)]
+mod tests;
+
+pub use self::format::Record;
+pub use self::log::{Batch, Log, LogError, Options};
+pub use self::real::RealDisk;
+pub use self::recovery::{Cut, Damage, OpenError, Recovery, check};

@@ -1,0 +1,258 @@
+//! Appending: one batch, one write, one sync.
+//!
+//! Owns: the segment that is written, and the numbers of what comes next.
+//! Invariant: after a write or sync has failed, nothing is written any more.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use crate::disk::{Disk, DiskFile};
+use crate::format::{
+    BATCH_HEADER_BYTES, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, begin_record, end_record,
+    padded, seal, segment_name,
+};
+use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
+use crate::recovery::{self, OpenError, Recovery};
+
+/// What can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of a segment; less than [`SEGMENT_BYTES_MIN`] is for tests.
+    pub segment_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { segment_bytes: SEGMENT_BYTES_DEFAULT }
+    }
+}
+
+/// Why a batch was not appended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// There is no room for another segment. Nothing of the batch was written; it may be tried again.
+    #[error("there is no room for a new segment of the journal: {0}")]
+    Full(String),
+    /// A write or a sync has failed, now or earlier. What of the batch is on disk is unknown, and nothing more is taken.
+    #[error("the journal cannot be written: {0}")]
+    Failed(String),
+}
+
+/// Records that are written together. Keeps its buffer, so that filling it again need not allocate.
+#[derive(Debug)]
+pub struct Batch {
+    /// Room for the header, then records.
+    bytes: Vec<u8>,
+    count: u32,
+    /// The least and greatest sequence of each stream.
+    streams: BTreeMap<u32, (u64, u64)>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch { bytes: vec![0; BATCH_HEADER_BYTES], count: 0, streams: BTreeMap::new() }
+    }
+}
+
+impl Batch {
+    /// Appends a record whose payload `write` appends to what it is given.
+    ///
+    /// # Panics
+    /// If `sequence` does not follow the last one of its stream, or the batch grows beyond [`BATCH_BYTES_MAX`].
+    pub fn push(&mut self, stream: u32, sequence: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        let range = self.streams.entry(stream).or_insert((sequence, sequence - 1));
+        assert_eq!(range.1 + 1, sequence, "the records of a stream follow each other");
+        range.1 = sequence;
+        let at = begin_record(&mut self.bytes, stream, 0, sequence);
+        write(&mut self.bytes);
+        end_record(&mut self.bytes, at);
+        self.count += 1;
+        assert!(self.bytes.len() - BATCH_HEADER_BYTES <= BATCH_BYTES_MAX, "a batch is at most 4 GiB");
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes of its records.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() - BATCH_HEADER_BYTES
+    }
+
+    fn clear(&mut self) {
+        self.bytes.truncate(BATCH_HEADER_BYTES);
+        self.count = 0;
+        self.streams.clear();
+    }
+}
+
+/// The end of the journal, where it grows.
+pub struct Log {
+    disk: Arc<dyn Disk>,
+    options: Options,
+    file: Arc<dyn DiskFile>,
+    generation: u64,
+    /// Where the next batch goes.
+    end: u64,
+    /// How long the file is.
+    length: u64,
+    /// The journal sequence of the next record.
+    next_sequence: u64,
+    /// The last sequence of each stream.
+    streams: BTreeMap<u32, u64>,
+    /// Whether the last batch on disk says that all before it is durable, and nothing came since.
+    is_marked: bool,
+    failed: Option<LogError>,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Log { generation, end, next_sequence, failed, .. } = self;
+        write!(f, "Log {{ {generation}: {end}, next_sequence: {next_sequence}, failed: {failed:?} }}")
+    }
+}
+
+impl Log {
+    /// Reads everything that is in the journal, hands out every record in order, cuts a torn tail, sets damage
+    /// aside, and begins a new segment. A folder without segments becomes a new journal.
+    ///
+    /// # Errors
+    /// If the disk refuses, or a newer version wrote the journal.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        each: &mut dyn FnMut(Record<'_>),
+    ) -> Result<(Log, Recovery), OpenError> {
+        let mut streams = BTreeMap::new();
+        let mut each = |record: Record<'_>| {
+            streams.insert(record.stream, record.sequence);
+            each(record);
+        };
+        let (recovery, end) = recovery::read(&*disk, true, &mut each)?;
+        let header = SegmentHeader {
+            generation: end.last_generation + 1,
+            first_sequence: end.next_sequence,
+            previous_generation: end.generation,
+            previous_end: end.offset,
+        };
+        let is_first = end.generation == 0;
+        let wanted = if is_first { options.segment_bytes.min(SEGMENT_BYTES_MIN) } else { options.segment_bytes };
+        let file = begin_segment(&*disk, header, wanted).map_err(OpenError::Disk)?;
+        let log = Log {
+            disk,
+            options,
+            file,
+            generation: header.generation,
+            end: SEGMENT_HEADER_BYTES as u64,
+            length: wanted,
+            next_sequence: end.next_sequence,
+            streams,
+            // The header of the segment says so.
+            is_marked: true,
+            failed: None,
+        };
+        Ok((log, recovery))
+    }
+
+    /// Writes the records of a batch and syncs. When this returns, they are durable, and the batch is empty.
+    ///
+    /// # Errors
+    /// If they are not: see [`LogError`].
+    ///
+    /// # Panics
+    /// If a record does not follow the last one of its stream.
+    pub fn append(&mut self, batch: &mut Batch) -> Result<(), LogError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        for (stream, (first, _)) in &batch.streams {
+            let last = self.streams.get(stream).copied().unwrap_or_default();
+            assert!(*first > last, "records of stream {stream} go on from {last}, not from {first}");
+        }
+        self.write(&mut batch.bytes, batch.count)?;
+        self.next_sequence += u64::from(batch.count);
+        self.streams.extend(batch.streams.iter().map(|(&stream, &(_, last))| (stream, last)));
+        self.is_marked = false;
+        batch.clear();
+        Ok(())
+    }
+
+    /// Says on disk that everything so far is durable, unless it stands there already. To be called before nothing
+    /// is appended for a while: it tells damage of the last batch from a torn write.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub fn mark(&mut self) -> Result<(), LogError> {
+        if self.is_marked {
+            return Ok(());
+        }
+        self.write(&mut vec![0; BATCH_HEADER_BYTES], 0)?;
+        self.is_marked = true;
+        Ok(())
+    }
+
+    /// Bytes of a batch as it is on disk, per byte of its records.
+    pub fn overhead() -> usize {
+        RECORD_HEADER_BYTES
+    }
+
+    fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let needed = padded(bytes.len()) as u64;
+        if self.end + needed > self.length {
+            self.roll(needed)?;
+        }
+        seal(bytes, self.generation, count, self.next_sequence, self.next_sequence);
+        let unpadded = bytes.len();
+        bytes.resize(padded(unpadded), 0);
+        let written = self.file.write_at(self.end, bytes).and_then(|()| self.file.sync());
+        bytes.truncate(unpadded);
+        written.map_err(|error| self.fail(&error))?;
+        self.end += needed;
+        Ok(())
+    }
+
+    /// Goes on in a new segment.
+    fn roll(&mut self, needed: u64) -> Result<(), LogError> {
+        let header = SegmentHeader {
+            generation: self.generation + 1,
+            first_sequence: self.next_sequence,
+            previous_generation: self.generation,
+            previous_end: self.end,
+        };
+        let wanted = self.options.segment_bytes.max(SEGMENT_HEADER_BYTES as u64 + needed);
+        match begin_segment(&*self.disk, header, wanted) {
+            Ok(file) => self.file = file,
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                // What was made of it is in the way of the next try.
+                return match self.disk.remove(&segment_name(header.generation)) {
+                    Ok(()) => Err(LogError::Full(error.to_string())),
+                    Err(_) => Err(self.fail(&error)),
+                };
+            }
+            Err(error) => return Err(self.fail(&error)),
+        }
+        self.generation = header.generation;
+        self.end = SEGMENT_HEADER_BYTES as u64;
+        self.length = wanted;
+        Ok(())
+    }
+
+    fn fail(&mut self, error: &io::Error) -> LogError {
+        self.failed.insert(LogError::Failed(error.to_string())).clone()
+    }
+}
+
+/// Makes a segment. When this returns, it is there also after a power cut.
+fn begin_segment(disk: &dyn Disk, header: SegmentHeader, length: u64) -> io::Result<Arc<dyn DiskFile>> {
+    let file = disk.create(&segment_name(header.generation))?;
+    file.preallocate(length)?;
+    file.write_at(0, &header.encode())?;
+    file.sync()?;
+    disk.sync_directory()?;
+    Ok(file)
+}

@@ -1,0 +1,357 @@
+//! The log against a disk in memory: round trips, torn tails, damage.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use crate::disk::{Disk, DiskFile};
+use crate::{Batch, Log, LogError, OpenError, Options, Recovery, check};
+
+#[derive(Clone, Default)]
+struct MemoryDisk {
+    files: Arc<Mutex<BTreeMap<String, Arc<MemoryFile>>>>,
+    /// Operations until every further one fails.
+    left: Arc<Mutex<Option<u64>>>,
+    /// Bytes that there is room for.
+    room: Arc<Mutex<Option<u64>>>,
+}
+
+#[derive(Default)]
+struct MemoryFile {
+    bytes: Mutex<Vec<u8>>,
+    left: Arc<Mutex<Option<u64>>>,
+    room: Arc<Mutex<Option<u64>>>,
+}
+
+fn spend(left: &Mutex<Option<u64>>) -> io::Result<()> {
+    match &mut *left.lock().unwrap() {
+        Some(0) => Err(io::Error::other("the disk is gone")),
+        Some(left) => {
+            *left -= 1;
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+impl MemoryDisk {
+    fn snapshot(&self) -> BTreeMap<String, Vec<u8>> {
+        let files = self.files.lock().unwrap();
+        files.iter().map(|(name, file)| (name.clone(), file.bytes.lock().unwrap().clone())).collect()
+    }
+
+    fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
+        let disk = MemoryDisk::default();
+        for (name, bytes) in files {
+            let (left, room) = (Arc::clone(&disk.left), Arc::clone(&disk.room));
+            let file = Arc::new(MemoryFile { bytes: Mutex::new(bytes), left, room });
+            disk.files.lock().unwrap().insert(name, file);
+        }
+        disk
+    }
+
+    fn fails_after(&self, operations: Option<u64>) {
+        *self.left.lock().unwrap() = operations;
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        spend(&self.left)?;
+        let mut files = self.files.lock().unwrap();
+        if files.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let (left, room) = (Arc::clone(&self.left), Arc::clone(&self.room));
+        let file = Arc::new(MemoryFile { left, room, ..MemoryFile::default() });
+        files.insert(name.into(), Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.files.lock().unwrap().get(name).cloned();
+        file.map(|file| file as Arc<dyn DiskFile>).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.files.lock().unwrap().keys().cloned().collect())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        spend(&self.left)?;
+        let mut files = self.files.lock().unwrap();
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.into(), file);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        spend(&self.left)?;
+        self.files.lock().unwrap().remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        spend(&self.left)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.room.lock().unwrap().unwrap_or(u64::MAX))
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        spend(&self.left)?;
+        let at = usize::try_from(offset).unwrap();
+        let mut file = self.bytes.lock().unwrap();
+        if file.len() < at + bytes.len() {
+            file.resize(at + bytes.len(), 0);
+        }
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = self.bytes.lock().unwrap();
+        let rest = file.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        spend(&self.left)
+    }
+
+    fn preallocate(&self, end: u64) -> io::Result<()> {
+        spend(&self.left)?;
+        if let Some(room) = &mut *self.room.lock().unwrap() {
+            *room = room.checked_sub(end).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        self.bytes.lock().unwrap().resize(usize::try_from(end).unwrap(), 0);
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.bytes.lock().unwrap().len() as u64)
+    }
+}
+
+const SMALL: Options = Options { segment_bytes: 1024 };
+
+type Found = Vec<(u32, u64, Vec<u8>)>;
+
+fn open(disk: &MemoryDisk, options: Options) -> (Log, Found, Recovery) {
+    let mut found = Found::new();
+    let mut each =
+        |record: crate::Record<'_>| found.push((record.stream, record.sequence, record.payload.to_vec()));
+    let (log, recovery) = Log::open(Arc::new(disk.clone()), options, &mut each).unwrap();
+    (log, found, recovery)
+}
+
+fn payload(sequence: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| u8::try_from((sequence * 31 + at as u64) % 251).unwrap()).collect()
+}
+
+/// Appends records of stream 1, from `from` to `to`, as one batch.
+fn append(log: &mut Log, from: u64, to: u64, bytes: usize) -> Result<(), LogError> {
+    let mut batch = Batch::default();
+    for sequence in from..=to {
+        batch.push(1, sequence, |out| out.extend_from_slice(&payload(sequence, bytes)));
+    }
+    log.append(&mut batch)
+}
+
+fn records(from: u64, to: u64, bytes: usize) -> Found {
+    (from..=to).map(|sequence| (1, sequence, payload(sequence, bytes))).collect()
+}
+
+#[test]
+fn what_was_appended_is_read_back_across_segments_and_starts() {
+    let disk = MemoryDisk::default();
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert!(found.is_empty() && recovery.is_new);
+    for first in (1..=91).step_by(10) {
+        append(&mut log, first, first + 9, 20).unwrap();
+    }
+    append(&mut log, 101, 101, 5000).unwrap();
+    let mut batch = Batch::default();
+    batch.push(0, 1, |out| out.extend_from_slice(b"node"));
+    batch.push(7, 1, |_| {});
+    log.append(&mut batch).unwrap();
+    assert!(batch.is_empty());
+    log.mark().unwrap();
+    drop(log);
+    let mut expected = records(1, 100, 20);
+    expected.extend(records(101, 101, 5000));
+    expected.extend([(0, 1, b"node".to_vec()), (7, 1, Vec::new())]);
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert_eq!(found, expected);
+    assert_eq!((recovery.cut, recovery.damage.len(), recovery.is_new), (None, 0, false));
+    append(&mut log, 102, 102, 3).unwrap();
+    expected.extend(records(102, 102, 3));
+    assert_eq!(open(&disk, SMALL).1, expected);
+    assert_eq!(open(&disk, SMALL).1, expected, "again and again");
+}
+
+/// Ten durable batches of three records, the last one perhaps torn. Returns the disk and where the last begins.
+fn ten_batches(mark: bool) -> (BTreeMap<String, Vec<u8>>, usize, usize) {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 4096 });
+    for batch in 0..10 {
+        append(&mut log, batch * 3 + 1, batch * 3 + 3, 10).unwrap();
+    }
+    if mark {
+        log.mark().unwrap();
+    }
+    let batch_bytes = (32 + 3 * (24 + 10_usize)).next_multiple_of(8);
+    (disk.snapshot(), 64 + 9 * batch_bytes, 64 + 10 * batch_bytes)
+}
+
+const SEGMENT: &str = "0000000001.segment";
+
+#[test]
+fn a_tail_that_is_torn_anywhere_is_cut_and_reported() {
+    let (files, last, end) = ten_batches(false);
+    for length in last..end {
+        let mut torn = files.clone();
+        torn.get_mut(SEGMENT).unwrap()[length..].fill(0);
+        let (_, found, recovery) = open(&MemoryDisk::of(torn), SMALL);
+        let has_rest = files[SEGMENT][length..end].iter().any(|&byte| byte != 0);
+        let kept = if has_rest { 27 } else { 30 };
+        assert_eq!(found, records(1, kept, 10), "cut to {length}");
+        assert_eq!(recovery.damage, [], "cut to {length}");
+        assert_eq!(recovery.cut.is_some(), has_rest && length > last, "cut to {length}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_is_damage_where_something_durable_follows_and_a_torn_tail_at_the_end() {
+    for mark in [false, true] {
+        let (files, last, end) = ten_batches(mark);
+        for at in 64..end {
+            let mut flipped = files.clone();
+            flipped.get_mut(SEGMENT).unwrap()[at] ^= 0x40;
+            let disk = MemoryDisk::of(flipped);
+            let checked = check(&disk, &mut |_| {}).unwrap();
+            let before = disk.snapshot();
+            let (_, found, recovery) = open(&disk, SMALL);
+            assert_eq!(recovery.records, checked.records);
+            assert!(before.len() < disk.snapshot().len());
+            let whole = records(1, 30, 10);
+            assert!(found.iter().all(|record| whole.contains(record)), "a wrong record, flipped at {at}");
+            let is_padding = found == whole;
+            if at >= last && !mark {
+                assert!(is_padding || (found == records(1, 27, 10) && recovery.cut.is_some()), "flipped at {at}");
+            } else if !is_padding {
+                assert_eq!(recovery.cut, None, "flipped at {at}");
+                let missing: u64 = recovery.damage.iter().map(|damage| damage.records_missing).sum();
+                assert_eq!(found.len() as u64 + missing, 30, "flipped at {at}: {recovery:?}");
+                assert!(found.len() >= 27, "flipped at {at}");
+                let (_, again, recovery) = open(&disk, SMALL);
+                assert_eq!(again, found, "a second start, flipped at {at}");
+                assert!(!recovery.damage.is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_valid_batch_behind_a_torn_one_never_comes_back() {
+    let (mut files, last, _) = ten_batches(false);
+    let before_last = last - (last - 64) / 9;
+    files.get_mut(SEGMENT).unwrap()[before_last..before_last + 40].fill(0xEE);
+    // As if neither of the last two had been synced: the last one claims that the one before it was.
+    let mut unsynced = files.clone();
+    let bytes = unsynced.get_mut(SEGMENT).unwrap();
+    let end = 64 + (last - 64) / 9 * 10;
+    let mut batch = bytes[last..end - (end - last - 32 - 102)].to_vec();
+    crate::format::seal(&mut batch, 1, 3, 28, 25);
+    bytes[last..last + batch.len()].copy_from_slice(&batch);
+    let disk = MemoryDisk::of(unsynced);
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert_eq!(found, records(1, 24, 10));
+    assert!(recovery.cut.is_some());
+    append(&mut log, 25, 27, 10).unwrap();
+    drop(log);
+    assert_eq!(open(&disk, SMALL).1, records(1, 27, 10));
+}
+
+#[test]
+fn a_start_that_is_interrupted_anywhere_and_repeated_gives_the_same() {
+    let (mut files, last, _) = ten_batches(false);
+    files.get_mut(SEGMENT).unwrap()[last + 40..].fill(0);
+    let disk = MemoryDisk::of(files);
+    for operations in 0..20 {
+        disk.fails_after(Some(operations));
+        let result = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {});
+        disk.fails_after(None);
+        let is_open = result.is_ok();
+        assert_eq!(open(&disk, SMALL).1, records(1, 27, 10), "interrupted after {operations} operations");
+        if is_open {
+            return;
+        }
+    }
+    panic!("opening takes more operations than expected");
+}
+
+#[test]
+fn a_newer_version_is_refused_and_left_as_it_is() {
+    let (mut files, _, _) = ten_batches(true);
+    let bytes = files.get_mut(SEGMENT).unwrap();
+    bytes[8] = 2;
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
+    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    let disk = MemoryDisk::of(files.clone());
+    let error = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 2, .. }), "{error}");
+    assert_eq!(disk.snapshot(), files);
+}
+
+#[test]
+fn a_failed_write_or_sync_is_the_end() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    append(&mut log, 1, 2, 10).unwrap();
+    // The write succeeds, the sync does not.
+    disk.fails_after(Some(1));
+    let error = append(&mut log, 3, 4, 10).unwrap_err();
+    assert!(matches!(error, LogError::Failed(_)));
+    disk.fails_after(None);
+    assert_eq!(append(&mut log, 3, 4, 10).unwrap_err(), error, "a later success proves nothing");
+    assert_eq!(log.mark().unwrap_err(), error);
+}
+
+#[test]
+fn without_room_for_a_segment_nothing_is_written_and_it_may_be_tried_again() {
+    let disk = MemoryDisk::default();
+    *disk.room.lock().unwrap() = Some(2000);
+    let (mut log, _, _) = open(&disk, SMALL);
+    append(&mut log, 1, 1, 800).unwrap();
+    assert!(matches!(append(&mut log, 2, 2, 800), Err(LogError::Full(_))));
+    *disk.room.lock().unwrap() = Some(2000);
+    append(&mut log, 2, 2, 800).unwrap();
+    drop(log);
+    *disk.room.lock().unwrap() = None;
+    assert_eq!(open(&disk, SMALL).1, records(1, 2, 800));
+}
+
+#[test]
+fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_read() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    for first in (1..=91).step_by(10) {
+        append(&mut log, first, first + 9, 20).unwrap();
+    }
+    let files = disk.snapshot();
+    assert!(files.len() > 4);
+    let mut missing = files.clone();
+    missing.remove("0000000002.segment");
+    let (_, found, recovery) = open(&MemoryDisk::of(missing), SMALL);
+    let lost: u64 = recovery.damage.iter().map(|damage| damage.records_missing).sum();
+    assert!(lost > 0 && found.len() as u64 + lost == 100, "{recovery:?}");
+    let mut headless = files.clone();
+    headless.get_mut("0000000002.segment").unwrap()[3] ^= 1;
+    let (_, found, _) = open(&MemoryDisk::of(headless), SMALL);
+    assert!(found == records(1, 100, 20), "{} records", found.len());
+}

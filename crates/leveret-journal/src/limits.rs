@@ -6,5 +6,8 @@ pub const SEGMENT_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 /// Least size of a segment, in bytes, and the size of the first one, so that starting stays quick.
 pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 
+/// Largest size of a segment, in bytes: a start reads one at a time into memory.
+pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
 /// Largest payload of a batch, in bytes: its length has four bytes. `Batch` takes no more than this.
 pub const BATCH_BYTES_MAX: usize = u32::MAX as usize;

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use crate::recovery::JournalError;
+
 /// The file that is locked; it says who holds it.
 const LOCK_FILE: &str = "leveret.lock";
 
@@ -30,6 +32,9 @@ pub enum DataDirError {
         /// Why.
         error: io::Error,
     },
+    /// What is in it cannot be read, or nothing can be added to it.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 /// A data folder that is ours until this is dropped.
@@ -52,17 +57,35 @@ impl DataDir {
                 file.write_all(holder.as_bytes()).map_err(unusable)?;
                 Ok(DataDir { _lock: file })
             }
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let holder = match file.read_to_string(&mut holder) {
-                    Ok(_) if !holder.trim().is_empty() => holder.trim().to_owned(),
-                    Ok(_) | Err(_) => "another process".into(),
-                };
-                Err(DataDirError::InUse { folder: folder.into(), holder })
-            }
+            Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),
             Err(TryLockError::Error(error)) => Err(unusable(error)),
         }
     }
+
+    /// Keeps others from writing to a folder while it is looked at. Nothing is changed, not even the lock file.
+    pub(crate) fn look(folder: &Path) -> Result<Option<Self>, DataDirError> {
+        let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
+        let file = match File::open(folder.join(LOCK_FILE)) {
+            Ok(file) => file,
+            // Nobody ever used it, or not with this.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unusable(error)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(DataDir { _lock: file })),
+            Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),
+            Err(TryLockError::Error(error)) => Err(unusable(error)),
+        }
+    }
+}
+
+fn in_use(folder: &Path, mut file: File) -> DataDirError {
+    let mut holder = String::new();
+    let holder = match file.read_to_string(&mut holder) {
+        Ok(_) if !holder.trim().is_empty() => holder.trim().to_owned(),
+        Ok(_) | Err(_) => "another process".into(),
+    };
+    DataDirError::InUse { folder: folder.into(), holder }
 }
 
 #[cfg(test)]

@@ -9,19 +9,20 @@ use leveret_broker::access::Login;
 use leveret_broker::moment::Deadline;
 use leveret_broker::vhost::Progress;
 use leveret_broker::vhost::command::Farewell;
-use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, VirtualHost};
+use leveret_broker::{Command, Commands, ConnectionId, Effects, VirtualHost};
 use parking_lot::{Mutex, MutexGuard};
 use slotmap::SecondaryMap;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
-use crate::journal::Journal;
+use crate::journal::Stream;
 use crate::outbox::Outbox;
 
 /// One virtual host and what surrounds it.
 pub(crate) struct Hub {
     clock: Clock,
+    journal: Arc<Stream>,
     state: Mutex<State>,
     #[cfg(test)]
     locked: std::sync::atomic::AtomicU64,
@@ -31,7 +32,6 @@ pub(crate) struct Hub {
 
 struct State {
     vhost: VirtualHost,
-    journal: Box<dyn Journal>,
     outboxes: SecondaryMap<ConnectionId, Arc<Outbox>>,
     effects: Effects,
     /// The deadline that the timer task waits for.
@@ -39,11 +39,11 @@ struct State {
 }
 
 impl Hub {
-    pub(crate) fn new(vhost: VirtualHost, journal: Box<dyn Journal>, clock: Clock) -> Self {
-        let state =
-            State { vhost, journal, outboxes: SecondaryMap::new(), effects: Effects::default(), armed: None };
+    pub(crate) fn new(vhost: VirtualHost, journal: Arc<Stream>, clock: Clock) -> Self {
+        let state = State { vhost, outboxes: SecondaryMap::new(), effects: Effects::default(), armed: None };
         Hub {
             clock,
+            journal,
             state: Mutex::new(state),
             #[cfg(test)]
             locked: std::sync::atomic::AtomicU64::new(0),
@@ -65,16 +65,18 @@ impl Hub {
         Attached { hub: Arc::clone(self), id }
     }
 
-    /// Executes commands, letting others have a turn in between. Returns how far the journal has come.
-    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> JournalPosition {
+    /// Executes commands, letting others have a turn in between. Returns the bytes of messages that the journal was
+    /// given.
+    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> usize {
+        let mut journaled = 0;
         loop {
             let now = self.clock.now();
             let mut state = self.lock();
             let State { vhost, effects, .. } = &mut *state;
             let progress = vhost.handle_batch(now, from, commands, effects);
-            let durable = self.hand_on(state, Some(from));
+            journaled += self.hand_on(state, Some(from));
             if progress == Progress::Done {
-                return durable;
+                return journaled;
             }
         }
     }
@@ -97,14 +99,14 @@ impl Hub {
     }
 
     /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns.
-    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> JournalPosition {
+    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> usize {
         let state = &mut *guard;
         // Nothing evicts a body while they all fit in memory, so nothing has to be fetched.
         debug_assert!(state.effects.fetches.is_empty());
+        let mut journaled = 0;
         if !state.effects.changes.is_empty() {
-            state.journal.append(&mut state.effects.changes);
+            journaled = self.journal.append(&mut state.effects.changes, state.effects.changes_go_on);
         }
-        let durable = state.journal.durable();
         // To be woken once the lock is released.
         let mut woken: SmallVec<[Arc<Outbox>; 8]> = SmallVec::new();
         let outboxes = &state.outboxes;
@@ -126,7 +128,15 @@ impl Hub {
         for outbox in woken {
             outbox.wake();
         }
-        durable
+        journaled
+    }
+
+    /// The node stops in good order, and all connections are gone.
+    pub(crate) fn stop(&self) {
+        let mut state = self.lock();
+        let State { vhost, effects, .. } = &mut *state;
+        vhost.handle_stop(effects);
+        self.hand_on(state, None);
     }
 
     /// Calls the virtual host when something is due. Runs as long as the server does.
@@ -154,9 +164,15 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// Executes commands; what follows for this connection is in its outbox afterwards.
-    pub(crate) fn execute(&self, commands: &mut Commands) -> JournalPosition {
+    /// Executes commands; what follows for this connection is in its outbox afterwards. Returns the bytes of messages
+    /// that the journal was given.
+    pub(crate) fn execute(&self, commands: &mut Commands) -> usize {
         self.hub.execute(self.id, commands)
+    }
+
+    /// The journal of its virtual host.
+    pub(crate) fn journal(&self) -> &Arc<Stream> {
+        &self.hub.journal
     }
 }
 
@@ -181,7 +197,6 @@ mod tests {
     use leveret_broker::{Connection, Node, Output, Settings};
 
     use super::*;
-    use crate::journal::Forgetful;
 
     /// A client without its socket: the loop of a peer's task, driven by hand.
     struct Client {
@@ -240,12 +255,12 @@ mod tests {
 
         /// Executes, encodes and writes what there is.
         fn turn(&mut self, hub: &Arc<Hub>) {
-            let durable = match &self.attached {
-                Some(attached) if !self.connection.commands().is_empty() => {
-                    attached.execute(self.connection.commands())
-                }
-                _ => JournalPosition::default(),
-            };
+            if let Some(attached) = &self.attached
+                && !self.connection.commands().is_empty()
+            {
+                attached.execute(self.connection.commands());
+            }
+            let durable = hub.journal.durable();
             self.outbox.take(&mut self.outputs);
             let now = hub.clock.now();
             self.connection.handle_outputs(now, self.outputs.drain(..), durable, &mut self.written);
@@ -264,7 +279,7 @@ mod tests {
         const MESSAGES: usize = 10_000;
         const IN_A_BATCH: usize = 500;
         let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let hub = Arc::new(Hub::new(vhost, Box::new(Forgetful::default()), Clock::start()));
+        let hub = Arc::new(Hub::new(vhost, Stream::forgetful(), Clock::start()));
         let (mut producer, mut consumer) = (Client::open(&hub), Client::open(&hub));
         let text = ShortStr::truncated;
         let mut bytes = Vec::new();
@@ -303,7 +318,7 @@ mod tests {
                 producer.feed(&hub, &batch);
                 consumer.outbox.take(&mut consumer.outputs);
                 received += consumer.outputs.len();
-                let (now, durable) = (hub.clock.now(), JournalPosition::default());
+                let (now, durable) = (hub.clock.now(), hub.journal.durable());
                 let outputs = consumer.outputs.drain(..);
                 consumer.connection.handle_outputs(now, outputs, durable, &mut consumer.written);
                 consumer.written.clear();

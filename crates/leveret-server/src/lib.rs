@@ -10,8 +10,11 @@ mod limits;
 mod listener;
 mod outbox;
 mod peer;
+mod recovery;
 mod server;
 
 pub use data_dir::DataDirError;
+pub use leveret_journal::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use listener::BindError;
+pub use recovery::{Condition, JournalError, check};
 pub use server::{Server, ServerConfig, ServerHandle, StartError, Storage};

@@ -14,6 +14,13 @@ pub(crate) const UNSENT_BYTES_MAX: usize = 2 * DELIVERY_WINDOW_BYTES;
 /// Encoded bytes that a worker thread keeps room for between two connections' turns.
 pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Bytes of messages that wait for the journal, above which connections that publish persistent messages are not read.
+/// They are read again when half of it is written.
+pub(crate) const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// How long nothing is journaled before a marker says on disk that all is durable.
+pub(crate) const IDLE_BEFORE_MARK: Duration = Duration::from_millis(10);
+
 /// How long a connection that has ended may take to be closed by its client, too.
 pub(crate) const LINGER: Duration = Duration::from_secs(2);
 

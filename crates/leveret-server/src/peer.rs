@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::hub::Attached;
 use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
 use crate::outbox::Outbox;
-use crate::server::Shared;
+use crate::server::{Shared, Stop};
 
 thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -39,7 +39,10 @@ struct Peer {
     /// How much of `unsent` the socket has taken.
     sent: usize,
     outputs: Vec<Output>,
-    durable: JournalPosition,
+    /// The position whose coming will wake this task.
+    awaited: Option<JournalPosition>,
+    /// Whether it ever gave the journal messages. If the journal has too much to write, it is not read.
+    is_publisher: bool,
     /// The client's end is closed or broken: nothing that is written would be read.
     is_gone: bool,
 }
@@ -49,7 +52,7 @@ pub(crate) async fn serve(
     shared: Arc<Shared>,
     stream: TcpStream,
     address: SocketAddr,
-    shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<Stop>,
 ) {
     let origin = if address.ip().to_canonical().is_loopback() { Origin::Loopback } else { Origin::Remote };
     let (settings, node) = (Arc::clone(&shared.settings), Arc::clone(&shared.node));
@@ -64,7 +67,8 @@ pub(crate) async fn serve(
         unsent: Vec::new(),
         sent: 0,
         outputs: Vec::new(),
-        durable: JournalPosition::default(),
+        awaited: None,
+        is_publisher: false,
         is_gone: false,
     };
     tracing::debug!(peer = %address, "connection accepted");
@@ -84,7 +88,7 @@ pub(crate) async fn serve(
 }
 
 impl Peer {
-    async fn run(&mut self, address: SocketAddr, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
+    async fn run(&mut self, address: SocketAddr, mut shutdown: watch::Receiver<Stop>) -> io::Result<()> {
         let outbox = Arc::clone(&self.outbox);
         let clock = self.shared.clock;
         let mut timer = std::pin::pin!(tokio::time::sleep(self.shared.settings.handshake_timeout));
@@ -100,7 +104,16 @@ impl Peer {
             // Commands that are left wait for a body, or for the client to read its answers: more would only pile up.
             let has_room =
                 self.unsent.len() - self.sent < UNSENT_BYTES_MAX && self.connection.commands().is_empty();
-            let may_read = has_room && !self.is_gone;
+            let journal = self.attached.as_ref().filter(|_| self.is_publisher).map(Attached::journal);
+            let mut congestion = journal.and_then(|journal| journal.congestion());
+            let is_congested = congestion.as_mut().is_some_and(|congestion| *congestion.borrow_and_update());
+            let may_read = has_room && !self.is_gone && !is_congested;
+            let relieved = async {
+                match &mut congestion {
+                    Some(congestion) => drop(congestion.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
             let due = self.connection.next_timeout();
             if let Some(deadline) = due {
                 let now = clock.now();
@@ -123,7 +136,12 @@ impl Peer {
                     // Without a word: whoever held the broker dropped it.
                     changed.map_err(|_| io::ErrorKind::Interrupted)?;
                     is_stopping = true;
-                    self.connection.handle_shutdown(clock.now(), SHUTDOWN_REASON, &mut self.unsent);
+                    match *shutdown.borrow() {
+                        Stop::JournalFailed => self.connection.handle_journal_failure(clock.now(), &mut self.unsent),
+                        Stop::No | Stop::InGoodOrder => {
+                            self.connection.handle_shutdown(clock.now(), SHUTDOWN_REASON, &mut self.unsent);
+                        }
+                    }
                 }
                 ready = self.stream.readable(), if may_read => {
                     ready?;
@@ -132,6 +150,7 @@ impl Peer {
                     tokio::task::yield_now().await;
                 }
                 () = outbox.filled() => {}
+                () = relieved, if is_congested => {}
                 ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
                 () = &mut timer, if due.is_some() => {}
             }
@@ -212,6 +231,7 @@ impl Peer {
     /// Everything that is to be done without new input.
     fn work(&mut self, address: SocketAddr) {
         self.execute();
+        self.catch_up();
         if self.connection.input_waits() {
             let carry = std::mem::take(&mut self.carry);
             self.take_in(&carry, address);
@@ -223,7 +243,7 @@ impl Peer {
             if let Some(attached) = &self.attached
                 && !self.connection.commands().is_empty()
             {
-                self.durable = attached.execute(self.connection.commands());
+                self.is_publisher |= attached.execute(self.connection.commands()) > 0;
             }
             self.outbox.take(&mut self.outputs);
             if self.outputs.is_empty() {
@@ -231,7 +251,28 @@ impl Peer {
             }
             self.borrow_spare();
             let now = self.shared.clock.now();
-            self.connection.handle_outputs(now, self.outputs.drain(..), self.durable, &mut self.unsent);
+            let durable =
+                self.attached.as_ref().map_or(JournalPosition::default(), |attached| attached.journal().durable());
+            self.connection.handle_outputs(now, self.outputs.drain(..), durable, &mut self.unsent);
+        }
+    }
+
+    /// Tells what waited for the journal and need not any more, and asks to be woken for the rest.
+    fn catch_up(&mut self) {
+        let Some(attached) = &self.attached else { return };
+        let journal = Arc::clone(attached.journal());
+        while let Some(position) = self.connection.awaits() {
+            let durable = journal.durable();
+            if position > durable {
+                self.awaited = self.awaited.filter(|awaited| *awaited > durable);
+                if self.awaited.is_none_or(|awaited| position < awaited) {
+                    self.awaited = Some(position);
+                    journal.wait(position, &self.outbox);
+                }
+                return;
+            }
+            self.borrow_spare();
+            self.connection.handle_durable(self.shared.clock.now(), durable, &mut self.unsent);
         }
     }
 

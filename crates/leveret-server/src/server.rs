@@ -1,11 +1,14 @@
 //! Starting and stopping a node.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use leveret_broker::{Node, Settings, VirtualHost};
+use leveret_journal::Options;
+use leveret_journal::limits::SEGMENT_BYTES_DEFAULT;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -13,17 +16,18 @@ use tokio::task::JoinHandle;
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::hub::Hub;
-use crate::journal::Forgetful;
+use crate::journal::{Stream, Writer};
 use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_TIMEOUT};
 use crate::listener::{self, BindError};
 use crate::peer;
+use crate::recovery::{self, Recovered};
 
 /// Where a node keeps what is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// Nowhere; no file is touched.
     InMemory,
-    /// In this folder, made if it is missing. Durable messages are not kept across a restart yet.
+    /// In this folder, made if it is missing.
     Folder(PathBuf),
 }
 
@@ -36,6 +40,8 @@ pub struct ServerConfig {
     pub amqp_port: u16,
     /// Where durable things go.
     pub storage: Storage,
+    /// Bytes of one file of the journal, 1 MiB or more. Default 64 MiB; the first one is small.
+    pub segment_bytes: u64,
     /// What connections are told and held to.
     pub settings: Settings,
 }
@@ -43,7 +49,13 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     /// In memory, on a free port of the loopback addresses: what a test wants.
     fn default() -> Self {
-        ServerConfig { bind: Vec::new(), amqp_port: 0, storage: Storage::InMemory, settings: Settings::default() }
+        ServerConfig {
+            bind: Vec::new(),
+            amqp_port: 0,
+            storage: Storage::InMemory,
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+            settings: Settings::default(),
+        }
     }
 }
 
@@ -56,6 +68,20 @@ pub enum StartError {
     /// The data folder is not to be had.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// No thread is to be had for the journal.
+    #[error("cannot start the thread that writes the journal: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What connections are told when the broker ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It goes on.
+    No,
+    /// 320.
+    InGoodOrder,
+    /// 541: what of their last messages is kept, nobody knows.
+    JournalFailed,
 }
 
 /// What all connections of a node share.
@@ -72,42 +98,63 @@ pub(crate) struct Shared {
 pub struct Server;
 
 /// A running broker. Dropping it stops the broker without a word to its clients; [`Self::shutdown`] is kinder.
-#[derive(Debug)]
 pub struct ServerHandle {
     addresses: Vec<SocketAddr>,
-    shutdown: watch::Sender<bool>,
+    shutdown: watch::Sender<Stop>,
     background: Vec<JoinHandle<()>>,
     /// Closed when the last connection has ended.
     connections_ended: mpsc::Receiver<()>,
-    _data_dir: Option<DataDir>,
+    hubs: Vec<Arc<Hub>>,
+    /// Dropped last: it writes what is left, and lets go of the data folder.
+    writer: Option<Writer>,
 }
 
 impl Server {
     /// Starts a broker on the current tokio runtime. It accepts connections when this returns.
-    #[expect(clippy::unused_async, reason = "that it is async says that it needs a tokio runtime")]
     pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
+        let clock = Clock::start();
+        let node = Arc::new(Node::default());
         let data_dir = match &config.storage {
             Storage::InMemory => None,
-            Storage::Folder(folder) => Some(DataDir::lock(folder)?),
+            Storage::Folder(folder) => Some((folder.clone(), DataDir::lock(folder)?)),
         };
         let listeners = listener::bind(&config.bind, config.amqp_port)?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let clock = Clock::start();
-        let node = Arc::new(Node::default());
-        let vhosts = node.vhosts().iter().map(|name| {
-            let vhost = VirtualHost::new(name.clone(), rand::random());
-            (name.to_string(), Arc::new(Hub::new(vhost, Box::new(Forgetful::default()), clock)))
+        let (writer, vhosts) = match data_dir {
+            None => {
+                let vhosts = node.vhosts().iter();
+                let vhosts = vhosts.map(|name| VirtualHost::new(name.clone(), rand::random()));
+                (None, vhosts.map(|vhost| (vhost, Stream::forgetful())).collect())
+            }
+            Some((folder, data_dir)) => {
+                let (now, names) = (clock.now(), node.vhosts().to_vec());
+                let options = Options { segment_bytes: config.segment_bytes };
+                let reading = move || recovery::recover(&folder, options, now, &names);
+                let Recovered { log, vhosts } = match tokio::task::spawn_blocking(reading).await {
+                    Ok(recovered) => recovered?,
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                };
+                let positions: Vec<_> = vhosts.iter().map(|(stream, vhost)| (*stream, vhost.position())).collect();
+                let (writer, streams) = Writer::start(log, data_dir, &positions).map_err(StartError::Thread)?;
+                let vhosts: Vec<_> = vhosts.into_iter().map(|(_, vhost)| vhost).zip(streams).collect();
+                (Some(writer), vhosts)
+            }
+        };
+        let hubs = vhosts.into_iter().map(|(vhost, stream)| {
+            let name = vhost.name().to_string();
+            (name, Arc::new(Hub::new(vhost, stream, clock)))
         });
-        let hubs: BTreeMap<_, _> = vhosts.collect();
+        let hubs: BTreeMap<_, _> = hubs.collect();
         let mut background: Vec<_> = hubs.values().map(|hub| tokio::spawn(Arc::clone(hub).run_timers())).collect();
+        let all_hubs = hubs.values().cloned().collect();
         let shared = Arc::new(Shared { clock, settings: Arc::new(config.settings), node, hubs });
-        let (shutdown, _) = watch::channel(false);
+        let (shutdown, _) = watch::channel(Stop::No);
         let (running, connections_ended) = mpsc::channel(1);
         for listener in listeners {
             let accepting = accept(Arc::clone(&shared), listener, shutdown.clone(), running.clone());
             background.push(tokio::spawn(accepting));
         }
-        Ok(ServerHandle { addresses, shutdown, background, connections_ended, _data_dir: data_dir })
+        Ok(ServerHandle { addresses, shutdown, background, connections_ended, hubs: all_hubs, writer })
     }
 }
 
@@ -129,6 +176,39 @@ impl ServerHandle {
     /// Closes all connections (clients see 320 `CONNECTION_FORCED`) and stops. Clients that do not answer are
     /// not waited for longer than five seconds.
     pub async fn shutdown(mut self) {
+        self.close_connections(Stop::InGoodOrder).await;
+        for hub in &self.hubs {
+            hub.stop();
+        }
+        if let Some(mut writer) = self.writer.take() {
+            // What is left takes one write and one sync.
+            let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
+        }
+    }
+
+    /// Waits until the journal can no longer be written, and says why. From then on nothing is confirmed any more:
+    /// all that is left is [`Self::abandon`]. In memory this never happens.
+    pub async fn journal_failed(&self) -> String {
+        let Some(writer) = &self.writer else { return std::future::pending().await };
+        let mut failed = writer.failed();
+        let reason = match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_) => None,
+        };
+        match reason {
+            Some(reason) => reason,
+            // The writer has stopped in good order.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Closes all connections after the journal has failed (clients see 541 `INTERNAL_ERROR`), neither confirming nor
+    /// refusing what they published last: whether it is on disk is unknown.
+    pub async fn abandon(mut self) {
+        self.close_connections(Stop::JournalFailed).await;
+    }
+
+    async fn close_connections(&mut self, stop: Stop) {
         for task in &self.background {
             task.abort();
         }
@@ -136,10 +216,16 @@ impl ServerHandle {
             // Ends as "cancelled"; what it held, it has let go of.
             let _ = task.await;
         }
-        self.shutdown.send_replace(true);
+        self.shutdown.send_replace(stop);
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.connections_ended.recv()).await.is_err() {
             tracing::warn!("some clients did not answer connection.close in time");
         }
+    }
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle").field("addresses", &self.addresses).finish_non_exhaustive()
     }
 }
 
@@ -155,7 +241,7 @@ impl Drop for ServerHandle {
 async fn accept(
     shared: Arc<Shared>,
     listener: TcpListener,
-    shutdown: watch::Sender<bool>,
+    shutdown: watch::Sender<Stop>,
     running: mpsc::Sender<()>,
 ) {
     loop {

@@ -43,6 +43,7 @@
 //! behind.
 
 mod broker;
+pub mod disk;
 mod record;
 mod script;
 mod text;

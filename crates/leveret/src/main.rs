@@ -1,5 +1,6 @@
 //! The `leveret` binary.
 
+mod check;
 mod commands;
 mod configuration;
 mod serve;
@@ -24,6 +25,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<serve::Serve>),
+    Check(check::Check),
     #[command(flatten)]
     Client(commands::Command),
 }
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     match cli.command {
         None => serve::run(&cli.serve, &matches),
         Some(Command::Serve(serve)) => serve::run(&serve, matches.subcommand().map_or(&matches, |(_, of)| of)),
+        Some(Command::Check(check)) => check::run(&check),
         Some(Command::Client(command)) => commands::run(command, Cli::command()),
     }
 }

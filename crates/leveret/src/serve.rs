@@ -1,6 +1,7 @@
 //! `leveret serve`: the broker as a process.
 //!
-//! Exit codes: 0 stopped in good order, 1 could not start, 2 a bad option, 73 the data folder is in use.
+//! Exit codes: 0 stopped in good order, 1 could not start, 2 a bad option, 73 the data folder is in use, 74 the journal
+//! could not be written.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -11,7 +12,10 @@ use std::process::ExitCode;
 use clap::builder::FalseyValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
-use leveret_server::{DataDirError, Server, ServerConfig, ServerHandle, StartError, Storage};
+use leveret_server::{
+    DataDirError, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, Server, ServerConfig, ServerHandle,
+    StartError, Storage,
+};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -21,6 +25,9 @@ const START_FAILED: u8 = 1;
 const BAD_OPTION: u8 = 2;
 /// `EX_CANTCREAT` of sysexits.h.
 const DATA_DIR_IN_USE: u8 = 73;
+
+/// `EX_IOERR` of sysexits.h.
+const JOURNAL_FAILED: u8 = 74;
 
 /// Log lines that wait to be written; room for them is taken at the start.
 const LOG_LINES_MAX: usize = 4096;
@@ -33,13 +40,17 @@ const AMQP_PORT: u16 = 5672;
 /// Example: leveret serve --in-memory --amqp-port 0
 #[derive(Debug, clap::Args)]
 pub(crate) struct Serve {
-    /// The folder of this broker, made if it is missing and locked while the broker runs; durable messages are not
-    /// kept there across a restart yet [default: ./leveret-data]
+    /// The folder where durable queues, exchanges and messages are kept, made if it is missing and locked while the
+    /// broker runs [default: ./leveret-data]
     #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Keep everything in memory; no file is touched, nothing outlives the broker
     #[arg(long, env = "LEVERET_IN_MEMORY", value_parser = FalseyValueParser::new())]
     pub(crate) in_memory: bool,
+    /// Bytes of one file of the journal, from 1048576 (1 MiB); the first file is small
+    #[arg(long, value_name = "BYTES", env = "LEVERET_SEGMENT_SIZE", default_value_t = SEGMENT_BYTES_DEFAULT,
+          value_parser = clap::value_parser!(u64).range(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX))]
+    pub(crate) segment_size: u64,
     /// An address to listen on; may be given several times, in the variable separated by commas
     /// [default: both loopback addresses]
     #[arg(long, value_name = "ADDR", env = "LEVERET_BIND")]
@@ -112,21 +123,19 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
 }
 
 async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
-    let keeps_nothing = config.storage != Storage::InMemory;
     let is_remote = config.bind.iter().any(|address| !address.is_loopback());
     let server = match Server::start(config).await {
         Ok(server) => server,
         Err(error) => {
             let code = match &error {
                 StartError::DataDir(DataDirError::InUse { .. }) => DATA_DIR_IN_USE,
-                StartError::DataDir(DataDirError::Unusable { .. }) | StartError::Bind(_) => START_FAILED,
+                StartError::DataDir(DataDirError::Unusable { .. } | DataDirError::Journal(_))
+                | StartError::Bind(_)
+                | StartError::Thread(_) => START_FAILED,
             };
             return fail(code, &error);
         }
     };
-    if keeps_nothing {
-        tracing::warn!("durable messages are not kept across a restart yet");
-    }
     if is_remote {
         tracing::warn!("the only user, guest, may log in from this machine only: other machines are refused");
     }
@@ -135,10 +144,18 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
         Err(error) => return fail(START_FAILED, &format!("cannot listen for SIGTERM and SIGINT: {error}")),
     };
     announce(&server);
-    let signal = stop.wait().await;
-    tracing::info!("{signal}: closing connections");
-    server.shutdown().await;
-    ExitCode::SUCCESS
+    tokio::select! {
+        signal = stop.wait() => {
+            tracing::info!("{signal}: closing connections");
+            server.shutdown().await;
+            ExitCode::SUCCESS
+        }
+        reason = server.journal_failed() => {
+            server.abandon().await;
+            // Also where nobody asked for a log.
+            fail(JOURNAL_FAILED, &format!("{reason}; what was confirmed is on disk: mend the disk and start again"))
+        }
+    }
 }
 
 fn server_config(serve: &Serve, matches: &ArgMatches) -> Result<ServerConfig, String> {
@@ -149,7 +166,13 @@ fn server_config(serve: &Serve, matches: &ArgMatches) -> Result<ServerConfig, St
     if amqp_port != 0 && serve.management_port == Some(amqp_port) {
         return Err(format!("--amqp-port and --management-port are both {amqp_port}; choose two ports"));
     }
-    Ok(ServerConfig { bind, amqp_port, storage: storage(serve, matches)?, settings })
+    Ok(ServerConfig {
+        bind,
+        amqp_port,
+        storage: storage(serve, matches)?,
+        segment_bytes: serve.segment_size,
+        settings,
+    })
 }
 
 /// The values of an option; what a variable holds is split at its commas.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use leveret_client::{AckMode, Connection, ConsumeOptions, Error, QueueOptions, Scope, Value};
 use rustix::process::Signal;
-use support::{Broker, DEADLINE, leveret};
+use support::{Broker, DEADLINE, Finished, leveret};
+use tempfile::TempDir;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -266,14 +267,119 @@ mod files {
         broker.ask(&["publish", "q", "hello", "--persistent", "--confirm"]);
         assert_eq!(broker.ask(&["get", "q"]), "hello\n");
         assert_eq!(fs::read_dir(broker.process.folder.path()).unwrap().count(), 0);
-        assert!(!broker.stop().stderr.contains("not kept"));
     }
 
     #[test]
-    fn without_in_memory_there_is_a_data_folder_and_a_warning() {
+    fn without_in_memory_there_is_a_data_folder() {
         let broker = leveret(&["--amqp-port", "0"]).start();
         assert!(broker.process.folder.path().join("leveret-data/leveret.lock").is_file());
-        broker.process.stderr.wait_for("durable messages are not kept across a restart yet", "the warning");
+        assert!(broker.process.folder.path().join("leveret-data/0000000001.segment").is_file());
+    }
+}
+
+mod restarts {
+    use super::*;
+
+    /// A broker in a folder of the test's own.
+    fn start(folder: &TempDir) -> Broker {
+        leveret(&["serve", "--amqp-port", "0", "--data-dir", folder.path().to_str().unwrap()]).start()
+    }
+
+    fn check(folder: &TempDir) -> Finished {
+        leveret(&["check", "--data-dir", folder.path().to_str().unwrap()]).run()
+    }
+
+    /// A durable queue with ten confirmed messages, the first of which was taken.
+    fn fill(broker: &Broker) {
+        broker.ask(&["declare", "queue", "q", "--durable"]);
+        for number in 0..10 {
+            broker.ask(&["publish", "q", &format!("message {number}"), "--persistent", "--confirm"]);
+        }
+        assert_eq!(broker.ask(&["get", "q"]), "message 0\n");
+        // Another answer, so that the ack before it is durable.
+        broker.ask(&["declare", "queue", "r", "--durable"]);
+    }
+
+    fn drain(broker: &Broker) -> Vec<String> {
+        (1..10).map(|_| broker.ask(&["get", "q"])).collect()
+    }
+
+    fn expected() -> Vec<String> {
+        (1..10).map(|number| format!("message {number}\n")).collect()
+    }
+
+    #[test]
+    fn what_is_durable_is_back_after_a_stop_in_good_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = start(&folder);
+        fill(&broker);
+        broker.stop();
+        let checked = check(&folder);
+        assert_eq!((checked.code, checked.stdout.ends_with("clean\n")), (Some(0), true), "{checked:?}");
+        let broker = start(&folder);
+        assert_eq!(drain(&broker), expected());
+        assert_eq!(broker.client(&["get", "q"]).run().code, Some(3));
+    }
+
+    #[test]
+    fn what_was_confirmed_is_back_after_a_kill_again_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = start(&folder);
+        fill(&broker);
+        broker.kill();
+        for _ in 0..3 {
+            start(&folder).kill();
+        }
+        let broker = start(&folder);
+        assert_eq!(drain(&broker), expected());
+        broker.kill();
+        // The last ack was followed by the end of its connection, whose answer rests on it.
+        assert_eq!(start(&folder).client(&["get", "q"]).run().code, Some(3));
+    }
+
+    #[test]
+    fn check_tells_a_torn_end_from_damage_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = start(&folder);
+        fill(&broker);
+        assert_eq!(check(&folder).code, Some(73), "it runs");
+        broker.stop();
+        let segment = folder.path().join("0000000001.segment");
+        let whole = fs::read(&segment).unwrap();
+        let used = whole.iter().rposition(|&byte| byte != 0).unwrap();
+        let mut damaged = whole.clone();
+        damaged[used / 2] ^= 1;
+        fs::write(&segment, &damaged).unwrap();
+        let checked = check(&folder);
+        assert_eq!(checked.code, Some(2), "{checked:?}");
+        assert!(checked.stdout.contains("0000000001.segment, offset"), "{checked:?}");
+        assert_eq!(fs::read(&segment).unwrap(), damaged);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing was added");
+        // It starts all the same, says what is missing, and serves the rest.
+        let broker = start(&folder);
+        broker.process.stderr.wait_for("the journal is damaged: 0000000001.segment", "the report");
+        broker.stop();
+        assert!(
+            fs::read_dir(folder.path())
+                .unwrap()
+                .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("damaged-0000000001-") })
+        );
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_version_is_refused_with_words() {
+        let folder = tempfile::tempdir().unwrap();
+        start(&folder).stop();
+        let segment = folder.path().join("0000000001.segment");
+        let mut bytes = fs::read(&segment).unwrap();
+        bytes[8] = 9;
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+        fs::write(&segment, &bytes).unwrap();
+        let refused = leveret(&["--amqp-port", "0", "--data-dir", folder.path().to_str().unwrap()]).run();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("format version 9"), "{refused:?}");
+        assert_eq!(fs::read(&segment).unwrap(), bytes);
     }
 }
 

@@ -360,6 +360,24 @@ impl Connection {
         self.fail(now, Exception::forced(reason), out);
     }
 
+    /// The journal has failed: nothing more is confirmed. Whether the client's last messages are on disk is unknown, so
+    /// they are neither confirmed nor refused.
+    pub fn handle_journal_failure(&mut self, now: Moment, out: &mut Vec<u8>) {
+        match self.state {
+            State::Open
+            | State::Leaving
+            | State::AwaitingTuneOk(_)
+            | State::AwaitingOpen(_)
+            | State::Opening(..) => {
+                let exception = Exception::internal("the journal cannot be written; see the log of the broker");
+                self.fault.get_or_insert_with(|| exception.text.clone());
+                self.say_close(now, &exception, out);
+            }
+            State::AwaitingHeader | State::AwaitingStartOk => self.state = State::Closed,
+            State::AwaitingCloseOk | State::Closed => {}
+        }
+    }
+
     /// The driver does not read at present, so silence proves nothing.
     pub fn handle_deaf(&mut self, now: Moment) {
         if let Some(heartbeat) = &mut self.heartbeat {

@@ -36,6 +36,11 @@ impl Exception {
         Exception::new(ReplyCode::ConnectionForced, reason)
     }
 
+    /// The broker cannot go on.
+    pub(crate) fn internal(reason: &str) -> Self {
+        Exception::new(ReplyCode::InternalError, reason)
+    }
+
     /// Names the method at fault.
     #[must_use]
     pub fn during(self, method: (u16, u16)) -> Self {

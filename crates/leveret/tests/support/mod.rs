@@ -162,6 +162,12 @@ impl Broker {
         finished.stdout
     }
 
+    /// Kills it, as `kill -9` does.
+    pub(crate) fn kill(self) {
+        self.process.signal(Signal::KILL);
+        assert_eq!(self.process.wait().code, None);
+    }
+
     /// Stops it in good order.
     pub(crate) fn stop(self) -> Finished {
         self.process.signal(Signal::TERM);

@@ -1,0 +1,278 @@
+//! A disk that forgets what was not synced.
+//!
+//! Each file is what a power cut would leave of it, plus the writes since the last sync; the folder likewise is its
+//! durable names plus the names made and removed since. [`SimDisk::crash`] picks which of these made it. Nothing here
+//! is random: the caller decides, and the same decisions give the same disk.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use leveret_journal::disk::{Disk, DiskFile};
+
+/// Writes are torn between these, if not between bytes.
+pub const SECTOR_BYTES: usize = 512;
+
+/// What becomes of one thing that was not synced when the power goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// It never happened.
+    Lost,
+    /// It is there.
+    Kept,
+    /// Of a write, only so many bytes from its beginning are there; of anything else, nothing.
+    Torn(usize),
+}
+
+/// One thing that was not synced.
+#[derive(Clone, Debug)]
+enum Pending {
+    Write { file: usize, offset: usize, bytes: Arc<[u8]> },
+    Grow { file: usize, length: usize },
+    Name { name: String, file: Option<usize> },
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// By number, as a power cut would leave them. A file without a name is gone.
+    durable: Vec<Vec<u8>>,
+    /// As the running process sees them.
+    current: Vec<Vec<u8>>,
+    durable_names: BTreeMap<String, usize>,
+    names: BTreeMap<String, usize>,
+    /// What was not synced, in order.
+    pending: Vec<Pending>,
+    operations: u64,
+    /// From this operation on, nothing works any more.
+    stops_at: Option<u64>,
+    /// Syncs that claim success and do nothing.
+    lies: bool,
+}
+
+/// A folder in memory.
+#[derive(Clone, Debug, Default)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+impl SimDisk {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Operations that changed or synced something so far.
+    pub fn operations(&self) -> u64 {
+        self.lock().operations
+    }
+
+    /// The process dies at this operation: it and all later ones fail and do nothing.
+    pub fn stop_at(&self, operation: u64) {
+        self.lock().stops_at = Some(operation);
+    }
+
+    /// From now on a sync says that it has succeeded, and does nothing. What a test finds with this, it can find.
+    pub fn lie(&self) {
+        self.lock().lies = true;
+    }
+
+    /// How many bytes each thing has that was not synced; 0 for what is no write.
+    pub fn pending(&self) -> Vec<usize> {
+        let bytes = |pending: &Pending| match pending {
+            Pending::Write { bytes, .. } => bytes.len(),
+            Pending::Grow { .. } | Pending::Name { .. } => 0,
+        };
+        self.lock().pending.iter().map(bytes).collect()
+    }
+
+    /// The disk that is found after a power cut, when what was not synced had these fates. What has none is lost.
+    #[must_use]
+    pub fn crash(&self, fates: &[Fate]) -> SimDisk {
+        let state = self.lock();
+        let mut found = State { durable: state.durable.clone(), ..State::default() };
+        let mut names = state.durable_names.clone();
+        for (pending, fate) in state.pending.iter().zip(fates) {
+            match (pending, fate) {
+                (_, Fate::Lost) => {}
+                (Pending::Write { file, offset, bytes }, Fate::Kept) => {
+                    write(&mut found.durable[*file], *offset, bytes)
+                }
+                (Pending::Write { file, offset, bytes }, Fate::Torn(count)) => {
+                    write(&mut found.durable[*file], *offset, &bytes[..*count]);
+                }
+                (Pending::Grow { file, length }, Fate::Kept) => grow(&mut found.durable[*file], *length),
+                (Pending::Name { name, file: Some(file) }, Fate::Kept) => {
+                    names.insert(name.clone(), *file);
+                }
+                (Pending::Name { name, file: None }, Fate::Kept) => {
+                    names.remove(name);
+                }
+                (Pending::Grow { .. } | Pending::Name { .. }, Fate::Torn(_)) => {}
+            }
+        }
+        found.current.clone_from(&found.durable);
+        found.names.clone_from(&names);
+        found.durable_names = names;
+        SimDisk { state: Arc::new(Mutex::new(found)) }
+    }
+
+    /// All files as they are now, to compare disks and to damage them.
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let state = self.lock();
+        state.names.iter().map(|(name, file)| (name.clone(), state.current[*file].clone())).collect()
+    }
+
+    /// A disk with these files, all of it durable.
+    #[must_use]
+    pub fn of(files: BTreeMap<String, Vec<u8>>) -> SimDisk {
+        let mut state = State::default();
+        for (name, bytes) in files {
+            state.names.insert(name, state.durable.len());
+            state.durable.push(bytes);
+        }
+        state.current.clone_from(&state.durable);
+        state.durable_names.clone_from(&state.names);
+        SimDisk { state: Arc::new(Mutex::new(state)) }
+    }
+}
+
+impl State {
+    fn begin(&mut self) -> io::Result<()> {
+        if self.stops_at.is_some_and(|at| self.operations >= at) {
+            return Err(io::Error::other("the process is dead"));
+        }
+        self.operations += 1;
+        Ok(())
+    }
+}
+
+fn write(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+    grow(file, offset + bytes.len());
+    file[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
+fn grow(file: &mut Vec<u8>, length: usize) {
+    if file.len() < length {
+        file.resize(length, 0);
+    }
+}
+
+struct SimFile {
+    state: Arc<Mutex<State>>,
+    number: usize,
+}
+
+impl SimFile {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn to_usize(number: u64) -> io::Result<usize> {
+    usize::try_from(number).map_err(|_| io::ErrorKind::FileTooLarge.into())
+}
+
+impl Disk for SimDisk {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.lock();
+        state.begin()?;
+        if state.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let number = state.current.len();
+        state.current.push(Vec::new());
+        state.durable.push(Vec::new());
+        state.names.insert(name.into(), number);
+        state.pending.push(Pending::Name { name: name.into(), file: Some(number) });
+        Ok(Arc::new(SimFile { state: Arc::clone(&self.state), number }))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let number = *self.lock().names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(SimFile { state: Arc::clone(&self.state), number }))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.lock().names.keys().cloned().collect())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        let number = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.names.insert(to.into(), number);
+        // Both or neither: a rename is one thing to the file system.
+        state.pending.push(Pending::Name { name: to.into(), file: Some(number) });
+        state.pending.push(Pending::Name { name: from.into(), file: None });
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        state.pending.push(Pending::Name { name: name.into(), file: None });
+        Ok(())
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        if state.lies {
+            return Ok(());
+        }
+        state.durable_names = state.names.clone();
+        state.pending.retain(|pending| !matches!(pending, Pending::Name { .. }));
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+}
+
+impl DiskFile for SimFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        let (file, offset) = (self.number, to_usize(offset)?);
+        write(&mut state.current[file], offset, bytes);
+        state.pending.push(Pending::Write { file, offset, bytes: bytes.into() });
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let state = self.lock();
+        let rest = state.current[self.number].get(to_usize(offset)?..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        if state.lies {
+            return Ok(());
+        }
+        let state = &mut *state;
+        state.durable[self.number].clone_from(&state.current[self.number]);
+        state.pending.retain(|pending| match pending {
+            Pending::Write { file, .. } | Pending::Grow { file, .. } => *file != self.number,
+            Pending::Name { .. } => true,
+        });
+        Ok(())
+    }
+
+    fn preallocate(&self, end: u64) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        let (file, length) = (self.number, to_usize(end)?);
+        grow(&mut state.current[file], length);
+        state.pending.push(Pending::Grow { file, length });
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.lock().current[self.number].len() as u64)
+    }
+}

@@ -1,0 +1,266 @@
+//! Power cuts at every operation on the disk: a broker's virtual host and its journal, recovered and compared with
+//! what was promised.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use leveret_journal::{Batch, Log, Options, Record, Recovery};
+use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+const OPTIONS: Options = Options { segment_bytes: 2048 };
+const STREAMS: u32 = 2;
+
+type Found = BTreeMap<u32, Vec<(u64, Vec<u8>)>>;
+
+fn open(disk: &SimDisk) -> Result<(Log, Found, Recovery), leveret_journal::OpenError> {
+    let mut found = Found::new();
+    let mut each = |record: Record<'_>| {
+        found.entry(record.stream).or_default().push((record.sequence, record.payload.to_vec()));
+    };
+    let (log, recovery) = Log::open(Arc::new(disk.clone()), OPTIONS, &mut each)?;
+    Ok((log, found, recovery))
+}
+
+/// What a workload does to the journal.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// So many records of so many bytes, one batch.
+    Append(u64, usize),
+    /// A marker, before going idle.
+    Mark,
+    /// The process ends and starts again.
+    Reopen,
+}
+
+use Step::{Append, Mark, Reopen};
+
+/// Each is run as long as the disk works.
+const WORKLOADS: &[(&str, &[Step])] = &[
+    ("one record", &[Append(1, 10)]),
+    ("one by one", &[Append(1, 10), Append(1, 700), Append(1, 0), Append(1, 33)]),
+    ("group commit", &[Append(7, 30), Append(1, 10), Append(20, 20), Append(3, 100)]),
+    ("segment roll", &[Append(4, 300), Append(4, 300), Append(4, 300), Append(1, 10)]),
+    ("larger than a segment", &[Append(1, 10), Append(1, 6000), Append(2, 10)]),
+    ("idle in between", &[Append(2, 50), Mark, Append(2, 50), Mark, Mark]),
+    ("restarts", &[Append(2, 50), Reopen, Append(2, 50), Mark, Reopen, Reopen, Append(1, 10)]),
+    ("roll and restart", &[Append(3, 500), Append(3, 500), Reopen, Append(3, 500), Append(1, 9), Reopen]),
+    ("much", &[Append(20, 400), Append(30, 200), Mark, Append(40, 150), Reopen, Append(50, 100), Append(9, 900)]),
+];
+
+/// What was promised, and what was under way.
+#[derive(Default)]
+struct Promised {
+    durable: Found,
+    in_flight: Found,
+}
+
+fn payload(stream: u32, sequence: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes as u64).map(|at| u8::try_from((sequence * 37 + at + u64::from(stream)) % 253).unwrap()).collect()
+}
+
+/// Runs a workload until it is done or the disk stops.
+fn run(disk: &SimDisk, steps: &[Step]) -> Promised {
+    let mut promised = Promised::default();
+    let Ok((mut log, _, _)) = open(disk) else { return promised };
+    let mut next = BTreeMap::from([(0, 1), (1, 1)]);
+    for step in steps {
+        match *step {
+            Append(count, bytes) => {
+                let mut batch = Batch::default();
+                let mut records = Found::new();
+                for nth in 0..count {
+                    let stream = u32::try_from(nth).unwrap() % STREAMS;
+                    let sequence = next[&stream];
+                    next.insert(stream, sequence + 1);
+                    let payload = payload(stream, sequence, bytes);
+                    batch.push(stream, sequence, |out| out.extend_from_slice(&payload));
+                    records.entry(stream).or_default().push((sequence, payload));
+                }
+                if log.append(&mut batch).is_err() {
+                    promised.in_flight = records;
+                    return promised;
+                }
+                for (stream, records) in records {
+                    promised.durable.entry(stream).or_default().extend(records);
+                }
+            }
+            Mark => {
+                if log.mark().is_err() {
+                    return promised;
+                }
+            }
+            Reopen => match open(disk) {
+                Ok((reopened, _, _)) => log = reopened,
+                Err(_) => return promised,
+            },
+        }
+    }
+    promised
+}
+
+/// Everything promised is there once and in order; of what was under way, all or nothing.
+fn is_kept(promised: &Promised, found: &Found) -> bool {
+    let mut with_in_flight = promised.durable.clone();
+    for (stream, records) in &promised.in_flight {
+        with_in_flight.entry(*stream).or_default().extend(records.iter().cloned());
+    }
+    *found == promised.durable || *found == with_in_flight
+}
+
+/// The fates of what is pending: every subset up to ten things, with some of the writes torn; samples above.
+fn fates(pending: &[usize], random: &mut SmallRng) -> Vec<Vec<Fate>> {
+    let mut all = Vec::new();
+    if pending.len() <= 10 {
+        for subset in 0..1_u32 << pending.len() {
+            let whole: Vec<_> =
+                (0..pending.len()).map(|at| if subset >> at & 1 == 1 { Fate::Kept } else { Fate::Lost }).collect();
+            for (at, &bytes) in
+                pending.iter().enumerate().filter(|&(at, &bytes)| bytes > 1 && subset >> at & 1 == 1)
+            {
+                let sectors = (SECTOR_BYTES..bytes).step_by(SECTOR_BYTES);
+                let step = if tries_every_byte() { 1 } else { bytes / 16 + 1 };
+                let places: BTreeSet<_> = (1..bytes).step_by(step).chain(sectors).chain([bytes - 1]).collect();
+                for torn in places {
+                    let mut fates = whole.clone();
+                    fates[at] = Fate::Torn(torn);
+                    all.push(fates);
+                }
+            }
+            all.push(whole);
+        }
+    } else {
+        for _ in 0..1024 {
+            let mut fate = |&bytes: &usize| match random.random_range(0..3) {
+                0 => Fate::Lost,
+                1 if bytes > 1 => Fate::Torn(random.random_range(1..bytes)),
+                _ => Fate::Kept,
+            };
+            all.push(pending.iter().map(&mut fate).collect());
+        }
+    }
+    all
+}
+
+/// `cargo xtask proof` tries every place; a test some.
+fn tries_every_byte() -> bool {
+    std::env::var_os("LEVERET_EVERY_BYTE").is_some()
+}
+
+fn hash(disk: &SimDisk) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    disk.files().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Stops a workload at every operation, tries every disk that may be found then, and hands each to `each`.
+fn at_every_crash(steps: &[Step], lies: bool, mut each: impl FnMut(u64, &Promised, &SimDisk)) {
+    let mut random = SmallRng::seed_from_u64(11);
+    let whole = SimDisk::default();
+    run(&whole, steps);
+    for operation in 0..=whole.operations() {
+        let disk = SimDisk::default();
+        if lies {
+            disk.lie();
+        }
+        disk.stop_at(operation);
+        let promised = run(&disk, steps);
+        for fates in fates(&disk.pending(), &mut random) {
+            each(operation, &promised, &disk.crash(&fates));
+        }
+    }
+}
+
+#[test]
+fn after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_else() {
+    let mut states = 0;
+    for (name, steps) in WORKLOADS {
+        let mut seen = BTreeSet::new();
+        at_every_crash(steps, false, |operation, promised, found| {
+            if !seen.insert((operation, hash(found))) {
+                return;
+            }
+            let image = found.files();
+            let (_, records, recovery) = open(found).unwrap();
+            let context = || format!("{name}, stopped at {operation}: {records:?}\n{recovery:?}");
+            assert!(is_kept(promised, &records), "{}", context());
+            assert_eq!(recovery.damage, [], "a power cut is no damage: {}", context());
+            // What was read once is read again, also after the power goes at once.
+            let again = open(&found.crash(&[])).unwrap().1;
+            assert_eq!(again, records, "a second start, {}", context());
+            if seen.len() % 8 != 0 {
+                return;
+            }
+            // Recovery itself is cut, again and again.
+            let mut disk = SimDisk::of(image);
+            for interrupted in 0..20 {
+                disk.stop_at(interrupted % 9);
+                let _ = open(&disk);
+                let kept = if interrupted % 2 == 0 { Fate::Kept } else { Fate::Lost };
+                disk = disk.crash(&vec![kept; disk.pending().len()]);
+            }
+            assert_eq!(open(&disk).unwrap().1, records, "after twenty cut recoveries, {}", context());
+        });
+        println!("{name}: {} states", seen.len());
+        states += seen.len();
+    }
+    println!("{states} distinct states");
+    let least = if tries_every_byte() { 50_000 } else { 1_000 };
+    assert!(states >= least, "only {states} states");
+}
+
+#[test]
+fn a_disk_that_lies_about_syncs_is_found_out() {
+    let mut lost = 0;
+    for (_, steps) in WORKLOADS {
+        at_every_crash(steps, true, |_, promised, found| {
+            lost += u64::from(!open(found).is_ok_and(|(_, records, _)| is_kept(promised, &records)));
+        });
+    }
+    assert!(lost > 100, "this test would find nothing: {lost}");
+}
+
+/// A log of about 64 KiB, all of it durable, and what is in it.
+fn long_log() -> (BTreeMap<String, Vec<u8>>, Found) {
+    let disk = SimDisk::default();
+    let promised = run(&disk, &[Append(40, 800), Append(60, 500), Append(7, 10), Mark]);
+    (disk.files(), promised.durable)
+}
+
+fn is_part(found: &Found, whole: &Found) -> bool {
+    found.iter().all(|(stream, records)| {
+        let mut whole = whole[stream].iter();
+        records.iter().all(|record| whole.any(|candidate| candidate == record))
+    })
+}
+
+#[test]
+fn a_log_that_is_cut_or_flipped_at_any_byte_never_gives_a_wrong_record_and_never_refuses() {
+    let (files, whole) = long_log();
+    let count = |found: &Found| found.values().map(Vec::len).sum::<usize>();
+    let (mut cuts, mut flips) = (0, 0);
+    for name in files.keys() {
+        let used = files[name].iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        let step = if tries_every_byte() { 1 } else { 13 };
+        for at in (0..used).step_by(step) {
+            let mut cut = files.clone();
+            cut.get_mut(name).unwrap().truncate(at);
+            let (_, found, _) = open(&SimDisk::of(cut)).unwrap();
+            assert!(is_part(&found, &whole), "{name} cut to {at}");
+            cuts += 1;
+            let mut flipped = files.clone();
+            flipped.get_mut(name).unwrap()[at] ^= 0x10;
+            let (_, found, recovery) = open(&SimDisk::of(flipped)).unwrap();
+            assert!(is_part(&found, &whole), "{name} flipped at {at}");
+            // All of it is below a marker: what is missing is said to be.
+            let is_silent = recovery.damage.is_empty() && recovery.cut.is_none();
+            assert!(count(&found) == count(&whole) || !is_silent, "{name} flipped at {at}: a silent loss");
+            flips += 1;
+        }
+    }
+    println!("{cuts} cuts, {flips} flips");
+}

@@ -1,10 +1,13 @@
-//! `cargo xtask proof`: proofs that take long. For now the property tests, with as many new cases as time allows.
+//! `cargo xtask proof`: proofs that take long. Property tests with as many new cases as time allows, power cuts at every
+//! place of a simulated disk, and a broker that is killed and whose power is cut many times.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::broker;
+use crate::clients::{self, Deaths};
 use crate::files::Files;
 use crate::process::{self, Show};
 use crate::tally::Tally;
@@ -13,6 +16,10 @@ use crate::workspace::cargo;
 /// Cases of the first round, whose speed says how many the next ones may have.
 const CASES_MIN: u64 = 1000;
 const CASES_MAX: u64 = 10_000_000;
+
+/// `kill -9` twenty times, and six power cuts.
+const DEATHS: Deaths = Deaths { kills: 20, cuts: 6 };
+const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// What a round may take longer than it should.
@@ -25,12 +32,22 @@ pub(crate) fn run(time: Duration) -> Result<Tally> {
     for (package, names) in &properties {
         sum += prove(package, names, share)?;
     }
+    sum += crash_everywhere()?;
+    sum += clients::run_durability(&broker::build()?, DEATHS)?;
     Ok(sum)
+}
+
+/// The crash tests with every byte of every write as a place where it may be torn.
+fn crash_everywhere() -> Result<Tally> {
+    let mut test = test_command("leveret-testkit", &["--test", "crash", "--", "--nocapture"]);
+    test.env("LEVERET_EVERY_BYTE", "1");
+    let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
+    Ok(Tally::of_cargo_test(&finished.output, finished.has_succeeded()))
 }
 
 /// Runs the property tests of a crate, again and again with other cases until the time is over or one fails.
 fn prove(package: &str, names: &[String], time: Duration) -> Result<Tally> {
-    let build = test_command(package, &["--no-run"]);
+    let build = test_command(package, &["--tests", "--no-run"]);
     let built = process::run(build, BUILD_DEADLINE, Show::Nothing)?;
     if !built.has_succeeded() {
         print!("{}", built.output);
@@ -40,7 +57,7 @@ fn prove(package: &str, names: &[String], time: Duration) -> Result<Tally> {
     let started = Instant::now();
     let (mut cases, mut cases_sum, mut round_count) = (CASES_MIN, 0, 0);
     loop {
-        let mut test = test_command(package, &["--"]);
+        let mut test = test_command(package, &["--tests", "--"]);
         test.args(names).env("PROPTEST_CASES", cases.to_string());
         let finished = process::run(test, time + ROUND_SLACK, Show::Nothing)?;
         let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
@@ -65,7 +82,7 @@ fn prove(package: &str, names: &[String], time: Duration) -> Result<Tally> {
 
 /// The profile `proof` is `release` with debug assertions.
 fn test_command(package: &str, more: &[&str]) -> std::process::Command {
-    let mut command = cargo(["test", "--locked", "--profile", "proof", "--tests", "--package", package]);
+    let mut command = cargo(["test", "--locked", "--profile", "proof", "--package", package]);
     command.args(more);
     command
 }

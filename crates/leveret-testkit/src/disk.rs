@@ -94,7 +94,7 @@ impl SimDisk {
             match (pending, fate) {
                 (_, Fate::Lost) => {}
                 (Pending::Write { file, offset, bytes }, Fate::Kept) => {
-                    write(&mut found.durable[*file], *offset, bytes)
+                    write(&mut found.durable[*file], *offset, bytes);
                 }
                 (Pending::Write { file, offset, bytes }, Fate::Torn(count)) => {
                     write(&mut found.durable[*file], *offset, &bytes[..*count]);

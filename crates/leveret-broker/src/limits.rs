@@ -31,6 +31,10 @@ pub const ROUTES_REMEMBERED: usize = 4;
 /// Places in a queue by which the grant to deliver is written ahead; it is renewed when half of them are used.
 pub const GRANT_AHEAD: u64 = 8192;
 
+/// Bytes of the messages that one transaction holds, beside its first: it goes to the journal as a whole. Channel 406,
+/// and the transaction is gone.
+pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
+
 /// Entries in one page of a queue's index.
 pub const PAGE_ENTRIES: usize = 4096;
 

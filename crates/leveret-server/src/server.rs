@@ -191,14 +191,10 @@ impl ServerHandle {
     pub async fn journal_failed(&self) -> String {
         let Some(writer) = &self.writer else { return std::future::pending().await };
         let mut failed = writer.failed();
-        let reason = match failed.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone(),
-            Err(_) => None,
-        };
-        match reason {
-            Some(reason) => reason,
-            // The writer has stopped in good order.
-            None => std::future::pending().await,
+        match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // It does not end by itself.
+            Err(_) => "the thread that writes the journal has panicked".into(),
         }
     }
 

@@ -165,3 +165,19 @@ fn a_client_that_asks_does_not_read_and_goes_leaves_nothing_behind() {
     assert!(broker.unheard_bytes("a") < ANSWER_WINDOW_BYTES + 2 * BODY);
     run_more(&mut broker, "Cb: queue.declare queue='q' passive\nSb: queue.declare-ok 'q' 1 0");
 }
+
+#[test]
+fn a_transaction_has_a_limit_and_is_gone_beyond_it() {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    let body = "x".repeat(16 * 1024 * 1024);
+    let publish = format!("C: basic.publish routing-key='q' body='{body}'\n");
+    // 31 fit, with what each takes beside its body; there is room for 512 MiB.
+    run(&mut broker, "C: tx.select\nS: tx.select-ok");
+    for _ in 0..31 {
+        run_more(&mut broker, &publish);
+    }
+    run_more(
+        &mut broker,
+        &format!("{publish}S: channel.close 406\nC: channel.close-ok\nC/2: channel.open\nS/2: channel.open-ok"),
+    );
+}

@@ -5,7 +5,7 @@
 
 use leveret_amqp::{DecodeError, FrameError, ReplyCode};
 
-use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX};
+use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX, TRANSACTION_BYTES_MAX};
 use crate::vhost::queue::ArgumentError;
 use crate::vhost::refusal::Refusal;
 
@@ -339,6 +339,10 @@ impl From<&Refusal> for Exception {
             ),
             Refusal::UnknownDeliveryTag { tag } => {
                 (Code::PreconditionFailed, format!("unknown delivery tag {tag}"))
+            }
+            Refusal::TransactionTooLarge => {
+                let text = format!("the messages of a transaction take more than {TRANSACTION_BYTES_MAX} bytes");
+                (Code::PreconditionFailed, text)
             }
             Refusal::Access(refused) => (Code::AccessRefused, refused.to_string()),
         };

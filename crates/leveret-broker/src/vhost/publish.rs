@@ -6,6 +6,7 @@ use leveret_amqp::ReplyCode;
 use smallvec::SmallVec;
 
 use crate::change::{Change, Enqueued, JournalPosition};
+use crate::limits::TRANSACTION_BYTES_MAX;
 use crate::message::{DeliveryMode, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
@@ -26,7 +27,14 @@ impl VirtualHost {
         let route = self.route(from, &publish.message, publish.more_keys.as_deref())?;
         let channel = self.sessions.get_mut(from).and_then(|session| session.channel(publish.channel));
         match channel.and_then(|channel| channel.transaction.as_mut()) {
-            Some(transaction) => transaction.publishes.push((publish, route)),
+            Some(transaction) => {
+                let bytes = transaction.bytes + publish.message.bytes();
+                if bytes > TRANSACTION_BYTES_MAX && !transaction.publishes.is_empty() {
+                    return Err(Refusal::TransactionTooLarge);
+                }
+                transaction.bytes = bytes;
+                transaction.publishes.push((publish, route));
+            }
             None => self.enqueue(now, from, publish, &route, effects),
         }
         Ok(())

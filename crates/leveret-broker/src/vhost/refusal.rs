@@ -103,6 +103,8 @@ pub enum Refusal {
     UnknownDeliveryTag {
         tag: u64,
     },
+    /// A transaction holds more than a journal takes at once.
+    TransactionTooLarge,
     Access(AccessRefused),
 }
 

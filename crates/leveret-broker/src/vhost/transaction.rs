@@ -17,6 +17,8 @@ pub(crate) struct Transaction {
     /// Routed when they were published, as RabbitMQ does.
     pub(crate) publishes: Vec<(Publish, Route)>,
     pub(crate) settlements: Vec<(Unacked, Settlement)>,
+    /// Bytes of the messages.
+    pub(crate) bytes: usize,
 }
 
 impl VirtualHost {
@@ -37,7 +39,7 @@ impl VirtualHost {
         let Some(transaction) = self.channel(from, id).and_then(|channel| channel.transaction.as_mut()) else {
             return;
         };
-        let Transaction { publishes, settlements } = std::mem::take(transaction);
+        let Transaction { publishes, settlements, .. } = std::mem::take(transaction);
         let (publishes, settlements) = (publishes.into_iter(), settlements.into_iter());
         self.work.push_back(Work::Commit { from, channel: id, publishes, settlements });
         self.work.push_back(Work::Answer(from, id, Answer::TxCommitOk));

@@ -1,5 +1,6 @@
 //! The release binary, built and started.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -42,12 +43,22 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts a broker that keeps everything in memory and logs to the file, and waits until it is ready.
     pub(crate) fn start(binary: &Path, port: u16, log: &Path) -> Result<Self> {
+        Self::start_with(binary, &["--in-memory".as_ref()], port, log)
+    }
+
+    /// The same with a data folder.
+    pub(crate) fn start_on_disk(binary: &Path, folder: &Path, log: &Path) -> Result<Self> {
+        Self::start_with(binary, &["--data-dir".as_ref(), folder.as_os_str()], 0, log)
+    }
+
+    fn start_with(binary: &Path, storage: &[&OsStr], port: u16, log: &Path) -> Result<Self> {
         if let Some(folder) = log.parent() {
             fs::create_dir_all(folder)?;
         }
         let log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(binary);
-        command.args(["--in-memory", "--amqp-port", &port.to_string()]);
+        command.args(storage);
+        command.args(["--amqp-port", &port.to_string()]);
         // In a group of its own, so that Ctrl-C does not stop it before its clients.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
         let started = Instant::now();

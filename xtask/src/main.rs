@@ -3,6 +3,7 @@
 //! Every command that proves something ends with one line, `N passed, N failed, N skipped`, and exits with 1 if
 //! anything failed. `.ci/run` adds the lines up.
 
+mod bench;
 mod broker;
 mod check;
 mod clients;
@@ -54,6 +55,8 @@ enum Command {
     },
     /// Start time and memory of the release binary, as numbers
     Measure,
+    /// Speed of the journal beside the bare disk, as ratios of one run
+    Bench,
     /// The two programs of clients/seed, against a broker of their own on port 5672
     #[command(hide = true)]
     Seed {
@@ -80,6 +83,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Conformance { url, only, differences } => conformance::run(&url, &only, differences.as_deref())?,
         Command::Measure => {
             measure::run()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Bench => {
+            bench::run()?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Seed { python, broker } => return clients::seed::run(&python, &broker),

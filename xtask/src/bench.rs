@@ -1,0 +1,192 @@
+//! `cargo xtask bench`: what the journal costs beside the bare disk. Only ratios within one run mean anything: each
+//! round measures the disk and the broker one after the other, and its ratio is one sample.
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use leveret_amqp::BasicProperties;
+use leveret_client::{Connection, PublishTo, QueueOptions, Url};
+
+use crate::broker::{self, Broker};
+use crate::workspace::target;
+
+const ROUNDS: usize = 5;
+const BODY_BYTES: usize = 1024;
+/// What a message of that size takes in the journal beside its body, about.
+const OVERHEAD_BYTES: usize = 100;
+const WINDOW: usize = 1000;
+const MESSAGES: usize = 20_000;
+const SINGLES: usize = 200;
+const QUEUES: usize = 10_000;
+
+/// One figure of every round.
+#[derive(Debug, Default)]
+struct Samples(Vec<f64>);
+
+impl fmt::Display for Samples {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = |part: usize| sorted.get((sorted.len().max(1) - 1) * part / 2).copied().unwrap_or_default();
+        write!(f, "{:>10.3} {:>10.3} {:>10.3}", at(0), at(1), at(2))
+    }
+}
+
+pub(crate) fn run() -> Result<()> {
+    let binary = broker::build()?;
+    let folder = target().join("bench");
+    // Of an earlier run.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
+    let broker = Broker::start_on_disk(&binary, &folder.join("data"), &folder.join("broker.log"))?;
+    let url: Url = broker.client_url().parse()?;
+    let mut connection = Connection::open(&url)?;
+    let names = [
+        "window 1: median confirm / median write and sync of the same bytes",
+        "durable declare, one at a time: median / the same",
+        "exclusive declare: median / the same",
+        "window 1000: confirmed rate / (window / sync time of its bytes)",
+        "window 1000: persistent rate / transient rate",
+        "10,000 durable queues in turn: rate / rate of one",
+        "bytes written / bytes of bodies, window 1000",
+        "bare disk: ms to write and sync one message",
+        "bare disk: ms to write and sync a window",
+    ];
+    let mut samples: Vec<Samples> = names.iter().map(|_| Samples::default()).collect();
+    declare_many(&mut connection)?;
+    for round in 0..ROUNDS {
+        let one = sync_time(&folder, BODY_BYTES + OVERHEAD_BYTES, SINGLES)?;
+        let window = sync_time(&folder, WINDOW * (BODY_BYTES + OVERHEAD_BYTES), 20)?;
+        let confirm = confirm_time(&mut connection)?;
+        let durable = declare_time(&mut connection, &format!("durable-{round}"), true)?;
+        let exclusive = declare_time(&mut connection, &format!("exclusive-{round}"), false)?;
+        let before = written_bytes(&broker)?;
+        let persistent = rate(&mut connection, 2, |_| "bench-0".into())?;
+        let written = written_bytes(&broker)? - before;
+        let transient = rate(&mut connection, 1, |_| "bench-0".into())?;
+        let many = rate(&mut connection, 2, |nth| format!("bench-{}", nth % QUEUES))?;
+        #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+        let figures = [
+            confirm / one,
+            durable / one,
+            exclusive / one,
+            persistent / (WINDOW as f64 / window),
+            persistent / transient,
+            many / persistent,
+            written as f64 / (MESSAGES * BODY_BYTES) as f64,
+            one * 1000.0,
+            window * 1000.0,
+        ];
+        samples.iter_mut().zip(figures).for_each(|(samples, figure)| samples.0.push(figure));
+    }
+    println!(
+        "\n{:<72} {:>10} {:>10} {:>10}",
+        format!("{ROUNDS} rounds, {BODY_BYTES} bytes"),
+        "min",
+        "median",
+        "max"
+    );
+    for (name, samples) in names.iter().zip(&samples) {
+        println!("{name:<72} {samples}");
+    }
+    connection.close()?;
+    broker.stop()?;
+    fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
+/// Seconds that the disk needs to take so many bytes and sync them; the median.
+fn sync_time(folder: &Path, bytes: usize, times: usize) -> Result<f64> {
+    let path = folder.join("bare");
+    let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, (bytes * times) as u64)?;
+    file.sync_all()?;
+    let block = vec![7; bytes];
+    let took = median(times, |nth| {
+        file.write_all_at(&block, (nth * bytes) as u64)?;
+        Ok(file.sync_data()?)
+    })?;
+    fs::remove_file(&path)?;
+    Ok(took)
+}
+
+/// The median of how many seconds each call takes.
+fn median(times: usize, mut each: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    let mut took = Vec::with_capacity(times);
+    for nth in 0..times {
+        let started = Instant::now();
+        each(nth)?;
+        took.push(started.elapsed());
+    }
+    took.sort();
+    Ok(took.get(times / 2).copied().unwrap_or(Duration::ZERO).as_secs_f64())
+}
+
+fn declare_many(connection: &mut Connection) -> Result<()> {
+    let mut channel = connection.open_channel()?;
+    for nth in 0..QUEUES {
+        let options = QueueOptions { durable: true, ..QueueOptions::default() };
+        channel.declare_queue(&format!("bench-{nth}"), &options)?;
+    }
+    Ok(channel.close()?)
+}
+
+fn confirm_time(connection: &mut Connection) -> Result<f64> {
+    let mut channel = connection.open_channel()?;
+    channel.confirm_select()?;
+    let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() };
+    let body = [7; BODY_BYTES];
+    let took = median(SINGLES, |_| {
+        channel.publish(PublishTo::queue("bench-0"), &properties, &body)?;
+        channel.wait_confirms(0)?;
+        Ok(())
+    })?;
+    channel.purge_queue("bench-0")?;
+    channel.close()?;
+    Ok(took)
+}
+
+fn declare_time(connection: &mut Connection, name: &str, durable: bool) -> Result<f64> {
+    let mut channel = connection.open_channel()?;
+    let options = QueueOptions { durable, exclusive: !durable, ..QueueOptions::default() };
+    let took = median(SINGLES, |nth| {
+        channel.declare_queue(&format!("{name}-{nth}"), &options)?;
+        Ok(())
+    })?;
+    channel.close()?;
+    Ok(took)
+}
+
+/// Confirmed messages per second with a full window.
+fn rate(connection: &mut Connection, delivery_mode: u8, queue: impl Fn(usize) -> String) -> Result<f64> {
+    let mut channel = connection.open_channel()?;
+    channel.confirm_select()?;
+    let properties = BasicProperties { delivery_mode: Some(delivery_mode), ..BasicProperties::default() };
+    let body = [7; BODY_BYTES];
+    let started = Instant::now();
+    for nth in 0..MESSAGES {
+        channel.publish(PublishTo::queue(&queue(nth)), &properties, &body)?;
+        channel.wait_confirms(WINDOW - 1)?;
+    }
+    channel.wait_confirms(0)?;
+    let took = started.elapsed().as_secs_f64();
+    for nth in 0..QUEUES {
+        if nth == 0 || queue(1) != "bench-0" {
+            channel.purge_queue(&format!("bench-{nth}"))?;
+        }
+    }
+    channel.close()?;
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    Ok(MESSAGES as f64 / took)
+}
+
+/// Bytes that the broker has caused to be written to disk.
+fn written_bytes(broker: &Broker) -> Result<u64> {
+    let io = fs::read_to_string(format!("/proc/{}/io", broker.process_id()))?;
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.context("/proc says nothing of bytes written")?.parse().context("a number of bytes")
+}

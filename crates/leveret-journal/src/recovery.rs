@@ -162,7 +162,7 @@ impl Reader<'_> {
         let has_batch =
             || next_batch(&bytes, SEGMENT_HEADER_BYTES, segment.generation, end.next_sequence).is_some();
         if segment.header.is_none() && !has_batch() {
-            if self.durable_before(at + 1)? <= end.next_sequence {
+            if self.first_sequence_behind(at)?.is_none() {
                 // An interrupted start: nothing was ever appended here.
                 return Ok(false);
             }
@@ -202,7 +202,12 @@ impl Reader<'_> {
                 continue;
             }
             let next = next_batch(&bytes[..limit], offset, segment.generation, end.next_sequence);
-            let mut durable_before = self.durable_before(at + 1)?;
+            let mut durable_before = match self.first_sequence_behind(at)? {
+                // Nothing is missing: the journal went on in the next segment, and what is here was never part of it.
+                Some(first_sequence) if first_sequence <= end.next_sequence => return Ok(true),
+                Some(first_sequence) => first_sequence,
+                None => 0,
+            };
             let mut from = next.map(|(at, _)| at);
             while let Some(found) = from {
                 let batch = FoundBatch::decode(&bytes[found..limit], segment.generation);
@@ -245,24 +250,19 @@ impl Reader<'_> {
         end.and_then(|next| usize::try_from(next.previous_end).ok()).map_or(bytes.len(), |end| end.min(bytes.len()))
     }
 
-    /// What the segments from one on prove to be durable.
-    fn durable_before(&self, from: usize) -> Result<u64, OpenError> {
-        let mut durable_before = 0;
-        for segment in &self.segments[from..] {
+    /// Where the journal went on behind a segment, by the header of a later one or, if that is damaged, by its first
+    /// batch. A later segment was begun when everything before it was synced.
+    fn first_sequence_behind(&self, at: usize) -> Result<Option<u64>, OpenError> {
+        for segment in &self.segments[at + 1..] {
             if let Some(header) = segment.header {
-                // It was made when everything before it was synced.
-                durable_before = durable_before.max(header.first_sequence);
-            } else {
-                let bytes = contents(segment)?;
-                let mut at = SEGMENT_HEADER_BYTES;
-                while let Some((found, _)) = next_batch(&bytes, at, segment.generation, 0) {
-                    let batch = FoundBatch::decode(&bytes[found..], segment.generation);
-                    durable_before = durable_before.max(batch.map_or(0, |batch| batch.durable_before));
-                    at = found + ALIGNMENT;
-                }
+                return Ok(Some(header.first_sequence));
+            }
+            let bytes = contents(segment)?;
+            if let Some((_, first_sequence)) = next_batch(&bytes, SEGMENT_HEADER_BYTES, segment.generation, 0) {
+                return Ok(Some(first_sequence));
             }
         }
-        Ok(durable_before)
+        Ok(None)
     }
 
     fn missing(&mut self, segment: &Segment, offset: usize, records_missing: u64) {

@@ -350,6 +350,25 @@ fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_
     let (_, found, recovery) = open(&MemoryDisk::of(missing), SMALL);
     let lost: u64 = recovery.damage.iter().map(|damage| damage.records_missing).sum();
     assert!(lost > 0 && found.len() as u64 + lost == 100, "{recovery:?}");
+    // The segment of a start that appended nothing says nothing, also by its absence.
+    for lost in ["0000000001.segment", "0000000002.segment", "0000000003.segment"] {
+        let disk = MemoryDisk::default();
+        append(&mut open(&disk, SMALL).0, 1, 3, 10).unwrap();
+        drop(open(&disk, SMALL));
+        append(&mut open(&disk, SMALL).0, 4, 6, 10).unwrap();
+        let mut headless = disk.snapshot();
+        headless.get_mut(lost).unwrap()[20] ^= 1;
+        assert!(open(&MemoryDisk::of(headless), SMALL).1 == records(1, 6, 10), "{lost} without its header");
+        let mut missing = disk.snapshot();
+        missing.remove(lost);
+        let (_, found, recovery) = open(&MemoryDisk::of(missing), SMALL);
+        let expected = match lost {
+            "0000000001.segment" => records(4, 6, 10),
+            "0000000002.segment" => records(1, 6, 10),
+            _ => records(1, 3, 10),
+        };
+        assert!(found == expected, "without {lost}: {recovery:?}");
+    }
     let mut headless = files.clone();
     headless.get_mut("0000000002.segment").unwrap()[3] ^= 1;
     let (_, found, _) = open(&MemoryDisk::of(headless), SMALL);

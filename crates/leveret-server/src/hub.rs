@@ -40,7 +40,9 @@ struct State {
 
 impl Hub {
     pub(crate) fn new(vhost: VirtualHost, journal: Arc<Stream>, clock: Clock) -> Self {
-        let state = State { vhost, outboxes: SecondaryMap::new(), effects: Effects::default(), armed: None };
+        // What a restart brought back may have deadlines.
+        let armed = vhost.next_timeout();
+        let state = State { vhost, outboxes: SecondaryMap::new(), effects: Effects::default(), armed };
         Hub {
             clock,
             journal,

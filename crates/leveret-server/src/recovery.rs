@@ -49,34 +49,52 @@ pub(crate) struct Recovered {
 
 /// Folds the records of a journal.
 #[derive(Default)]
-struct Fold {
+struct Fold<'n> {
+    /// The virtual hosts that a node has from the beginning.
+    names: &'n [VhostName],
     vhosts: BTreeMap<u32, VirtualHost>,
     node_sequence: u64,
     records: u64,
     set_aside: u64,
     first_fault: Option<String>,
+    /// The greatest number of a stream that has records.
+    last_stream: u32,
 }
 
-impl Fold {
+impl Fold<'_> {
+    /// The virtual host of a stream. If the record that named it is lost, its messages are not: it must be one of those
+    /// that a node has from the beginning.
+    fn vhost(&mut self, stream: u32) -> Result<&mut VirtualHost, String> {
+        if !self.vhosts.contains_key(&stream) {
+            let is_missing = |name: &&VhostName| !self.vhosts.values().any(|vhost| vhost.name() == *name);
+            let name = self.names.iter().find(is_missing).ok_or("no virtual host has this stream")?;
+            tracing::error!("the name of the virtual host with stream {stream} is lost; it is taken for '{name}'");
+            self.vhosts.insert(stream, VirtualHost::new(name.clone(), rand::random()));
+        }
+        self.vhosts.get_mut(&stream).ok_or_else(String::new)
+    }
+
     fn take(&mut self, now: Moment, record: Record<'_>) {
         self.records += 1;
         let result = if record.stream == NODE_STREAM {
             self.node_sequence = record.sequence;
             NodeChange::decode(record.payload).map_err(|error| error.to_string()).map(|change| match change {
                 NodeChange::VhostAdded { stream, name } => {
+                    self.last_stream = self.last_stream.max(stream);
                     self.vhosts.entry(stream).or_insert_with(|| VirtualHost::new(name, rand::random()));
                 }
             })
         } else {
-            match (Change::decode(record.payload), self.vhosts.get_mut(&record.stream)) {
-                (Err(error), _) => Err(error.to_string()),
-                (Ok(_), None) => Err(format!("no virtual host has stream {}", record.stream)),
-                (Ok(change), Some(vhost)) => {
-                    let applied = vhost.apply(now, JournalPosition(record.sequence), change);
-                    applied.map_err(|error| error.to_string())
+            let position = JournalPosition(record.sequence);
+            self.vhost(record.stream).and_then(|vhost| match Change::decode(record.payload) {
+                Ok(change) => vhost.apply(now, position, change).map_err(|error| error.to_string()),
+                Err(error) => {
+                    vhost.skip(position);
+                    Err(error.to_string())
                 }
-            }
+            })
         };
+        self.last_stream = self.last_stream.max(record.stream);
         if let Err(fault) = result {
             self.set_aside += 1;
             let Record { stream, sequence, .. } = record;
@@ -94,7 +112,7 @@ pub(crate) fn recover(
 ) -> Result<Recovered, DataDirError> {
     let folder_name = folder.display().to_string();
     let disk = RealDisk::new(folder).map_err(|error| DataDirError::Unusable { folder: folder.into(), error })?;
-    let mut fold = Fold::default();
+    let mut fold = Fold { names, ..Fold::default() };
     let started = Instant::now();
     let mut said = started;
     let opened = Log::open(Arc::new(disk), options, &mut |record| {
@@ -112,7 +130,8 @@ pub(crate) fn recover(
         if fold.vhosts.values().any(|vhost| vhost.name() == name) {
             continue;
         }
-        let stream = fold.vhosts.keys().last().map_or(NODE_STREAM, |last| *last) + 1;
+        fold.last_stream += 1;
+        let stream = fold.last_stream;
         fold.node_sequence += 1;
         let change = NodeChange::VhostAdded { stream, name: name.clone() };
         batch.push(NODE_STREAM, fold.node_sequence, |out| change.encode(out));

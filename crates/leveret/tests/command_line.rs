@@ -367,6 +367,25 @@ mod restarts {
     }
 
     #[test]
+    fn a_lost_record_of_the_virtual_host_loses_no_message() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = start(&folder);
+        fill(&broker);
+        broker.stop();
+        let segment = folder.path().join("0000000001.segment");
+        let mut bytes = fs::read(&segment).unwrap();
+        // The first batch behind the header of the segment holds nothing but that record.
+        bytes[64 + 32 + 24 + 1] ^= 1;
+        fs::write(&segment, &bytes).unwrap();
+        let broker = start(&folder);
+        broker.process.stderr.wait_for("it is taken for '/'", "the report");
+        assert_eq!(drain(&broker), expected());
+        broker.ask(&["declare", "queue", "more", "--durable"]);
+        broker.stop();
+        start(&folder).ask(&["declare", "queue", "more", "--durable"]);
+    }
+
+    #[test]
     fn a_journal_of_a_newer_version_is_refused_with_words() {
         let folder = tempfile::tempdir().unwrap();
         start(&folder).stop();

@@ -129,6 +129,11 @@ impl VirtualHost {
         Ok(())
     }
 
+    /// Passes over a change that cannot be read. Its position is not given again.
+    pub fn skip(&mut self, position: JournalPosition) {
+        self.position = self.position.max(position);
+    }
+
     fn apply_enqueued(&mut self, now: Moment, message: &Message, queues: &[Enqueued]) -> Result<(), ApplyError> {
         let id = MessageId::journaled(self.position);
         let mut result = Ok(());

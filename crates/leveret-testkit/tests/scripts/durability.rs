@@ -91,6 +91,9 @@ fn after_a_crash_everything_that_may_have_been_delivered_is_flagged() {
         S: basic.get-ok 2 '' 'q' 0 redelivered body='2'
         C: basic.get queue='untouched' no-ack
         S: basic.get-ok 3 '' 'untouched' 0 body='3'
+        C: basic.publish routing-key='q' delivery-mode=2 body='new'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 4 '' 'q' 0 body='new'
     ",
     );
 }

@@ -172,7 +172,8 @@ impl Queue {
 
     /// After a restart: whatever was granted may have been delivered.
     pub(crate) fn flag_granted(&mut self) {
-        self.flagged_below = self.grant.below;
+        // What will be enqueued at the places behind is new.
+        self.flagged_below = self.grant.below.min(self.index.next());
     }
 
     /// The grant that says exactly what was delivered, if it is another than the one in force.

@@ -193,10 +193,14 @@ mod tests {
 
     use leveret_amqp::content::BASIC_CLASS;
     use leveret_amqp::frame::{write_content, write_method};
-    use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
+    use leveret_amqp::{
+        BasicProperties, ContentHeader, FieldTable, Method, PROTOCOL_HEADER, ShortStr, Table, Value,
+    };
+    use leveret_broker::change::QueueNumber;
     use leveret_broker::connection::Written;
+    use leveret_broker::names::QueueName;
     use leveret_broker::node::Origin;
-    use leveret_broker::{Connection, Node, Output, Settings};
+    use leveret_broker::{Change, Connection, JournalPosition, Node, Output, Settings};
 
     use super::*;
 
@@ -273,6 +277,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn deadlines_that_a_restart_brings_back_are_armed_before_any_client_comes() {
+        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let clock = Clock::start();
+        let name = QueueName::new(ShortStr::truncated("passing"));
+        let arguments = FieldTable::build(|table| {
+            table.field("x-expires", Value::I32(300));
+        });
+        let change = Change::QueueDeclared { queue: QueueNumber(1), name, auto_delete: false, arguments };
+        vhost.apply(clock.now(), JournalPosition(1), change).unwrap();
+        vhost.end_recovery();
+        assert!(Hub::new(vhost, Stream::forgetful(), clock).lock().armed.is_some());
     }
 
     /// Speed is structure: what one message costs in allocations and lock holds, from bytes to bytes.

@@ -50,6 +50,9 @@ pub trait DiskFile: Send + Sync {
     /// [`io::ErrorKind::StorageFull`] if there is not enough.
     fn preallocate(&self, end: u64) -> io::Result<()>;
 
+    /// Gives back the room behind `end`, and what is there.
+    fn truncate(&self, end: u64) -> io::Result<()>;
+
     /// Its length in bytes.
     fn length(&self) -> io::Result<u64>;
 }

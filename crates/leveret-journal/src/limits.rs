@@ -3,7 +3,7 @@
 /// Bytes of a segment, unless a setting says otherwise. `--segment-size`.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 
-/// Least size of a segment, in bytes, and the size of the first one, so that starting stays quick.
+/// Least size of a segment, in bytes, and the size of the first one of each start, so that starting stays quick.
 pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 
 /// Largest size of a segment, in bytes: a start reads one at a time into memory.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BATCH_HEADER_BYTES, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, begin_record, end_record,
-    padded, seal, segment_name,
+    BATCH_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, begin_record, end_record, padded, seal,
+    segment_name,
 };
 use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
 use crate::recovery::{self, OpenError, Recovery};
@@ -137,9 +137,13 @@ impl Log {
             previous_generation: end.generation,
             previous_end: end.offset,
         };
-        let is_first = end.generation == 0;
-        let wanted = if is_first { options.segment_bytes.min(SEGMENT_BYTES_MIN) } else { options.segment_bytes };
+        // A small one, so that starting stays quick and starting often takes little room.
+        let wanted = options.segment_bytes.min(SEGMENT_BYTES_MIN);
         let file = begin_segment(&*disk, header, wanted).map_err(OpenError::Disk)?;
+        if end.generation > 0 {
+            // Its end is known for good now. Whether the room behind it is given back in a power cut does not matter.
+            disk.open(&segment_name(end.generation))?.truncate(end.offset)?;
+        }
         let log = Log {
             disk,
             options,
@@ -191,11 +195,6 @@ impl Log {
         self.write(&mut vec![0; BATCH_HEADER_BYTES], 0)?;
         self.is_marked = true;
         Ok(())
-    }
-
-    /// Bytes of a batch as it is on disk, per byte of its records.
-    pub fn overhead() -> usize {
-        RECORD_HEADER_BYTES
     }
 
     fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {

@@ -114,6 +114,10 @@ impl DiskFile for RealFile {
         self.0.set_len(end)
     }
 
+    fn truncate(&self, end: u64) -> io::Result<()> {
+        self.0.set_len(end)
+    }
+
     fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

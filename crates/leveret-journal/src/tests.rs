@@ -132,6 +132,12 @@ impl DiskFile for MemoryFile {
         Ok(())
     }
 
+    fn truncate(&self, end: u64) -> io::Result<()> {
+        spend(&self.left)?;
+        self.bytes.lock().unwrap().truncate(usize::try_from(end).unwrap());
+        Ok(())
+    }
+
     fn length(&self) -> io::Result<u64> {
         Ok(self.bytes.lock().unwrap().len() as u64)
     }

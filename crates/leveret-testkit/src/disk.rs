@@ -29,6 +29,7 @@ pub enum Fate {
 enum Pending {
     Write { file: usize, offset: usize, bytes: Arc<[u8]> },
     Grow { file: usize, length: usize },
+    Truncate { file: usize, length: usize },
     Name { name: String, file: Option<usize> },
 }
 
@@ -79,7 +80,7 @@ impl SimDisk {
     pub fn pending(&self) -> Vec<usize> {
         let bytes = |pending: &Pending| match pending {
             Pending::Write { bytes, .. } => bytes.len(),
-            Pending::Grow { .. } | Pending::Name { .. } => 0,
+            Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. } => 0,
         };
         self.lock().pending.iter().map(bytes).collect()
     }
@@ -100,13 +101,14 @@ impl SimDisk {
                     write(&mut found.durable[*file], *offset, &bytes[..*count]);
                 }
                 (Pending::Grow { file, length }, Fate::Kept) => grow(&mut found.durable[*file], *length),
+                (Pending::Truncate { file, length }, Fate::Kept) => found.durable[*file].truncate(*length),
                 (Pending::Name { name, file: Some(file) }, Fate::Kept) => {
                     names.insert(name.clone(), *file);
                 }
                 (Pending::Name { name, file: None }, Fate::Kept) => {
                     names.remove(name);
                 }
-                (Pending::Grow { .. } | Pending::Name { .. }, Fate::Torn(_)) => {}
+                (Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. }, Fate::Torn(_)) => {}
             }
         }
         found.current.clone_from(&found.durable);
@@ -257,7 +259,9 @@ impl DiskFile for SimFile {
         let state = &mut *state;
         state.durable[self.number].clone_from(&state.current[self.number]);
         state.pending.retain(|pending| match pending {
-            Pending::Write { file, .. } | Pending::Grow { file, .. } => *file != self.number,
+            Pending::Write { file, .. } | Pending::Grow { file, .. } | Pending::Truncate { file, .. } => {
+                *file != self.number
+            }
             Pending::Name { .. } => true,
         });
         Ok(())
@@ -269,6 +273,15 @@ impl DiskFile for SimFile {
         let (file, length) = (self.number, to_usize(end)?);
         grow(&mut state.current[file], length);
         state.pending.push(Pending::Grow { file, length });
+        Ok(())
+    }
+
+    fn truncate(&self, end: u64) -> io::Result<()> {
+        let mut state = self.lock();
+        state.begin()?;
+        let (file, length) = (self.number, to_usize(end)?);
+        state.current[file].truncate(length);
+        state.pending.push(Pending::Truncate { file, length });
         Ok(())
     }
 

@@ -37,9 +37,9 @@ pub(crate) fn run(time: Duration) -> Result<Tally> {
     Ok(sum)
 }
 
-/// The crash tests with every byte of every write as a place where it may be torn.
+/// The crash tests with every byte of every write as a place where it may be torn, and many more random restarts.
 fn crash_everywhere() -> Result<Tally> {
-    let mut test = test_command("leveret-testkit", &["--test", "crash", "--", "--nocapture"]);
+    let mut test = test_command("leveret-testkit", &["--test", "crash", "--test", "restarts", "--", "--nocapture"]);
     test.env("LEVERET_EVERY_BYTE", "1");
     let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
     Ok(Tally::of_cargo_test(&finished.output, finished.has_succeeded()))

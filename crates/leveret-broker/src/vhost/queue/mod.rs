@@ -78,6 +78,8 @@ pub(crate) struct Queue {
     grant: Grant,
     /// Everything before it may have been delivered before a restart.
     flagged_below: Position,
+    /// The place behind the last journaled message: where a restart goes on.
+    journaled_end: Position,
     /// Everything from here on was never delivered.
     cursor: Position,
     /// Before the cursor, and ready again.
@@ -99,6 +101,7 @@ impl Queue {
             index: Index::default(),
             grant: Grant::default(),
             flagged_below: Position::default(),
+            journaled_end: Position::default(),
             cursor: Position::default(),
             returned: BTreeSet::new(),
             unacked: 0,
@@ -120,12 +123,21 @@ impl Queue {
     }
 
     pub(crate) fn push(&mut self, entry: Entry) -> Position {
-        self.index.push(entry)
+        let journaled = entry.journaled;
+        let position = self.index.push(entry);
+        if journaled {
+            self.journaled_end = position.next();
+        }
+        position
     }
 
     /// The same after a restart; false if that place is taken, or is no place.
     pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
-        self.index.push_at(position, entry)
+        let is_put = self.index.push_at(position, entry);
+        if is_put {
+            self.journaled_end = position.next();
+        }
+        is_put
     }
 
     /// Removes a message after a restart, when none is delivered yet; false if it is not there.
@@ -178,7 +190,7 @@ impl Queue {
 
     /// The grant that says exactly what was delivered, if it is another than the one in force.
     pub(crate) fn exact_grant(&self) -> Option<Position> {
-        let exact = self.cursor.max(self.flagged_below);
+        let exact = self.cursor.max(self.flagged_below).min(self.journaled_end);
         (exact < self.grant.below).then_some(exact)
     }
 

@@ -1,0 +1,214 @@
+//! Random work with restarts and crashes in between, against a model that is a list of messages.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fmt::Write as _;
+
+use leveret_testkit::{Broker, Variation, run_script};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+#[derive(Clone, Debug)]
+struct Message {
+    body: String,
+    persistent: bool,
+    redelivered: bool,
+    /// The tag it was delivered with and not settled.
+    held: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    messages: Vec<Message>,
+    /// A journaled message was handed out since the last stop in good order: after a crash, all may have been.
+    granted: bool,
+}
+
+/// What the broker must do, and the script that says so.
+#[derive(Debug, Default)]
+struct Model {
+    script: String,
+    queues: [Queue; 2],
+    last_tag: u64,
+    last_message: u64,
+    in_transaction: Vec<(usize, Message)>,
+    /// Whether channel 2 is in transaction mode.
+    selected: bool,
+}
+
+impl Model {
+    fn say(&mut self, line: impl AsRef<str>) {
+        writeln!(self.script, "{}", line.as_ref()).unwrap();
+    }
+
+    fn message(&mut self, persistent: bool) -> Message {
+        self.last_message += 1;
+        Message { body: format!("m{}", self.last_message), persistent, redelivered: false, held: None }
+    }
+
+    fn publish(&mut self, queue: usize, persistent: bool) {
+        let message = self.message(persistent);
+        let mode = if persistent { 2 } else { 1 };
+        self.say(format!("C: basic.publish routing-key='q{queue}' delivery-mode={mode} body='{}'", message.body));
+        self.queues[queue].messages.push(message);
+    }
+
+    fn fan_out(&mut self) {
+        let message = self.message(true);
+        self.say(format!("C: basic.publish exchange='fan' delivery-mode=2 body='{}'", message.body));
+        self.queues.iter_mut().for_each(|queue| queue.messages.push(message.clone()));
+    }
+
+    fn get(&mut self, queue: usize, keep: bool) {
+        let no_ack = if keep { "" } else { " no-ack" };
+        self.say(format!("C: basic.get queue='q{queue}'{no_ack}"));
+        let state = &mut self.queues[queue];
+        let Some(at) = state.messages.iter().position(|message| message.held.is_none()) else {
+            return self.say("S: basic.get-empty");
+        };
+        self.last_tag += 1;
+        let message = state.messages[at].clone();
+        state.granted |= message.persistent;
+        if keep {
+            state.messages[at].held = Some(self.last_tag);
+        } else {
+            state.messages.remove(at);
+        }
+        let ready = state.messages.iter().filter(|message| message.held.is_none()).count();
+        let flag = if message.redelivered { " redelivered" } else { "" };
+        let (tag, body) = (self.last_tag, message.body);
+        self.say(format!("S: basic.get-ok {tag} message-count={ready}{flag} body='{body}'"));
+    }
+
+    fn settle(&mut self, requeue: bool, random: &mut SmallRng) {
+        let held: Vec<u64> =
+            self.queues.iter().flat_map(|queue| queue.messages.iter().filter_map(|message| message.held)).collect();
+        if held.is_empty() {
+            return;
+        }
+        let tag = held[random.random_range(0..held.len())];
+        self.say(if requeue {
+            format!("C: basic.nack delivery-tag={tag} requeue")
+        } else {
+            format!("C: basic.ack delivery-tag={tag}")
+        });
+        for queue in &mut self.queues {
+            let Some(at) = queue.messages.iter().position(|message| message.held == Some(tag)) else { continue };
+            if requeue {
+                queue.messages[at].held = None;
+                queue.messages[at].redelivered = true;
+            } else {
+                queue.messages.remove(at);
+            }
+        }
+    }
+
+    fn purge(&mut self, queue: usize) {
+        let before = self.queues[queue].messages.len();
+        self.queues[queue].messages.retain(|message| message.held.is_some());
+        let gone = before - self.queues[queue].messages.len();
+        self.say(format!("C: queue.purge queue='q{queue}'\nS: queue.purge-ok {gone}"));
+    }
+
+    fn recreate(&mut self, queue: usize) {
+        // A message that is held goes with its queue, and its tag can still be settled; that is another test's.
+        if self.queues[queue].messages.iter().any(|message| message.held.is_some()) {
+            return;
+        }
+        let gone = self.queues[queue].messages.len();
+        self.queues[queue] = Queue::default();
+        // A transaction has routed its messages when they were published.
+        self.in_transaction.retain(|(routed_to, _)| *routed_to != queue);
+        self.say(format!("C: queue.delete queue='q{queue}'\nS: queue.delete-ok {gone}"));
+        self.declare(queue);
+    }
+
+    fn declare(&mut self, queue: usize) {
+        self.say(format!("C: queue.declare queue='q{queue}' durable\nS: queue.declare-ok 'q{queue}' 0 0"));
+        self.say(format!("C: queue.bind queue='q{queue}' exchange='fan'\nS: queue.bind-ok"));
+    }
+
+    fn publish_in_transaction(&mut self, queue: usize) {
+        if !self.selected {
+            self.selected = true;
+            self.say("C/2: tx.select\nS/2: tx.select-ok");
+        }
+        let message = self.message(true);
+        self.say(format!("C/2: basic.publish routing-key='q{queue}' delivery-mode=2 body='{}'", message.body));
+        self.in_transaction.push((queue, message));
+    }
+
+    fn end_transaction(&mut self, commit: bool) {
+        if !self.selected {
+            return;
+        }
+        let published = std::mem::take(&mut self.in_transaction);
+        if commit {
+            self.say("C/2: tx.commit\nS/2: tx.commit-ok");
+            for (queue, message) in published {
+                self.queues[queue].messages.push(message);
+            }
+        } else {
+            self.say("C/2: tx.rollback\nS/2: tx.rollback-ok");
+        }
+    }
+
+    fn restart(&mut self, crash: bool) {
+        self.say(if crash { "crash" } else { "restart" });
+        for queue in &mut self.queues {
+            queue.messages.retain(|message| message.persistent);
+            for message in &mut queue.messages {
+                message.redelivered |= message.held.take().is_some() || (crash && queue.granted);
+            }
+            queue.granted &= crash;
+        }
+        self.last_tag = 0;
+        self.in_transaction.clear();
+        self.selected = false;
+    }
+}
+
+fn random_work(seed: u64) -> String {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut model = Model::default();
+    model.say("C: exchange.declare exchange='fan' type='fanout' durable\nS: exchange.declare-ok");
+    (0..2).for_each(|queue| model.declare(queue));
+    for _ in 0..80 {
+        let queue = random.random_range(0..2);
+        match random.random_range(0..30) {
+            0..=7 => model.publish(queue, true),
+            8..=10 => model.publish(queue, false),
+            11..=12 => model.fan_out(),
+            13..=15 => model.get(queue, false),
+            16..=18 => model.get(queue, true),
+            19..=21 => model.settle(false, &mut random),
+            22 => model.settle(true, &mut random),
+            23 => model.purge(queue),
+            24..=25 => model.publish_in_transaction(queue),
+            26 => model.end_transaction(random.random_bool(0.7)),
+            27 => model.recreate(queue),
+            28 => model.restart(false),
+            _ => model.restart(true),
+        }
+    }
+    model.restart(random.random_bool(0.5));
+    for queue in 0..2 {
+        for _ in 0..=model.queues[queue].messages.len() {
+            model.get(queue, false);
+        }
+    }
+    model.script
+}
+
+#[test]
+fn after_any_work_and_any_restarts_the_queues_hold_what_a_list_would() {
+    // `cargo xtask proof` tries many more.
+    let seeds = if std::env::var_os("LEVERET_EVERY_BYTE").is_some() { 20_000 } else { 600 };
+    for seed in 0..seeds {
+        let script = random_work(seed);
+        let variation = Variation::ALL[usize::try_from(seed).unwrap() % Variation::ALL.len()];
+        if let Err(failure) = run_script(&mut Broker::new(variation), &script) {
+            panic!("seed {seed}, {variation:?}: {failure}");
+        }
+    }
+}

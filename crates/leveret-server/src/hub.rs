@@ -34,6 +34,8 @@ struct State {
     vhost: VirtualHost,
     outboxes: SecondaryMap<ConnectionId, Arc<Outbox>>,
     effects: Effects,
+    /// Whether the changes handed on last belong together with the next ones.
+    changes_go_on: bool,
     /// The deadline that the timer task waits for.
     armed: Option<Deadline>,
 }
@@ -42,7 +44,13 @@ impl Hub {
     pub(crate) fn new(vhost: VirtualHost, journal: Arc<Stream>, clock: Clock) -> Self {
         // What a restart brought back may have deadlines.
         let armed = vhost.next_timeout();
-        let state = State { vhost, outboxes: SecondaryMap::new(), effects: Effects::default(), armed };
+        let state = State {
+            vhost,
+            outboxes: SecondaryMap::new(),
+            effects: Effects::default(),
+            changes_go_on: false,
+            armed,
+        };
         Hub {
             clock,
             journal,
@@ -106,8 +114,10 @@ impl Hub {
         // Nothing evicts a body while they all fit in memory, so nothing has to be fetched.
         debug_assert!(state.effects.fetches.is_empty());
         let mut journaled = 0;
-        if !state.effects.changes.is_empty() {
-            journaled = self.journal.append(&mut state.effects.changes, state.effects.changes_go_on);
+        let is_ended = std::mem::replace(&mut state.changes_go_on, state.effects.changes_go_on);
+        // Also without a change: it may be that what belongs together is complete now.
+        if !state.effects.changes.is_empty() || is_ended {
+            journaled = self.journal.append(&mut state.effects.changes, state.changes_go_on);
         }
         // To be woken once the lock is released.
         let mut woken: SmallVec<[Arc<Outbox>; 8]> = SmallVec::new();
@@ -291,6 +301,39 @@ mod tests {
         vhost.apply(clock.now(), JournalPosition(1), change).unwrap();
         vhost.end_recovery();
         assert!(Hub::new(vhost, Stream::forgetful(), clock).lock().armed.is_some());
+    }
+
+    /// A transaction may end in the hold of the lock after the one that made its last change.
+    #[test]
+    fn a_transaction_of_any_size_is_whole_once_it_is_committed() {
+        for count in (2044..=2052).chain(4090..=4100) {
+            let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let hub = Arc::new(Hub::new(vhost, Stream::unwritten(), Clock::start()));
+            let mut client = Client::open(&hub);
+            let text = ShortStr::truncated;
+            let (ticket, queue, arguments) = (0, text("q"), Table::EMPTY);
+            let (passive, durable, exclusive, auto_delete, nowait) = (false, true, false, false, true);
+            let mut bytes = Vec::new();
+            let declare =
+                Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+            write_method(&mut bytes, 1, &declare);
+            write_method(&mut bytes, 1, &Method::TxSelect {});
+            for _ in 0..count {
+                let (exchange, routing_key) = (text(""), text("q"));
+                let publish =
+                    Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
+                write_method(&mut bytes, 1, &publish);
+                let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() };
+                let mut header = Vec::new();
+                ContentHeader { class_id: BASIC_CLASS, body_bytes: 1, properties }.encode(&mut header);
+                write_content(&mut bytes, 1, &header, b"x", 131_072);
+            }
+            client.feed(&hub, &bytes);
+            let mut bytes = Vec::new();
+            write_method(&mut bytes, 1, &Method::TxCommit {});
+            client.feed(&hub, &bytes);
+            assert_eq!(hub.journal.waiting_and_whole(), (1 + count, 1 + count), "{count} messages");
+        }
     }
 
     /// Speed is structure: what one message costs in allocations and lock holds, from bytes to bytes.

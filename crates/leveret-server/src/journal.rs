@@ -37,6 +37,24 @@ impl Stream {
         Arc::new(Stream { number: 0, pending: None, durable: AtomicU64::new(0), waiting: Mutex::default() })
     }
 
+    /// A stream whose changes pile up, as there is no thread to write them.
+    #[cfg(test)]
+    pub(crate) fn unwritten() -> Arc<Self> {
+        let streams = vec![PendingStream { number: 1, changes: Vec::new(), whole: 0 }];
+        let state = Mutex::new(State { streams, ..State::default() });
+        let (is_congested, _) = watch::channel(false);
+        let pending = Arc::new(Pending { state, filled: Condvar::new(), is_congested });
+        Stream::kept(1, JournalPosition::default(), &pending)
+    }
+
+    /// How many changes wait for a writer, and how many of them it may take.
+    #[cfg(test)]
+    pub(crate) fn waiting_and_whole(&self) -> (usize, usize) {
+        let state = self.pending.as_ref().map(|pending| pending.state.lock());
+        let stream = state.as_ref().and_then(|state| state.streams.first());
+        stream.map_or((0, 0), |stream| (stream.changes.len(), stream.whole))
+    }
+
     fn kept(number: u32, last: JournalPosition, pending: &Arc<Pending>) -> Arc<Self> {
         let (pending, durable) = (Some(Arc::clone(pending)), AtomicU64::new(last.0));
         Arc::new(Stream { number, pending, durable, waiting: Mutex::default() })

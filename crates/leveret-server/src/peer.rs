@@ -235,6 +235,7 @@ impl Peer {
         if self.connection.input_waits() {
             let carry = std::mem::take(&mut self.carry);
             self.take_in(&carry, address);
+            self.catch_up();
         }
     }
 

@@ -168,7 +168,9 @@ impl<'a> FoundBatch<'a> {
         }
         let end = BATCH_HEADER_BYTES.checked_add(u32_at(bytes, 8) as usize)?;
         let covered = bytes.get(8..end)?;
-        (u32_at(bytes, 4) == checksum(generation, covered)).then(|| FoundBatch {
+        // No journal gets so far; sums behind this do not overflow.
+        let is_sane = u64_at(bytes, 16) < 1 << 62 && u64_at(bytes, 24) < 1 << 62;
+        (is_sane && u32_at(bytes, 4) == checksum(generation, covered)).then(|| FoundBatch {
             count: u32_at(bytes, 12),
             first_sequence: u64_at(bytes, 16),
             durable_before: u64_at(bytes, 24),

@@ -9,5 +9,8 @@ pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest size of a segment, in bytes: a start reads one at a time into memory.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
+/// Bytes that an empty batch keeps room for.
+pub const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
+
 /// Largest payload of a batch, in bytes: its length has four bytes. `Batch` takes no more than this.
 pub const BATCH_BYTES_MAX: usize = u32::MAX as usize;

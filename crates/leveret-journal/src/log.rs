@@ -12,7 +12,7 @@ use crate::format::{
     BATCH_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, begin_record, end_record, padded, seal,
     segment_name,
 };
-use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
+use crate::limits::{BATCH_BYTES_KEPT, BATCH_BYTES_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
 use crate::recovery::{self, OpenError, Recovery};
 
 /// What can be chosen.
@@ -83,6 +83,7 @@ impl Batch {
 
     fn clear(&mut self) {
         self.bytes.truncate(BATCH_HEADER_BYTES);
+        self.bytes.shrink_to(BATCH_BYTES_KEPT);
         self.count = 0;
         self.streams.clear();
     }

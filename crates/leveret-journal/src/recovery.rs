@@ -77,6 +77,8 @@ pub(crate) struct End {
     /// The last segment of the journal; 0 if there is none.
     pub(crate) generation: u64,
     pub(crate) offset: u64,
+    /// Bytes before that which nothing proves to be synced: the last batch, if no marker follows it.
+    pub(crate) unproven: u64,
     /// The greatest generation that any file has.
     pub(crate) last_generation: u64,
     pub(crate) next_sequence: u64,
@@ -108,7 +110,7 @@ pub(crate) fn read(
     let segments = segments(disk)?;
     let last_generation = segments.last().map_or(0, |last| last.generation);
     let mut recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
-    let mut end = End { generation: 0, offset: 0, last_generation, next_sequence: 1 };
+    let mut end = End { generation: 0, offset: 0, unproven: 0, last_generation, next_sequence: 1 };
     let mut reader = Reader { disk, repair, segments: &segments, recovery: &mut recovery };
     for at in 0..segments.len() {
         if !reader.segment(at, &mut end, each)? {
@@ -118,9 +120,17 @@ pub(crate) fn read(
     if repair {
         // Somebody may have been told of what is only in the cache of the operating system.
         if let Some(last) = segments.iter().find(|segment| segment.generation == end.generation) {
+            // After a failed sync the cache may hold what the disk does not, and believe that it does: write it again.
+            let length = usize::try_from(end.unproven).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+            let mut bytes = vec![0; length];
+            let from = end.offset - end.unproven;
+            last.file.read_at(from, &mut bytes)?;
+            last.file.write_at(from, &bytes)?;
             last.file.sync()?;
         }
-        for leftover in segments.iter().filter(|segment| segment.generation > end.generation) {
+        let is_damaged = |segment: &Segment| recovery.damage.iter().any(|damage| damage.file == segment.name);
+        let behind = segments.iter().filter(|segment| segment.generation > end.generation);
+        for leftover in behind.filter(|segment| !is_damaged(segment)) {
             disk.remove(&leftover.name)?;
         }
         disk.sync_directory()?;
@@ -162,7 +172,8 @@ impl Reader<'_> {
         let has_batch =
             || next_batch(&bytes, SEGMENT_HEADER_BYTES, segment.generation, end.next_sequence).is_some();
         if segment.header.is_none() && !has_batch() {
-            if self.first_sequence_behind(at)?.is_none() {
+            let is_unused = bytes.get(SEGMENT_HEADER_BYTES..).unwrap_or_default().iter().all(|&byte| byte == 0);
+            if is_unused && self.first_sequence_behind(at)?.is_none() {
                 // An interrupted start: nothing was ever appended here.
                 return Ok(false);
             }
@@ -171,13 +182,7 @@ impl Reader<'_> {
         }
         let limit = self.limit(at, &bytes);
         self.recovery.segments += 1;
-        if end.generation == 0
-            && let Some(header) = segment.header
-        {
-            // What came before was let go of.
-            end.next_sequence = header.first_sequence;
-        }
-        (end.generation, end.offset) = (segment.generation, SEGMENT_HEADER_BYTES as u64);
+        (end.generation, end.offset, end.unproven) = (segment.generation, SEGMENT_HEADER_BYTES as u64, 0);
         if let Some(header) = segment.header
             && header.first_sequence > end.next_sequence
         {
@@ -197,6 +202,7 @@ impl Reader<'_> {
                 }
                 self.recovery.bytes += batch.bytes() as u64;
                 end.next_sequence = batch.first_sequence + u64::from(batch.count);
+                end.unproven = if batch.count > 0 { batch.bytes() as u64 } else { 0 };
                 offset += batch.bytes();
                 end.offset = offset as u64;
                 continue;
@@ -212,8 +218,9 @@ impl Reader<'_> {
             while let Some(found) = from {
                 let batch = FoundBatch::decode(&bytes[found..limit], segment.generation);
                 durable_before = durable_before.max(batch.map_or(0, |batch| batch.durable_before));
-                from = next_batch(&bytes[..limit], found + ALIGNMENT, segment.generation, end.next_sequence)
-                    .map(|(at, _)| at);
+                // Not into the batch: what clients wrote may look like anything.
+                let behind = found + batch.map_or(ALIGNMENT, |batch| batch.bytes());
+                from = next_batch(&bytes[..limit], behind, segment.generation, end.next_sequence).map(|(at, _)| at);
             }
             if durable_before <= end.next_sequence {
                 if bytes[offset..limit].iter().any(|&byte| byte != 0) {
@@ -236,6 +243,7 @@ impl Reader<'_> {
                 self.damaged(segment, &bytes, offset, region_end, missing)?;
             }
             end.next_sequence = next_sequence;
+            end.unproven = 0;
             offset = region_end;
             end.offset = offset as u64;
         }

@@ -375,6 +375,14 @@ fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_
         };
         assert!(found == expected, "without {lost}: {recovery:?}");
     }
+    // A bad block at the beginning of the last segment takes all with it, and that is said.
+    let last = files.keys().last().unwrap();
+    let mut unreadable = files.clone();
+    unreadable.get_mut(last).unwrap()[..512].fill(0xA5);
+    let disk = MemoryDisk::of(unreadable);
+    let (_, found, recovery) = open(&disk, SMALL);
+    assert!(found.len() < 100 && !recovery.damage.is_empty(), "{recovery:?}");
+    assert!(disk.snapshot().contains_key(last), "what is damaged is not removed");
     let mut headless = files.clone();
     headless.get_mut("0000000002.segment").unwrap()[3] ^= 1;
     let (_, found, _) = open(&MemoryDisk::of(headless), SMALL);

@@ -1,5 +1,7 @@
 //! Segments, batches and records as bytes. Drawn in `docs/formats/journal.md`.
 
+use std::collections::BTreeMap;
+
 use crc32c::crc32c_append;
 
 /// The version that this code writes.
@@ -8,8 +10,10 @@ pub(crate) const VERSION: u32 = 1;
 const SEGMENT_MAGIC: &[u8; 8] = b"LVRTSEG1";
 const BATCH_MAGIC: &[u8; 4] = b"LVB1";
 
-pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
-pub(crate) const BATCH_HEADER_BYTES: usize = 32;
+/// Bytes of a segment's header before its table of streams.
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 68;
+const STREAM_BYTES: usize = 12;
+pub(crate) const BATCH_HEADER_BYTES: usize = 40;
 pub(crate) const RECORD_HEADER_BYTES: usize = 24;
 
 /// Batches begin at multiples of this.
@@ -40,17 +44,41 @@ pub(crate) fn generation_of(name: &str) -> Option<u64> {
     (generation > 0 && segment_name(generation) == name).then_some(generation)
 }
 
-/// What stands at the beginning of a segment.
+/// A secret of the journal, made once. It goes into every checksum, so that nobody who only hands in payloads can make
+/// up bytes that pass for a batch or a record.
+pub type Salt = [u8; 16];
+
+/// What goes into the checksums of one segment before what they cover. What was written in another segment, or in an
+/// earlier life of this file, never verifies in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seeds {
+    header: u32,
+    payload: u32,
+    record: u32,
+}
+
+impl Seeds {
+    pub(crate) fn new(salt: &Salt, generation: u64) -> Self {
+        let seed = |part: &[u8]| crc32c_append(crc32c::crc32c(part), &generation.to_le_bytes());
+        // Two that do not follow from each other guard what decides where a batch is.
+        Seeds { header: seed(&salt[..8]), payload: seed(&salt[8..]), record: seed(salt) }
+    }
+}
+
+/// What stands at the beginning of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) generation: u64,
     pub(crate) first_sequence: u64,
     pub(crate) previous_generation: u64,
     pub(crate) previous_end: u64,
+    pub(crate) salt: Salt,
+    /// The last sequence that each stream had when the segment was begun.
+    pub(crate) streams: BTreeMap<u32, u64>,
 }
 
 /// What the first bytes of a file are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HeaderFound {
     Valid(SegmentHeader),
     /// Written by a newer Leveret.
@@ -59,41 +87,74 @@ pub(crate) enum HeaderFound {
 }
 
 impl SegmentHeader {
-    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    /// Bytes that it takes; batches begin behind it.
+    pub(crate) fn bytes(&self) -> usize {
+        Self::bytes_with(self.streams.len())
+    }
+
+    /// The same with so many streams.
+    pub(crate) fn bytes_with(streams: usize) -> usize {
+        padded(SEGMENT_HEADER_BYTES.saturating_add(streams.saturating_mul(STREAM_BYTES)))
+    }
+
+    /// How long a header is that begins like this. Nothing is verified yet.
+    pub(crate) fn bytes_claimed(bytes: &[u8]) -> usize {
+        Self::bytes_with(u32_at(bytes, 64) as usize)
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
         bytes[..8].copy_from_slice(SEGMENT_MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         let numbers = [self.generation, self.first_sequence, self.previous_generation, self.previous_end];
         for (place, number) in bytes[16..48].chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
+        bytes[48..64].copy_from_slice(&self.salt);
+        let count = u32::try_from(self.streams.len()).expect("streams have numbers of four bytes");
+        bytes[64..68].copy_from_slice(&count.to_le_bytes());
+        for (stream, last) in &self.streams {
+            bytes.extend_from_slice(&stream.to_le_bytes());
+            bytes.extend_from_slice(&last.to_le_bytes());
+        }
+        bytes.resize(self.bytes(), 0);
         let checksum = header_checksum(&bytes);
         bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
 
+    /// Decodes a header from bytes that hold all of it.
     pub(crate) fn decode(bytes: &[u8]) -> HeaderFound {
-        let Some(bytes) = bytes.first_chunk::<SEGMENT_HEADER_BYTES>() else { return HeaderFound::Invalid };
-        if &bytes[..8] != SEGMENT_MAGIC || u32_at(bytes, 12) != header_checksum(bytes) {
+        if !bytes.starts_with(SEGMENT_MAGIC) || bytes.len() < SEGMENT_HEADER_BYTES {
             return HeaderFound::Invalid;
         }
-        match u32_at(bytes, 8) {
-            VERSION => HeaderFound::Valid(SegmentHeader {
-                generation: u64_at(bytes, 16),
-                first_sequence: u64_at(bytes, 24),
-                previous_generation: u64_at(bytes, 32),
-                previous_end: u64_at(bytes, 40),
-            }),
-            newer => HeaderFound::Newer(newer),
+        let Some(bytes) = bytes.get(..Self::bytes_claimed(bytes)) else { return HeaderFound::Invalid };
+        if u32_at(bytes, 12) != header_checksum(bytes) {
+            return HeaderFound::Invalid;
         }
+        let version = u32_at(bytes, 8);
+        if version != VERSION {
+            return HeaderFound::Newer(version);
+        }
+        let mut salt = Salt::default();
+        salt.copy_from_slice(&bytes[48..64]);
+        let table = bytes[SEGMENT_HEADER_BYTES..].chunks_exact(STREAM_BYTES).take(u32_at(bytes, 64) as usize);
+        HeaderFound::Valid(SegmentHeader {
+            generation: u64_at(bytes, 16),
+            first_sequence: u64_at(bytes, 24),
+            previous_generation: u64_at(bytes, 32),
+            previous_end: u64_at(bytes, 40),
+            salt,
+            streams: table.map(|entry| (u32_at(entry, 0), u64_at(entry, 4))).collect(),
+        })
     }
 }
 
-fn header_checksum(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> u32 {
+fn header_checksum(bytes: &[u8]) -> u32 {
     crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..])
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
@@ -101,31 +162,29 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-/// The checksum of a batch or record: of its generation and all that follows the checksum itself.
-fn checksum(generation: u64, covered: &[u8]) -> u32 {
-    crc32c_append(crc32c::crc32c(&generation.to_le_bytes()), covered)
-}
-
 /// Fills in the header of a batch and the checksums of its records. `bytes` is header and payload, without padding.
 ///
 /// # Panics
 /// If `bytes` is not a batch that [`crate::Batch`] has put together.
-pub(crate) fn seal(bytes: &mut [u8], generation: u64, count: u32, first_sequence: u64, durable_before: u64) {
+pub(crate) fn seal(bytes: &mut [u8], seeds: Seeds, count: u32, first_sequence: u64, durable_before: u64) {
     let mut at = BATCH_HEADER_BYTES;
     for _ in 0..count {
         let end = at + RECORD_HEADER_BYTES + u32_at(bytes, at) as usize;
-        let checksum = checksum(generation, &bytes[at + 8..end]);
+        let checksum = crc32c_append(seeds.record, &bytes[at + 8..end]);
         bytes[at + 4..at + 8].copy_from_slice(&checksum.to_le_bytes());
         at = end;
     }
     assert_eq!(at, bytes.len(), "a batch is its records and nothing else");
     let payload_bytes = u32::try_from(at - BATCH_HEADER_BYTES).expect("a batch takes no more than it may");
+    let payload_checksum = crc32c_append(seeds.payload, &bytes[BATCH_HEADER_BYTES..]);
     bytes[..4].copy_from_slice(BATCH_MAGIC);
-    bytes[8..12].copy_from_slice(&payload_bytes.to_le_bytes());
-    bytes[12..16].copy_from_slice(&count.to_le_bytes());
-    bytes[16..24].copy_from_slice(&first_sequence.to_le_bytes());
-    bytes[24..32].copy_from_slice(&durable_before.to_le_bytes());
-    let checksum = checksum(generation, &bytes[8..]);
+    bytes[8..12].copy_from_slice(&payload_checksum.to_le_bytes());
+    bytes[12..16].copy_from_slice(&payload_bytes.to_le_bytes());
+    bytes[16..20].copy_from_slice(&count.to_le_bytes());
+    bytes[20..24].copy_from_slice(&[0; 4]);
+    bytes[24..32].copy_from_slice(&first_sequence.to_le_bytes());
+    bytes[32..40].copy_from_slice(&durable_before.to_le_bytes());
+    let checksum = crc32c_append(seeds.header, &bytes[8..BATCH_HEADER_BYTES]);
     bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
 }
 
@@ -145,6 +204,36 @@ pub(crate) fn end_record(out: &mut [u8], at: usize) {
     out[at..at + 4].copy_from_slice(&length.to_le_bytes());
 }
 
+/// The header of a batch, which verifies by itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchHeader {
+    pub(crate) payload_bytes: usize,
+    pub(crate) count: u32,
+    pub(crate) first_sequence: u64,
+    pub(crate) durable_before: u64,
+    payload_checksum: u32,
+}
+
+impl BatchHeader {
+    /// The header at the beginning of `bytes`, if there is one.
+    pub(crate) fn decode(bytes: &[u8], seeds: Seeds) -> Option<Self> {
+        if !bytes.starts_with(BATCH_MAGIC) {
+            return None;
+        }
+        let covered = bytes.get(8..BATCH_HEADER_BYTES)?;
+        let header = BatchHeader {
+            payload_checksum: u32_at(bytes, 8),
+            payload_bytes: u32_at(bytes, 12) as usize,
+            count: u32_at(bytes, 16),
+            first_sequence: u64_at(bytes, 24),
+            durable_before: u64_at(bytes, 32),
+        };
+        // No journal gets so far; sums behind this do not overflow.
+        let is_sane = header.first_sequence < 1 << 62 && header.durable_before < 1 << 62;
+        (is_sane && u32_at(bytes, 4) == crc32c_append(seeds.header, covered)).then_some(header)
+    }
+}
+
 /// A batch that verifies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FoundBatch<'a> {
@@ -152,7 +241,7 @@ pub(crate) struct FoundBatch<'a> {
     pub(crate) first_sequence: u64,
     pub(crate) durable_before: u64,
     payload: &'a [u8],
-    generation: u64,
+    seeds: Seeds,
 }
 
 /// Bytes from the beginning of one batch to that of the next.
@@ -162,20 +251,16 @@ pub(crate) fn padded(bytes: usize) -> usize {
 
 impl<'a> FoundBatch<'a> {
     /// The batch at the beginning of `bytes`, if there is one.
-    pub(crate) fn decode(bytes: &'a [u8], generation: u64) -> Option<Self> {
-        if !bytes.starts_with(BATCH_MAGIC) || bytes.len() < BATCH_HEADER_BYTES {
-            return None;
-        }
-        let end = BATCH_HEADER_BYTES.checked_add(u32_at(bytes, 8) as usize)?;
-        let covered = bytes.get(8..end)?;
-        // No journal gets so far; sums behind this do not overflow.
-        let is_sane = u64_at(bytes, 16) < 1 << 62 && u64_at(bytes, 24) < 1 << 62;
-        (is_sane && u32_at(bytes, 4) == checksum(generation, covered)).then(|| FoundBatch {
-            count: u32_at(bytes, 12),
-            first_sequence: u64_at(bytes, 16),
-            durable_before: u64_at(bytes, 24),
-            payload: &bytes[BATCH_HEADER_BYTES..end],
-            generation,
+    pub(crate) fn decode(bytes: &'a [u8], seeds: Seeds) -> Option<Self> {
+        let header = BatchHeader::decode(bytes, seeds)?;
+        let BatchHeader { payload_bytes, count, first_sequence, durable_before, payload_checksum } = header;
+        let payload = bytes.get(BATCH_HEADER_BYTES..)?.get(..payload_bytes)?;
+        (crc32c_append(seeds.payload, payload) == payload_checksum).then_some(FoundBatch {
+            count,
+            first_sequence,
+            durable_before,
+            payload,
+            seeds,
         })
     }
 
@@ -184,28 +269,46 @@ impl<'a> FoundBatch<'a> {
         padded(BATCH_HEADER_BYTES + self.payload.len())
     }
 
-    pub(crate) fn records(&self) -> impl Iterator<Item = Record<'a>> {
-        records(self.payload, self.generation)
+    /// Bytes of its records.
+    pub(crate) fn payload_bytes(&self) -> usize {
+        self.payload.len()
+    }
+
+    /// Its records, each with its offset behind the header.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (usize, Record<'a>)> {
+        records(self.payload, self.seeds)
     }
 }
 
-/// Records from the beginning of `bytes` on, one after the other, as long as there are any that verify. One that does
-/// not is passed over if one that does follows it.
-pub(crate) fn records(mut bytes: &[u8], generation: u64) -> impl Iterator<Item = Record<'_>> {
+/// The record that these bytes are, if it verifies.
+pub(crate) fn decode_record(bytes: &[u8], seeds: Seeds) -> Option<Record<'_>> {
+    let covered = bytes.get(8..)?;
+    (u32_at(bytes, 4) == crc32c_append(seeds.record, covered)).then(|| Record {
+        stream: u32_at(bytes, 8),
+        term: u32_at(bytes, 12),
+        sequence: u64_at(bytes, 16),
+        payload: &bytes[RECORD_HEADER_BYTES..],
+    })
+}
+
+/// What the header of a record says that need not verify: how many bytes it takes, its stream and sequence.
+pub(crate) fn peek_record(header: &[u8]) -> (u64, u32, u64) {
+    (RECORD_HEADER_BYTES as u64 + u64::from(u32_at(header, 0)), u32_at(header, 8), u64_at(header, 16))
+}
+
+/// Records from the beginning of `bytes` on, one after the other, as long as there are any that verify; each with its
+/// offset. One that does not verify is passed over if one that does follows it.
+pub(crate) fn records(bytes: &[u8], seeds: Seeds) -> impl Iterator<Item = (usize, Record<'_>)> {
+    let mut at = 0;
     std::iter::from_fn(move || {
         for _ in 0..2 {
-            let end = RECORD_HEADER_BYTES.checked_add(u32_at(bytes, 0) as usize)?;
-            let covered = bytes.get(8..end)?;
-            let is_valid = u32_at(bytes, 4) == checksum(generation, covered);
-            let record = Record {
-                stream: u32_at(bytes, 8),
-                term: u32_at(bytes, 12),
-                sequence: u64_at(bytes, 16),
-                payload: &bytes[RECORD_HEADER_BYTES..end],
-            };
-            bytes = &bytes[end..];
-            if is_valid {
-                return Some(record);
+            let rest = &bytes[at..];
+            let end = RECORD_HEADER_BYTES.checked_add(u32_at(rest, 0) as usize)?;
+            let begins_at = at;
+            let record = decode_record(rest.get(..end)?, seeds);
+            at += end;
+            if let Some(record) = record {
+                return Some((begins_at, record));
             }
         }
         None

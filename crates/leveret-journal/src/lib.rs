@@ -9,12 +9,15 @@ pub mod disk;
 mod format;
 pub mod limits;
 mod log;
+mod map;
+mod reader;
 mod real;
 mod recovery;
 #[cfg(test)]
 mod tests;
 
-pub use self::format::Record;
+pub use self::format::{Record, Salt};
 pub use self::log::{Batch, Log, LogError, Options};
+pub use self::reader::{ReadError, Reader};
 pub use self::real::RealDisk;
 pub use self::recovery::{Cut, Damage, OpenError, Recovery, check};

@@ -14,3 +14,12 @@ pub const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
 
 /// Largest payload of a batch, in bytes: its length has four bytes. `Batch` takes no more than this.
 pub const BATCH_BYTES_MAX: usize = u32::MAX as usize;
+
+/// Bytes between two places of a stream that the map of a segment remembers: what a read of one record passes over.
+pub const MARK_EVERY_BYTES: u64 = 32 * 1024;
+
+/// Bytes that reading takes from a segment at once, or more if one record has more.
+pub const READ_BYTES: usize = 128 * 1024;
+
+/// Bytes around a place that the disk cannot read, which are given up with it.
+pub const UNREADABLE_BLOCK_BYTES: usize = 4096;

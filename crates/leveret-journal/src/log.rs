@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use parking_lot::RwLock;
+
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BATCH_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, begin_record, end_record, padded, seal,
-    segment_name,
+    BATCH_HEADER_BYTES, Record, Salt, Seeds, SegmentHeader, begin_record, end_record, padded, seal, segment_name,
 };
 use crate::limits::{BATCH_BYTES_KEPT, BATCH_BYTES_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
+use crate::map::{Candidates, Map};
+use crate::reader::Reader;
 use crate::recovery::{self, OpenError, Recovery};
 
 /// What can be chosen.
@@ -20,11 +23,14 @@ use crate::recovery::{self, OpenError, Recovery};
 pub struct Options {
     /// Bytes of a segment; less than [`SEGMENT_BYTES_MIN`] is for tests.
     pub segment_bytes: u64,
+    /// The secret of a journal that does not exist yet: random bytes. An existing one keeps its own.
+    pub salt: Salt,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Options { segment_bytes: SEGMENT_BYTES_DEFAULT }
+impl Options {
+    /// The default size of segments, with this secret.
+    pub fn new(salt: Salt) -> Self {
+        Options { segment_bytes: SEGMENT_BYTES_DEFAULT, salt }
     }
 }
 
@@ -47,11 +53,14 @@ pub struct Batch {
     count: u32,
     /// The least and greatest sequence of each stream.
     streams: BTreeMap<u32, (u64, u64)>,
+    /// Records from which others are found; their offsets count from the header on.
+    candidates: Candidates,
 }
 
 impl Default for Batch {
     fn default() -> Self {
-        Batch { bytes: vec![0; BATCH_HEADER_BYTES], count: 0, streams: BTreeMap::new() }
+        let bytes = vec![0; BATCH_HEADER_BYTES];
+        Batch { bytes, count: 0, streams: BTreeMap::new(), candidates: Candidates::default() }
     }
 }
 
@@ -64,6 +73,7 @@ impl Batch {
         let range = self.streams.entry(stream).or_insert((sequence, sequence - 1));
         assert_eq!(range.1 + 1, sequence, "the records of a stream follow each other");
         range.1 = sequence;
+        self.candidates.see(stream, sequence, (self.bytes.len() - BATCH_HEADER_BYTES) as u64);
         let at = begin_record(&mut self.bytes, stream, 0, sequence);
         write(&mut self.bytes);
         end_record(&mut self.bytes, at);
@@ -86,6 +96,7 @@ impl Batch {
         self.bytes.shrink_to(BATCH_BYTES_KEPT);
         self.count = 0;
         self.streams.clear();
+        self.candidates.0.clear();
     }
 }
 
@@ -95,6 +106,10 @@ pub struct Log {
     options: Options,
     file: Arc<dyn DiskFile>,
     generation: u64,
+    salt: Salt,
+    seeds: Seeds,
+    /// Where everything is.
+    map: Arc<RwLock<Map>>,
     /// Where the next batch goes.
     end: u64,
     /// How long the file is.
@@ -126,39 +141,46 @@ impl Log {
         options: Options,
         each: &mut dyn FnMut(Record<'_>),
     ) -> Result<(Log, Recovery), OpenError> {
-        let mut streams = BTreeMap::new();
-        let mut each = |record: Record<'_>| {
-            streams.insert(record.stream, record.sequence);
-            each(record);
-        };
-        let (recovery, end) = recovery::read(&*disk, true, &mut each)?;
+        let (recovery, end, map) = recovery::read(&*disk, true, each)?;
+        let salt = end.salt.unwrap_or(options.salt);
         let header = SegmentHeader {
             generation: end.last_generation + 1,
             first_sequence: end.next_sequence,
             previous_generation: end.generation,
             previous_end: end.offset,
+            salt,
+            streams: recovery.streams.clone(),
         };
         // A small one, so that starting stays quick and starting often takes little room.
-        let wanted = options.segment_bytes.min(SEGMENT_BYTES_MIN);
-        let file = begin_segment(&*disk, header, wanted).map_err(OpenError::Disk)?;
-        if end.generation > 0 {
+        let wanted = options.segment_bytes.min(SEGMENT_BYTES_MIN).max(header.bytes() as u64);
+        let file = begin_segment(&*disk, &header, wanted).map_err(OpenError::Disk)?;
+        let previous = segment_name(end.generation);
+        if end.generation > 0 && !recovery.damage.iter().any(|damage| damage.file == previous) {
             // Its end is known for good now. Whether the room behind it is given back in a power cut does not matter.
-            disk.open(&segment_name(end.generation))?.truncate(end.offset)?;
+            disk.open(&previous)?.truncate(end.offset)?;
         }
         let log = Log {
             disk,
             options,
             file,
             generation: header.generation,
-            end: SEGMENT_HEADER_BYTES as u64,
+            salt,
+            seeds: Seeds::new(&salt, header.generation),
+            map: Arc::new(RwLock::new(map)),
+            end: header.bytes() as u64,
             length: wanted,
             next_sequence: end.next_sequence,
-            streams,
+            streams: header.streams,
             // The header of the segment says so.
             is_marked: true,
             failed: None,
         };
         Ok((log, recovery))
+    }
+
+    /// Something that reads what was appended.
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.disk), self.salt, Arc::clone(&self.map))
     }
 
     /// Writes the records of a batch and syncs. When this returns, they are durable, and the batch is empty.
@@ -177,6 +199,9 @@ impl Log {
             assert!(*first > last, "records of stream {stream} go on from {last}, not from {first}");
         }
         self.write(&mut batch.bytes, batch.count)?;
+        let (begin, end) = (self.end - padded(batch.bytes.len()) as u64, batch.bytes() as u64);
+        let begin = begin + BATCH_HEADER_BYTES as u64;
+        self.map.write().add(self.generation, begin, begin + end, false, &batch.candidates.0);
         self.next_sequence += u64::from(batch.count);
         self.streams.extend(batch.streams.iter().map(|(&stream, &(_, last))| (stream, last)));
         self.is_marked = false;
@@ -206,7 +231,7 @@ impl Log {
         if self.end + needed > self.length {
             self.roll(needed)?;
         }
-        seal(bytes, self.generation, count, self.next_sequence, self.next_sequence);
+        seal(bytes, self.seeds, count, self.next_sequence, self.next_sequence);
         let unpadded = bytes.len();
         bytes.resize(padded(unpadded), 0);
         let written = self.file.write_at(self.end, bytes).and_then(|()| self.file.sync());
@@ -223,9 +248,11 @@ impl Log {
             first_sequence: self.next_sequence,
             previous_generation: self.generation,
             previous_end: self.end,
+            salt: self.salt,
+            streams: self.streams.clone(),
         };
-        let wanted = self.options.segment_bytes.max(SEGMENT_HEADER_BYTES as u64 + needed);
-        match begin_segment(&*self.disk, header, wanted) {
+        let wanted = self.options.segment_bytes.max(header.bytes() as u64 + needed);
+        match begin_segment(&*self.disk, &header, wanted) {
             Ok(file) => self.file = file,
             Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 // What was made of it is in the way of the next try.
@@ -237,7 +264,8 @@ impl Log {
             Err(error) => return Err(self.fail(&error)),
         }
         self.generation = header.generation;
-        self.end = SEGMENT_HEADER_BYTES as u64;
+        self.seeds = Seeds::new(&self.salt, header.generation);
+        self.end = header.bytes() as u64;
         self.length = wanted;
         Ok(())
     }
@@ -248,7 +276,7 @@ impl Log {
 }
 
 /// Makes a segment. When this returns, it is there also after a power cut.
-fn begin_segment(disk: &dyn Disk, header: SegmentHeader, length: u64) -> io::Result<Arc<dyn DiskFile>> {
+fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, length: u64) -> io::Result<Arc<dyn DiskFile>> {
     let file = disk.create(&segment_name(header.generation))?;
     file.preallocate(length)?;
     file.write_at(0, &header.encode())?;

@@ -2,14 +2,17 @@
 //!
 //! Invariant: reading changes nothing that decides what is read the next time.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::ops::Range;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, HeaderFound, Record, SEGMENT_HEADER_BYTES, SegmentHeader, VERSION,
-    generation_of, records, segment_name,
+    ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record,
+    SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION, generation_of, records,
 };
+use crate::limits::{READ_BYTES, UNREADABLE_BLOCK_BYTES};
+use crate::map::{Candidates, Map};
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,16 @@ pub struct Recovery {
     pub cut: Option<Cut>,
     /// What was durable once and cannot be read any more.
     pub damage: Vec<Damage>,
+    /// The last sequence that each stream ever had, also among records that are missing; what comes next goes on
+    /// behind it.
+    pub streams: BTreeMap<u32, u64>,
+}
+
+impl Recovery {
+    /// How many records are missing, at most.
+    pub fn records_missing(&self) -> u64 {
+        self.damage.iter().map(|damage| damage.records_missing).sum()
+    }
 }
 
 /// A torn end: nobody was promised what was there.
@@ -65,7 +78,7 @@ pub struct Damage {
     pub offset: u64,
     /// How long it is, in bytes.
     pub bytes: u64,
-    /// Records that were there and cannot be read.
+    /// Records that were there and cannot be read; where nothing tells how many, the most that could be.
     pub records_missing: u64,
     /// The file to which the region was copied.
     pub set_aside: Option<String>,
@@ -82,6 +95,8 @@ pub(crate) struct End {
     /// The greatest generation that any file has.
     pub(crate) last_generation: u64,
     pub(crate) next_sequence: u64,
+    /// What any segment says it is.
+    pub(crate) salt: Option<Salt>,
 }
 
 /// Reads a journal and changes nothing.
@@ -89,15 +104,21 @@ pub(crate) struct End {
 /// # Errors
 /// As [`crate::Log::open`].
 pub fn check(disk: &dyn Disk, each: &mut dyn FnMut(Record<'_>)) -> Result<Recovery, OpenError> {
-    read(disk, false, each).map(|(recovery, _)| recovery)
+    read(disk, false, each).map(|(recovery, ..)| recovery)
 }
 
 struct Segment {
     name: String,
     generation: u64,
     header: Option<SegmentHeader>,
-    file: Arc<dyn DiskFile>,
+    seeds: Seeds,
     length: u64,
+}
+
+/// The bytes of a segment. What the disk could not read is zero.
+struct Contents {
+    bytes: Vec<u8>,
+    unreadable: Vec<Range<usize>>,
 }
 
 /// Reads a journal, handing out its records. With `repair`, sets damage aside, removes what interrupted starts left
@@ -106,16 +127,26 @@ pub(crate) fn read(
     disk: &dyn Disk,
     repair: bool,
     each: &mut dyn FnMut(Record<'_>),
-) -> Result<(Recovery, End), OpenError> {
-    let segments = segments(disk)?;
+) -> Result<(Recovery, End, Map), OpenError> {
+    let (segments, salt) = segments(disk)?;
     let last_generation = segments.last().map_or(0, |last| last.generation);
-    let mut recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
-    let mut end = End { generation: 0, offset: 0, unproven: 0, last_generation, next_sequence: 1 };
-    let mut reader = Reader { disk, repair, segments: &segments, recovery: &mut recovery };
+    let recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
+    let end = End { generation: 0, offset: 0, unproven: 0, last_generation, next_sequence: 1, salt };
+    let (map, candidates) = (Map::default(), Candidates::default());
+    let mut reader = Reading { disk, repair, segments: &segments, recovery, end, map, candidates };
+    let mut has_ended = false;
     for at in 0..segments.len() {
-        if !reader.segment(at, &mut end, each)? {
-            break;
+        if has_ended {
+            reader.behind_the_end(at)?;
+        } else {
+            has_ended = !reader.segment(at, each)?;
         }
+    }
+    let Reading { mut recovery, end, map, .. } = reader;
+    let missing = recovery.records_missing();
+    if missing > 0 {
+        // Whose they were, nobody knows.
+        recovery.streams.values_mut().for_each(|last| *last += missing);
     }
     if repair {
         // Somebody may have been told of what is only in the cache of the operating system.
@@ -124,9 +155,10 @@ pub(crate) fn read(
             let length = usize::try_from(end.unproven).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
             let mut bytes = vec![0; length];
             let from = end.offset - end.unproven;
-            last.file.read_at(from, &mut bytes)?;
-            last.file.write_at(from, &bytes)?;
-            last.file.sync()?;
+            let file = disk.open(&last.name)?;
+            file.read_at(from, &mut bytes)?;
+            file.write_at(from, &bytes)?;
+            file.sync()?;
         }
         let is_damaged = |segment: &Segment| recovery.damage.iter().any(|damage| damage.file == segment.name);
         let behind = segments.iter().filter(|segment| segment.generation > end.generation);
@@ -135,125 +167,197 @@ pub(crate) fn read(
         }
         disk.sync_directory()?;
     }
-    Ok((recovery, end))
+    Ok((recovery, end, map))
 }
 
-fn segments(disk: &dyn Disk) -> Result<Vec<Segment>, OpenError> {
+/// All segments in order, and the salt of the journal, which each of them repeats.
+fn segments(disk: &dyn Disk) -> Result<(Vec<Segment>, Option<Salt>), OpenError> {
     let mut segments = Vec::new();
     for name in disk.list()? {
         let Some(generation) = generation_of(&name) else { continue };
         let file = disk.open(&name)?;
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        let count = file.read_at(0, &mut bytes)?;
-        let header = match SegmentHeader::decode(&bytes[..count]) {
+        let length = file.length()?;
+        let header = match read_header(&*file, length) {
             HeaderFound::Valid(header) => Some(header).filter(|header| header.generation == generation),
             HeaderFound::Newer(found) => return Err(OpenError::Newer { file: name, found }),
             HeaderFound::Invalid => None,
         };
-        let length = file.length()?;
-        segments.push(Segment { name, generation, header, file, length });
+        let seeds = Seeds::new(&Salt::default(), generation);
+        segments.push(Segment { name, generation, header, seeds, length });
     }
     segments.sort_by_key(|segment| segment.generation);
-    Ok(segments)
+    let salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
+    for segment in &mut segments {
+        segment.seeds = Seeds::new(&salt.unwrap_or_default(), segment.generation);
+    }
+    Ok((segments, salt))
 }
 
-struct Reader<'r> {
+/// A header that the disk cannot read is as invalid as any.
+fn read_header(file: &dyn DiskFile, length: u64) -> HeaderFound {
+    let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
+    let Ok(count) = file.read_at(0, &mut bytes) else { return HeaderFound::Invalid };
+    bytes.truncate(count);
+    let claimed = SegmentHeader::bytes_claimed(&bytes);
+    if claimed as u64 > length {
+        return HeaderFound::Invalid;
+    }
+    bytes.resize(claimed, 0);
+    match file.read_at(0, &mut bytes) {
+        Ok(_) => SegmentHeader::decode(&bytes),
+        Err(_) => HeaderFound::Invalid,
+    }
+}
+
+struct Reading<'r> {
     disk: &'r dyn Disk,
     repair: bool,
     segments: &'r [Segment],
-    recovery: &'r mut Recovery,
+    recovery: Recovery,
+    end: End,
+    map: Map,
+    candidates: Candidates,
 }
 
-impl Reader<'_> {
+impl Reading<'_> {
     /// Reads one segment; false if the journal ends before its end.
-    fn segment(&mut self, at: usize, end: &mut End, each: &mut dyn FnMut(Record<'_>)) -> Result<bool, OpenError> {
+    fn segment(&mut self, at: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<bool, OpenError> {
         let segment = &self.segments[at];
-        let bytes = contents(segment)?;
-        let has_batch =
-            || next_batch(&bytes, SEGMENT_HEADER_BYTES, segment.generation, end.next_sequence).is_some();
+        let contents = contents(self.disk, segment)?;
+        let bytes = &contents.bytes;
+        // Where batches begin in a segment that has lost its header follows from what was read before it.
+        let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len());
+        let begin = segment.header.as_ref().map_or(header_bytes, SegmentHeader::bytes).min(bytes.len());
+        let has_batch = || next_batch(bytes, begin, segment.seeds, self.end.next_sequence).is_some();
         if segment.header.is_none() && !has_batch() {
-            let is_unused = bytes.get(SEGMENT_HEADER_BYTES..).unwrap_or_default().iter().all(|&byte| byte == 0);
-            if is_unused && self.first_sequence_behind(at)?.is_none() {
-                // An interrupted start: nothing was ever appended here.
+            if self.first_sequence_behind(at)?.is_none() {
+                self.behind_the_end(at)?;
                 return Ok(false);
             }
-            self.damaged(segment, &bytes, 0, bytes.len(), 0)?;
+            self.damaged(segment, bytes, 0, bytes.len(), 0);
             return Ok(true);
         }
-        let limit = self.limit(at, &bytes);
+        let limit = self.limit(at, bytes);
         self.recovery.segments += 1;
-        (end.generation, end.offset, end.unproven) = (segment.generation, SEGMENT_HEADER_BYTES as u64, 0);
-        if let Some(header) = segment.header
-            && header.first_sequence > end.next_sequence
-        {
-            self.missing(segment, 0, header.first_sequence - end.next_sequence);
-            end.next_sequence = header.first_sequence;
+        (self.end.generation, self.end.offset, self.end.unproven) = (segment.generation, begin as u64, 0);
+        if let Some(header) = &segment.header {
+            for (&stream, &last) in &header.streams {
+                self.saw(stream, last);
+            }
+            if header.first_sequence > self.end.next_sequence {
+                self.missing(segment, 0, header.first_sequence - self.end.next_sequence);
+                self.end.next_sequence = header.first_sequence;
+            }
         }
-        let mut offset = SEGMENT_HEADER_BYTES;
+        let mut offset = begin;
+        // What lies before the next batch cannot be passed over when a single record is read.
+        let mut is_alone = true;
         while offset < limit {
-            let batch = FoundBatch::decode(&bytes[offset..limit], segment.generation);
-            if let Some(batch) = batch.filter(|batch| batch.first_sequence >= end.next_sequence) {
-                if batch.first_sequence > end.next_sequence {
-                    self.missing(segment, offset, batch.first_sequence - end.next_sequence);
+            let batch = FoundBatch::decode(&bytes[offset..limit], segment.seeds);
+            if let Some(batch) = batch.filter(|batch| batch.first_sequence >= self.end.next_sequence) {
+                if batch.first_sequence > self.end.next_sequence {
+                    self.missing(segment, offset, batch.first_sequence - self.end.next_sequence);
                 }
-                for record in batch.records() {
-                    self.recovery.records += 1;
-                    each(record);
-                }
+                let records_at = offset + BATCH_HEADER_BYTES;
+                let records_end = records_at + batch.payload_bytes();
+                self.take(segment, records_at, records_end, is_alone, batch.records(), each);
+                is_alone = false;
                 self.recovery.bytes += batch.bytes() as u64;
-                end.next_sequence = batch.first_sequence + u64::from(batch.count);
-                end.unproven = if batch.count > 0 { batch.bytes() as u64 } else { 0 };
+                self.end.next_sequence = batch.first_sequence + u64::from(batch.count);
+                self.end.unproven = if batch.count > 0 { batch.bytes() as u64 } else { 0 };
                 offset += batch.bytes();
-                end.offset = offset as u64;
+                self.end.offset = offset as u64;
                 continue;
             }
-            let next = next_batch(&bytes[..limit], offset, segment.generation, end.next_sequence);
+            let next = next_batch(&bytes[..limit], offset, segment.seeds, self.end.next_sequence);
             let mut durable_before = match self.first_sequence_behind(at)? {
                 // Nothing is missing: the journal went on in the next segment, and what is here was never part of it.
-                Some(first_sequence) if first_sequence <= end.next_sequence => return Ok(true),
+                Some(first_sequence) if first_sequence <= self.end.next_sequence => return Ok(true),
                 Some(first_sequence) => first_sequence,
                 None => 0,
             };
             let mut from = next.map(|(at, _)| at);
             while let Some(found) = from {
-                let batch = FoundBatch::decode(&bytes[found..limit], segment.generation);
+                let batch = FoundBatch::decode(&bytes[found..limit], segment.seeds);
                 durable_before = durable_before.max(batch.map_or(0, |batch| batch.durable_before));
-                // Not into the batch: what clients wrote may look like anything.
                 let behind = found + batch.map_or(ALIGNMENT, |batch| batch.bytes());
-                from = next_batch(&bytes[..limit], behind, segment.generation, end.next_sequence).map(|(at, _)| at);
+                from = next_batch(&bytes[..limit], behind, segment.seeds, self.end.next_sequence).map(|(at, _)| at);
             }
-            if durable_before <= end.next_sequence {
-                if bytes[offset..limit].iter().any(|&byte| byte != 0) {
+            if durable_before <= self.end.next_sequence {
+                let unreadable: usize = contents.unreadable_in(offset..limit);
+                if unreadable > 0 {
+                    // Nothing tells whether something durable was there.
+                    self.damaged(segment, bytes, offset, limit, most_records(unreadable));
+                } else if bytes[offset..limit].iter().any(|&byte| byte != 0) {
                     self.recovery.cut = Some(Cut { file: segment.name.clone(), offset: offset as u64 });
                 }
                 return Ok(false);
             }
             let region_end = next.map_or(limit, |(at, _)| at);
             let salvaged_from = (offset + BATCH_HEADER_BYTES).min(region_end);
-            let mut salvaged = 0;
-            for record in records(&bytes[salvaged_from..region_end], segment.generation) {
-                salvaged += 1;
-                self.recovery.records += 1;
-                each(record);
-            }
+            let salvaged = records(&bytes[salvaged_from..region_end], segment.seeds);
+            let salvaged = self.take(segment, salvaged_from, region_end, true, salvaged, each);
+            is_alone = true;
             // What is missing before the next segment is counted when that is read.
-            let next_sequence = next.map_or(end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
-            let missing = (next_sequence - end.next_sequence).saturating_sub(salvaged);
+            let next_sequence =
+                next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
+            let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
             if next.is_some() || bytes[offset..region_end].iter().any(|&byte| byte != 0) {
-                self.damaged(segment, &bytes, offset, region_end, missing)?;
+                self.damaged(segment, bytes, offset, region_end, missing);
             }
-            end.next_sequence = next_sequence;
-            end.unproven = 0;
+            self.end.next_sequence = next_sequence;
+            self.end.unproven = 0;
             offset = region_end;
-            end.offset = offset as u64;
+            self.end.offset = offset as u64;
         }
         Ok(true)
+    }
+
+    /// A segment without a header and without batches, at the end of the journal. Where an interrupted start left it, nothing
+    /// was ever appended to it; anything else is damage.
+    fn behind_the_end(&mut self, at: usize) -> Result<(), OpenError> {
+        let segment = &self.segments[at];
+        let Contents { bytes, unreadable } = contents(self.disk, segment)?;
+        let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len());
+        let is_unused = bytes.get(header_bytes..).unwrap_or_default().iter().all(|&byte| byte == 0);
+        if !is_unused || !unreadable.is_empty() {
+            self.damaged(segment, &bytes, 0, bytes.len(), most_records(bytes.len()));
+        }
+        Ok(())
+    }
+
+    /// Hands out records that lie between two offsets, and remembers where they are. Returns how many they are.
+    fn take<'b>(
+        &mut self,
+        segment: &Segment,
+        begin: usize,
+        end: usize,
+        is_alone: bool,
+        records: impl Iterator<Item = (usize, Record<'b>)>,
+        each: &mut dyn FnMut(Record<'_>),
+    ) -> u64 {
+        let mut count = 0;
+        for (offset, record) in records {
+            count += 1;
+            self.saw(record.stream, record.sequence);
+            self.candidates.see(record.stream, record.sequence, offset as u64);
+            each(record);
+        }
+        self.recovery.records += count;
+        self.map.add(segment.generation, begin as u64, end as u64, is_alone, &self.candidates.0);
+        self.candidates.0.clear();
+        count
+    }
+
+    fn saw(&mut self, stream: u32, sequence: u64) {
+        let last = self.recovery.streams.entry(stream).or_default();
+        *last = sequence.max(*last);
     }
 
     /// Where a segment ends by what the next one says, or else where its file does.
     fn limit(&self, at: usize, bytes: &[u8]) -> usize {
         let segment = &self.segments[at];
-        let next = self.segments[at + 1..].iter().find_map(|next| next.header);
+        let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
         let end = next.filter(|next| next.previous_generation == segment.generation);
         end.and_then(|next| usize::try_from(next.previous_end).ok()).map_or(bytes.len(), |end| end.min(bytes.len()))
     }
@@ -262,11 +366,11 @@ impl Reader<'_> {
     /// batch. A later segment was begun when everything before it was synced.
     fn first_sequence_behind(&self, at: usize) -> Result<Option<u64>, OpenError> {
         for segment in &self.segments[at + 1..] {
-            if let Some(header) = segment.header {
+            if let Some(header) = &segment.header {
                 return Ok(Some(header.first_sequence));
             }
-            let bytes = contents(segment)?;
-            if let Some((_, first_sequence)) = next_batch(&bytes, SEGMENT_HEADER_BYTES, segment.generation, 0) {
+            let contents = contents(self.disk, segment)?;
+            if let Some((_, first_sequence)) = next_batch(&contents.bytes, 0, segment.seeds, 0) {
                 return Ok(Some(first_sequence));
             }
         }
@@ -278,49 +382,73 @@ impl Reader<'_> {
         self.recovery.damage.push(Damage { file, offset, bytes: 0, records_missing, set_aside: None });
     }
 
-    fn damaged(
-        &mut self,
-        segment: &Segment,
-        bytes: &[u8],
-        offset: usize,
-        end: usize,
-        records_missing: u64,
-    ) -> Result<(), OpenError> {
+    fn damaged(&mut self, segment: &Segment, bytes: &[u8], offset: usize, end: usize, records_missing: u64) {
         let name = format!("damaged-{:010}-{offset}", segment.generation);
-        let set_aside = if self.repair {
-            match self.disk.create(&name) {
-                Ok(file) => {
-                    file.write_at(0, &bytes[offset..end])?;
-                    file.sync()?;
-                }
-                // An earlier start did it.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error.into()),
-            }
-            Some(name)
-        } else {
-            None
-        };
+        // The segment stays as it is; a disk that takes no copy is no reason not to start.
+        let is_set_aside = self.repair && set_aside(self.disk, &name, &bytes[offset..end]).is_ok();
+        let set_aside = is_set_aside.then_some(name);
         let (file, offset, bytes) = (segment.name.clone(), offset as u64, (end - offset) as u64);
         self.recovery.damage.push(Damage { file, offset, bytes, records_missing, set_aside });
-        Ok(())
     }
 }
 
-/// The whole segment, as it is on disk.
-fn contents(segment: &Segment) -> Result<Vec<u8>, OpenError> {
+/// Copies bytes to a file, unless an earlier start did. The copy is whole or not there.
+fn set_aside(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
+    if disk.open(name).is_ok() {
+        return Ok(());
+    }
+    let unfinished = format!("{name}.unfinished");
+    match disk.remove(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create(&unfinished)?;
+    file.write_at(0, bytes)?;
+    file.sync()?;
+    disk.rename(&unfinished, name)?;
+    disk.sync_directory()
+}
+
+/// How many records so many bytes can hold.
+fn most_records(bytes: usize) -> u64 {
+    bytes.div_ceil(RECORD_HEADER_BYTES) as u64
+}
+
+impl Contents {
+    /// Bytes in a range that the disk could not read.
+    fn unreadable_in(&self, range: Range<usize>) -> usize {
+        let overlap = |found: &Range<usize>| found.end.min(range.end).saturating_sub(found.start.max(range.start));
+        self.unreadable.iter().map(overlap).sum()
+    }
+}
+
+/// The whole segment, as it is on disk. What the disk cannot read is given up block by block, and the rest is not.
+fn contents(disk: &dyn Disk, segment: &Segment) -> Result<Contents, OpenError> {
     let length = usize::try_from(segment.length).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    let file = disk.open(&segment.name)?;
     let mut bytes = vec![0; length];
-    let count = segment.file.read_at(0, &mut bytes)?;
-    bytes.truncate(count);
-    debug_assert_eq!(segment.name, segment_name(segment.generation));
-    Ok(bytes)
+    let mut unreadable = Vec::new();
+    let large = bytes.chunks_mut(READ_BYTES).enumerate().map(|(nth, part)| (nth * READ_BYTES, part));
+    for (at, part) in large {
+        if file.read_at(at as u64, part).is_ok() {
+            continue;
+        }
+        for (nth, block) in part.chunks_mut(UNREADABLE_BLOCK_BYTES).enumerate() {
+            let at = at + nth * UNREADABLE_BLOCK_BYTES;
+            if file.read_at(at as u64, block).is_err() {
+                block.fill(0);
+                unreadable.push(at..at + block.len());
+            }
+        }
+    }
+    Ok(Contents { bytes, unreadable })
 }
 
 /// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`.
-fn next_batch(bytes: &[u8], from: usize, generation: u64, expected: u64) -> Option<(usize, u64)> {
+fn next_batch(bytes: &[u8], from: usize, seeds: Seeds, expected: u64) -> Option<(usize, u64)> {
     (from.next_multiple_of(ALIGNMENT)..bytes.len()).step_by(ALIGNMENT).find_map(|at| {
-        let batch = FoundBatch::decode(&bytes[at..], generation)?;
-        (batch.first_sequence >= expected).then_some((at, batch.first_sequence))
+        let is_new = |header: &BatchHeader| header.first_sequence >= expected;
+        BatchHeader::decode(&bytes[at..], seeds).filter(is_new)?;
+        FoundBatch::decode(&bytes[at..], seeds).map(|batch| (at, batch.first_sequence))
     })
 }

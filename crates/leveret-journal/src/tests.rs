@@ -5,7 +5,10 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, DiskFile};
-use crate::{Batch, Log, LogError, OpenError, Options, Recovery, check};
+use crate::format::Seeds;
+use crate::{Batch, Log, LogError, OpenError, Options, ReadError, Recovery, Salt, check};
+
+type Sectors = std::ops::Range<u64>;
 
 #[derive(Clone, Default)]
 struct MemoryDisk {
@@ -14,6 +17,8 @@ struct MemoryDisk {
     left: Arc<Mutex<Option<u64>>>,
     /// Bytes that there is room for.
     room: Arc<Mutex<Option<u64>>>,
+    /// A range of one file that cannot be read.
+    unreadable: Arc<Mutex<Option<(String, Sectors)>>>,
 }
 
 #[derive(Default)]
@@ -21,6 +26,7 @@ struct MemoryFile {
     bytes: Mutex<Vec<u8>>,
     left: Arc<Mutex<Option<u64>>>,
     room: Arc<Mutex<Option<u64>>>,
+    unreadable: Mutex<Option<Sectors>>,
 }
 
 fn spend(left: &Mutex<Option<u64>>) -> io::Result<()> {
@@ -44,7 +50,7 @@ impl MemoryDisk {
         let disk = MemoryDisk::default();
         for (name, bytes) in files {
             let (left, room) = (Arc::clone(&disk.left), Arc::clone(&disk.room));
-            let file = Arc::new(MemoryFile { bytes: Mutex::new(bytes), left, room });
+            let file = Arc::new(MemoryFile { bytes: Mutex::new(bytes), left, room, ..MemoryFile::default() });
             disk.files.lock().unwrap().insert(name, file);
         }
         disk
@@ -69,8 +75,11 @@ impl Disk for MemoryDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = self.files.lock().unwrap().get(name).cloned();
-        file.map(|file| file as Arc<dyn DiskFile>).ok_or(io::ErrorKind::NotFound.into())
+        let file = self.files.lock().unwrap().get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let unreadable = self.unreadable.lock().unwrap();
+        let range = unreadable.as_ref().filter(|(file, _)| file == name).map(|(_, range)| range.clone());
+        *file.unreadable.lock().unwrap() = range;
+        Ok(file)
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -112,6 +121,10 @@ impl DiskFile for MemoryFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let end = offset + buffer.len() as u64;
+        if self.unreadable.lock().unwrap().as_ref().is_some_and(|bad| bad.start < end && offset < bad.end) {
+            return Err(io::Error::other("a bad sector"));
+        }
         let file = self.bytes.lock().unwrap();
         let rest = file.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
@@ -143,7 +156,8 @@ impl DiskFile for MemoryFile {
     }
 }
 
-const SMALL: Options = Options { segment_bytes: 1024 };
+const SALT: Salt = *b"a secret of ours";
+const SMALL: Options = Options { segment_bytes: 1024, salt: SALT };
 
 type Found = Vec<(u32, u64, Vec<u8>)>;
 
@@ -203,16 +217,19 @@ fn what_was_appended_is_read_back_across_segments_and_starts() {
 /// Ten durable batches of three records, the last one perhaps torn. Returns the disk and where the last begins.
 fn ten_batches(mark: bool) -> (BTreeMap<String, Vec<u8>>, usize, usize) {
     let disk = MemoryDisk::default();
-    let (mut log, _, _) = open(&disk, Options { segment_bytes: 4096 });
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 4096, salt: SALT });
     for batch in 0..10 {
         append(&mut log, batch * 3 + 1, batch * 3 + 3, 10).unwrap();
     }
     if mark {
         log.mark().unwrap();
     }
-    let batch_bytes = (32 + 3 * (24 + 10_usize)).next_multiple_of(8);
-    (disk.snapshot(), 64 + 9 * batch_bytes, 64 + 10 * batch_bytes)
+    (disk.snapshot(), HEADER + 9 * BATCH, HEADER + 10 * BATCH)
 }
+
+/// The header of a journal's first segment, and a batch of three records.
+const HEADER: usize = 72;
+const BATCH: usize = (40 + 3 * (24 + 10_usize)).next_multiple_of(8);
 
 const SEGMENT: &str = "0000000001.segment";
 
@@ -235,7 +252,7 @@ fn a_tail_that_is_torn_anywhere_is_cut_and_reported() {
 fn a_flipped_byte_is_damage_where_something_durable_follows_and_a_torn_tail_at_the_end() {
     for mark in [false, true] {
         let (files, last, end) = ten_batches(mark);
-        for at in 64..end {
+        for at in HEADER..end {
             let mut flipped = files.clone();
             flipped.get_mut(SEGMENT).unwrap()[at] ^= 0x40;
             let disk = MemoryDisk::of(flipped);
@@ -265,14 +282,13 @@ fn a_flipped_byte_is_damage_where_something_durable_follows_and_a_torn_tail_at_t
 #[test]
 fn a_valid_batch_behind_a_torn_one_never_comes_back() {
     let (mut files, last, _) = ten_batches(false);
-    let before_last = last - (last - 64) / 9;
+    let before_last = last - BATCH;
     files.get_mut(SEGMENT).unwrap()[before_last..before_last + 40].fill(0xEE);
     // As if neither of the last two had been synced: the last one claims that the one before it was.
     let mut unsynced = files.clone();
     let bytes = unsynced.get_mut(SEGMENT).unwrap();
-    let end = 64 + (last - 64) / 9 * 10;
-    let mut batch = bytes[last..end - (end - last - 32 - 102)].to_vec();
-    crate::format::seal(&mut batch, 1, 3, 28, 25);
+    let mut batch = bytes[last..last + 40 + 102].to_vec();
+    crate::format::seal(&mut batch, Seeds::new(&SALT, 1), 3, 28, 25);
     bytes[last..last + batch.len()].copy_from_slice(&batch);
     let disk = MemoryDisk::of(unsynced);
     let (mut log, found, recovery) = open(&disk, SMALL);
@@ -306,7 +322,7 @@ fn a_newer_version_is_refused_and_left_as_it_is() {
     let (mut files, _, _) = ten_batches(true);
     let bytes = files.get_mut(SEGMENT).unwrap();
     bytes[8] = 2;
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..HEADER]);
     bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
     let disk = MemoryDisk::of(files.clone());
     let error = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {}).unwrap_err();
@@ -387,4 +403,138 @@ fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_
     headless.get_mut("0000000002.segment").unwrap()[3] ^= 1;
     let (_, found, _) = open(&MemoryDisk::of(headless), SMALL);
     assert!(found == records(1, 100, 20), "{} records", found.len());
+}
+
+/// A body may hold whatever its publisher likes, also a segment of this very journal, byte by byte as another journal
+/// would have written it.
+#[test]
+fn a_batch_inside_a_payload_is_never_taken_for_one() {
+    let forger = MemoryDisk::default();
+    let options = Options { segment_bytes: 4096, salt: *b"another's secret" };
+    let (mut log, _, _) = open(&forger, options);
+    append(&mut log, 1, 4, 10).unwrap();
+    append(&mut log, 5, 20, 10).unwrap();
+    log.mark().unwrap();
+    let forged = forger.snapshot().remove(SEGMENT).unwrap();
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 16_384, salt: SALT });
+    append(&mut log, 1, 3, 10).unwrap();
+    let mut batch = Batch::default();
+    // At each place that a batch may begin at.
+    for shift in 0..8 {
+        batch.push(1, 4 + shift, |out| {
+            out.resize(out.len() + usize::try_from(shift).unwrap(), 0);
+            out.extend_from_slice(&forged[..1200]);
+        });
+    }
+    log.append(&mut batch).unwrap();
+    drop(log);
+    let files = disk.snapshot();
+    let used = files[SEGMENT].iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    for torn in HEADER + BATCH..used {
+        for fill in [0, 0xFF] {
+            let mut files = files.clone();
+            files.get_mut(SEGMENT).unwrap()[torn..=torn].fill(fill);
+            if files[SEGMENT] == disk.snapshot()[SEGMENT] {
+                continue;
+            }
+            let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+            assert_eq!(found, records(1, 3, 10), "torn at {torn}");
+            assert!(recovery.damage.is_empty() && recovery.cut.is_some(), "torn at {torn}: {recovery:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_sector_takes_what_is_in_it_and_no_more() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    for first in (1..=400).step_by(4) {
+        append(&mut log, first, first + 3, 1000).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    let files = disk.snapshot();
+    for sector in [0, 1, 7, 70, 97] {
+        let disk = MemoryDisk::of(files.clone());
+        *disk.unreadable.lock().unwrap() = Some((SEGMENT.into(), sector * 4096..sector * 4096 + 512));
+        let (mut log, found, recovery) = open(&disk, SMALL);
+        if sector == 0 {
+            // It held the secret of a journal that had but one segment.
+            assert!(found.is_empty() && !recovery.damage.is_empty(), "{recovery:?}");
+            continue;
+        }
+        let missing = recovery.records_missing();
+        assert!((1..=8).contains(&missing), "sector {sector}: {recovery:?}");
+        assert_eq!(found.len() as u64 + missing, 400, "sector {sector}");
+        // Nothing that is missing gets its number a second time.
+        let next = recovery.streams[&1] + 1;
+        assert_eq!(next, 401 + missing);
+        append(&mut log, next, next, 10).unwrap();
+    }
+    // At the end of the journal nothing tells what was there, if anything.
+    let disk = MemoryDisk::of(files);
+    *disk.unreadable.lock().unwrap() = Some((SEGMENT.into(), 95 * 4096..1 << 20));
+    let (log, found, recovery) = open(&disk, SMALL);
+    assert!(found.len() >= 360 && found.len() < 400, "{}", found.len());
+    assert!(recovery.cut.is_none() && recovery.records_missing() > 400, "{recovery:?}");
+    drop(log);
+    *disk.unreadable.lock().unwrap() = None;
+    let (_, again, _) = open(&disk, SMALL);
+    assert_eq!(again, found, "what was given up stays so");
+}
+
+#[test]
+fn single_records_are_read_back_while_the_journal_grows() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 200_000, salt: SALT };
+    let (mut log, _, _) = open(&disk, options);
+    let mut reader = log.reader();
+    let mut next = 1;
+    let check = |reader: &mut crate::Reader, stream, sequence: u64| {
+        let bytes = usize::try_from(sequence * 37 % 3000).unwrap();
+        assert_eq!(reader.read(stream, sequence).unwrap(), payload(sequence, bytes), "{stream}: {sequence}");
+    };
+    for round in 0..60 {
+        let mut batch = Batch::default();
+        let count = if round % 3 == 0 { 1 } else { 30 };
+        for stream in [1, 2, 9] {
+            for sequence in next..next + count {
+                let bytes = usize::try_from(sequence * 37 % 3000).unwrap();
+                batch.push(stream, sequence, |out| out.extend_from_slice(&payload(sequence, bytes)));
+            }
+        }
+        log.append(&mut batch).unwrap();
+        next += count;
+        check(&mut reader, 2, next - 1);
+        check(&mut reader, 9, 1 + (next * 7919) % (next - 1));
+    }
+    assert!(disk.snapshot().len() > 10);
+    assert!(matches!(reader.read(2, next), Err(ReadError::Unknown { .. })));
+    assert!(matches!(reader.read(3, 1), Err(ReadError::Unknown { .. })));
+    drop(log);
+    let (log, _, _) = open(&disk, options);
+    let mut reader = log.reader();
+    for stream in [9, 1, 2] {
+        for sequence in 1..next {
+            check(&mut reader, stream, sequence);
+        }
+        for sequence in (1..next).rev().step_by(17) {
+            check(&mut reader, stream, sequence);
+        }
+    }
+    // What has rotted since it was written is never handed out.
+    let name = SEGMENT.replace('1', "3");
+    disk.files.lock().unwrap()[&name].bytes.lock().unwrap()[100_000..100_004].fill(0xEE);
+    reader.rest();
+    let read: Vec<_> = (1..next).map(|sequence| reader.read(1, sequence).map(<[u8]>::to_vec)).collect();
+    assert!(
+        read.iter().any(|read| matches!(read, Err(ReadError::Damaged { .. }))) || {
+            (1..next).any(|sequence| reader.read(2, sequence).is_err() || reader.read(9, sequence).is_err())
+        }
+    );
+    for (sequence, read) in (1..next).zip(read) {
+        let bytes = usize::try_from(sequence * 37 % 3000).unwrap();
+        assert!(read.is_err() || read.is_ok_and(|read| read == payload(sequence, bytes)), "{sequence}");
+    }
 }

@@ -74,6 +74,20 @@ impl Fold<'_> {
         self.vhosts.get_mut(&stream).ok_or_else(String::new)
     }
 
+    /// Numbers of what is missing are not given again.
+    fn leave_gap(&mut self, recovery: &Recovery) {
+        let missing = recovery.records_missing();
+        if missing == 0 {
+            return;
+        }
+        for (stream, vhost) in &mut self.vhosts {
+            let last = recovery.streams.get(stream).copied().unwrap_or_default();
+            vhost.leave_gap(JournalPosition(last), missing);
+        }
+        self.node_sequence = recovery.streams.get(&NODE_STREAM).copied().unwrap_or(self.node_sequence);
+        self.last_stream = self.last_stream.saturating_add(u32::try_from(missing).unwrap_or_default());
+    }
+
     fn take(&mut self, now: Moment, record: Record<'_>) {
         self.records += 1;
         let result = if record.stream == NODE_STREAM {
@@ -125,6 +139,7 @@ pub(crate) fn recover(
     let (mut log, recovery) =
         opened.map_err(|error| DataDirError::Journal(JournalError::Open { folder: folder_name.clone(), error }))?;
     report(&recovery, &fold, started.elapsed());
+    fold.leave_gap(&recovery);
     let mut batch = Batch::default();
     for name in names {
         if fold.vhosts.values().any(|vhost| vhost.name() == name) {

@@ -128,7 +128,7 @@ impl Server {
             }
             Some((folder, data_dir)) => {
                 let (now, names) = (clock.now(), node.vhosts().to_vec());
-                let options = Options { segment_bytes: config.segment_bytes };
+                let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
                 let reading = move || recovery::recover(&folder, options, now, &names);
                 let Recovered { log, vhosts } = match tokio::task::spawn_blocking(reading).await {
                     Ok(recovered) => recovered?,

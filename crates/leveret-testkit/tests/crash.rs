@@ -12,7 +12,7 @@ use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-const OPTIONS: Options = Options { segment_bytes: 2048 };
+const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
 const STREAMS: u32 = 2;
 
 type Found = BTreeMap<u32, Vec<(u64, Vec<u8>)>>;

@@ -134,6 +134,16 @@ impl VirtualHost {
         self.position = self.position.max(position);
     }
 
+    /// Changes that were journaled are missing: so many at most, the last of them perhaps at this position. No number that
+    /// they may have given is given again: should they turn up at a later start, they contradict nothing.
+    pub fn leave_gap(&mut self, last: JournalPosition, count: u64) {
+        self.skip(last);
+        self.last_queue_number += count;
+        for queue in self.queues.values_mut() {
+            queue.leave_gap(count);
+        }
+    }
+
     fn apply_enqueued(&mut self, now: Moment, message: &Message, queues: &[Enqueued]) -> Result<(), ApplyError> {
         let id = MessageId::journaled(self.position);
         let mut result = Ok(());
@@ -204,5 +214,55 @@ impl VirtualHost {
             }
             self.change(Change::DeliveryGranted { queue, below }, effects);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leveret_amqp::{FieldTable, ShortStr};
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::Node;
+    use crate::message::DeliveryMode;
+
+    #[test]
+    fn what_is_missing_gives_no_number_away() {
+        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let now = Moment { monotonic: std::time::Duration::ZERO, wall: std::time::Duration::ZERO };
+        let declared = |number, name| Change::QueueDeclared {
+            queue: QueueNumber(number),
+            name: QueueName::new(ShortStr::truncated(name)),
+            auto_delete: false,
+            arguments: FieldTable::default(),
+        };
+        let message = Message::new(&[0, 0], 2, 2, DeliveryMode::Persistent);
+        let enqueued = |queue, place| {
+            let (queue, position) = (QueueNumber(queue), QueuePosition(place));
+            let queues = smallvec![Enqueued { queue, position, expires: None }];
+            Change::MessageEnqueued { message: message.clone(), queues }
+        };
+        let mut at = 0;
+        let mut apply = |vhost: &mut VirtualHost, change| {
+            at += 1;
+            vhost.apply(now, JournalPosition(at), change)
+        };
+        apply(&mut vhost, declared(1, "empty")).unwrap();
+        apply(&mut vhost, declared(2, "filled")).unwrap();
+        apply(&mut vhost, enqueued(2, 0)).unwrap();
+        vhost.leave_gap(JournalPosition(2010), 2000);
+        assert_eq!(vhost.position(), JournalPosition(2010));
+        at = 2010;
+        let mut apply = |vhost: &mut VirtualHost, change| {
+            at += 1;
+            vhost.apply(now, JournalPosition(at), change)
+        };
+        for (queue, first_free) in [(1, 2000), (2, 2001)] {
+            let early = apply(&mut vhost, enqueued(queue, first_free - 1));
+            assert_eq!(early, Err(ApplyError::Place { queue, position: first_free - 1 }));
+            apply(&mut vhost, enqueued(queue, first_free)).unwrap();
+        }
+        assert_eq!(vhost.last_queue_number, 2002);
+        assert_eq!(vhost.queues.values().map(Queue::ready).sum::<usize>(), 3);
     }
 }

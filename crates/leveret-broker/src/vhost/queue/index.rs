@@ -106,17 +106,22 @@ impl Index {
         if position < self.next || position.0 - self.next.0 > GAP_MAX {
             return false;
         }
-        if self.live == 0 {
-            self.pages.clear();
-            (self.base, self.next) = (position, position);
-        }
         self.skip_to(position);
         self.push(entry);
         true
     }
 
+    /// The next so many places stay empty, for good.
+    pub(crate) fn leave_gap(&mut self, places: u64) {
+        self.skip_to(Position(self.next.0.saturating_add(places.min(GAP_MAX))));
+    }
+
     /// The places before `position` that were not given stay empty, for good.
     fn skip_to(&mut self, position: Position) {
+        if self.live == 0 {
+            self.pages.clear();
+            (self.base, self.next) = (position, position);
+        }
         let Some((page, slot)) = self.locate(position) else { return };
         if page >= self.pages.len() {
             if let Some(last) = self.pages.back_mut()

@@ -140,6 +140,11 @@ impl Queue {
         is_put
     }
 
+    /// The next so many places stay empty, for good.
+    pub(crate) fn leave_gap(&mut self, places: u64) {
+        self.index.leave_gap(places);
+    }
+
     /// Removes a message after a restart, when none is delivered yet; false if it is not there.
     pub(crate) fn settle(&mut self, position: Position) -> bool {
         self.index.settle(position).is_some()

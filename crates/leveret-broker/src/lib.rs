@@ -14,6 +14,7 @@ pub mod access;
 pub mod change;
 pub mod connection;
 pub mod limits;
+pub mod memory;
 pub mod message;
 pub mod moment;
 pub mod names;

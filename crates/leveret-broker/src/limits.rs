@@ -25,6 +25,9 @@ pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
 /// Units of work (an enqueue, a delivery, a settlement) after which a virtual host lets go of its lock.
 pub const UNITS_PER_HOLD: u32 = 4096;
 
+/// Units of work that freeing a page of messages counts.
+pub const UNITS_PER_FREED_PAGE: u32 = 32;
+
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;
 
@@ -36,7 +39,20 @@ pub const GRANT_AHEAD: u64 = 8192;
 pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
 
 /// Entries in one page of a queue's index.
-pub const PAGE_ENTRIES: usize = 4096;
+pub const PAGE_ENTRIES: usize = 256;
+
+/// Bytes a message in memory takes beside its own: bookkeeping of the allocator and of its counter.
+pub const BODY_OVERHEAD_BYTES: usize = 48;
+
+/// Bytes of messages that are fetched at once for a queue that delivers, unless a driver with little memory asks for
+/// less.
+pub const READ_AHEAD_BYTES: usize = 1024 * 1024;
+
+/// Messages that are fetched at once.
+pub const READ_AHEAD_ENTRIES: usize = 4096;
+
+/// Entries that one step of eviction looks at, with the lock held.
+pub const EVICTED_PER_HOLD: usize = 4096;
 
 /// How long a connection that the broker closed may take to answer `close-ok`.
 /// RabbitMQ: min(heartbeat, 30) seconds.

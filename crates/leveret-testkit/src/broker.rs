@@ -8,9 +8,9 @@ use leveret_amqp::frame::split_frame;
 use leveret_broker::connection::Written;
 use leveret_broker::moment::Deadline;
 use leveret_broker::node::Origin;
-use leveret_broker::vhost::Progress;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::{Fetch, Fetched};
+use leveret_broker::vhost::{Progress, Sweep};
 use leveret_broker::{
     Change, Command, Commands, Connection, ConnectionId, Effects, JournalPosition, Message, MessageId, Moment,
     Node, Output, Settings, VirtualHost,
@@ -187,7 +187,7 @@ impl Broker {
             let stored = &self.stored;
             let fetched = self.fetches.drain(..).map(|fetch| {
                 let message = stored.get(&fetch.id).expect("what was evicted was stored").clone();
-                Fetched { fetch, message }
+                Fetched { fetch, message: Some(message) }
             });
             let progress = self.vhost.handle_fetched(self.now, &mut fetched.collect(), &mut self.effects);
             self.hand_on(progress);
@@ -267,10 +267,14 @@ impl Broker {
             stored.insert(id, message.clone());
             true
         };
+        let mut sweep = Sweep::default();
         match self.variation.eviction {
             Eviction::Never => {}
-            Eviction::Always => self.vhost.evict(store),
-            Eviction::AtRandom => self.vhost.evict(|id, message| random.random_bool(0.5) && store(id, message)),
+            Eviction::Always => while self.vhost.evict(&mut sweep, 0, &mut store) {},
+            Eviction::AtRandom => {
+                let mut perhaps = |id, message: &Message| random.random_bool(0.5) && store(id, message);
+                while self.vhost.evict(&mut sweep, 0, &mut perhaps) {}
+            }
         }
     }
 

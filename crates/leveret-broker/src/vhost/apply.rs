@@ -10,7 +10,7 @@ use crate::names::{ExchangeName, QueueName};
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
-use crate::vhost::queue::{Body, Declared, Entry, Queue, QueueArguments};
+use crate::vhost::queue::{Declared, Entry, Queue, QueueArguments};
 use crate::vhost::topology::alternate_of;
 use crate::vhost::{QueueId, VirtualHost};
 
@@ -155,8 +155,8 @@ impl VirtualHost {
                     continue;
                 }
             };
-            let (body, expires) = (Body::Resident(message.clone()), expires.map(|expiry| now.restored(expiry)));
-            let entry = Entry { id, body, expires, journaled: true, redelivered: false };
+            let expires = expires.map(|expiry| now.restored(expiry));
+            let entry = Entry::new(id, message.clone(), expires, true);
             if !self.queues.get_mut(queue).is_some_and(|queue| queue.push_at(position, entry)) {
                 result = Err(ApplyError::Place { queue: number.0, position: position.0 });
             }

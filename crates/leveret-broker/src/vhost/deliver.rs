@@ -160,14 +160,13 @@ impl VirtualHost {
             return;
         }
         let Some(entry) = queue.entry(head) else { return };
-        let message = match &entry.body {
-            Body::Resident(message) => message,
-            Body::Stored => {
-                effects.fetches.push(Fetch { id: entry.id, purpose: FetchFor::Head(id, head) });
-                queue.parked = Some(head);
-                queue.consumers.keep_turn(seat, consumer.priority);
-                return;
-            }
+        let Body::Resident(message) = &entry.body else {
+            queue.parked = Some(head);
+            queue.consumers.keep_turn(seat, consumer.priority);
+            let wanted = queue.stored_from(head, self.read_ahead).into_iter();
+            let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
+            effects.fetches.extend(wanted.map(fetch));
+            return;
         };
         let (journaled, window) = (entry.journaled, window_bytes(message));
         let redelivered = queue.is_redelivered(head);
@@ -189,10 +188,7 @@ impl VirtualHost {
                 (Some(message), None)
             }
             AckMode::Automatic => match queue.settle_head(head) {
-                Some(entry) => {
-                    let settled = entry.journaled.then_some((queue.declared.number, head));
-                    (if let Body::Resident(message) = entry.body { Some(message) } else { None }, settled)
-                }
+                Some(settled) => (settled.message, settled.journaled.then_some((queue.declared.number, head))),
                 None => (None, None),
             },
         };
@@ -252,7 +248,7 @@ impl VirtualHost {
             queue.parked = None;
         }
         let number = queue.declared.number;
-        if queue.settle_head(head).is_some_and(|entry| entry.journaled) {
+        if queue.settle_head(head).is_some_and(|settled| settled.journaled) {
             self.change(Change::MessageSettled { queue: number, position: head }, effects);
         }
         true
@@ -356,6 +352,15 @@ impl VirtualHost {
             queue.return_unacked(getting.position);
             self.mark_runnable(getting.queue);
         }
+    }
+
+    /// Answers a `basic.get` whose body cannot be read back. The message stays where it is, and nobody gets it before the
+    /// next start.
+    pub(super) fn fail_get(&mut self, to: ConnectionId, getting: &Getting, effects: &mut Effects) {
+        if let Some(channel) = self.sessions.get_mut(to).and_then(|session| session.channel(getting.channel)) {
+            channel.unacked.take(getting.tag);
+        }
+        self.answer(to, getting.channel, Answer::BasicGetEmpty, effects);
     }
 
     /// Answers a `basic.get` whose body is there.

@@ -186,8 +186,8 @@ pub struct Fetch {
 /// What goes on when the body is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FetchFor {
-    /// The head of a queue, which nothing overtakes.
-    Head(QueueId, Position),
+    /// A queue that delivers: its head, which nothing overtakes, and what comes behind.
+    Queue(QueueId, Position),
     /// The `basic.get` of a connection, which begins nothing else until then.
     Get(ConnectionId),
 }
@@ -197,8 +197,8 @@ pub(crate) enum FetchFor {
 pub struct Fetched {
     /// What was asked.
     pub fetch: Fetch,
-    /// What was found.
-    pub message: Message,
+    /// What was found; none if it cannot be read.
+    pub message: Option<Message>,
 }
 
 /// What follows from a batch of commands. Reused from batch to batch, so that its buffers are, too.

@@ -36,13 +36,14 @@ use slotmap::SlotMap;
 use self::command::{Command, Commands, Farewell, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 use self::exchange::{Exchanges, MatchScratch};
-use self::queue::{Body, Detached, Queue};
+use self::queue::{Body, Detached, Position, Queue};
 use self::session::Session;
 use self::work::Work;
 use crate::access::Login;
 use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::connection::reply::Exception;
-use crate::limits::UNITS_PER_HOLD;
+use crate::limits::{EVICTED_PER_HOLD, READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD};
+use crate::memory::Meter;
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
 use crate::names::{ChannelId, QueueName, VhostName};
@@ -62,6 +63,14 @@ pub enum Progress {
     Done,
     /// Work is left: call again, after others had a turn at the lock.
     More,
+}
+
+/// How far [`VirtualHost::evict`] has come round.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Queues that it has not looked at yet; the last one is next.
+    queues: Vec<QueueId>,
+    from: Position,
 }
 
 /// One virtual host.
@@ -93,6 +102,10 @@ pub struct VirtualHost {
     /// What nobody can see any more.
     detached: Vec<Detached>,
     timers: BTreeSet<(Deadline, QueueId)>,
+    /// What its queues hold in memory.
+    memory: Meter,
+    /// Bytes of messages that are fetched at once for a queue.
+    read_ahead: usize,
     /// Units of work left in this hold of the lock.
     units: u32,
     random: StdRng,
@@ -122,6 +135,8 @@ impl VirtualHost {
             runnable: VecDeque::new(),
             detached: Vec::new(),
             timers: BTreeSet::new(),
+            memory: Meter::default(),
+            read_ahead: READ_AHEAD_BYTES,
             units: 0,
             random,
         }
@@ -178,20 +193,21 @@ impl VirtualHost {
         self.units = UNITS_PER_HOLD;
         for Fetched { fetch, message } in bodies.drain(..) {
             match fetch.purpose {
-                FetchFor::Head(queue_id, position) => {
+                FetchFor::Queue(queue_id, position) => {
                     let Some(queue) = self.queues.get_mut(queue_id) else { continue };
-                    if queue.parked == Some(position) {
-                        queue.parked = None;
-                    }
-                    if let Some(entry) = queue.entry(position) {
-                        entry.body = Body::Resident(message);
+                    match message {
+                        Some(message) => queue.restore(position, message),
+                        None => queue.set_aside(position),
                     }
                     self.mark_runnable(queue_id);
                 }
                 FetchFor::Get(connection) => {
                     let session = self.sessions.get_mut(connection);
                     if let Some(getting) = session.and_then(|session| session.getting.take()) {
-                        self.finish_get(connection, getting, message, effects);
+                        match message {
+                            Some(message) => self.finish_get(connection, getting, message, effects),
+                            None => self.fail_get(connection, &getting, effects),
+                        }
                     }
                 }
             }
@@ -242,15 +258,51 @@ impl VirtualHost {
         !self.work.is_empty() || !self.runnable.is_empty() || !self.detached.is_empty()
     }
 
-    /// Lets go of bodies in memory for which `store` says that it keeps them. They are fetched when needed.
-    pub fn evict(&mut self, mut store: impl FnMut(MessageId, &Message) -> bool) {
+    /// What its queues hold in memory. To be read without the lock, too.
+    pub fn memory(&self) -> Meter {
+        self.memory.clone()
+    }
+
+    /// Bytes that are fetched at once for a queue whose bodies are not in memory: fewer where many queues share little
+    /// memory.
+    pub fn set_read_ahead(&mut self, bytes: usize) {
+        self.read_ahead = bytes;
+    }
+
+    /// How many queues there are.
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Lets go of bodies in memory for which `store` says that it keeps them; they are fetched when needed. Each queue
+    /// keeps so many bytes of what it delivers next. Does a bounded amount of work; false once it came round.
+    pub fn evict(
+        &mut self,
+        sweep: &mut Sweep,
+        kept_bytes: usize,
+        mut store: impl FnMut(MessageId, &Message) -> bool,
+    ) -> bool {
         let mut store = |entry: &queue::Entry| match &entry.body {
             Body::Resident(message) => store(entry.id, message),
             Body::Stored => false,
         };
-        for queue in self.queues.values_mut() {
-            queue.evict(&mut store);
+        if sweep.queues.is_empty() {
+            sweep.queues.extend(self.queues.keys());
         }
+        // A queue with little in it costs something, too.
+        for _ in 0..EVICTED_PER_HOLD / 64 {
+            let Some(&id) = sweep.queues.last() else { return false };
+            let from = std::mem::take(&mut sweep.from);
+            let queue = self.queues.get_mut(id);
+            match queue.and_then(|queue| queue.evict(from, kept_bytes, EVICTED_PER_HOLD, &mut store)) {
+                Some(from) => {
+                    sweep.from = from;
+                    return true;
+                }
+                None => _ = sweep.queues.pop(),
+            }
+        }
+        !sweep.queues.is_empty()
     }
 
     /// Finishes what was begun; true when a command may be.
@@ -269,7 +321,7 @@ impl VirtualHost {
             if !last.free_page() {
                 self.detached.pop();
             }
-            self.units = self.units.saturating_sub(UNITS_PER_HOLD / 8);
+            self.units = self.units.saturating_sub(UNITS_PER_FREED_PAGE);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::message::{DeliveryMode, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
 use crate::vhost::effects::{Effects, Output, window_bytes};
-use crate::vhost::queue::{Body, Entry, Queue, QueueType};
+use crate::vhost::queue::{Entry, Queue, QueueType};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::Route;
 use crate::vhost::{ConnectionId, VirtualHost};
@@ -83,13 +83,8 @@ impl VirtualHost {
             let is_last = nth + 1 == route.len() && !journaled && durable_queues.is_empty();
             let body = if is_last { message.take() } else { message.clone() };
             let Some(body) = body else { continue };
-            let position = queue.push(Entry {
-                id,
-                body: Body::Resident(body),
-                expires: time_to_live.map(|time| now.deadline(time)),
-                journaled,
-                redelivered: false,
-            });
+            let expires = time_to_live.map(|time| now.deadline(time));
+            let position = queue.push(Entry::new(id, body, expires, journaled));
             if journaled {
                 let expires = time_to_live.map(|time| now.expiry(time));
                 durable_queues.push(Enqueued { queue: number, position, expires });

@@ -88,7 +88,7 @@ impl VirtualHost {
             Settlement::Ack | Settlement::Discard => {
                 let number = queue.declared.number;
                 let position = unacked.position;
-                if queue.settle_unacked(position).is_some_and(|entry| entry.journaled) {
+                if queue.settle_unacked(position).is_some_and(|settled| settled.journaled) {
                     self.change(Change::MessageSettled { queue: number, position }, effects);
                 }
             }

@@ -9,15 +9,18 @@ mod consumers;
 mod index;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use leveret_amqp::FieldTable;
 
 pub(crate) use self::arguments::{ArgumentError, QueueArguments, QueueType};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat};
 use self::index::Index;
-pub(crate) use self::index::{Body, Detached, Entry, Position};
+pub(crate) use self::index::{Body, Detached, Entry, Position, Settled};
 use crate::change::{JournalPosition, QueueNumber};
-use crate::limits::GRANT_AHEAD;
+use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
+use crate::memory::Meter;
+use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
 use crate::names::QueueName;
 use crate::vhost::ConnectionId;
@@ -88,7 +91,8 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(declared: Declared, now: Moment) -> Self {
+    /// An empty queue, whose memory is added up in `meter`.
+    pub(crate) fn new(declared: Declared, now: Moment, meter: Meter) -> Self {
         Queue {
             declared,
             bound_to: BTreeSet::new(),
@@ -98,7 +102,7 @@ impl Queue {
             parked: None,
             timer: None,
             last_used: now,
-            index: Index::default(),
+            index: Index::new(meter),
             grant: Grant::default(),
             flagged_below: Position::default(),
             journaled_end: Position::default(),
@@ -168,7 +172,7 @@ impl Queue {
 
     /// Whether a message may have been delivered before.
     pub(crate) fn is_redelivered(&self, position: Position) -> bool {
-        position < self.flagged_below || self.index.get(position).is_some_and(|entry| entry.redelivered)
+        position < self.flagged_below || self.index.is_redelivered(position)
     }
 
     /// Nothing from here on was delivered since the start.
@@ -199,8 +203,46 @@ impl Queue {
         (exact < self.grant.below).then_some(exact)
     }
 
-    pub(crate) fn entry(&mut self, position: Position) -> Option<&mut Entry> {
-        self.index.get_mut(position)
+    pub(crate) fn entry(&mut self, position: Position) -> Option<&Entry> {
+        self.index.open(position)
+    }
+
+    /// Brings a body back that was fetched.
+    pub(crate) fn restore(&mut self, position: Position, message: Message) {
+        if self.parked == Some(position) {
+            self.parked = None;
+        }
+        self.index.restore(position, message);
+    }
+
+    /// The head cannot be read back. It stays where it is, and nobody gets it before the next start.
+    pub(crate) fn set_aside(&mut self, position: Position) {
+        if self.parked == Some(position) {
+            self.parked = None;
+            self.take_head(position);
+        }
+    }
+
+    /// The bodies that will be needed next, from the head on: those that are not in memory, until so many bytes or the
+    /// first that is.
+    pub(crate) fn stored_from(&mut self, head: Position, mut bytes: usize) -> Vec<(Position, MessageId)> {
+        let mut found = Vec::new();
+        let mut next = Some(head);
+        while let Some(position) = next {
+            let Some(entry) = self.index.open(position) else { break };
+            if matches!(entry.body, Body::Resident(_)) || found.len() == READ_AHEAD_ENTRIES {
+                break;
+            }
+            found.push((position, entry.id));
+            let Some(left) = bytes.checked_sub(entry.bytes as usize) else { break };
+            bytes = left;
+            next = if position < self.cursor {
+                self.returned.range(position.next()..).next().copied()
+            } else {
+                self.index.first_from(position.next())
+            };
+        }
+        found
     }
 
     /// The ready message that comes first.
@@ -220,7 +262,7 @@ impl Queue {
     }
 
     /// Removes the head for good.
-    pub(crate) fn settle_head(&mut self, head: Position) -> Option<Entry> {
+    pub(crate) fn settle_head(&mut self, head: Position) -> Option<Settled> {
         self.advance(head);
         self.index.settle(head)
     }
@@ -235,16 +277,15 @@ impl Queue {
     }
 
     /// Removes an unacked message for good.
-    pub(crate) fn settle_unacked(&mut self, position: Position) -> Option<Entry> {
-        let entry = self.index.settle(position);
-        self.unacked -= usize::from(entry.is_some());
-        entry
+    pub(crate) fn settle_unacked(&mut self, position: Position) -> Option<Settled> {
+        let settled = self.index.settle(position);
+        self.unacked -= usize::from(settled.is_some());
+        settled
     }
 
     /// Puts an unacked message back to its place.
     pub(crate) fn return_unacked(&mut self, position: Position) {
-        if let Some(entry) = self.index.get_mut(position) {
-            entry.redelivered = true;
+        if self.index.flag_redelivered(position) {
             self.unacked -= 1;
             let is_new = self.returned.insert(position);
             assert!(is_new, "a message is returned once for each time it was delivered");
@@ -288,7 +329,7 @@ impl Queue {
     /// When something happens to this queue by itself: its head expires, or the unused queue does.
     pub(crate) fn next_deadline(&mut self) -> Option<Deadline> {
         let head = if self.index.expiring() > 0 { self.head() } else { None };
-        let message = head.and_then(|head| self.index.get(head)?.expires);
+        let message = head.and_then(|head| self.index.open(head)?.expires);
         message.into_iter().chain(self.expires_at()).min()
     }
 
@@ -303,18 +344,28 @@ impl Queue {
         self.index.expiring() > 0 || self.timer.is_some() || self.declared.arguments.expires.is_some()
     }
 
-    /// Bodies in memory for which `store` found another place are let go.
-    pub(crate) fn evict(&mut self, store: &mut dyn FnMut(&Entry) -> bool) {
-        let mut from = self.index.base();
-        while let Some(position) = self.index.first_from(from) {
-            if let Some(entry) = self.index.get_mut(position)
-                && matches!(entry.body, Body::Resident(_))
-                && store(entry)
-            {
-                entry.body = Body::Stored;
-            }
-            from = position.next();
-        }
+    /// Lets go of bodies for which `store` found another place, but not of so many bytes that will be delivered next.
+    /// Looks at about so many entries from a place on; returns where to go on, unless it came to the end.
+    pub(crate) fn evict(
+        &mut self,
+        from: Position,
+        kept_bytes: usize,
+        entries: usize,
+        store: &mut dyn FnMut(&Entry) -> bool,
+    ) -> Option<Position> {
+        let keep = self.window(kept_bytes);
+        self.index.evict(from, &keep, entries, store)
+    }
+
+    /// The places that hold so many bytes from the cursor on, about.
+    fn window(&mut self, bytes: usize) -> Range<Position> {
+        let start = self.index.first_from(self.cursor).unwrap_or(self.cursor);
+        let entry_bytes = match self.index.open(start) {
+            // Its neighbours are likely as large.
+            Some(entry) if bytes > 0 => entry.bytes.max(1) as usize,
+            _ => return start..start,
+        };
+        start..Position(start.0 + bytes.div_ceil(entry_bytes).min(READ_AHEAD_ENTRIES) as u64)
     }
 
     pub(crate) fn detach(&mut self) -> Detached {

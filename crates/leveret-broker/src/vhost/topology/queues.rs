@@ -139,7 +139,7 @@ impl VirtualHost {
     pub(in crate::vhost) fn apply_queue_declared(&mut self, now: Moment, declared: Declared) -> QueueId {
         let name = declared.name.clone();
         let number = declared.durable.then_some(declared.number);
-        let id = self.queues.insert(Queue::new(declared, now));
+        let id = self.queues.insert(Queue::new(declared, now, self.memory.clone()));
         self.queue_names.insert(name, id);
         self.durable_queues.extend(number.map(|number| (number, id)));
         id

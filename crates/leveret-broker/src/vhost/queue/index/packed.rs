@@ -1,0 +1,173 @@
+//! A page of entries whose bodies are all in the journal, in a few bytes an entry.
+
+use std::time::Duration;
+
+use super::{Body, Entry};
+use crate::change::JournalPosition;
+use crate::limits::PAGE_ENTRIES;
+use crate::message::MessageId;
+use crate::moment::Deadline;
+
+/// One bit for each slot of a page.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bits([u64; PAGE_ENTRIES / 64]);
+
+impl Bits {
+    fn has(&self, slot: usize) -> bool {
+        self.0.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
+    }
+
+    fn set(&mut self, slot: usize) {
+        if let Some(word) = self.0.get_mut(slot / 64) {
+            *word |= 1 << (slot % 64);
+        }
+    }
+
+    fn clear(&mut self, slot: usize) {
+        if let Some(word) = self.0.get_mut(slot / 64) {
+            *word &= !(1 << (slot % 64));
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    fn first_from(&self, slot: usize) -> Option<usize> {
+        let first = slot / 64;
+        self.0.iter().enumerate().skip(first).find_map(|(at, &word)| {
+            let word = if at == first { word & (u64::MAX << (slot % 64)) } else { word };
+            (word != 0).then(|| at * 64 + word.trailing_zeros() as usize)
+        })
+    }
+}
+
+/// Entries, one after the other: how much its id is greater than the one before, twice its bytes plus whether it
+/// expires, and if so its deadline in nanoseconds; each as a number of as many bytes as it needs.
+#[derive(Debug)]
+pub(super) struct Packed {
+    /// The slots that `bytes` has entries for.
+    written: Bits,
+    /// Those of them that were not settled since.
+    live: Bits,
+    redelivered: Bits,
+    expiring: usize,
+    bytes: Box<[u8]>,
+}
+
+impl Packed {
+    /// Packs a full page. All entries must be journaled and their bodies stored.
+    pub(super) fn pack(entries: &[Option<Entry>]) -> Self {
+        let (mut written, mut redelivered) = (Bits::default(), Bits::default());
+        let (mut expiring, mut last_id) = (0, 0);
+        let mut bytes = Vec::with_capacity(PAGE_ENTRIES * 4);
+        for (slot, entry) in entries.iter().enumerate() {
+            let Some(entry) = entry else { continue };
+            written.set(slot);
+            if entry.redelivered {
+                redelivered.set(slot);
+            }
+            let id = entry.id.position().map_or(0, |position| position.0);
+            write_number(&mut bytes, id.wrapping_sub(last_id));
+            last_id = id;
+            write_number(&mut bytes, u64::from(entry.bytes) << 1 | u64::from(entry.expires.is_some()));
+            if let Some(Deadline(at)) = entry.expires {
+                expiring += 1;
+                write_number(&mut bytes, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
+            }
+        }
+        Packed { written, live: written, redelivered, expiring, bytes: bytes.into() }
+    }
+
+    /// Hands out what each slot of the page holds, in order.
+    pub(super) fn unpack(&self, mut each: impl FnMut(Option<Entry>)) {
+        let mut entries = self.entries();
+        for slot in 0..PAGE_ENTRIES {
+            let entry = if self.written.has(slot) { entries.next() } else { None };
+            each(entry.filter(|_| self.live.has(slot)).map(|mut entry| {
+                entry.redelivered = self.redelivered.has(slot);
+                entry
+            }));
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let mut rest = &self.bytes[..];
+        let mut id: u64 = 0;
+        std::iter::from_fn(move || {
+            id = id.wrapping_add(read_number(&mut rest)?);
+            let bytes = read_number(&mut rest)?;
+            let expires =
+                if bytes & 1 == 1 { Some(Deadline(Duration::from_nanos(read_number(&mut rest)?))) } else { None };
+            Some(Entry {
+                id: MessageId::journaled(JournalPosition(id)),
+                body: Body::Stored,
+                expires,
+                bytes: u32::try_from(bytes >> 1).unwrap_or(u32::MAX),
+                journaled: true,
+                redelivered: false,
+            })
+        })
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.live.count()
+    }
+
+    pub(super) fn expiring(&self) -> usize {
+        self.expiring
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        size_of::<super::Page>() + self.bytes.len()
+    }
+
+    pub(super) fn first_from(&self, slot: usize) -> Option<usize> {
+        self.live.first_from(slot)
+    }
+
+    /// Takes an entry out for good; whether it would have expired. `None` if it is not there.
+    pub(super) fn settle(&mut self, slot: usize) -> Option<bool> {
+        if !self.live.has(slot) {
+            return None;
+        }
+        let expires = self.expiring > 0 && {
+            let before = (0..slot).filter(|&slot| self.written.has(slot)).count();
+            self.entries().nth(before).is_some_and(|entry| entry.expires.is_some())
+        };
+        self.live.clear(slot);
+        self.expiring -= usize::from(expires);
+        Some(expires)
+    }
+
+    pub(super) fn flag_redelivered(&mut self, slot: usize) -> bool {
+        self.redelivered.set(slot);
+        self.live.has(slot)
+    }
+
+    pub(super) fn is_redelivered(&self, slot: usize) -> bool {
+        self.live.has(slot) && self.redelivered.has(slot)
+    }
+}
+
+/// Seven bits a byte, the least first; the last byte is below 128.
+fn write_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 128 {
+        out.push(number.to_le_bytes()[0] | 128);
+        number >>= 7;
+    }
+    out.push(number.to_le_bytes()[0]);
+}
+
+fn read_number(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 127) << shift;
+        if byte < 128 {
+            return Some(number);
+        }
+    }
+    None
+}

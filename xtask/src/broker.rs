@@ -51,7 +51,8 @@ impl Broker {
         Self::start_with(binary, &["--data-dir".as_ref(), folder.as_os_str()], 0, log)
     }
 
-    fn start_with(binary: &Path, storage: &[&OsStr], port: u16, log: &Path) -> Result<Self> {
+    /// The same with other options.
+    pub(crate) fn start_with(binary: &Path, storage: &[&OsStr], port: u16, log: &Path) -> Result<Self> {
         if let Some(folder) = log.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -103,6 +104,14 @@ impl Broker {
         }
         bail!("the broker did not stop within {} s of SIGTERM", STOP_DEADLINE.as_secs())
     }
+}
+
+/// Resident memory of a process that is no file's, in KiB.
+pub(crate) fn anonymous_kib(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.context("/proc says nothing of anonymous memory")
 }
 
 impl Drop for Broker {

@@ -10,6 +10,7 @@ mod clients;
 mod conformance;
 mod files;
 mod measure;
+mod memory;
 mod process;
 mod proof;
 mod tally;

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use crate::broker;
 use crate::clients::{self, SUITES};
 use crate::conformance;
+use crate::memory;
 use crate::process::{self, Show};
 use crate::tally::Tally;
 use crate::workspace::cargo;
@@ -22,7 +23,8 @@ struct Row {
 
 /// Runs the tests, the protocol scripts over sockets and all client suites, or only the suites that are named.
 pub(crate) fn run(only: &[String]) -> Result<Tally> {
-    let names: Vec<_> = [conformance::SUITE].into_iter().chain(SUITES.iter().map(|suite| suite.name)).collect();
+    let names: Vec<_> =
+        [conformance::SUITE, memory::SUITE].into_iter().chain(SUITES.iter().map(|suite| suite.name)).collect();
     let unknown = only.iter().find(|name| !names.contains(&name.as_str()));
     ensure!(unknown.is_none(), "there is no suite {unknown:?}; there are {}", names.join(", "));
     let is_wanted = |name: &str| only.is_empty() || only.iter().any(|wanted| wanted == name);
@@ -38,6 +40,12 @@ pub(crate) fn run(only: &[String]) -> Result<Tally> {
         println!("\n== {} ==", conformance::SUITE);
         let tally = conformance::run_suite(&binary)?;
         rows.push(Row { name: conformance::SUITE, tally, took: started.elapsed() });
+    }
+    if is_wanted(memory::SUITE) {
+        let started = Instant::now();
+        println!("\n== {} ==", memory::SUITE);
+        let tally = memory::run(&binary);
+        rows.push(Row { name: memory::SUITE, tally, took: started.elapsed() });
     }
     for suite in SUITES.iter().filter(|suite| is_wanted(suite.name)) {
         let started = Instant::now();

@@ -3,26 +3,38 @@
 //! Lock order: virtual host, then journal, then outbox; never back. Changes and outputs are handed on before the
 //! lock is released, so their order is the order in which the virtual host decided.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use leveret_broker::access::Login;
+use leveret_broker::memory::Meter;
 use leveret_broker::moment::Deadline;
-use leveret_broker::vhost::Progress;
 use leveret_broker::vhost::command::Farewell;
-use leveret_broker::{Command, Commands, ConnectionId, Effects, VirtualHost};
+use leveret_broker::vhost::effects::Fetched;
+use leveret_broker::vhost::room::Room;
+use leveret_broker::vhost::{Progress, Sweep};
+use leveret_broker::{Command, Commands, ConnectionId, Effects, MessageId, VirtualHost};
 use parking_lot::{Mutex, MutexGuard};
 use slotmap::SecondaryMap;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
+use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::journal::Stream;
+use crate::limits::READ_AHEAD_BYTES_MIN;
+use crate::memory::Memory;
 use crate::outbox::Outbox;
 
 /// One virtual host and what surrounds it.
 pub(crate) struct Hub {
     clock: Clock,
     journal: Arc<Stream>,
+    /// Where bodies are read back; none if nothing is kept.
+    bodies: Option<Bodies>,
+    memory: Arc<Memory>,
+    /// What its queues hold.
+    meter: Meter,
+    myself: Weak<Hub>,
     state: Mutex<State>,
     #[cfg(test)]
     locked: std::sync::atomic::AtomicU64,
@@ -38,27 +50,43 @@ struct State {
     changes_go_on: bool,
     /// The deadline that the timer task waits for.
     armed: Option<Deadline>,
+    /// What its queues held when the sum of the node was told last.
+    counted: usize,
 }
 
 impl Hub {
-    pub(crate) fn new(vhost: VirtualHost, journal: Arc<Stream>, clock: Clock) -> Self {
+    pub(crate) fn new(
+        vhost: VirtualHost,
+        journal: Arc<Stream>,
+        bodies: Option<Bodies>,
+        memory: Arc<Memory>,
+        clock: Clock,
+    ) -> Arc<Self> {
         // What a restart brought back may have deadlines.
         let armed = vhost.next_timeout();
+        let meter = vhost.memory();
+        let counted = meter.bytes();
+        memory.changed(0, counted);
         let state = State {
             vhost,
             outboxes: SecondaryMap::new(),
             effects: Effects::default(),
             changes_go_on: false,
             armed,
+            counted,
         };
-        Hub {
+        Arc::new_cyclic(|myself| Hub {
             clock,
             journal,
+            bodies,
+            memory,
+            meter,
+            myself: Weak::clone(myself),
             state: Mutex::new(state),
             #[cfg(test)]
             locked: std::sync::atomic::AtomicU64::new(0),
             rearm: Notify::new(),
-        }
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,8 +139,7 @@ impl Hub {
     /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns.
     fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> usize {
         let state = &mut *guard;
-        // Nothing evicts a body while they all fit in memory, so nothing has to be fetched.
-        debug_assert!(state.effects.fetches.is_empty());
+        let fetches = std::mem::take(&mut state.effects.fetches);
         let mut journaled = 0;
         let is_ended = std::mem::replace(&mut state.changes_go_on, state.effects.changes_go_on);
         // Also without a change: it may be that what belongs together is complete now.
@@ -128,12 +155,20 @@ impl Hub {
                 woken.push(Arc::clone(outbox));
             }
         });
+        let held = self.meter.bytes();
+        let counted = std::mem::replace(&mut state.counted, held);
         let next = state.vhost.next_timeout();
         let is_earlier = next.is_some_and(|next| state.armed.is_none_or(|armed| next < armed));
         if is_earlier {
             state.armed = next;
         }
         MutexGuard::unlock_fair(guard);
+        if held != counted {
+            self.memory.changed(counted, held);
+        }
+        if let Some(bodies) = self.bodies.as_ref().filter(|_| !fetches.is_empty()) {
+            bodies.ask(&self.myself, self.journal.number(), fetches);
+        }
         if is_earlier {
             self.rearm.notify_one();
         }
@@ -141,6 +176,44 @@ impl Hub {
             outbox.wake();
         }
         journaled
+    }
+
+    /// Bodies that were asked for have been read back.
+    pub(crate) fn take_in(&self, bodies: &mut Vec<Fetched>) {
+        let mut state = self.lock();
+        let State { vhost, effects, .. } = &mut *state;
+        let mut progress = vhost.handle_fetched(self.clock.now(), bodies, effects);
+        self.hand_on(state, None);
+        while progress == Progress::More {
+            let mut state = self.lock();
+            let State { vhost, effects, .. } = &mut *state;
+            progress = vhost.go_on(self.clock.now(), effects);
+            self.hand_on(state, None);
+        }
+    }
+
+    /// Lets go of some bodies that the journal keeps; false once it came round all queues.
+    pub(crate) fn evict(&self, sweep: &mut Sweep, kept_bytes: usize) -> bool {
+        let durable = self.journal.durable();
+        let mut state = self.lock();
+        state.vhost.set_read_ahead(kept_bytes.max(READ_AHEAD_BYTES_MIN));
+        let is_kept = |id: MessageId, _: &_| id.position().is_some_and(|position| position <= durable);
+        let goes_on = self.bodies.is_some() && state.vhost.evict(sweep, kept_bytes, is_kept);
+        self.hand_on(state, None);
+        goes_on
+    }
+
+    /// How many queues there are.
+    pub(crate) fn queue_count(&self) -> usize {
+        self.lock().vhost.queue_count()
+    }
+
+    /// There is room for what publishers bring, or there is not.
+    pub(crate) fn set_room(&self, room: Room) {
+        let mut state = self.lock();
+        let State { vhost, effects, .. } = &mut *state;
+        vhost.handle_room(room, effects);
+        self.hand_on(state, None);
     }
 
     /// The node stops in good order, and all connections are gone.
@@ -300,7 +373,7 @@ mod tests {
         let change = Change::QueueDeclared { queue: QueueNumber(1), name, auto_delete: false, arguments };
         vhost.apply(clock.now(), JournalPosition(1), change).unwrap();
         vhost.end_recovery();
-        assert!(Hub::new(vhost, Stream::forgetful(), clock).lock().armed.is_some());
+        assert!(Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), clock).lock().armed.is_some());
     }
 
     /// A transaction may end in the hold of the lock after the one that made its last change.
@@ -308,7 +381,7 @@ mod tests {
     fn a_transaction_of_any_size_is_whole_once_it_is_committed() {
         for count in (2044..=2052).chain(4090..=4100) {
             let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-            let hub = Arc::new(Hub::new(vhost, Stream::unwritten(), Clock::start()));
+            let hub = Hub::new(vhost, Stream::unwritten(), None, Memory::new(1 << 30), Clock::start());
             let mut client = Client::open(&hub);
             let text = ShortStr::truncated;
             let (ticket, queue, arguments) = (0, text("q"), Table::EMPTY);
@@ -342,7 +415,7 @@ mod tests {
         const MESSAGES: usize = 10_000;
         const IN_A_BATCH: usize = 500;
         let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let hub = Arc::new(Hub::new(vhost, Stream::forgetful(), Clock::start()));
+        let hub = Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
         let (mut producer, mut consumer) = (Client::open(&hub), Client::open(&hub));
         let text = ShortStr::truncated;
         let mut bytes = Vec::new();

@@ -18,7 +18,9 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::data_dir::DataDir;
-use crate::limits::{IDLE_BEFORE_MARK, PENDING_BYTES_MAX};
+use crate::limits::IDLE_BEFORE_MARK;
+#[cfg(test)]
+use crate::limits::PENDING_BYTES_MAX;
 use crate::outbox::Outbox;
 
 /// The stream of one virtual host, as its hub and its connections see it.
@@ -43,7 +45,8 @@ impl Stream {
         let streams = vec![PendingStream { number: 1, changes: Vec::new(), whole: 0 }];
         let state = Mutex::new(State { streams, ..State::default() });
         let (is_congested, _) = watch::channel(false);
-        let pending = Arc::new(Pending { state, filled: Condvar::new(), is_congested });
+        let pending =
+            Arc::new(Pending { state, filled: Condvar::new(), is_congested, bytes_max: PENDING_BYTES_MAX });
         Stream::kept(1, JournalPosition::default(), &pending)
     }
 
@@ -80,7 +83,7 @@ impl Stream {
             stream.whole = stream.changes.len();
         }
         state.bytes += bytes;
-        if state.bytes > PENDING_BYTES_MAX {
+        if state.bytes > pending.bytes_max {
             pending.is_congested.send_if_modified(|is_congested| !std::mem::replace(is_congested, true));
         }
         let is_idle = std::mem::take(&mut state.is_idle);
@@ -89,6 +92,11 @@ impl Stream {
             pending.filled.notify_one();
         }
         bytes
+    }
+
+    /// Its number in the journal.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 
     /// How far everything is kept, come what may.
@@ -135,6 +143,8 @@ struct Pending {
     state: Mutex<State>,
     filled: Condvar,
     is_congested: watch::Sender<bool>,
+    /// Bytes of messages from which on publishers wait.
+    bytes_max: usize,
 }
 
 #[derive(Default)]
@@ -169,10 +179,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. It holds the data folder until it has written everything. `streams` says how far each is.
+    /// Starts the thread. It holds the data folder until it has written everything. `streams` says how far each is; while
+    /// more than `bytes_max` wait, publishers do, too.
     pub(crate) fn start(
         log: Log,
         data_dir: DataDir,
+        bytes_max: usize,
         streams: &[(u32, JournalPosition)],
     ) -> io::Result<(Writer, Vec<Arc<Stream>>)> {
         let pending_streams = streams.iter();
@@ -180,7 +192,8 @@ impl Writer {
             pending_streams.map(|&(number, _)| PendingStream { number, changes: Vec::new(), whole: 0 });
         let state = State { streams: pending_streams.collect(), ..State::default() };
         let (is_congested, _) = watch::channel(false);
-        let pending = Arc::new(Pending { state: Mutex::new(state), filled: Condvar::new(), is_congested });
+        let (state, filled) = (Mutex::new(state), Condvar::new());
+        let pending = Arc::new(Pending { state, filled, is_congested, bytes_max });
         let streams: Vec<_> = streams.iter().map(|&(number, last)| Stream::kept(number, last, &pending)).collect();
         let (failing, failed) = watch::channel(None);
         let writing = Writing { pending: Arc::clone(&pending), streams: streams.clone(), log };
@@ -291,7 +304,7 @@ impl Writing {
         }
         let mut state = self.pending.state.lock();
         state.bytes -= bytes;
-        if state.bytes <= PENDING_BYTES_MAX / 2 {
+        if state.bytes <= self.pending.bytes_max / 2 {
             self.pending.is_congested.send_if_modified(std::mem::take);
         }
         Ok(())

@@ -2,12 +2,14 @@
 //!
 //! Decides nothing: what bytes mean is the business of `leveret-broker`.
 
+mod bodies;
 mod clock;
 mod data_dir;
 mod hub;
 mod journal;
 mod limits;
 mod listener;
+mod memory;
 mod outbox;
 mod peer;
 mod recovery;
@@ -17,4 +19,4 @@ pub use data_dir::DataDirError;
 pub use leveret_journal::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use listener::BindError;
 pub use recovery::{Condition, JournalError, check};
-pub use server::{Server, ServerConfig, ServerHandle, StartError, Storage};
+pub use server::{MemoryLimit, Server, ServerConfig, ServerHandle, StartError, Storage};

@@ -14,9 +14,29 @@ pub(crate) const UNSENT_BYTES_MAX: usize = 2 * DELIVERY_WINDOW_BYTES;
 /// Encoded bytes that a worker thread keeps room for between two connections' turns.
 pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Bytes of messages that wait for the journal, above which connections that publish persistent messages are not read.
+/// Bytes of messages that wait for the journal, above which connections that publish persistent messages are not read; a
+/// thirty-second part of the limit on memory, if that is less.
 /// They are read again when half of it is written.
 pub(crate) const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Least bytes that a queue keeps of what it delivers next, and fetches ahead, however little memory there is.
+pub(crate) const READ_AHEAD_BYTES_MIN: usize = 8 * 1024;
+
+/// Records of a journal that are read between two looks at the memory they take and at the clock.
+pub(crate) const RECORDS_BETWEEN_LOOKS: u64 = 4096;
+
+/// While publishers wait for memory: how often is looked whether there is some again.
+pub(crate) const MEMORY_LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// How long publishers wait for memory before they are told that they are blocked: the disk may only have been busy.
+pub(crate) const BLOCKED_AFTER: Duration = Duration::from_millis(250);
+
+/// Part of the machine's memory, or of its control group's, that a node takes if nothing else is said.
+/// RabbitMQ: `vm_memory_high_watermark.relative`, 0.4 up to 4.0.
+pub(crate) const MEMORY_LIMIT_PERCENT: u64 = 40;
+
+/// Least limit on memory that can be set, in bytes.
+pub(crate) const MEMORY_LIMIT_MIN: u64 = 32 * 1024 * 1024;
 
 /// How long nothing is journaled before a marker says on disk that all is durable.
 pub(crate) const IDLE_BEFORE_MARK: Duration = Duration::from_millis(10);

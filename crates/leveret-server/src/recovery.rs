@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use leveret_broker::change::NodeChange;
 use leveret_broker::names::VhostName;
+use leveret_broker::vhost::Sweep;
 use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
 use leveret_journal::{Batch, Log, LogError, OpenError, Options, RealDisk, Record, Recovery};
 
 use crate::data_dir::DataDirError;
+use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
 
 /// Where the changes of the node itself are.
 const NODE_STREAM: u32 = 0;
@@ -55,6 +57,8 @@ struct Fold<'n> {
     vhosts: BTreeMap<u32, VirtualHost>,
     node_sequence: u64,
     records: u64,
+    /// From so many bytes in memory on, bodies are let go.
+    mark: usize,
     set_aside: u64,
     first_fault: Option<String>,
     /// The greatest number of a stream that has records.
@@ -88,6 +92,20 @@ impl Fold<'_> {
         self.last_stream = self.last_stream.saturating_add(u32::try_from(missing).unwrap_or_default());
     }
 
+    /// Lets go of bodies when there are more than may be: the journal has them all.
+    fn keep_below(&mut self, bytes: usize) {
+        let held = |fold: &Self| fold.vhosts.values().map(|vhost| vhost.memory().bytes()).sum::<usize>();
+        if held(self) <= self.mark.max(bytes) {
+            return;
+        }
+        for vhost in self.vhosts.values_mut() {
+            let mut sweep = Sweep::default();
+            while vhost.evict(&mut sweep, 0, |id, _| id.position().is_some()) {}
+        }
+        // What is left cannot be let go; it is not worth looking again before there is much more.
+        self.mark = 2 * held(self);
+    }
+
     fn take(&mut self, now: Moment, record: Record<'_>) {
         self.records += 1;
         let result = if record.stream == NODE_STREAM {
@@ -117,10 +135,12 @@ impl Fold<'_> {
     }
 }
 
-/// Reads the journal of a folder, and makes sure that these virtual hosts exist in it.
+/// Reads the journal of a folder, and makes sure that these virtual hosts exist in it. Queues take about so many bytes of
+/// memory at most, unless what they must know of their messages is more.
 pub(crate) fn recover(
     folder: &Path,
     options: Options,
+    memory: usize,
     now: Moment,
     names: &[VhostName],
 ) -> Result<Recovered, DataDirError> {
@@ -131,9 +151,12 @@ pub(crate) fn recover(
     let mut said = started;
     let opened = Log::open(Arc::new(disk), options, &mut |record| {
         fold.take(now, record);
-        if fold.records.is_multiple_of(4096) && said.elapsed() >= PROGRESS_EVERY {
-            said = Instant::now();
-            tracing::info!("reading the journal: {} changes in {:.0?}", fold.records, started.elapsed());
+        if fold.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) {
+            fold.keep_below(memory);
+            if said.elapsed() >= PROGRESS_EVERY {
+                said = Instant::now();
+                tracing::info!("reading the journal: {} changes in {:.0?}", fold.records, started.elapsed());
+            }
         }
     });
     let (mut log, recovery) =
@@ -220,7 +243,13 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     let disk = RealDisk::new(folder).map_err(unusable)?;
     let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
     let mut fold = Fold::default();
-    let recovery = leveret_journal::check(&disk, &mut |record| fold.take(now, record)).map_err(|error| {
+    let mut each = |record: Record<'_>| {
+        fold.take(now, record);
+        if fold.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) {
+            fold.keep_below(usize::try_from(MEMORY_LIMIT_MIN).unwrap_or(usize::MAX));
+        }
+    };
+    let recovery = leveret_journal::check(&disk, &mut each).map_err(|error| {
         DataDirError::Journal(JournalError::Open { folder: folder.display().to_string(), error })
     })?;
     let mut lines = Vec::new();

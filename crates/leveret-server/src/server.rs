@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use leveret_broker::vhost::room::Room;
 use leveret_broker::{Node, Settings, VirtualHost};
 use leveret_journal::Options;
 use leveret_journal::limits::SEGMENT_BYTES_DEFAULT;
@@ -13,12 +14,14 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::bodies;
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::hub::Hub;
 use crate::journal::{Stream, Writer};
-use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_TIMEOUT};
+use crate::limits::{ACCEPT_PAUSE, MEMORY_LIMIT_MIN, MEMORY_LIMIT_PERCENT, SHUTDOWN_TIMEOUT};
 use crate::listener::{self, BindError};
+use crate::memory::{self, Memory};
 use crate::peer;
 use crate::recovery::{self, Recovered};
 
@@ -42,6 +45,8 @@ pub struct ServerConfig {
     pub storage: Storage,
     /// Bytes of one file of the journal, 1 MiB or more. Default 64 MiB; the first one is small.
     pub segment_bytes: u64,
+    /// How much memory the process may use. Bodies beyond it stay on disk; what cannot, makes publishers wait.
+    pub memory_limit: MemoryLimit,
     /// What connections are told and held to.
     pub settings: Settings,
 }
@@ -54,8 +59,39 @@ impl Default for ServerConfig {
             amqp_port: 0,
             storage: Storage::InMemory,
             segment_bytes: SEGMENT_BYTES_DEFAULT,
+            memory_limit: MemoryLimit::default(),
             settings: Settings::default(),
         }
+    }
+}
+
+/// A limit on memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of the machine's memory or, if that is less, of what its control group may use.
+    Percent(u64),
+}
+
+impl Default for MemoryLimit {
+    /// 40 hundredths.
+    fn default() -> Self {
+        MemoryLimit::Percent(MEMORY_LIMIT_PERCENT)
+    }
+}
+
+impl MemoryLimit {
+    /// In bytes; not less than 32 MiB, with which a node can still work.
+    pub fn bytes(self) -> u64 {
+        let bytes = match self {
+            MemoryLimit::Bytes(bytes) => bytes,
+            // Where nothing says how much there is, nothing is known to be too much.
+            MemoryLimit::Percent(percent) => {
+                memory::available().map_or(u64::MAX, |all| all / 100 * percent.min(100))
+            }
+        };
+        bytes.max(MEMORY_LIMIT_MIN)
     }
 }
 
@@ -69,7 +105,7 @@ pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// No thread is to be had for the journal.
-    #[error("cannot start the thread that writes the journal: {0}")]
+    #[error("cannot start a thread of the journal: {0}")]
     Thread(std::io::Error),
 }
 
@@ -120,33 +156,38 @@ impl Server {
         };
         let listeners = listener::bind(&config.bind, config.amqp_port)?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let (writer, vhosts) = match data_dir {
+        let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
+        let (writer, bodies, vhosts) = match data_dir {
             None => {
                 let vhosts = node.vhosts().iter();
                 let vhosts = vhosts.map(|name| VirtualHost::new(name.clone(), rand::random()));
-                (None, vhosts.map(|vhost| (vhost, Stream::forgetful())).collect())
+                (None, None, vhosts.map(|vhost| (vhost, Stream::forgetful())).collect())
             }
             Some((folder, data_dir)) => {
                 let (now, names) = (clock.now(), node.vhosts().to_vec());
+                let bytes = memory.budget();
                 let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
-                let reading = move || recovery::recover(&folder, options, now, &names);
+                let reading = move || recovery::recover(&folder, options, bytes, now, &names);
                 let Recovered { log, vhosts } = match tokio::task::spawn_blocking(reading).await {
                     Ok(recovered) => recovered?,
                     Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                 };
                 let positions: Vec<_> = vhosts.iter().map(|(stream, vhost)| (*stream, vhost.position())).collect();
-                let (writer, streams) = Writer::start(log, data_dir, &positions).map_err(StartError::Thread)?;
+                let bodies = bodies::start(log.reader()).map_err(StartError::Thread)?;
+                let (writer, streams) = Writer::start(log, data_dir, memory.pending_bytes_max(), &positions)
+                    .map_err(StartError::Thread)?;
                 let vhosts: Vec<_> = vhosts.into_iter().map(|(_, vhost)| vhost).zip(streams).collect();
-                (Some(writer), vhosts)
+                (Some(writer), Some(bodies), vhosts)
             }
         };
         let hubs = vhosts.into_iter().map(|(vhost, stream)| {
             let name = vhost.name().to_string();
-            (name, Arc::new(Hub::new(vhost, stream, clock)))
+            (name, Hub::new(vhost, stream, bodies.clone(), Arc::clone(&memory), clock))
         });
         let hubs: BTreeMap<_, _> = hubs.collect();
         let mut background: Vec<_> = hubs.values().map(|hub| tokio::spawn(Arc::clone(hub).run_timers())).collect();
-        let all_hubs = hubs.values().cloned().collect();
+        let all_hubs: Vec<_> = hubs.values().cloned().collect();
+        background.push(tokio::spawn(memory.keep(all_hubs.clone())));
         let shared = Arc::new(Shared { clock, settings: Arc::new(config.settings), node, hubs });
         let (shutdown, _) = watch::channel(Stop::No);
         let (running, connections_ended) = mpsc::channel(1);
@@ -211,6 +252,10 @@ impl ServerHandle {
         for task in std::mem::take(&mut self.background) {
             // Ends as "cancelled"; what it held, it has let go of.
             let _ = task.await;
+        }
+        for hub in &self.hubs {
+            // Nobody waits any more, so everybody can say goodbye.
+            hub.set_room(Room::Enough);
         }
         self.shutdown.send_replace(stop);
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.connections_ended.recv()).await.is_err() {

@@ -10,6 +10,7 @@ use leveret_broker::moment::Deadline;
 use leveret_broker::node::Origin;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::{Fetch, Fetched};
+use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::{Progress, Sweep};
 use leveret_broker::{
     Change, Command, Commands, Connection, ConnectionId, Effects, JournalPosition, Message, MessageId, Moment,
@@ -376,6 +377,13 @@ impl Wire for Broker {
                 self.settle_all();
             }
         }
+    }
+
+    fn room(&mut self, room: Room) {
+        self.vhost.handle_room(room, &mut self.effects);
+        self.hand_on(Progress::Done);
+        self.encode_all();
+        self.settle_all();
     }
 
     fn restart(&mut self, after: Stop) {

@@ -28,6 +28,9 @@
 //! | `journal stops` | from now on, nothing that is journaled becomes durable |
 //! | `restart` | the broker stops in good order, all connections with it, and starts again |
 //! | `crash` | a power cut: the broker starts again with what was durable |
+//! | `short of memory`, `short of disk`, `short of memory and disk` | from now on, publishers wait |
+//! | `room soon` | they wait for a moment, and are not told |
+//! | `room again` | they go on |
 //! | `journal keeps up` | everything that was journaled is durable, and what follows at once |
 //!
 //! `C` and `S` may name a connection and a channel: `Cb/2:` is channel 2 of connection `b`. Connections and channels
@@ -49,7 +52,7 @@ mod script;
 mod text;
 
 pub use broker::{Broker, Eviction, Lag, Variation};
-pub use script::{Heard, JournalPace, Stop, Wire, continue_script, run_script, waits};
+pub use script::{Heard, JournalPace, Room, Stop, Wire, continue_script, run_script, waits};
 
 /// Runs a script against fresh brokers, in each of the variations.
 ///

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use leveret_amqp::frame::{HEARTBEAT, write_frame};
 use leveret_amqp::{ContentHeader, FrameKind, PROTOCOL_HEADER};
+pub use leveret_broker::vhost::room::Room;
 
 use crate::text::{
     Argument, Text, decode_method, encode_header, encode_method, has_content, method_spec, parse_arguments,
@@ -30,6 +31,8 @@ pub trait Wire {
     fn wait(&mut self, time: Duration);
     /// Lets the journal fall behind or catch up.
     fn journal(&mut self, pace: JournalPace);
+    /// The node has room for messages, or has not.
+    fn room(&mut self, room: Room);
     /// Ends the broker and starts it again with what its journal kept.
     fn restart(&mut self, after: Stop);
 }
@@ -163,6 +166,26 @@ impl Run<'_> {
                 self.wire.journal(JournalPace::KeepsUp);
                 return Ok(());
             }
+            "short of memory" => {
+                self.wire.room(Room::ShortOf { memory: true, disk: false });
+                return Ok(());
+            }
+            "short of memory and disk" => {
+                self.wire.room(Room::ShortOf { memory: true, disk: true });
+                return Ok(());
+            }
+            "short of disk" => {
+                self.wire.room(Room::ShortOf { memory: false, disk: true });
+                return Ok(());
+            }
+            "room soon" => {
+                self.wire.room(Room::Soon);
+                return Ok(());
+            }
+            "room again" => {
+                self.wire.room(Room::Enough);
+                return Ok(());
+            }
             _ => {}
         }
         let (speaker, said) = line.split_once(':').ok_or("expected 'C: ...' or 'S: ...' or 'wait ...'")?;
@@ -267,7 +290,7 @@ impl Run<'_> {
             for line in [
                 "protocol-header",
                 "connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest' locale='en_US' \
-                 client-properties={capabilities={consumer_cancel_notify=true authentication_failure_close=true}}",
+                 client-properties={capabilities={consumer_cancel_notify=true connection.blocked=true authentication_failure_close=true}}",
                 "connection.tune-ok channel-max=2047 frame-max=131072 heartbeat=0",
                 "connection.open virtual-host='/'",
             ] {

@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bytesize::ByteSize;
 use clap::builder::FalseyValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
 use leveret_server::{
-    DataDirError, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, Server, ServerConfig, ServerHandle,
-    StartError, Storage,
+    DataDirError, MemoryLimit, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, Server, ServerConfig,
+    ServerHandle, StartError, Storage,
 };
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::LevelFilter;
@@ -51,6 +52,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "BYTES", env = "LEVERET_SEGMENT_SIZE", default_value_t = SEGMENT_BYTES_DEFAULT,
           value_parser = clap::value_parser!(u64).range(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX))]
     pub(crate) segment_size: u64,
+    /// Memory the broker may use, for example 256MiB, 1GB or 40% (of the machine's or, if that is less, of the control
+    /// group's); at least 32MiB
+    #[arg(long, value_name = "SIZE", env = "LEVERET_MEMORY_LIMIT", default_value = "40%", value_parser = memory_limit)]
+    pub(crate) memory_limit: MemoryLimit,
     /// An address to listen on; may be given several times, in the variable separated by commas
     /// [default: both loopback addresses]
     #[arg(long, value_name = "ADDR", env = "LEVERET_BIND")]
@@ -171,6 +176,7 @@ fn server_config(serve: &Serve, matches: &ArgMatches) -> Result<ServerConfig, St
         amqp_port,
         storage: storage(serve, matches)?,
         segment_bytes: serve.segment_size,
+        memory_limit: serve.memory_limit,
         settings,
     })
 }
@@ -260,5 +266,20 @@ impl StopSignals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+/// A size with or without a unit, or a part of the memory there is.
+fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
+    if let Some(percent) = text.strip_suffix('%') {
+        return match percent.trim().parse() {
+            Ok(percent @ 1..=100) => Ok(MemoryLimit::Percent(percent)),
+            _ => Err("a part is from 1% to 100%".to_owned()),
+        };
+    }
+    match text.parse::<ByteSize>() {
+        Ok(size) if size >= ByteSize::mib(32) => Ok(MemoryLimit::Bytes(size.as_u64())),
+        Ok(_) => Err("the broker needs at least 32MiB".to_owned()),
+        Err(_) => Err("a size is a number with a unit, for example 256MiB or 1GB, or a part like 40%".to_owned()),
     }
 }

@@ -120,6 +120,17 @@ impl Connection {
                 self.tell_confirms(confirmed, out);
                 self.close_channel(channel, &exception, out);
             }
+            Output::Blocked(reason) => {
+                self.tell_confirms(confirmed, out);
+                if self.capabilities.connection_blocked && !std::mem::replace(&mut self.is_blocked, true) {
+                    write_method(out, 0, &Method::ConnectionBlocked { reason: ShortStr::truncated(reason) });
+                }
+            }
+            Output::Unblocked => {
+                if std::mem::take(&mut self.is_blocked) {
+                    write_method(out, 0, &Method::ConnectionUnblocked {});
+                }
+            }
             Output::Farewell(farewell, _) => {
                 self.tell_confirms(confirmed, out);
                 self.held.forget_channels();

@@ -102,6 +102,7 @@ impl Connection {
         self.capabilities = Capabilities {
             consumer_cancel_notify: capability(properties, "consumer_cancel_notify"),
             authentication_failure_close: capability(properties, "authentication_failure_close"),
+            connection_blocked: capability(properties, "connection.blocked"),
         };
         self.client_name = properties.get("connection_name").and_then(Value::as_str).map(str::to_owned);
     }
@@ -191,6 +192,7 @@ fn server_properties(settings: &Settings) -> FieldTable {
                 "exchange_exchange_bindings",
                 "basic.nack",
                 "consumer_cancel_notify",
+                "connection.blocked",
                 "consumer_priorities",
                 "authentication_failure_close",
                 "per_consumer_qos",

@@ -45,6 +45,7 @@ use crate::vhost::effects::Window;
 struct Capabilities {
     consumer_cancel_notify: bool,
     authentication_failure_close: bool,
+    connection_blocked: bool,
 }
 
 #[derive(Debug)]
@@ -75,6 +76,8 @@ pub struct Connection {
     heartbeat: Option<Heartbeat>,
     frame_max: u32,
     capabilities: Capabilities,
+    /// Whether the client was told that its publishes wait.
+    is_blocked: bool,
     channels: Channels,
     commands: Commands,
     /// Whether input was refused until something more is encoded.
@@ -172,6 +175,7 @@ impl Connection {
             heartbeat: None,
             frame_max: INITIAL_FRAME_BYTES_MAX,
             capabilities: Capabilities::default(),
+            is_blocked: false,
             channels: Channels::new(StdRng::from_seed(seed)),
             commands: Commands::default(),
             input_waits: false,

@@ -69,6 +69,10 @@ pub enum Output {
     Answer(ChannelId, Answer, JournalPosition),
     /// The channel is closed by an exception.
     CloseChannel(ChannelId, Exception),
+    /// `connection.blocked`, with its reason.
+    Blocked(&'static str),
+    /// There is room again: `connection.unblocked`, if the client was told that it is blocked.
+    Unblocked,
     /// The connection ends once the journal has come that far, and nothing follows.
     Farewell(Farewell, JournalPosition),
 }
@@ -81,9 +85,12 @@ impl Output {
             Output::GetOk { message, .. } | Output::Return { message, .. } => {
                 Window { deliveries: 0, answers: window_bytes(message) }
             }
-            Output::Confirm { .. } | Output::Answer(..) | Output::CloseChannel(..) | Output::Farewell(..) => {
-                Window::default()
-            }
+            Output::Confirm { .. }
+            | Output::Answer(..)
+            | Output::CloseChannel(..)
+            | Output::Blocked(_)
+            | Output::Unblocked
+            | Output::Farewell(..) => Window::default(),
         }
     }
 
@@ -96,7 +103,7 @@ impl Output {
             | Output::Confirm { channel, .. }
             | Output::Answer(channel, ..)
             | Output::CloseChannel(channel, _) => Some(*channel),
-            Output::Farewell(..) => None,
+            Output::Blocked(_) | Output::Unblocked | Output::Farewell(..) => None,
         }
     }
 
@@ -108,7 +115,11 @@ impl Output {
             | Output::GetOk { after, .. }
             | Output::Answer(_, _, after)
             | Output::Farewell(_, after) => *after,
-            Output::Return { .. } | Output::Confirm { .. } | Output::CloseChannel(..) => JournalPosition::default(),
+            Output::Return { .. }
+            | Output::Confirm { .. }
+            | Output::CloseChannel(..)
+            | Output::Blocked(_)
+            | Output::Unblocked => JournalPosition::default(),
         }
     }
 }

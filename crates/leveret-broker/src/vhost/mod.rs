@@ -17,6 +17,7 @@ mod publish;
 pub(crate) mod queue;
 pub mod refusal;
 pub(crate) mod replies;
+pub mod room;
 mod route;
 mod session;
 mod settle;
@@ -37,6 +38,7 @@ use self::command::{Command, Commands, Farewell, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 use self::exchange::{Exchanges, MatchScratch};
 use self::queue::{Body, Detached, Position, Queue};
+use self::room::Room;
 use self::session::Session;
 use self::work::Work;
 use crate::access::Login;
@@ -106,6 +108,8 @@ pub struct VirtualHost {
     memory: Meter,
     /// Bytes of messages that are fetched at once for a queue.
     read_ahead: usize,
+    /// Whether publishers have to wait.
+    room: Room,
     /// Units of work left in this hold of the lock.
     units: u32,
     random: StdRng,
@@ -137,6 +141,7 @@ impl VirtualHost {
             timers: BTreeSet::new(),
             memory: Meter::default(),
             read_ahead: READ_AHEAD_BYTES,
+            room: Room::default(),
             units: 0,
             random,
         }
@@ -162,7 +167,7 @@ impl VirtualHost {
     ) -> Progress {
         self.units = UNITS_PER_HOLD;
         while self.continue_work(now, effects) {
-            if self.must_wait(from, commands) {
+            if self.must_wait(from, commands, effects) {
                 break;
             }
             let Some(command) = commands.queue.pop_front() else { break };
@@ -175,12 +180,14 @@ impl VirtualHost {
     }
 
     /// Whether the next command of a connection may not be begun: a body is being fetched for its last one, or it has
-    /// more answers to read than it may. A client that is gone reads nothing, and waits for nothing.
-    fn must_wait(&mut self, from: ConnectionId, commands: &Commands) -> bool {
+    /// more answers to read than it may, or it publishes and there is no room. A client that is gone reads nothing, and
+    /// waits for nothing.
+    fn must_wait(&mut self, from: ConnectionId, commands: &Commands, effects: &mut Effects) -> bool {
         let Some(session) = self.sessions.get_mut(from) else { return false };
         let is_written = matches!(commands.queue.front(), Some(Command::Written(_)));
         if !commands.end_in_silence() {
-            return session.getting.is_some() || (session.is_answer_window_full() && !is_written);
+            let is_waiting = session.getting.is_some() || (session.is_answer_window_full() && !is_written);
+            return is_waiting || self.waits_for_room(from, commands, effects);
         }
         if let Some(getting) = session.getting.take() {
             self.abandon_get(getting);

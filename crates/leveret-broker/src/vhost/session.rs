@@ -28,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) getting: Option<Getting>,
     /// The last change that settled something on any of its channels.
     pub(crate) settled: JournalPosition,
+    /// Whether it waits with a publish until there is room.
+    pub(crate) waits_for_room: bool,
     /// Bytes of deliveries handed out and not yet written to the socket.
     window: Window,
     /// Consumers that wait for the window.
@@ -108,6 +110,7 @@ impl Session {
             routes: RouteMemory::default(),
             getting: None,
             settled: JournalPosition::default(),
+            waits_for_room: false,
             window: Window::default(),
             starved: Vec::new(),
         }

@@ -9,7 +9,7 @@ fn a_connection_is_opened_step_by_step() {
     script(
         "
         C/0: protocol-header
-        S/0: connection.start 0 9 locales='en_US' mechanisms='PLAIN AMQPLAIN' server-properties={capabilities={publisher_confirms=true exchange_exchange_bindings=true basic.nack=true consumer_cancel_notify=true consumer_priorities=true authentication_failure_close=true per_consumer_qos=true direct_reply_to=true} cluster_name='leveret' copyright='The Leveret authors' information='Licensed under MIT or Apache-2.0' platform='Rust' product='leveret' version='0.1.0'}
+        S/0: connection.start 0 9 locales='en_US' mechanisms='PLAIN AMQPLAIN' server-properties={capabilities={publisher_confirms=true exchange_exchange_bindings=true basic.nack=true consumer_cancel_notify=true connection.blocked=true consumer_priorities=true authentication_failure_close=true per_consumer_qos=true direct_reply_to=true} cluster_name='leveret' copyright='The Leveret authors' information='Licensed under MIT or Apache-2.0' platform='Rust' product='leveret' version='0.1.0'}
         C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest' locale='en_US'
         S/0: connection.tune 2047 131072 60
         C/0: connection.tune-ok channel-max=10 frame-max=4096 heartbeat=0

@@ -12,5 +12,6 @@ mod hostile;
 mod publishing;
 mod queues;
 mod replies;
+mod room;
 mod settling;
 mod transactions;

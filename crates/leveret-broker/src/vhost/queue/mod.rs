@@ -357,14 +357,15 @@ impl Queue {
         self.index.evict(from, &keep, entries, store)
     }
 
-    /// The places that hold so many bytes from the cursor on, about.
+    /// The places that hold so many bytes from the cursor on, about; none if nobody consumes.
     fn window(&mut self, bytes: usize) -> Range<Position> {
         let start = self.index.first_from(self.cursor).unwrap_or(self.cursor);
-        let entry_bytes = match self.index.open(start) {
-            // Its neighbours are likely as large.
-            Some(entry) if bytes > 0 => entry.bytes.max(1) as usize,
-            _ => return start..start,
-        };
+        if bytes == 0 || self.consumers.is_empty() {
+            return start..start;
+        }
+        // Its neighbours are likely as large.
+        let Some(entry) = self.index.open(start) else { return start..start };
+        let entry_bytes = entry.bytes.max(1) as usize;
         start..Position(start.0 + bytes.div_ceil(entry_bytes).min(READ_AHEAD_ENTRIES) as u64)
     }
 

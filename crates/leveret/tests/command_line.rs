@@ -375,7 +375,7 @@ mod restarts {
         let segment = folder.path().join("0000000001.segment");
         let mut bytes = fs::read(&segment).unwrap();
         // The first batch behind the header of the segment holds nothing but that record.
-        bytes[64 + 32 + 24 + 1] ^= 1;
+        bytes[72 + 40 + 24 + 1] ^= 1;
         fs::write(&segment, &bytes).unwrap();
         let broker = start(&folder);
         broker.process.stderr.wait_for("it is taken for '/'", "the report");
@@ -392,7 +392,7 @@ mod restarts {
         let segment = folder.path().join("0000000001.segment");
         let mut bytes = fs::read(&segment).unwrap();
         bytes[8] = 9;
-        let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..72]);
         bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
         fs::write(&segment, &bytes).unwrap();
         let refused = leveret(&["--amqp-port", "0", "--data-dir", folder.path().to_str().unwrap()]).run();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::recovery::JournalError;
@@ -47,7 +48,8 @@ impl DataDir {
     /// Makes the folder if it is missing, and locks it.
     pub(crate) fn lock(folder: &Path) -> Result<Self, DataDirError> {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-        fs::create_dir_all(folder).map_err(unusable)?;
+        // What is in it is for its owner only.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unusable)?;
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let mut file = options.open(folder.join(LOCK_FILE)).map_err(unusable)?;
         match file.try_lock() {
@@ -90,6 +92,8 @@ fn in_use(folder: &Path, mut file: File) -> DataDirError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -101,6 +105,8 @@ mod tests {
         assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
         drop(first);
         DataDir::lock(&folder).unwrap();
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "what is in it is for its owner only");
     }
 
     #[test]

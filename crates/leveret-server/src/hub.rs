@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::bodies::Bodies;
 use crate::clock::Clock;
-use crate::journal::Stream;
+use crate::journal::{Appended, Stream};
 use crate::limits::READ_AHEAD_BYTES_MIN;
 use crate::memory::Memory;
 use crate::outbox::Outbox;
@@ -103,16 +103,15 @@ impl Hub {
         Attached { hub: Arc::clone(self), id }
     }
 
-    /// Executes commands, letting others have a turn in between. Returns the bytes of messages that the journal was
-    /// given.
-    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> usize {
-        let mut journaled = 0;
+    /// Executes commands, letting others have a turn in between. Returns what the journal was given.
+    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> Appended {
+        let mut journaled = Appended::Nothing;
         loop {
             let now = self.clock.now();
             let mut state = self.lock();
             let State { vhost, effects, .. } = &mut *state;
             let progress = vhost.handle_batch(now, from, commands, effects);
-            journaled += self.hand_on(state, Some(from));
+            journaled = journaled.max(self.hand_on(state, Some(from)));
             if progress == Progress::Done {
                 return journaled;
             }
@@ -137,10 +136,10 @@ impl Hub {
     }
 
     /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns.
-    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> usize {
+    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> Appended {
         let state = &mut *guard;
         let fetches = std::mem::take(&mut state.effects.fetches);
-        let mut journaled = 0;
+        let mut journaled = Appended::Nothing;
         let is_ended = std::mem::replace(&mut state.changes_go_on, state.effects.changes_go_on);
         // Also without a change: it may be that what belongs together is complete now.
         if !state.effects.changes.is_empty() || is_ended {
@@ -249,9 +248,9 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// Executes commands; what follows for this connection is in its outbox afterwards. Returns the bytes of messages
-    /// that the journal was given.
-    pub(crate) fn execute(&self, commands: &mut Commands) -> usize {
+    /// Executes commands; what follows for this connection is in its outbox afterwards. Returns what the journal was
+    /// given.
+    pub(crate) fn execute(&self, commands: &mut Commands) -> Appended {
         self.hub.execute(self.id, commands)
     }
 

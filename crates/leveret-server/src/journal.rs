@@ -5,8 +5,9 @@
 //! Must not know: what a change says.
 //!
 //! Group commit that never waits: the writer takes all that is pending, writes and syncs it as one batch, and takes
-//! what came meanwhile. After a failed write or sync it takes nothing more, and nothing becomes durable any more.
+//! what came meanwhile. Changes that belong together are one group, which is never split. After a failed write or sync it takes nothing more, and nothing becomes durable any more.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,9 +19,9 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::data_dir::DataDir;
-use crate::limits::IDLE_BEFORE_MARK;
 #[cfg(test)]
 use crate::limits::PENDING_BYTES_MAX;
+use crate::limits::{IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
 use crate::outbox::Outbox;
 
 /// The stream of one virtual host, as its hub and its connections see it.
@@ -42,11 +43,10 @@ impl Stream {
     /// A stream whose changes pile up, as there is no thread to write them.
     #[cfg(test)]
     pub(crate) fn unwritten() -> Arc<Self> {
-        let streams = vec![PendingStream { number: 1, changes: Vec::new(), whole: 0 }];
+        let streams = vec![PendingStream::new(1)];
         let state = Mutex::new(State { streams, ..State::default() });
-        let (is_congested, _) = watch::channel(false);
-        let pending =
-            Arc::new(Pending { state, filled: Condvar::new(), is_congested, bytes_max: PENDING_BYTES_MAX });
+        let (congested, _) = watch::channel(Congestion::None);
+        let pending = Arc::new(Pending { state, filled: Condvar::new(), congested, bytes_max: PENDING_BYTES_MAX });
         Stream::kept(1, JournalPosition::default(), &pending)
     }
 
@@ -55,7 +55,8 @@ impl Stream {
     pub(crate) fn waiting_and_whole(&self) -> (usize, usize) {
         let state = self.pending.as_ref().map(|pending| pending.state.lock());
         let stream = state.as_ref().and_then(|state| state.streams.first());
-        stream.map_or((0, 0), |stream| (stream.changes.len(), stream.whole))
+        stream
+            .map_or((0, 0), |stream| (stream.changes.len(), stream.groups.iter().map(|group| group.changes).sum()))
     }
 
     fn kept(number: u32, last: JournalPosition, pending: &Arc<Pending>) -> Arc<Self> {
@@ -64,34 +65,43 @@ impl Stream {
     }
 
     /// Takes changes in, in order, with the lock of the virtual host held. The last of them may belong together with
-    /// the next ones; they become durable with those. Returns the bytes of messages among them.
-    pub(crate) fn append(&self, changes: &mut Vec<Change>, go_on: bool) -> usize {
+    /// the next ones; they become durable with those.
+    pub(crate) fn append(&self, changes: &mut Vec<Change>, go_on: bool) -> Appended {
+        let mut appended = if changes.is_empty() { Appended::Nothing } else { Appended::Changes };
         let Some(pending) = &self.pending else {
             self.durable.fetch_add(changes.len() as u64, Ordering::Release);
             changes.clear();
-            return 0;
+            return Appended::Nothing;
         };
-        let bytes = changes.iter().map(message_bytes).sum();
+        let mut bytes = 0;
+        for change in &*changes {
+            bytes += change.bytes();
+            if matches!(change, Change::MessageEnqueued { .. }) {
+                appended = Appended::Messages;
+            }
+        }
         let mut state = pending.state.lock();
         if state.has_failed {
             changes.clear();
-            return 0;
+            return Appended::Nothing;
         }
-        let Some(stream) = state.streams.iter_mut().find(|stream| stream.number == self.number) else { return 0 };
-        stream.changes.append(changes);
-        if !go_on {
-            stream.whole = stream.changes.len();
-        }
+        let Some(stream) = state.streams.iter_mut().find(|stream| stream.number == self.number) else {
+            return Appended::Nothing;
+        };
+        stream.append(changes, bytes, go_on);
         state.bytes += bytes;
-        if state.bytes > pending.bytes_max {
-            pending.is_congested.send_if_modified(|is_congested| !std::mem::replace(is_congested, true));
-        }
+        let congestion = pending.congestion(state.bytes);
+        pending.congested.send_if_modified(|before| {
+            let is_worse = congestion > *before;
+            *before = congestion.max(*before);
+            is_worse
+        });
         let is_idle = std::mem::take(&mut state.is_idle);
         drop(state);
         if is_idle {
             pending.filled.notify_one();
         }
-        bytes
+        appended
     }
 
     /// Its number in the journal.
@@ -125,16 +135,42 @@ impl Stream {
         });
     }
 
-    /// Turns true while so much waits to be written that who publishes has to wait.
-    pub(crate) fn congestion(&self) -> Option<watch::Receiver<bool>> {
-        self.pending.as_ref().map(|pending| pending.is_congested.subscribe())
+    /// How much waits to be written, and who has to wait for that.
+    pub(crate) fn congestion(&self) -> Option<watch::Receiver<Congestion>> {
+        self.pending.as_ref().map(|pending| pending.congested.subscribe())
     }
 }
 
-fn message_bytes(change: &Change) -> usize {
-    match change {
-        Change::MessageEnqueued { message, .. } => message.bytes(),
-        _ => 0,
+/// What a connection gave the journal, the most demanding kind of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Appended {
+    #[default]
+    Nothing,
+    /// Acks, declarations and the like.
+    Changes,
+    Messages,
+}
+
+/// How much waits to be written. Who brings messages waits first; acks wait only where a disk stands still for long, as
+/// they let consumers go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Congestion {
+    #[default]
+    None,
+    /// Who brings messages has to wait.
+    Messages,
+    /// Whoever brings anything has to wait.
+    Changes,
+}
+
+impl Congestion {
+    /// Whether who brought this has to wait.
+    pub(crate) fn holds(self, appended: Appended) -> bool {
+        match self {
+            Congestion::None => false,
+            Congestion::Messages => appended == Appended::Messages,
+            Congestion::Changes => appended != Appended::Nothing,
+        }
     }
 }
 
@@ -142,15 +178,27 @@ fn message_bytes(change: &Change) -> usize {
 struct Pending {
     state: Mutex<State>,
     filled: Condvar,
-    is_congested: watch::Sender<bool>,
-    /// Bytes of messages from which on publishers wait.
+    congested: watch::Sender<Congestion>,
+    /// Bytes from which on publishers wait; from twice as many on, others do, too.
     bytes_max: usize,
+}
+
+impl Pending {
+    fn congestion(&self, bytes: usize) -> Congestion {
+        if bytes > 2 * self.bytes_max {
+            Congestion::Changes
+        } else if bytes > self.bytes_max {
+            Congestion::Messages
+        } else {
+            Congestion::None
+        }
+    }
 }
 
 #[derive(Default)]
 struct State {
     streams: Vec<PendingStream>,
-    /// Bytes of messages that wait or are being written.
+    /// Bytes that wait or are being written.
     bytes: usize,
     /// The writer sleeps and wants to be woken.
     is_idle: bool,
@@ -161,13 +209,62 @@ struct State {
 struct PendingStream {
     number: u32,
     changes: Vec<Change>,
-    /// How many of them may become durable without those that follow.
-    whole: usize,
+    /// What of them may become durable without those that follow, from the first on. A group is written as a whole.
+    groups: VecDeque<Group>,
+    /// What follows, and is not complete yet.
+    open: Group,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    changes: usize,
+    bytes: usize,
+}
+
+impl PendingStream {
+    fn new(number: u32) -> Self {
+        PendingStream { number, changes: Vec::new(), groups: VecDeque::new(), open: Group::default() }
+    }
+
+    fn append(&mut self, changes: &mut Vec<Change>, bytes: usize, go_on: bool) {
+        self.open.changes += changes.len();
+        self.open.bytes += bytes;
+        self.changes.append(changes);
+        if go_on || self.open.changes == 0 {
+            return;
+        }
+        let closed = std::mem::take(&mut self.open);
+        match self.groups.back_mut() {
+            // Nothing keeps small ones apart.
+            Some(last) if last.bytes + closed.bytes <= WRITTEN_BYTES_MAX => {
+                last.changes += closed.changes;
+                last.bytes += closed.bytes;
+            }
+            _ => self.groups.push_back(closed),
+        }
+    }
+
+    /// Takes whole groups, as long as they have room in so many bytes; the first one always, if nothing else was taken.
+    fn take(&mut self, taken: &mut Vec<Change>, bytes: &mut usize) {
+        let mut changes = 0;
+        while let Some(group) = self.groups.front()
+            && (*bytes == 0 || *bytes + group.bytes <= WRITTEN_BYTES_MAX)
+        {
+            *bytes += group.bytes.max(1);
+            changes += group.changes;
+            self.groups.pop_front();
+        }
+        if changes == self.changes.len() {
+            std::mem::swap(&mut self.changes, taken);
+        } else {
+            taken.extend(self.changes.drain(..changes));
+        }
+    }
 }
 
 impl State {
     fn has_work(&self) -> bool {
-        self.streams.iter().any(|stream| stream.whole > 0)
+        self.streams.iter().any(|stream| !stream.groups.is_empty())
     }
 }
 
@@ -187,16 +284,14 @@ impl Writer {
         bytes_max: usize,
         streams: &[(u32, JournalPosition)],
     ) -> io::Result<(Writer, Vec<Arc<Stream>>)> {
-        let pending_streams = streams.iter();
-        let pending_streams =
-            pending_streams.map(|&(number, _)| PendingStream { number, changes: Vec::new(), whole: 0 });
+        let pending_streams = streams.iter().map(|&(number, _)| PendingStream::new(number));
         let state = State { streams: pending_streams.collect(), ..State::default() };
-        let (is_congested, _) = watch::channel(false);
+        let (congested, _) = watch::channel(Congestion::None);
         let (state, filled) = (Mutex::new(state), Condvar::new());
-        let pending = Arc::new(Pending { state, filled, is_congested, bytes_max });
+        let pending = Arc::new(Pending { state, filled, congested, bytes_max });
         let streams: Vec<_> = streams.iter().map(|&(number, last)| Stream::kept(number, last, &pending)).collect();
         let (failing, failed) = watch::channel(None);
-        let writing = Writing { pending: Arc::clone(&pending), streams: streams.clone(), log };
+        let writing = Writing { pending: Arc::clone(&pending), streams: streams.clone(), log, first: 0 };
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = writing.run() {
                 failing.send_replace(Some(error.to_string()));
@@ -233,6 +328,8 @@ struct Writing {
     pending: Arc<Pending>,
     streams: Vec<Arc<Stream>>,
     log: Log,
+    /// The stream that is taken from first the next time.
+    first: usize,
 }
 
 impl Writing {
@@ -249,7 +346,9 @@ impl Writing {
             if let Err(error) = result {
                 let mut state = self.pending.state.lock();
                 state.has_failed = true;
-                state.streams.iter_mut().for_each(|stream| stream.changes = Vec::new());
+                for stream in &mut state.streams {
+                    *stream = PendingStream::new(stream.number);
+                }
                 return Err(error);
             }
         }
@@ -276,25 +375,29 @@ impl Writing {
             }
         }
         state.is_idle = false;
-        for (stream, taken) in state.streams.iter_mut().zip(taken) {
-            let whole = std::mem::take(&mut stream.whole);
-            if whole == stream.changes.len() {
-                std::mem::swap(&mut stream.changes, taken);
-            } else {
-                taken.extend(stream.changes.drain(..whole));
-            }
+        // A stream that had to wait for others comes first the next time.
+        let (first, mut bytes) = (self.first, 0);
+        self.first = (first + 1) % state.streams.len().max(1);
+        let (before, from) = taken.split_at_mut(first);
+        let (streams_before, streams_from) = state.streams.split_at_mut(first);
+        let in_turn = streams_from.iter_mut().zip(from).chain(streams_before.iter_mut().zip(before));
+        for (stream, taken) in in_turn {
+            stream.take(taken, &mut bytes);
         }
         true
     }
 
     fn write(&mut self, taken: &mut [Vec<Change>], last: &mut [u64], batch: &mut Batch) -> Result<(), LogError> {
         let mut bytes = 0;
-        for ((stream, taken), last) in self.streams.iter().zip(taken).zip(&mut *last) {
+        for ((stream, taken), last) in self.streams.iter().zip(&mut *taken).zip(&mut *last) {
             for change in taken.drain(..) {
                 *last += 1;
-                bytes += message_bytes(&change);
+                bytes += change.bytes();
                 batch.push(stream.number, *last, |out| change.encode(out));
             }
+        }
+        for taken in taken {
+            taken.shrink_to(TAKEN_CHANGES_KEPT);
         }
         self.log.append(batch)?;
         for (stream, last) in self.streams.iter().zip(last) {
@@ -304,9 +407,67 @@ impl Writing {
         }
         let mut state = self.pending.state.lock();
         state.bytes -= bytes;
-        if state.bytes <= self.pending.bytes_max / 2 {
-            self.pending.is_congested.send_if_modified(std::mem::take);
-        }
+        // Held until half of what holds them is written, so that they do not stop and go with every batch.
+        let congestion = self.pending.congestion(state.bytes * 2);
+        self.pending.congested.send_if_modified(|before| {
+            let is_better = congestion < *before;
+            *before = congestion.min(*before);
+            is_better
+        });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leveret_broker::change::{QueueNumber, QueuePosition};
+
+    use super::*;
+
+    fn changes(count: u64) -> Vec<Change> {
+        let settled =
+            |position| Change::MessageSettled { queue: QueueNumber(1), position: QueuePosition(position) };
+        (0..count).map(settled).collect()
+    }
+
+    /// Several transactions may be as large as one batch can be.
+    #[test]
+    fn what_belongs_together_is_never_split_and_too_much_is_not_written_at_once() {
+        let mut stream = PendingStream::new(1);
+        let large = WRITTEN_BYTES_MAX / 2 + 1;
+        stream.append(&mut changes(3), 10, false);
+        stream.append(&mut changes(2), 10, false);
+        stream.append(&mut changes(5), large, true);
+        stream.append(&mut changes(5), large, false);
+        stream.append(&mut changes(1), large, false);
+        stream.append(&mut changes(7), 10, true);
+        let mut take = || {
+            let (mut taken, mut bytes) = (Vec::new(), 0);
+            stream.take(&mut taken, &mut bytes);
+            taken.len()
+        };
+        assert_eq!(take(), 5, "small ones together");
+        assert_eq!(take(), 10, "a large one alone, though it is more than is written at once");
+        assert_eq!(take(), 1);
+        assert_eq!(take(), 0, "what is not complete yet");
+        stream.append(&mut Vec::new(), 0, false);
+        let (mut taken, mut bytes) = (Vec::new(), WRITTEN_BYTES_MAX);
+        stream.take(&mut taken, &mut bytes);
+        assert_eq!(taken.len(), 0, "another stream has filled the batch");
+        stream.take(&mut taken, &mut 0);
+        assert_eq!(taken.len(), 7);
+    }
+
+    #[test]
+    fn acks_wait_later_than_messages() {
+        let (state, filled) = (Mutex::default(), Condvar::new());
+        let (congested, _) = watch::channel(Congestion::None);
+        let pending = Pending { state, filled, congested, bytes_max: 100 };
+        for (bytes, holds_messages, holds_acks) in [(100, false, false), (101, true, false), (201, true, true)] {
+            let congestion = pending.congestion(bytes);
+            assert_eq!(congestion.holds(Appended::Messages), holds_messages, "{bytes} bytes");
+            assert_eq!(congestion.holds(Appended::Changes), holds_acks, "{bytes} bytes");
+            assert!(!congestion.holds(Appended::Nothing));
+        }
     }
 }

@@ -14,9 +14,16 @@ pub(crate) const UNSENT_BYTES_MAX: usize = 2 * DELIVERY_WINDOW_BYTES;
 /// Encoded bytes that a worker thread keeps room for between two connections' turns.
 pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Bytes of messages that wait for the journal, above which connections that publish persistent messages are not read; a
+/// Bytes that are written and synced at once; more only if they belong together.
+pub(crate) const WRITTEN_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Changes for which the thread of the journal keeps room between two batches.
+pub(crate) const TAKEN_CHANGES_KEPT: usize = 16 * 1024;
+
+/// Bytes that wait for the journal, above which connections that publish persistent messages are not read; a
 /// thirty-second part of the limit on memory, if that is less.
-/// They are read again when half of it is written.
+/// They are read again when half of it is written. Connections that only ack, declare and the like are not read from twice
+/// as many on.
 pub(crate) const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Least bytes that a queue keeps of what it delivers next, and fetches ahead, however little memory there is.

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::hub::Attached;
+use crate::journal::Appended;
 use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
 use crate::outbox::Outbox;
 use crate::server::{Shared, Stop};
@@ -41,8 +42,8 @@ struct Peer {
     outputs: Vec<Output>,
     /// The position whose coming will wake this task.
     awaited: Option<JournalPosition>,
-    /// Whether it ever gave the journal messages. If the journal has too much to write, it is not read.
-    is_publisher: bool,
+    /// What it ever gave the journal. If that has too much to write, the connection is not read.
+    appended: Appended,
     /// The client's end is closed or broken: nothing that is written would be read.
     is_gone: bool,
 }
@@ -68,7 +69,7 @@ pub(crate) async fn serve(
         sent: 0,
         outputs: Vec::new(),
         awaited: None,
-        is_publisher: false,
+        appended: Appended::Nothing,
         is_gone: false,
     };
     tracing::debug!(peer = %address, "connection accepted");
@@ -102,11 +103,14 @@ impl Peer {
                 return self.finish().await;
             }
             // Commands that are left wait for a body, or for the client to read its answers: more would only pile up.
-            let has_room =
-                self.unsent.len() - self.sent < UNSENT_BYTES_MAX && self.connection.commands().is_empty();
-            let journal = self.attached.as_ref().filter(|_| self.is_publisher).map(Attached::journal);
+            // So would answers that wait for the journal.
+            let waiting = self.unsent.len() - self.sent + self.connection.held_bytes();
+            let has_room = waiting < UNSENT_BYTES_MAX && self.connection.commands().is_empty();
+            let gives = self.appended != Appended::Nothing;
+            let journal = self.attached.as_ref().filter(|_| gives).map(Attached::journal);
             let mut congestion = journal.and_then(|journal| journal.congestion());
-            let is_congested = congestion.as_mut().is_some_and(|congestion| *congestion.borrow_and_update());
+            let is_congested =
+                congestion.as_mut().is_some_and(|congestion| congestion.borrow_and_update().holds(self.appended));
             let may_read = has_room && !self.is_gone && !is_congested;
             let relieved = async {
                 match &mut congestion {
@@ -244,7 +248,7 @@ impl Peer {
             if let Some(attached) = &self.attached
                 && !self.connection.commands().is_empty()
             {
-                self.is_publisher |= attached.execute(self.connection.commands()) > 0;
+                self.appended = self.appended.max(attached.execute(self.connection.commands()));
             }
             self.outbox.take(&mut self.outputs);
             if self.outputs.is_empty() {

@@ -76,6 +76,29 @@ pub enum NodeChange {
     },
 }
 
+/// Bytes that a change takes while it waits for a journal, beside what its own length decides, about.
+const CHANGE_OVERHEAD_BYTES: usize = 100;
+
+impl Change {
+    /// Bytes that it takes while it waits for a journal, about.
+    pub fn bytes(&self) -> usize {
+        let own = match self {
+            Change::MessageEnqueued { message, queues } => message.bytes() + queues.len() * size_of::<Enqueued>(),
+            Change::QueuePurged { except, .. } => except.len() * size_of::<QueuePosition>(),
+            Change::QueueDeclared { arguments, .. } | Change::ExchangeDeclared { arguments, .. } => {
+                arguments.as_table().as_bytes().len()
+            }
+            Change::Bound(binding) | Change::Unbound(binding) => binding.arguments.as_table().as_bytes().len(),
+            Change::QueueDeleted { .. }
+            | Change::MessageSettled { .. }
+            | Change::DeliveryGranted { .. }
+            | Change::ExchangeDeleted { .. } => 0,
+        };
+        // Names are at most 255 bytes; they go with the overhead.
+        own + CHANGE_OVERHEAD_BYTES
+    }
+}
+
 /// One durable fact about a virtual host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

@@ -27,9 +27,12 @@ impl Connection {
         let mut confirmed: Vec<ChannelId> = Vec::new();
         let (mut batch, before) = (Window::default(), out.len());
         for output in outputs {
-            // Nobody would read it. The farewell still ends the connection.
-            if self.is_gone && !matches!(output, Output::Farewell(..)) {
+            // Nobody would read it. The farewell still ends the connection, whatever it rests on.
+            if self.is_gone {
                 self.held.forget_channels();
+                if matches!(output, Output::Farewell(..)) {
+                    self.state = State::Closed;
+                }
                 continue;
             }
             if self.held.must_wait(&output, durable) {
@@ -71,6 +74,13 @@ impl Connection {
             next = next.into_iter().chain(position).min();
         }
         next
+    }
+
+    /// Bytes of what waits for the journal before this client may be told, about. What a client asks while a disk stands
+    /// still piles up here, so whoever drives the connection stops reading it.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.held.bytes()
     }
 
     fn encode(

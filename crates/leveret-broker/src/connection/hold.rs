@@ -16,6 +16,14 @@ pub(super) struct Held {
     /// Only channels that hold something.
     channels: BTreeMap<ChannelId, VecDeque<Output>>,
     farewell: Option<Output>,
+    /// What all that takes, about.
+    bytes: usize,
+}
+
+/// What one output takes while it waits.
+fn bytes(output: &Output) -> usize {
+    let window = output.window();
+    size_of::<Output>() + window.deliveries + window.answers
 }
 
 impl Held {
@@ -28,6 +36,7 @@ impl Held {
 
     /// Keeps an output that has to wait.
     pub(super) fn push(&mut self, output: Output) {
+        self.bytes += bytes(&output);
         match output.channel() {
             Some(channel) => self.channels.entry(channel).or_default().push_back(output),
             None => self.farewell = Some(output),
@@ -39,11 +48,13 @@ impl Held {
         let mut released = Vec::new();
         self.channels.retain(|_, waiting| {
             while let Some(output) = waiting.pop_front_if(|output| output.holds_until() <= durable) {
+                self.bytes -= bytes(&output);
                 released.push(output);
             }
             !waiting.is_empty()
         });
         if let Some(farewell) = self.farewell.take_if(|farewell| farewell.holds_until() <= durable) {
+            self.bytes -= bytes(&farewell);
             released.push(farewell);
         }
         released
@@ -52,6 +63,17 @@ impl Held {
     /// Forgets what channels would have been told: nobody would read it.
     pub(super) fn forget_channels(&mut self) {
         self.channels.clear();
+        self.bytes = self.farewell.as_ref().map_or(0, bytes);
+    }
+
+    /// Whether the end of the connection waits.
+    pub(super) fn has_farewell(&self) -> bool {
+        self.farewell.is_some()
+    }
+
+    /// Bytes that wait, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The least position at which something may be told.
@@ -87,7 +109,7 @@ mod tests {
         assert_eq!(held.next(), Some(JournalPosition(6)));
         assert_eq!(held.release(JournalPosition(5)), []);
         assert_eq!(held.release(JournalPosition(6)), [answer(1, 6), answer(1, 0)]);
-        assert_eq!(held.next(), None);
+        assert_eq!((held.next(), held.bytes()), (None, 0));
         assert!(!held.must_wait(&answer(1, 6), JournalPosition(6)));
     }
 

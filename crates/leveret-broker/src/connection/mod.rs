@@ -320,11 +320,18 @@ impl Connection {
 
     /// The same for a client that will not hear it.
     fn leave_in_silence(&mut self) {
-        if !self.is_gone {
-            self.is_gone = true;
-            self.state = State::Leaving;
-            self.commands.push(Command::Disconnect(Farewell::Silent));
+        if self.is_gone {
+            return;
         }
+        self.is_gone = true;
+        if self.held.has_farewell() {
+            // The virtual host has let it go already; what it said last, nobody hears.
+            self.held = Held::default();
+            self.state = State::Closed;
+            return;
+        }
+        self.state = State::Leaving;
+        self.commands.push(Command::Disconnect(Farewell::Silent));
     }
 
     /// Writes `connection.close` and waits for its answer.
@@ -361,12 +368,19 @@ impl Connection {
 
     /// The broker closes the connection. RabbitMQ: `CONNECTION_FORCED - <reason>`.
     pub fn handle_shutdown(&mut self, now: Moment, reason: &str, out: &mut Vec<u8>) {
-        self.fail(now, Exception::forced(reason), out);
+        // Who is leaving still hears the answer to its own close.
+        if !matches!(self.state, State::Leaving) {
+            self.fail(now, Exception::forced(reason), out);
+        }
     }
 
     /// The journal has failed: nothing more is confirmed. Whether the client's last messages are on disk is unknown, so
     /// they are neither confirmed nor refused.
     pub fn handle_journal_failure(&mut self, now: Moment, out: &mut Vec<u8>) {
+        if self.is_gone {
+            self.state = State::Closed;
+            return;
+        }
         match self.state {
             State::Open
             | State::Leaving

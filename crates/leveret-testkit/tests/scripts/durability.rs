@@ -287,3 +287,32 @@ fn an_exchange_that_went_with_its_last_binding_stays_away() {
     ",
     );
 }
+
+/// Whoever closes while a disk stands hears the answer when everything it acked is durable, and may go before.
+#[test]
+fn a_client_that_goes_before_its_close_is_answered_is_let_go_at_once() {
+    script(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' delivery-mode=2 body='1'
+        C: basic.publish routing-key='q' delivery-mode=2 body='2'
+        C: basic.get queue='q'
+        S: basic.get-ok 1 '' 'q' 1 body='1'
+        Cb: basic.get queue='q'
+        Sb: basic.get-ok 1 '' 'q' 0 body='2'
+        journal stops
+        C: basic.ack delivery-tag=1
+        C/0: connection.close reply-code=200
+        S/0: nothing
+        C: end
+        S: end
+        Cb: basic.ack delivery-tag=1
+        Cb/0: connection.close reply-code=200
+        Sb/0: nothing
+        journal keeps up
+        Sb/0: connection.close-ok
+        Sb: end
+        ",
+    );
+}

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use leveret_amqp::BasicProperties;
 use leveret_client::{Connection, PublishTo, QueueOptions, Url};
 
+use crate::backlog;
 use crate::broker::{self, Broker};
 use crate::workspace::target;
 
@@ -96,7 +97,7 @@ pub(crate) fn run() -> Result<()> {
     connection.close()?;
     broker.stop()?;
     fs::remove_dir_all(&folder)?;
-    Ok(())
+    backlog::run(&binary)
 }
 
 /// Seconds that the disk needs to take so many bytes and sync them; the median.

@@ -3,6 +3,7 @@
 //! Every command that proves something ends with one line, `N passed, N failed, N skipped`, and exits with 1 if
 //! anything failed. `.ci/run` adds the lines up.
 
+mod backlog;
 mod bench;
 mod broker;
 mod check;
@@ -56,7 +57,7 @@ enum Command {
     },
     /// Start time and memory of the release binary, as numbers
     Measure,
-    /// Speed of the journal beside the bare disk, as ratios of one run
+    /// Speed of the journal beside the bare disk, as ratios of one run; then large backlogs: memory, speed, restart
     Bench,
     /// The two programs of clients/seed, against a broker of their own on port 5672
     #[command(hide = true)]

@@ -158,6 +158,9 @@ pub(crate) fn read(
             let file = disk.open(&last.name)?;
             file.read_at(from, &mut bytes)?;
             file.write_at(from, &bytes)?;
+            if let Some(header) = &last.header {
+                file.write_at(0, &header.encode())?;
+            }
             file.sync()?;
         }
         let is_damaged = |segment: &Segment| recovery.damage.iter().any(|damage| damage.file == segment.name);

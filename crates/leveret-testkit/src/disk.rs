@@ -48,6 +48,9 @@ struct State {
     stops_at: Option<u64>,
     /// Syncs that claim success and do nothing.
     lies: bool,
+    /// The operation that fails if it syncs a file, and whether it has.
+    fails_sync_at: Option<u64>,
+    has_failed: bool,
 }
 
 /// A folder in memory.
@@ -76,6 +79,17 @@ impl SimDisk {
         self.lock().lies = true;
     }
 
+    /// If this operation syncs a file, it fails as it does on Linux: what was written to the file since its last sync will
+    /// never reach the disk, but is still read from the cache, and later syncs succeed without it.
+    pub fn fail_sync_at(&self, operation: u64) {
+        self.lock().fails_sync_at = Some(operation);
+    }
+
+    /// Whether a sync has failed so.
+    pub fn has_failed_sync(&self) -> bool {
+        self.lock().has_failed
+    }
+
     /// How many bytes each thing has that was not synced; 0 for what is no write.
     pub fn pending(&self) -> Vec<usize> {
         let bytes = |pending: &Pending| match pending {
@@ -92,24 +106,7 @@ impl SimDisk {
         let mut found = State { durable: state.durable.clone(), ..State::default() };
         let mut names = state.durable_names.clone();
         for (pending, fate) in state.pending.iter().zip(fates) {
-            match (pending, fate) {
-                (_, Fate::Lost) => {}
-                (Pending::Write { file, offset, bytes }, Fate::Kept) => {
-                    write(&mut found.durable[*file], *offset, bytes);
-                }
-                (Pending::Write { file, offset, bytes }, Fate::Torn(count)) => {
-                    write(&mut found.durable[*file], *offset, &bytes[..*count]);
-                }
-                (Pending::Grow { file, length }, Fate::Kept) => grow(&mut found.durable[*file], *length),
-                (Pending::Truncate { file, length }, Fate::Kept) => found.durable[*file].truncate(*length),
-                (Pending::Name { name, file: Some(file) }, Fate::Kept) => {
-                    names.insert(name.clone(), *file);
-                }
-                (Pending::Name { name, file: None }, Fate::Kept) => {
-                    names.remove(name);
-                }
-                (Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. }, Fate::Torn(_)) => {}
-            }
+            pending.happen(*fate, &mut found.durable, &mut names);
         }
         found.current.clone_from(&found.durable);
         found.names.clone_from(&names);
@@ -134,6 +131,37 @@ impl SimDisk {
         state.current.clone_from(&state.durable);
         state.durable_names.clone_from(&state.names);
         SimDisk { state: Arc::new(Mutex::new(state)) }
+    }
+}
+
+impl Pending {
+    /// Reaches the disk, or not, or in part.
+    fn happen(&self, fate: Fate, files: &mut [Vec<u8>], names: &mut BTreeMap<String, usize>) {
+        match (self, fate) {
+            (_, Fate::Lost) => {}
+            (Pending::Write { file, offset, bytes }, Fate::Kept) => write(&mut files[*file], *offset, bytes),
+            (Pending::Write { file, offset, bytes }, Fate::Torn(count)) => {
+                write(&mut files[*file], *offset, &bytes[..count]);
+            }
+            (Pending::Grow { file, length }, Fate::Kept) => grow(&mut files[*file], *length),
+            (Pending::Truncate { file, length }, Fate::Kept) => files[*file].truncate(*length),
+            (Pending::Name { name, file: Some(file) }, Fate::Kept) => {
+                names.insert(name.clone(), *file);
+            }
+            (Pending::Name { name, file: None }, Fate::Kept) => {
+                names.remove(name);
+            }
+            (Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. }, Fate::Torn(_)) => {}
+        }
+    }
+
+    fn is_of(&self, number: usize) -> bool {
+        match self {
+            Pending::Write { file, .. } | Pending::Grow { file, .. } | Pending::Truncate { file, .. } => {
+                *file == number
+            }
+            Pending::Name { .. } => false,
+        }
     }
 }
 
@@ -257,12 +285,20 @@ impl DiskFile for SimFile {
             return Ok(());
         }
         let state = &mut *state;
-        state.durable[self.number].clone_from(&state.current[self.number]);
-        state.pending.retain(|pending| match pending {
-            Pending::Write { file, .. } | Pending::Grow { file, .. } | Pending::Truncate { file, .. } => {
-                *file != self.number
+        if state.fails_sync_at == Some(state.operations) {
+            state.has_failed = true;
+            state
+                .pending
+                .retain(|pending| !pending.is_of(self.number) || !matches!(pending, Pending::Write { .. }));
+            return Err(io::Error::other("the disk has failed"));
+        }
+        let State { pending, durable, durable_names, .. } = state;
+        pending.retain(|pending| {
+            let is_synced = pending.is_of(self.number);
+            if is_synced {
+                pending.happen(Fate::Kept, durable, durable_names);
             }
-            Pending::Name { .. } => true,
+            !is_synced
         });
         Ok(())
     }

@@ -224,6 +224,33 @@ fn a_disk_that_lies_about_syncs_is_found_out() {
     assert!(lost > 100, "this test would find nothing: {lost}");
 }
 
+/// After a failed sync the cache of the operating system holds what the disk does not, and says that it is clean. What a
+/// start reads from it, and tells clients of, must survive the next power cut all the same.
+#[test]
+fn a_start_after_a_failed_sync_makes_durable_what_it_reads() {
+    let mut failures = 0;
+    for (name, steps) in WORKLOADS {
+        let whole = SimDisk::default();
+        run(&whole, steps);
+        for operation in 1..=whole.operations() {
+            let disk = SimDisk::default();
+            disk.fail_sync_at(operation);
+            let promised = run(&disk, steps);
+            if !disk.has_failed_sync() {
+                continue;
+            }
+            failures += 1;
+            let (_, read, _) = open(&disk).unwrap();
+            let context = || format!("{name}, the sync of operation {operation} failed");
+            assert!(is_kept(&promised, &read), "{}: {read:?}", context());
+            let (_, again, recovery) = open(&disk.crash(&[])).unwrap();
+            assert_eq!(again, read, "{}", context());
+            assert_eq!(recovery.damage, [], "{}", context());
+        }
+    }
+    assert!(failures > 50, "only {failures} syncs failed");
+}
+
 /// A log of about 64 KiB, all of it durable, and what is in it.
 fn long_log() -> (BTreeMap<String, Vec<u8>>, Found) {
     let disk = SimDisk::default();

@@ -54,6 +54,9 @@ pub const READ_AHEAD_ENTRIES: usize = 4096;
 /// Entries that one step of eviction looks at, with the lock held.
 pub const EVICTED_PER_HOLD: usize = 4096;
 
+/// Entries that looking at a queue at all counts beside those in it.
+pub const EVICTED_PER_QUEUE: usize = 16;
+
 /// How long a connection that the broker closed may take to answer `close-ok`.
 /// RabbitMQ: min(heartbeat, 30) seconds.
 pub const CLOSE_TIMEOUT_MAX: Duration = Duration::from_secs(30);

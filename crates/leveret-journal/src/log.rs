@@ -201,7 +201,7 @@ impl Log {
         self.write(&mut batch.bytes, batch.count)?;
         let (begin, end) = (self.end - padded(batch.bytes.len()) as u64, batch.bytes() as u64);
         let begin = begin + BATCH_HEADER_BYTES as u64;
-        self.map.write().add(self.generation, begin, begin + end, false, &batch.candidates.0);
+        self.map.write().add(self.generation, begin, begin + end, 0, &batch.candidates.0);
         self.next_sequence += u64::from(batch.count);
         self.streams.extend(batch.streams.iter().map(|(&stream, &(_, last))| (stream, last)));
         self.is_marked = false;

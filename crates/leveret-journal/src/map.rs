@@ -45,9 +45,9 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Takes in the candidates of a batch whose records begin at `begin` and end at `end`. With `is_alone`, what lies
-    /// before it cannot be passed over, so its first records must be marked.
-    pub(crate) fn add(&mut self, generation: u64, begin: u64, end: u64, is_alone: bool, candidates: &[Candidate]) {
+    /// Takes in the candidates of a batch whose records begin at `begin` and end at `end`. What lies before `whole_from`
+    /// may not be passed over: nothing behind it is found from a mark before it.
+    pub(crate) fn add(&mut self, generation: u64, begin: u64, end: u64, whole_from: u64, candidates: &[Candidate]) {
         self.ends.insert(generation, end);
         for &(stream, sequence, offset) in candidates {
             let marks = self.marks.entry((generation, stream)).or_default();
@@ -55,7 +55,7 @@ impl Map {
                 self.segments.insert((stream, sequence), generation);
             }
             let offset = begin + offset;
-            let wanted = |last: &Mark| is_alone || offset >= last.offset + MARK_EVERY_BYTES;
+            let wanted = |last: &Mark| last.offset < whole_from || offset >= last.offset + MARK_EVERY_BYTES;
             if marks.last().is_none_or(wanted) {
                 marks.push(Mark { sequence, offset, end });
             }

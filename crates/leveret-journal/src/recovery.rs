@@ -253,8 +253,8 @@ impl Reading<'_> {
             }
         }
         let mut offset = begin;
-        // What lies before the next batch cannot be passed over when a single record is read.
-        let mut is_alone = true;
+        // What lies before this cannot be passed over when a single record is read.
+        let mut whole_from = begin;
         while offset < limit {
             let batch = FoundBatch::decode(&bytes[offset..limit], segment.seeds);
             if let Some(batch) = batch.filter(|batch| batch.first_sequence >= self.end.next_sequence) {
@@ -263,8 +263,7 @@ impl Reading<'_> {
                 }
                 let records_at = offset + BATCH_HEADER_BYTES;
                 let records_end = records_at + batch.payload_bytes();
-                self.take(segment, records_at, records_end, is_alone, batch.records(), each);
-                is_alone = false;
+                self.take(segment, records_at..records_end, whole_from, batch.records(), each);
                 self.recovery.bytes += batch.bytes() as u64;
                 self.end.next_sequence = batch.first_sequence + u64::from(batch.count);
                 self.end.unproven = if batch.count > 0 { batch.bytes() as u64 } else { 0 };
@@ -299,8 +298,8 @@ impl Reading<'_> {
             let region_end = next.map_or(limit, |(at, _)| at);
             let salvaged_from = (offset + BATCH_HEADER_BYTES).min(region_end);
             let salvaged = records(&bytes[salvaged_from..region_end], segment.seeds);
-            let salvaged = self.take(segment, salvaged_from, region_end, true, salvaged, each);
-            is_alone = true;
+            let salvaged = self.take(segment, salvaged_from..region_end, salvaged_from, salvaged, each);
+            whole_from = region_end;
             // What is missing before the next segment is counted when that is read.
             let next_sequence =
                 next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
@@ -333,9 +332,8 @@ impl Reading<'_> {
     fn take<'b>(
         &mut self,
         segment: &Segment,
-        begin: usize,
-        end: usize,
-        is_alone: bool,
+        place: Range<usize>,
+        whole_from: usize,
         records: impl Iterator<Item = (usize, Record<'b>)>,
         each: &mut dyn FnMut(Record<'_>),
     ) -> u64 {
@@ -347,7 +345,8 @@ impl Reading<'_> {
             each(record);
         }
         self.recovery.records += count;
-        self.map.add(segment.generation, begin as u64, end as u64, is_alone, &self.candidates.0);
+        let Range { start, end } = place;
+        self.map.add(segment.generation, start as u64, end as u64, whole_from as u64, &self.candidates.0);
         self.candidates.0.clear();
         count
     }

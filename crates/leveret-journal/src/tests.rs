@@ -538,3 +538,36 @@ fn single_records_are_read_back_while_the_journal_grows() {
         assert!(read.is_err() || read.is_ok_and(|read| read == payload(sequence, bytes)), "{sequence}");
     }
 }
+
+/// Records behind damage are found, though nothing before it leads to them.
+#[test]
+fn single_records_behind_damage_are_read_back() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 65_536, salt: SALT };
+    let (mut log, _, _) = open(&disk, options);
+    for round in 1..=10 {
+        for stream in [1, 2] {
+            let mut batch = Batch::default();
+            batch.push(stream, round, |out| out.extend_from_slice(&payload(round, 100)));
+            log.append(&mut batch).unwrap();
+        }
+    }
+    log.mark().unwrap();
+    drop(log);
+    let batch_bytes = (40 + 24 + 100_usize).next_multiple_of(8);
+    // Of each stream once: what follows begins with the other.
+    for damaged in [6, 7] {
+        let mut files = disk.snapshot();
+        files.get_mut(SEGMENT).unwrap()[HEADER + damaged * batch_bytes..][..batch_bytes].fill(0xEE);
+        let (log, found, recovery) = open(&MemoryDisk::of(files), options);
+        assert_eq!((found.len(), recovery.records_missing()), (19, 1));
+        let mut reader = log.reader();
+        for (stream, sequence, payload) in &found {
+            assert_eq!(
+                reader.read(*stream, *sequence).unwrap(),
+                payload,
+                "{stream}: {sequence}, {damaged} damaged"
+            );
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! have made room.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use leveret_broker::limits::READ_AHEAD_BYTES;
 use leveret_broker::vhost::Sweep;
@@ -21,8 +21,8 @@ use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AH
 pub(crate) struct Memory {
     /// As the user gave it: for the process as a whole.
     limit: usize,
-    /// What the virtual hosts hold.
-    held: AtomicUsize,
+    /// What the virtual hosts hold. Less than nothing for a moment, when what was taken is told after it was given back.
+    held: AtomicIsize,
     /// From this on, bodies are let go.
     mark: AtomicUsize,
     /// The keeper was told since it looked last.
@@ -36,7 +36,7 @@ impl Memory {
         let mark = AtomicUsize::new(limit / 10 * 4);
         Arc::new(Memory {
             limit,
-            held: AtomicUsize::new(0),
+            held: AtomicIsize::new(0),
             mark,
             is_told: AtomicBool::new(false),
             tell: Notify::new(),
@@ -50,18 +50,15 @@ impl Memory {
 
     /// A virtual host holds more or less than when it said so last.
     pub(crate) fn changed(&self, before: usize, now: usize) {
-        let held = if now >= before {
-            self.held.fetch_add(now - before, Ordering::Relaxed) + (now - before)
-        } else {
-            self.held.fetch_sub(before - now, Ordering::Relaxed).saturating_sub(before - now)
-        };
-        if held > self.mark.load(Ordering::Relaxed) && !self.is_told.swap(true, Ordering::Relaxed) {
+        let more = now.cast_signed().wrapping_sub(before.cast_signed());
+        self.held.fetch_add(more, Ordering::Relaxed);
+        if self.held() > self.mark.load(Ordering::Relaxed) && !self.is_told.swap(true, Ordering::Relaxed) {
             self.tell.notify_one();
         }
     }
 
     fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.held.load(Ordering::Relaxed).max(0).cast_unsigned()
     }
 
     /// What of the limit queues may hold: half, as an allocator keeps much of what was given back to it, and less if the

@@ -44,7 +44,7 @@ use self::work::Work;
 use crate::access::Login;
 use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::connection::reply::Exception;
-use crate::limits::{EVICTED_PER_HOLD, READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD};
+use crate::limits::{EVICTED_PER_HOLD, EVICTED_PER_QUEUE, READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD};
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
@@ -296,12 +296,14 @@ impl VirtualHost {
         if sweep.queues.is_empty() {
             sweep.queues.extend(self.queues.keys());
         }
-        // A queue with little in it costs something, too.
-        for _ in 0..EVICTED_PER_HOLD / 64 {
+        let mut entries = EVICTED_PER_HOLD;
+        while entries > 0 {
+            // A queue with little in it costs something, too.
+            entries = entries.saturating_sub(EVICTED_PER_QUEUE);
             let Some(&id) = sweep.queues.last() else { return false };
             let from = std::mem::take(&mut sweep.from);
             let queue = self.queues.get_mut(id);
-            match queue.and_then(|queue| queue.evict(from, kept_bytes, EVICTED_PER_HOLD, &mut store)) {
+            match queue.and_then(|queue| queue.evict(from, kept_bytes, &mut entries, &mut store)) {
                 Some(from) => {
                     sweep.from = from;
                     return true;

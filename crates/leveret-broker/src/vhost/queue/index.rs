@@ -415,29 +415,29 @@ impl Index {
     }
 
     /// Lets go of bodies at or behind a position, but not in `keep`, for which `store` found another place, and packs
-    /// pages. Looks at about so many entries; returns where to go on, unless it came to the end.
+    /// pages. Looks at about `entries` and counts them down; returns where to go on, unless it came to the end.
     pub(crate) fn evict(
         &mut self,
         from: Position,
         keep: &Range<Position>,
-        mut entries: usize,
+        entries: &mut usize,
         store: &mut dyn FnMut(&Entry) -> bool,
     ) -> Option<Position> {
         let (mut at, mut first) = self.locate(from.max(self.base))?;
         while at < self.pages.len() {
             let begin = Position(self.base.0 + (at * PAGE_ENTRIES) as u64);
-            if entries == 0 {
+            if *entries == 0 {
                 return Some(begin);
             }
             // Pages without anything to do are passed over quickly, but not for nothing.
-            entries -= 1;
+            *entries -= 1;
             if let Some(page) = self.pages.get_mut(at).and_then(Option::as_deref_mut)
                 && let Page::Open(open) = page
             {
                 let before = open.resident_bytes;
                 for slot in first..if open.resident > 0 { open.entries.len() } else { 0 } {
                     let position = Position(begin.0 + slot as u64);
-                    entries = entries.saturating_sub(1);
+                    *entries = entries.saturating_sub(1);
                     if let Some(entry) = &open.entries[slot]
                         && matches!(entry.body, Body::Resident(_))
                         && !keep.contains(&position)
@@ -641,9 +641,9 @@ mod tests {
                     }
                     3 => {
                         let keep = any..Position(any.0 + random.random_range(0..500));
-                        while index.evict(Position(0), &keep, 100_000, &mut |_| true).is_some() {}
+                        while index.evict(Position(0), &keep, &mut 100_000, &mut |_| true).is_some() {}
                     }
-                    4 => _ = index.evict(any, &(any..any), 200, &mut |entry| entry.bytes % 7 > 0),
+                    4 => _ = index.evict(any, &(any..any), &mut 200, &mut |entry| entry.bytes % 7 > 0),
                     5 => {
                         if let Some(position) = picked {
                             assert!(index.restore(position, message(model[&position].0)));
@@ -673,7 +673,7 @@ mod tests {
                 assert_eq!(index.is_redelivered(any), redelivered);
                 assert_eq!(meter.bytes(), index.pages.iter().flatten().map(|page| page.memory()).sum::<usize>());
             }
-            while index.evict(Position(0), &(Position(0)..Position(0)), 1_000_000, &mut |_| true).is_some() {}
+            while index.evict(Position(0), &(Position(0)..Position(0)), &mut 1_000_000, &mut |_| true).is_some() {}
             let packed = index.pages.iter().flatten().filter(|page| matches!(***page, Page::Packed(_))).count();
             assert!(packed > 0, "seed {seed}");
             for (position, known) in &model {
@@ -697,7 +697,7 @@ mod tests {
         }
         let mut from = Some(Position(0));
         while let Some(at) = from {
-            from = index.evict(at, &(at..at), 4096, &mut |_| true);
+            from = index.evict(at, &(at..at), &mut 4096, &mut |_| true);
         }
         assert!(meter.bytes() < 100_000 * 6, "{} bytes", meter.bytes());
         assert_eq!(index.live(), 100_000);

@@ -345,12 +345,12 @@ impl Queue {
     }
 
     /// Lets go of bodies for which `store` found another place, but not of so many bytes that will be delivered next.
-    /// Looks at about so many entries from a place on; returns where to go on, unless it came to the end.
+    /// Looks at about `entries` from a place on, and counts them down; returns where to go on, unless it came to the end.
     pub(crate) fn evict(
         &mut self,
         from: Position,
         kept_bytes: usize,
-        entries: usize,
+        entries: &mut usize,
         store: &mut dyn FnMut(&Entry) -> bool,
     ) -> Option<Position> {
         let keep = self.window(kept_bytes);

@@ -38,10 +38,15 @@ class Broker:
     def __init__(self, folder, wrapper=()):
         self.folder, self.wrapper = folder, list(wrapper)
         self.process = None
+        self.starts = 0
 
     def start(self):
+        # Every second time with little memory, so that most of what is left comes back from disk.
+        memory = "32MiB" if self.starts % 2 else "40%"
+        self.starts += 1
         log = open(os.path.join(SCRATCH, "broker.log"), "ab")
         command = [*self.wrapper, BINARY, "serve", "--data-dir", self.folder, "--amqp-port", "0"]
+        command += ["--memory-limit", memory]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         started = time.monotonic()
         line = self.process.stdout.readline().decode()

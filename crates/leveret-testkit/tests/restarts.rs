@@ -200,6 +200,53 @@ fn random_work(seed: u64) -> String {
     model.script
 }
 
+/// The same in bursts, so that queues grow over many pages of their index.
+fn deep_work(seed: u64) -> String {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut model = Model::default();
+    model.say("C: exchange.declare exchange='fan' type='fanout' durable\nS: exchange.declare-ok");
+    (0..2).for_each(|queue| model.declare(queue));
+    for _ in 0..25 {
+        let queue = random.random_range(0..2);
+        let burst = random.random_range(1..400);
+        match random.random_range(0..20) {
+            0..=5 => (0..burst).for_each(|_| model.publish(queue, true)),
+            6 => (0..burst).for_each(|_| {
+                let persistent = random.random_bool(0.98);
+                model.publish(queue, persistent);
+            }),
+            7 => (0..burst / 2).for_each(|_| model.fan_out()),
+            8..=9 => (0..burst).for_each(|_| model.get(queue, false)),
+            10..=12 => (0..burst).for_each(|_| model.get(queue, true)),
+            13..=14 => (0..burst).for_each(|_| model.settle(false, &mut random)),
+            15..=16 => (0..burst / 2).for_each(|_| model.settle(true, &mut random)),
+            17 if random.random_bool(0.3) => model.purge(queue),
+            18 => model.restart(false),
+            _ => model.restart(true),
+        }
+    }
+    model.restart(random.random_bool(0.5));
+    for queue in 0..2 {
+        for _ in 0..=model.queues[queue].messages.len() {
+            model.get(queue, false);
+        }
+    }
+    model.script
+}
+
+#[test]
+fn long_queues_hold_what_a_list_would_wherever_their_bodies_are() {
+    let seeds = if std::env::var_os("LEVERET_EVERY_BYTE").is_some() { 400 } else { 24 };
+    for seed in 0..seeds {
+        let script = deep_work(seed);
+        let variation = Variation::ALL[usize::try_from(seed).unwrap() % Variation::ALL.len()];
+        if let Err(failure) = run_script(&mut Broker::new(variation), &script) {
+            let failure: String = failure.chars().take(500).collect();
+            panic!("seed {seed}, {variation:?}: {failure}");
+        }
+    }
+}
+
 #[test]
 fn after_any_work_and_any_restarts_the_queues_hold_what_a_list_would() {
     // `cargo xtask proof` tries many more.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that the queues of a virtual host hold: bodies in memory and what the queues know of all others. Whoever drives
+/// Bytes that the queues and transactions of a virtual host hold: bodies in memory and what queues know of all others. Whoever drives
 /// the virtual host may read it without its lock.
 #[derive(Clone, Debug, Default)]
 pub struct Meter(Arc<AtomicUsize>);
@@ -22,5 +22,34 @@ impl Meter {
     pub(crate) fn subtract(&self, bytes: usize) {
         debug_assert!(bytes <= self.bytes(), "what is given back was taken");
         self.0.store(self.bytes().saturating_sub(bytes), Ordering::Relaxed);
+    }
+}
+
+/// Memory that is given back when this is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    meter: Meter,
+    bytes: usize,
+}
+
+impl Lease {
+    /// None yet; what is taken is added up in `meter`.
+    pub(crate) fn new(meter: Meter) -> Self {
+        Lease { meter, bytes: 0 }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn take(&mut self, bytes: usize) {
+        self.meter.add(bytes);
+        self.bytes += bytes;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.meter.subtract(self.bytes);
     }
 }

@@ -28,11 +28,11 @@ impl VirtualHost {
         let channel = self.sessions.get_mut(from).and_then(|session| session.channel(publish.channel));
         match channel.and_then(|channel| channel.transaction.as_mut()) {
             Some(transaction) => {
-                let bytes = transaction.bytes + publish.message.bytes();
-                if bytes > TRANSACTION_BYTES_MAX && !transaction.publishes.is_empty() {
+                let bytes = publish.message.bytes();
+                if transaction.memory.bytes() + bytes > TRANSACTION_BYTES_MAX && !transaction.publishes.is_empty() {
                     return Err(Refusal::TransactionTooLarge);
                 }
-                transaction.bytes = bytes;
+                transaction.memory.take(bytes);
                 transaction.publishes.push((publish, route));
             }
             None => self.enqueue(now, from, publish, &route, effects),

@@ -51,17 +51,22 @@ impl VirtualHost {
         }
     }
 
-    /// Whether the next command of a connection is a publish that has to wait.
+    /// Whether the next command of a connection is a publish that has to wait. One in a transaction that holds others
+    /// already does not: only its end makes room.
     pub(super) fn waits_for_room(
         &mut self,
         from: ConnectionId,
         commands: &Commands,
         effects: &mut Effects,
     ) -> bool {
-        if self.room == Room::Enough || !matches!(commands.queue.front(), Some(Command::Publish(_))) {
+        let Some(Command::Publish(publish)) = commands.queue.front().filter(|_| self.room != Room::Enough) else {
+            return false;
+        };
+        let Some(session) = self.sessions.get_mut(from) else { return false };
+        let transaction = session.channel(publish.channel).and_then(|channel| channel.transaction.as_ref());
+        if transaction.is_some_and(|transaction| !transaction.publishes.is_empty()) {
             return false;
         }
-        let Some(session) = self.sessions.get_mut(from) else { return false };
         if !std::mem::replace(&mut session.waits_for_room, true)
             && let Some(reason) = self.room.shortage()
         {

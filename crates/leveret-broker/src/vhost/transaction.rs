@@ -3,6 +3,7 @@
 //! Owns: publishes that were routed and not enqueued, deliveries that were settled and are still unacked.
 //! What a transaction holds takes effect at commit, all of it, or at rollback not at all.
 
+use crate::memory::{Lease, Meter};
 use crate::names::ChannelId;
 use crate::vhost::command::{Publish, Settlement};
 use crate::vhost::effects::{Answer, Effects};
@@ -12,13 +13,19 @@ use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, VirtualHost};
 
 /// What a channel in transaction mode has not committed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Transaction {
     /// Routed when they were published, as RabbitMQ does.
     pub(crate) publishes: Vec<(Publish, Route)>,
     pub(crate) settlements: Vec<(Unacked, Settlement)>,
-    /// Bytes of the messages.
-    pub(crate) bytes: usize,
+    /// What the messages take.
+    pub(crate) memory: Lease,
+}
+
+impl Transaction {
+    fn new(meter: Meter) -> Self {
+        Transaction { publishes: Vec::new(), settlements: Vec::new(), memory: Lease::new(meter) }
+    }
 }
 
 impl VirtualHost {
@@ -28,18 +35,22 @@ impl VirtualHost {
 
     /// `tx.select`. A second one changes nothing.
     pub(super) fn select_tx(&mut self, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        let meter = self.memory.clone();
         if let Some(channel) = self.channel(from, id) {
-            channel.transaction.get_or_insert_default();
+            channel.transaction.get_or_insert_with(|| Transaction::new(meter));
             self.answer(from, id, Answer::TxSelectOk, effects);
         }
     }
 
     /// `tx.commit`: publishes first, then settlements, then the answer.
     pub(super) fn commit(&mut self, from: ConnectionId, id: ChannelId) {
+        let next = Transaction::new(self.memory.clone());
         let Some(transaction) = self.channel(from, id).and_then(|channel| channel.transaction.as_mut()) else {
             return;
         };
-        let Transaction { publishes, settlements, .. } = std::mem::take(transaction);
+        let Transaction { publishes, settlements, memory } = std::mem::replace(transaction, next);
+        // From now on the queues count it, message by message.
+        drop(memory);
         let (publishes, settlements) = (publishes.into_iter(), settlements.into_iter());
         self.work.push_back(Work::Commit { from, channel: id, publishes, settlements });
         self.work.push_back(Work::Answer(from, id, Answer::TxCommitOk));
@@ -47,9 +58,10 @@ impl VirtualHost {
 
     /// `tx.rollback`: publishes are forgotten, and what was settled is unacked as before.
     pub(super) fn rollback(&mut self, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        let next = Transaction::new(self.memory.clone());
         let Some(channel) = self.channel(from, id) else { return };
         let Some(transaction) = channel.transaction.as_mut() else { return };
-        let Transaction { settlements, .. } = std::mem::take(transaction);
+        let Transaction { settlements, .. } = std::mem::replace(transaction, next);
         channel.unacked.put_back(settlements.into_iter().map(|(unacked, _)| unacked));
         self.answer(from, id, Answer::TxRollbackOk, effects);
     }

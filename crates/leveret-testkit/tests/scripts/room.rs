@@ -156,3 +156,29 @@ fn a_short_wait_for_the_disk_is_not_told() {
         ",
     );
 }
+
+/// What a transaction holds takes memory until it ends, so nothing keeps it from ending.
+#[test]
+fn a_transaction_that_was_begun_may_end_without_room() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: tx.select
+        S: tx.select-ok
+        C: basic.publish routing-key='q' body='1'
+        short of memory
+        C: basic.publish routing-key='q' body='2'
+        C: tx.commit
+        S: tx.commit-ok
+        C: basic.publish routing-key='q' body='3'
+        S/0: connection.blocked 'low on memory'
+        Cb: queue.declare queue='q' passive
+        Sb: queue.declare-ok 'q' 2 0
+        room again
+        S/0: connection.unblocked
+        C: tx.commit
+        S: tx.commit-ok
+        ",
+    );
+}

@@ -366,6 +366,31 @@ mod restarts {
         );
     }
 
+    /// What rots on disk while the broker runs is never handed out; everything else is.
+    #[test]
+    fn a_message_that_cannot_be_read_back_is_passed_over() {
+        const MESSAGES: usize = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let options = ["serve", "--amqp-port", "0", "--memory-limit", "32MiB", "--data-dir"];
+        let broker = leveret(&[&options[..], &[folder.path().to_str().unwrap()]].concat()).start();
+        broker.ask(&["declare", "queue", "q", "--durable"]);
+        let body = "x".repeat(1024);
+        let count = MESSAGES.to_string();
+        broker.ask(&["publish", "q", &body, "--persistent", "--confirm", "--count", &count]);
+        // By now most of it is on disk only, from the first message on.
+        let segment = folder.path().join("0000000001.segment");
+        let mut bytes = fs::read(&segment).unwrap();
+        let used = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+        bytes[used / 2] ^= 1;
+        fs::write(&segment, &bytes).unwrap();
+        let left = (MESSAGES - 1).to_string();
+        let consumed = broker.ask(&["consume", "q", "--count", &left]);
+        assert_eq!(consumed.lines().count(), MESSAGES - 1);
+        assert!(consumed.lines().all(|line| line == body), "a wrong body");
+        broker.process.stderr.wait_for("cannot be read back and stays where it is", "the report");
+        assert_eq!(broker.client(&["get", "q"]).run().code, Some(3), "nobody gets it");
+    }
+
     #[test]
     fn a_lost_record_of_the_virtual_host_loses_no_message() {
         let folder = tempfile::tempdir().unwrap();

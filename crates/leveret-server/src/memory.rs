@@ -62,10 +62,10 @@ impl Memory {
     }
 
     /// What of the limit queues may hold: half, as an allocator keeps much of what was given back to it, and less if the
-    /// process as a whole takes more than the limit.
+    /// process as a whole takes more than nine tenths of the limit.
     pub(crate) fn budget(&self) -> usize {
         let aim = self.limit / 2;
-        let excess = resident().map_or(0, |resident| resident.saturating_sub(self.limit));
+        let excess = resident().map_or(0, |resident| resident.saturating_sub(self.limit / 10 * 9));
         // Memory that was given back to the allocator may still count as the process's. A part is for the queues whatever
         // is said; with less, nothing would go on.
         aim.saturating_sub(excess).max(self.limit / 4)

@@ -3,6 +3,7 @@
 mod check;
 mod commands;
 mod configuration;
+mod heap;
 mod serve;
 
 use std::process::ExitCode;

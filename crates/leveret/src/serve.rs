@@ -21,6 +21,7 @@ use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::configuration;
+use crate::heap;
 
 const START_FAILED: u8 = 1;
 const BAD_OPTION: u8 = 2;
@@ -110,6 +111,8 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(BAD_OPTION, &error),
     };
+    // Before the log starts a thread.
+    heap::share_one();
     // A log that nobody reads must not stop the broker: lines that find no room are dropped.
     let log = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
     let (log, _written_at_the_end) = log.finish(io::stderr());

@@ -11,8 +11,8 @@ const SEGMENT_MAGIC: &[u8; 8] = b"LVRTSEG1";
 const BATCH_MAGIC: &[u8; 4] = b"LVB1";
 
 /// Bytes of a segment's header before its table of streams.
-pub(crate) const SEGMENT_HEADER_BYTES: usize = 68;
-const STREAM_BYTES: usize = 12;
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 96;
+const STREAM_BYTES: usize = 20;
 pub(crate) const BATCH_HEADER_BYTES: usize = 40;
 pub(crate) const RECORD_HEADER_BYTES: usize = 24;
 
@@ -73,8 +73,32 @@ pub(crate) struct SegmentHeader {
     pub(crate) previous_generation: u64,
     pub(crate) previous_end: u64,
     pub(crate) salt: Salt,
-    /// The last sequence that each stream had when the segment was begun.
-    pub(crate) streams: BTreeMap<u32, u64>,
+    pub(crate) replay: Replay,
+    /// If this holds what was left of some segments, the generation of the last of them; else 0.
+    pub(crate) compacted_through: u64,
+    pub(crate) streams: BTreeMap<u32, StreamState>,
+}
+
+/// Where a start begins to read: what lies before is only looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Replay {
+    pub(crate) generation: u64,
+    /// The journal sequence of the first record of that segment.
+    pub(crate) sequence: u64,
+}
+
+impl Replay {
+    /// From the first record of a journal on.
+    pub(crate) const ALL: Replay = Replay { generation: 1, sequence: 1 };
+}
+
+/// A stream when a segment was begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StreamState {
+    /// The last sequence that it had.
+    pub(crate) last: u64,
+    /// The first record that a start needs; 0 if it needs all.
+    pub(crate) replay_from: u64,
 }
 
 /// What the first bytes of a file are.
@@ -113,9 +137,13 @@ impl SegmentHeader {
         bytes[48..64].copy_from_slice(&self.salt);
         let count = u32::try_from(self.streams.len()).expect("streams have numbers of four bytes");
         bytes[64..68].copy_from_slice(&count.to_le_bytes());
-        for (stream, last) in &self.streams {
+        bytes[72..80].copy_from_slice(&self.replay.generation.to_le_bytes());
+        bytes[80..88].copy_from_slice(&self.replay.sequence.to_le_bytes());
+        bytes[88..96].copy_from_slice(&self.compacted_through.to_le_bytes());
+        for (stream, StreamState { last, replay_from }) in &self.streams {
             bytes.extend_from_slice(&stream.to_le_bytes());
             bytes.extend_from_slice(&last.to_le_bytes());
+            bytes.extend_from_slice(&replay_from.to_le_bytes());
         }
         bytes.resize(self.bytes(), 0);
         let checksum = header_checksum(&bytes);
@@ -145,7 +173,13 @@ impl SegmentHeader {
             previous_generation: u64_at(bytes, 32),
             previous_end: u64_at(bytes, 40),
             salt,
-            streams: table.map(|entry| (u32_at(entry, 0), u64_at(entry, 4))).collect(),
+            replay: Replay { generation: u64_at(bytes, 72), sequence: u64_at(bytes, 80) },
+            compacted_through: u64_at(bytes, 88),
+            streams: table
+                .map(|entry| {
+                    (u32_at(entry, 0), StreamState { last: u64_at(entry, 4), replay_from: u64_at(entry, 12) })
+                })
+                .collect(),
         })
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod disk;
 mod format;
+mod keeper;
 pub mod limits;
 mod log;
 mod map;
@@ -17,6 +18,7 @@ mod recovery;
 mod tests;
 
 pub use self::format::{Record, Salt};
+pub use self::keeper::{Keeper, Living, Swept};
 pub use self::log::{Batch, Log, LogError, Options};
 pub use self::reader::{ReadError, Reader};
 pub use self::real::RealDisk;

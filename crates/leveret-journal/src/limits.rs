@@ -21,5 +21,15 @@ pub const MARK_EVERY_BYTES: u64 = 32 * 1024;
 /// Bytes that reading takes from a segment at once, or more if one record has more.
 pub const READ_BYTES: usize = 128 * 1024;
 
+/// Segments that a start does not read may take so many hundredths of what lives in the journal, and one segment more,
+/// before those are rewritten in which little lives.
+pub const OLD_BYTES_PERCENT: u64 = 140;
+
+/// A segment is rewritten if less than so many hundredths of it live.
+pub const THIN_PERCENT: u64 = 80;
+
+/// Bytes that are synced at once while segments are rewritten.
+pub const COMPACTED_BATCH_BYTES: usize = 1024 * 1024;
+
 /// Bytes around a place that the disk cannot read, which are given up with it.
 pub const UNREADABLE_BLOCK_BYTES: usize = 4096;

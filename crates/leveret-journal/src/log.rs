@@ -6,13 +6,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BATCH_HEADER_BYTES, Record, Salt, Seeds, SegmentHeader, begin_record, end_record, padded, seal, segment_name,
+    BATCH_HEADER_BYTES, Record, Replay, Salt, Seeds, SegmentHeader, StreamState, begin_record, end_record, padded,
+    seal, segment_name,
 };
+use crate::keeper::Keeper;
 use crate::limits::{BATCH_BYTES_KEPT, BATCH_BYTES_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
@@ -116,8 +119,11 @@ pub struct Log {
     length: u64,
     /// The journal sequence of the next record.
     next_sequence: u64,
-    /// The last sequence of each stream.
-    streams: BTreeMap<u32, u64>,
+    streams: BTreeMap<u32, StreamState>,
+    /// Where a start begins to read.
+    replay: Replay,
+    /// The same, of the header that is durable.
+    durable_replay: Arc<AtomicU64>,
     /// Whether the last batch on disk says that all before it is durable, and nothing came since.
     is_marked: bool,
     failed: Option<LogError>,
@@ -141,7 +147,7 @@ impl Log {
         options: Options,
         each: &mut dyn FnMut(Record<'_>),
     ) -> Result<(Log, Recovery), OpenError> {
-        let (recovery, end, map) = recovery::read(&*disk, true, each)?;
+        let (recovery, end, mut map) = recovery::read(&*disk, true, each)?;
         let salt = end.salt.unwrap_or(options.salt);
         let header = SegmentHeader {
             generation: end.last_generation + 1,
@@ -149,7 +155,9 @@ impl Log {
             previous_generation: end.generation,
             previous_end: end.offset,
             salt,
-            streams: recovery.streams.clone(),
+            replay: end.replay,
+            compacted_through: 0,
+            streams: end.streams(&recovery),
         };
         // A small one, so that starting stays quick and starting often takes little room.
         let wanted = options.segment_bytes.min(SEGMENT_BYTES_MIN).max(header.bytes() as u64);
@@ -159,6 +167,7 @@ impl Log {
             // Its end is known for good now. Whether the room behind it is given back in a power cut does not matter.
             disk.open(&previous)?.truncate(end.offset)?;
         }
+        map.begin(header.generation, header.first_sequence);
         let log = Log {
             disk,
             options,
@@ -171,6 +180,8 @@ impl Log {
             length: wanted,
             next_sequence: end.next_sequence,
             streams: header.streams,
+            replay: header.replay,
+            durable_replay: Arc::new(AtomicU64::new(header.replay.generation)),
             // The header of the segment says so.
             is_marked: true,
             failed: None,
@@ -181,6 +192,11 @@ impl Log {
     /// Something that reads what was appended.
     pub fn reader(&self) -> Reader {
         Reader::new(Arc::clone(&self.disk), self.salt, Arc::clone(&self.map))
+    }
+
+    /// Something that takes back the room of what nobody needs.
+    pub fn keeper(&self) -> Keeper {
+        Keeper::new(self.reader(), Arc::clone(&self.durable_replay), self.options.segment_bytes)
     }
 
     /// Writes the records of a batch and syncs. When this returns, they are durable, and the batch is empty.
@@ -195,7 +211,7 @@ impl Log {
             return Ok(());
         }
         for (stream, (first, _)) in &batch.streams {
-            let last = self.streams.get(stream).copied().unwrap_or_default();
+            let last = self.streams.get(stream).map_or(0, |state| state.last);
             assert!(*first > last, "records of stream {stream} go on from {last}, not from {first}");
         }
         self.write(&mut batch.bytes, batch.count)?;
@@ -203,7 +219,9 @@ impl Log {
         let begin = begin + BATCH_HEADER_BYTES as u64;
         self.map.write().add(self.generation, begin, begin + end, 0, &batch.candidates.0);
         self.next_sequence += u64::from(batch.count);
-        self.streams.extend(batch.streams.iter().map(|(&stream, &(_, last))| (stream, last)));
+        for (&stream, &(_, last)) in &batch.streams {
+            self.streams.entry(stream).or_default().last = last;
+        }
         self.is_marked = false;
         batch.clear();
         Ok(())
@@ -221,6 +239,34 @@ impl Log {
         self.write(&mut vec![0; BATCH_HEADER_BYTES], 0)?;
         self.is_marked = true;
         Ok(())
+    }
+
+    /// A start needs no record of these streams before these sequences any more. When this returns, it will not read
+    /// them; those that are still needed are found all the same, until a [`Keeper`] removes their segments.
+    ///
+    /// # Errors
+    /// If the disk refuses: see [`LogError`]. Unless it says [`LogError::Full`], nothing more is taken.
+    pub fn begin_replay_at(&mut self, streams: &BTreeMap<u32, u64>) -> Result<(), LogError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        for (stream, &sequence) in streams {
+            if let Some(state) = self.streams.get_mut(stream) {
+                state.replay_from = sequence.max(state.replay_from);
+            }
+        }
+        let map = Arc::clone(&self.map);
+        let map = map.read();
+        let first = self.streams.iter().map(|(&stream, state)| map.segment_of(stream, state.replay_from)).min();
+        // A stream that nobody has said anything of is needed as a whole.
+        let generation = first.flatten().unwrap_or(self.replay.generation);
+        if let Some(sequence) = map.first_sequence(generation)
+            && generation > self.replay.generation
+        {
+            self.replay = Replay { generation, sequence };
+        }
+        drop(map);
+        self.roll(0)
     }
 
     fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {
@@ -249,6 +295,8 @@ impl Log {
             previous_generation: self.generation,
             previous_end: self.end,
             salt: self.salt,
+            replay: self.replay,
+            compacted_through: 0,
             streams: self.streams.clone(),
         };
         let wanted = self.options.segment_bytes.max(header.bytes() as u64 + needed);
@@ -263,6 +311,13 @@ impl Log {
             }
             Err(error) => return Err(self.fail(&error)),
         }
+        // What of its room was not used is given back; whether that survives a power cut does not matter.
+        if self.end < self.length {
+            let previous = self.disk.open(&segment_name(self.generation)).and_then(|file| file.truncate(self.end));
+            previous.map_err(|error| self.fail(&error))?;
+        }
+        self.durable_replay.store(self.replay.generation, Ordering::Release);
+        self.map.write().begin(header.generation, self.next_sequence);
         self.generation = header.generation;
         self.seeds = Seeds::new(&self.salt, header.generation);
         self.end = header.bytes() as u64;

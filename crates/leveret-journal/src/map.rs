@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::format::SegmentHeader;
 use crate::limits::MARK_EVERY_BYTES;
 
 /// A record that is remembered, and all behind it are found from there.
@@ -33,26 +34,67 @@ impl Candidates {
     }
 }
 
-/// The marks of all segments.
+/// A file that does not change before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct File {
+    pub(crate) generation: u64,
+    edition: u64,
+}
+
+/// All segments.
 #[derive(Debug, Default)]
 pub(crate) struct Map {
-    /// By stream and the first sequence that a segment holds of it.
-    segments: BTreeMap<(u32, u64), u64>,
-    /// By segment and stream; the marks are in the order of their sequences.
-    marks: BTreeMap<(u64, u32), Vec<Mark>>,
-    /// Where each segment ends: nothing before that changes any more.
-    ends: BTreeMap<u64, u64>,
+    /// By stream and the first sequence that a segment may hold of it.
+    places: BTreeMap<(u32, u64), u64>,
+    segments: BTreeMap<u64, Segment>,
+}
+
+/// One segment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Segment {
+    /// Counts how often the file was exchanged for a shorter one.
+    edition: u64,
+    /// The last of the segments of which it holds what is left; 0 if it is whole.
+    through: u64,
+    /// Nothing before it changes any more.
+    end: u64,
+    /// The journal sequence of its first record.
+    first_sequence: u64,
+    /// In the order of their sequences.
+    marks: BTreeMap<u32, Vec<Mark>>,
 }
 
 impl Map {
+    /// A segment was begun.
+    pub(crate) fn begin(&mut self, generation: u64, first_sequence: u64) {
+        self.segments.entry(generation).or_default().first_sequence = first_sequence;
+    }
+
+    /// Takes in a segment that is not read: records are looked for from its first batch on. Streams that only the segment
+    /// behind it knows begin in it.
+    pub(crate) fn add_unread(&mut self, header: &SegmentHeader, behind: Option<&SegmentHeader>, end: u64) {
+        let begin = header.bytes() as u64;
+        let begun = behind.into_iter().flat_map(|behind| behind.streams.keys().map(|&stream| (stream, 0)));
+        let known = header.streams.iter().map(|(&stream, state)| (stream, state.last));
+        for (stream, last) in begun.chain(known).collect::<BTreeMap<_, _>>() {
+            let first = Mark { sequence: 0, offset: begin, end: begin };
+            self.segments.entry(header.generation).or_default().marks.insert(stream, vec![first]);
+            self.places.insert((stream, last + 1), header.generation);
+        }
+        let segment = self.segments.entry(header.generation).or_default();
+        (segment.end, segment.first_sequence) = (end, header.first_sequence);
+        segment.through = header.compacted_through;
+    }
+
     /// Takes in the candidates of a batch whose records begin at `begin` and end at `end`. What lies before `whole_from`
     /// may not be passed over: nothing behind it is found from a mark before it.
     pub(crate) fn add(&mut self, generation: u64, begin: u64, end: u64, whole_from: u64, candidates: &[Candidate]) {
-        self.ends.insert(generation, end);
+        let segment = self.segments.entry(generation).or_default();
+        segment.end = end;
         for &(stream, sequence, offset) in candidates {
-            let marks = self.marks.entry((generation, stream)).or_default();
+            let marks = segment.marks.entry(stream).or_default();
             if marks.is_empty() {
-                self.segments.insert((stream, sequence), generation);
+                self.places.insert((stream, sequence), generation);
             }
             let offset = begin + offset;
             let wanted = |last: &Mark| last.offset < whole_from || offset >= last.offset + MARK_EVERY_BYTES;
@@ -62,15 +104,83 @@ impl Map {
         }
     }
 
-    /// The segment that holds a record, if it exists, where that segment ends, and a mark not behind the record.
-    pub(crate) fn find(&self, stream: u32, sequence: u64) -> Option<(u64, u64, Mark)> {
-        let (&(found, _), &generation) = self.segments.range(..=(stream, sequence)).next_back()?;
-        if found != stream {
-            return None;
+    /// Remembers a record that was passed in a segment that was not read.
+    pub(crate) fn learn(&mut self, generation: u64, stream: u32, mark: Mark) {
+        let segment = self.segments.get_mut(&generation);
+        if let Some(marks) = segment.and_then(|segment| segment.marks.get_mut(&stream))
+            && marks.last().is_some_and(|last| mark.offset >= last.offset + MARK_EVERY_BYTES)
+        {
+            marks.push(mark);
         }
-        let marks = self.marks.get(&(generation, stream))?;
+    }
+
+    /// The file that holds a record, if it exists, where that ends, and a mark not behind the record.
+    pub(crate) fn find(&self, stream: u32, sequence: u64) -> Option<(File, u64, Mark)> {
+        let generation = self.segment_of(stream, sequence)?;
+        let segment = self.segments.get(&generation)?;
+        let marks = segment.marks.get(&stream)?;
         let behind = marks.partition_point(|mark| mark.sequence <= sequence);
-        let end = self.ends.get(&generation)?;
-        Some((generation, *end, *marks.get(behind.checked_sub(1)?)?))
+        let file = File { generation, edition: segment.edition };
+        Some((file, segment.end, *marks.get(behind.checked_sub(1)?)?))
+    }
+
+    /// Where a segment ends.
+    pub(crate) fn end(&self, generation: u64) -> u64 {
+        self.segments.get(&generation).map_or(0, |segment| segment.end)
+    }
+
+    /// The file of a segment.
+    pub(crate) fn file(&self, generation: u64) -> Option<File> {
+        self.segments.get(&generation).map(|segment| File { generation, edition: segment.edition })
+    }
+
+    /// The last of the segments of which a file holds what is left.
+    pub(crate) fn through(&self, generation: u64) -> u64 {
+        self.segments.get(&generation).map_or(generation, |segment| segment.through.max(generation))
+    }
+
+    /// The file of the first of these segments holds what is left of all of them, and this is where.
+    pub(crate) fn exchange(&mut self, run: &[u64], through: u64, left: &Map) {
+        let Some(&first) = run.first() else { return };
+        let (edition, first_sequence) =
+            self.segments.get(&first).map_or((0, 0), |segment| (segment.edition, segment.first_sequence));
+        for &generation in run {
+            self.remove(generation);
+        }
+        let mut segment = left.segments.get(&first).cloned().unwrap_or_default();
+        (segment.edition, segment.through, segment.first_sequence) = (edition + 1, through, first_sequence);
+        self.segments.insert(first, segment);
+        self.places.extend(left.places.iter().map(|(&place, _)| (place, first)));
+    }
+
+    /// The segment that holds a record, if it exists.
+    pub(crate) fn segment_of(&self, stream: u32, sequence: u64) -> Option<u64> {
+        let (&(found, _), &generation) = self.places.range(..=(stream, sequence)).next_back()?;
+        (found == stream).then_some(generation)
+    }
+
+    /// The segment that holds a record, and the records of its stream that no other segment holds: from the first, up to
+    /// the second.
+    pub(crate) fn segment_around(&self, stream: u32, sequence: u64) -> Option<(u64, u64, u64)> {
+        let (&(found, first), &generation) = self.places.range(..=(stream, sequence)).next_back()?;
+        let next = self.places.range((stream, sequence + 1)..).next().map(|(&place, _)| place);
+        let behind = next.filter(|next| next.0 == stream).map_or(u64::MAX, |next| next.1);
+        (found == stream).then_some((generation, first, behind))
+    }
+
+    /// The journal sequence with which a segment begins.
+    pub(crate) fn first_sequence(&self, generation: u64) -> Option<u64> {
+        self.segments.get(&generation).map(|segment| segment.first_sequence)
+    }
+
+    /// All segments before one, each with the bytes of its file.
+    pub(crate) fn before(&self, generation: u64) -> Vec<(u64, u64)> {
+        self.segments.range(..generation).map(|(&generation, segment)| (generation, segment.end)).collect()
+    }
+
+    /// A segment is no more.
+    pub(crate) fn remove(&mut self, generation: u64) {
+        self.segments.remove(&generation);
+        self.places.retain(|_, place| *place != generation);
     }
 }

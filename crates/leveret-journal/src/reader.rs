@@ -1,17 +1,19 @@
 //! Reading single records back while the journal grows.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BATCH_HEADER_BYTES, BatchHeader, RECORD_HEADER_BYTES, Salt, Seeds, decode_record, padded, peek_record,
-    segment_name,
+    BATCH_HEADER_BYTES, BatchHeader, HeaderFound, RECORD_HEADER_BYTES, Record, Salt, Seeds, decode_record, padded,
+    peek_record, segment_name,
 };
-use crate::limits::READ_BYTES;
-use crate::map::Map;
+use crate::limits::{MARK_EVERY_BYTES, READ_BYTES};
+use crate::map::{File, Map, Mark};
+use crate::recovery::{read_blocks, read_header};
 
 /// Why a record was not read.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +61,7 @@ impl std::fmt::Debug for Reader {
 }
 
 struct Walk {
-    generation: u64,
+    is_of: File,
     name: String,
     seeds: Seeds,
     file: Arc<dyn DiskFile>,
@@ -73,6 +75,8 @@ struct Walk {
     end: u64,
     /// The last record that was passed.
     passed: (u32, u64),
+    /// The map has learnt of a record about there.
+    learnt: u64,
 }
 
 impl Reader {
@@ -85,23 +89,46 @@ impl Reader {
     /// # Errors
     /// If it cannot be read: see [`ReadError`]. Another record may be readable all the same.
     pub fn read(&mut self, stream: u32, sequence: u64) -> Result<&[u8], ReadError> {
+        loop {
+            let Some((file, end, mark)) = self.map.read().find(stream, sequence) else {
+                return Err(ReadError::Unknown { stream, sequence });
+            };
+            match self.read_in((file, end, mark), stream, sequence) {
+                Ok(found) => return Ok(self.buffer.get(found).unwrap_or_default()),
+                Err(error) => {
+                    self.open = None;
+                    // Its file may have been exchanged since we knew where to look.
+                    let found = self.map.read().find(stream, sequence);
+                    if found.is_none_or(|(now, ..)| now == file) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds a record, and says where its payload lies in the buffer.
+    fn read_in(
+        &mut self,
+        (file, segment_end, mark): (File, u64, Mark),
+        stream: u32,
+        sequence: u64,
+    ) -> Result<Range<usize>, ReadError> {
         let unknown = ReadError::Unknown { stream, sequence };
-        let Some((generation, segment_end, mark)) = self.map.read().find(stream, sequence) else {
-            return Err(unknown);
-        };
-        let mut walk = match self.open.take().filter(|walk| walk.generation == generation) {
+        let mut walk = match self.open.take().filter(|walk| walk.is_of == file) {
             Some(walk) => walk,
-            None => self.open(generation)?,
+            None => self.open(file)?,
         };
         walk.segment_end = segment_end;
         let is_on_the_way = walk.offset > mark.offset && walk.passed.0 == stream && walk.passed.1 < sequence;
         if !is_on_the_way {
             (walk.offset, walk.end, walk.passed) = (mark.offset, mark.end, (stream, 0));
+            walk.learnt = mark.offset;
         }
         let walk = self.open.insert(walk);
         loop {
             if walk.offset >= walk.end {
-                if walk.end >= walk.segment_end {
+                if walk.has_ended() {
                     return Err(unknown);
                 }
                 walk.next_batch(&mut self.buffer)?;
@@ -110,10 +137,17 @@ impl Reader {
             let header = walk.bytes(&mut self.buffer, walk.offset, RECORD_HEADER_BYTES)?;
             let (bytes, found_stream, found) = peek_record(header);
             if walk.offset + bytes > walk.end {
-                return Err(walk.damaged());
+                // Where the records of this batch are, nothing tells any more.
+                walk.offset = walk.end;
+                continue;
             }
             let begin = walk.offset;
             if found_stream != stream || found < sequence {
+                if walk.offset >= walk.learnt + MARK_EVERY_BYTES {
+                    walk.learnt = walk.offset;
+                    let mark = Mark { sequence: found, offset: walk.offset, end: walk.end };
+                    self.map.write().learn(file.generation, found_stream, mark);
+                }
                 walk.offset += bytes;
                 walk.passed = if found_stream == stream { (stream, found) } else { walk.passed };
                 continue;
@@ -130,7 +164,7 @@ impl Reader {
             let record = self.buffer.get(at..at.saturating_add(length));
             let record = record.and_then(|bytes| decode_record(bytes, walk.seeds));
             return match record {
-                Some(record) => Ok(record.payload),
+                Some(_) => Ok(at + RECORD_HEADER_BYTES..at + length),
                 None => Err(ReadError::Damaged { file: walk.name.clone(), offset: begin }),
             };
         }
@@ -142,7 +176,47 @@ impl Reader {
         self.buffer = Vec::new();
     }
 
-    fn open(&mut self, generation: u64) -> Result<Walk, ReadError> {
+    /// Hands out all records of a segment.
+    ///
+    /// # Errors
+    /// If anything of it is damaged or cannot be read, or `take` fails.
+    pub(crate) fn each(
+        &mut self,
+        file: File,
+        take: &mut dyn FnMut(Record<'_>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        let mut walk = self.open(file)?;
+        walk.segment_end = self.map.read().end(file.generation);
+        let HeaderFound::Valid(header) = read_header(&*walk.file, walk.segment_end) else {
+            return Err(walk.damaged());
+        };
+        (walk.offset, walk.end) = (header.bytes() as u64, header.bytes() as u64);
+        while !walk.has_ended() {
+            let expected = walk.end.next_multiple_of(padded(1) as u64) + BATCH_HEADER_BYTES as u64;
+            walk.next_batch(&mut self.buffer)?;
+            if walk.offset != expected {
+                return Err(walk.damaged());
+            }
+            while walk.offset < walk.end {
+                let (bytes, ..) = peek_record(walk.bytes(&mut self.buffer, walk.offset, RECORD_HEADER_BYTES)?);
+                let length = usize::try_from(bytes).map_err(|_| walk.damaged())?;
+                let (offset, seeds, damaged) = (walk.offset, walk.seeds, walk.damaged());
+                let record = decode_record(walk.bytes(&mut self.buffer, offset, length)?, seeds).ok_or(damaged)?;
+                take(record)?;
+                walk.offset += bytes;
+            }
+        }
+        self.rest();
+        Ok(())
+    }
+
+    /// The disk, the salt and the map that it reads with.
+    pub(crate) fn parts(&self) -> (&Arc<dyn Disk>, &Salt, &Arc<RwLock<Map>>) {
+        (&self.disk, &self.salt, &self.map)
+    }
+
+    fn open(&mut self, is_of: File) -> Result<Walk, ReadError> {
+        let generation = is_of.generation;
         let name = segment_name(generation);
         let file = match self.disk.open(&name) {
             Ok(file) => file,
@@ -150,8 +224,8 @@ impl Reader {
         };
         self.buffer.clear();
         let seeds = Seeds::new(&self.salt, generation);
-        let (segment_end, buffered_from, offset, end) = (0, 0, 0, 0);
-        Ok(Walk { generation, name, seeds, file, segment_end, buffered_from, offset, end, passed: (0, 0) })
+        let (segment_end, buffered_from, offset, end, learnt) = (0, 0, 0, 0, 0);
+        Ok(Walk { is_of, name, seeds, file, segment_end, buffered_from, offset, end, passed: (0, 0), learnt })
     }
 }
 
@@ -160,11 +234,22 @@ impl Walk {
         ReadError::Damaged { file: self.name.clone(), offset: self.offset }
     }
 
+    fn has_ended(&self) -> bool {
+        self.end.next_multiple_of(padded(1) as u64) >= self.segment_end
+    }
+
     fn next_batch(&mut self, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
-        let at = self.end.next_multiple_of(padded(1) as u64);
+        let alignment = padded(1) as u64;
+        let mut at = self.end.next_multiple_of(alignment);
         let seeds = self.seeds;
-        let header = self.bytes(buffer, at, BATCH_HEADER_BYTES)?;
-        let Some(header) = BatchHeader::decode(header, seeds) else { return Err(self.damaged()) };
+        let header = loop {
+            let header = self.bytes(buffer, at, BATCH_HEADER_BYTES)?;
+            if let Some(header) = BatchHeader::decode(header, seeds) {
+                break header;
+            }
+            // What is damaged may lie in the way of what is not.
+            at += alignment;
+        };
         self.offset = at + BATCH_HEADER_BYTES as u64;
         self.end = self.offset + header.payload_bytes as u64;
         Ok(())
@@ -191,10 +276,7 @@ impl Walk {
         self.buffered_from = at;
         match self.file.read_at(at, buffer) {
             Ok(count) => buffer.truncate(count),
-            Err(error) => {
-                buffer.clear();
-                return Err(ReadError::Disk { file: self.name.clone(), error });
-            }
+            Err(_) => read_blocks(&*self.file, at, buffer, |_| {}),
         }
         if buffer.len() < length { Err(self.damaged()) } else { Ok(()) }
     }

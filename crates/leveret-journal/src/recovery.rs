@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record,
-    SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION, generation_of, records,
+    ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record, Replay,
+    SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, StreamState, VERSION, generation_of, records,
 };
+use crate::keeper::COMPACTED_SUFFIX;
 use crate::limits::{READ_BYTES, UNREADABLE_BLOCK_BYTES};
 use crate::map::{Candidates, Map};
 
@@ -85,7 +86,7 @@ pub struct Damage {
 }
 
 /// Where the journal ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct End {
     /// The last segment of the journal; 0 if there is none.
     pub(crate) generation: u64,
@@ -97,6 +98,22 @@ pub(crate) struct End {
     pub(crate) next_sequence: u64,
     /// What any segment says it is.
     pub(crate) salt: Option<Salt>,
+    /// Where reading begins, as the last header says.
+    pub(crate) replay: Replay,
+    /// For each stream, the first record that is handed out.
+    replay_from: BTreeMap<u32, u64>,
+}
+
+impl End {
+    /// All streams as the header of the next segment has them.
+    pub(crate) fn streams(&self, recovery: &Recovery) -> BTreeMap<u32, StreamState> {
+        let replay_from = |stream| self.replay_from.get(stream).copied().unwrap_or_default();
+        recovery
+            .streams
+            .iter()
+            .map(|(stream, &last)| (*stream, StreamState { last, replay_from: replay_from(stream) }))
+            .collect()
+    }
 }
 
 /// Reads a journal and changes nothing.
@@ -115,6 +132,13 @@ struct Segment {
     length: u64,
 }
 
+impl Segment {
+    /// Whether it holds what was left of others, and perhaps of itself.
+    fn is_compacted(&self) -> bool {
+        self.header.as_ref().is_some_and(|header| header.compacted_through > 0)
+    }
+}
+
 /// The bytes of a segment. What the disk could not read is zero.
 struct Contents {
     bytes: Vec<u8>,
@@ -128,15 +152,30 @@ pub(crate) fn read(
     repair: bool,
     each: &mut dyn FnMut(Record<'_>),
 ) -> Result<(Recovery, End, Map), OpenError> {
-    let (segments, salt) = segments(disk)?;
+    let Files { segments, salt, leftovers } = segments(disk)?;
     let last_generation = segments.last().map_or(0, |last| last.generation);
     let recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
-    let end = End { generation: 0, offset: 0, unproven: 0, last_generation, next_sequence: 1, salt };
+    let last_header = segments.iter().rev().find_map(|segment| segment.header.as_ref());
+    let replay = last_header.map_or(Replay::ALL, |header| header.replay);
+    let replay_from = last_header.into_iter().flat_map(|header| &header.streams);
+    let replay_from = replay_from.map(|(&stream, state)| (stream, state.replay_from)).collect();
+    let end = End {
+        generation: 0,
+        offset: 0,
+        unproven: 0,
+        last_generation,
+        next_sequence: replay.sequence,
+        salt,
+        replay,
+        replay_from,
+    };
     let (map, candidates) = (Map::default(), Candidates::default());
     let mut reader = Reading { disk, repair, segments: &segments, recovery, end, map, candidates };
     let mut has_ended = false;
-    for at in 0..segments.len() {
-        if has_ended {
+    for (at, segment) in segments.iter().enumerate() {
+        if segment.generation < replay.generation || segment.is_compacted() {
+            reader.pass_over(at)?;
+        } else if has_ended {
             reader.behind_the_end(at)?;
         } else {
             has_ended = !reader.segment(at, each)?;
@@ -164,17 +203,31 @@ pub(crate) fn read(
             file.sync()?;
         }
         let is_damaged = |segment: &Segment| recovery.damage.iter().any(|damage| damage.file == segment.name);
-        let behind = segments.iter().filter(|segment| segment.generation > end.generation);
+        let behind =
+            segments.iter().filter(|segment| segment.generation > end.generation.max(end.replay.generation));
         for leftover in behind.filter(|segment| !is_damaged(segment)) {
             disk.remove(&leftover.name)?;
+        }
+        let unfinished = disk.list()?.into_iter().filter(|name| name.ends_with(COMPACTED_SUFFIX));
+        for name in leftovers.into_iter().chain(unfinished) {
+            disk.remove(&name)?;
         }
         disk.sync_directory()?;
     }
     Ok((recovery, end, map))
 }
 
-/// All segments in order, and the salt of the journal, which each of them repeats.
-fn segments(disk: &dyn Disk) -> Result<(Vec<Segment>, Option<Salt>), OpenError> {
+/// The files of a journal.
+struct Files {
+    /// In order.
+    segments: Vec<Segment>,
+    /// What any of them says it is.
+    salt: Option<Salt>,
+    /// Segments of which another one holds what is left.
+    leftovers: Vec<String>,
+}
+
+fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     let mut segments = Vec::new();
     for name in disk.list()? {
         let Some(generation) = generation_of(&name) else { continue };
@@ -189,15 +242,20 @@ fn segments(disk: &dyn Disk) -> Result<(Vec<Segment>, Option<Salt>), OpenError> 
         segments.push(Segment { name, generation, header, seeds, length });
     }
     segments.sort_by_key(|segment| segment.generation);
+    // What is left of some of them is in the first of these.
+    let compacted = segments.iter().filter_map(|segment| segment.header.as_ref());
+    let covered: Vec<_> = compacted.map(|header| header.generation + 1..=header.compacted_through).collect();
+    let is_covered = |segment: &Segment| covered.iter().any(|range| range.contains(&segment.generation));
+    let leftovers = segments.extract_if(.., |segment| is_covered(segment)).map(|segment| segment.name).collect();
     let salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
     for segment in &mut segments {
         segment.seeds = Seeds::new(&salt.unwrap_or_default(), segment.generation);
     }
-    Ok((segments, salt))
+    Ok(Files { segments, salt, leftovers })
 }
 
 /// A header that the disk cannot read is as invalid as any.
-fn read_header(file: &dyn DiskFile, length: u64) -> HeaderFound {
+pub(crate) fn read_header(file: &dyn DiskFile, length: u64) -> HeaderFound {
     let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
     let Ok(count) = file.read_at(0, &mut bytes) else { return HeaderFound::Invalid };
     bytes.truncate(count);
@@ -244,14 +302,15 @@ impl Reading<'_> {
         self.recovery.segments += 1;
         (self.end.generation, self.end.offset, self.end.unproven) = (segment.generation, begin as u64, 0);
         if let Some(header) = &segment.header {
-            for (&stream, &last) in &header.streams {
-                self.saw(stream, last);
+            for (&stream, state) in &header.streams {
+                self.saw(stream, state.last);
             }
             if header.first_sequence > self.end.next_sequence {
                 self.missing(segment, 0, header.first_sequence - self.end.next_sequence);
                 self.end.next_sequence = header.first_sequence;
             }
         }
+        self.map.begin(segment.generation, self.end.next_sequence);
         let mut offset = begin;
         // What lies before this cannot be passed over when a single record is read.
         let mut whole_from = begin;
@@ -315,6 +374,59 @@ impl Reading<'_> {
         Ok(true)
     }
 
+    /// A segment from which nothing is handed out. Its records are found by what its header says or, if that is damaged,
+    /// by what is in it.
+    fn pass_over(&mut self, at: usize) -> Result<(), OpenError> {
+        let segment = &self.segments[at];
+        if let Some(header) = &segment.header {
+            for (&stream, state) in &header.streams {
+                self.saw(stream, state.last);
+            }
+            let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
+            let is_whole = !segment.is_compacted();
+            let end = next.filter(|next| is_whole && next.previous_generation == segment.generation);
+            let end = end.map_or(segment.length, |next| next.previous_end.min(segment.length));
+            self.map.add_unread(header, next, end);
+            // A start must not take longer because of what it does not need; somebody who asks has time.
+            return if self.repair { Ok(()) } else { self.look_through(segment, header, end) };
+        }
+        let Contents { bytes, .. } = contents(self.disk, segment)?;
+        let mut from = 0;
+        while let Some((offset, _)) = next_batch(&bytes, from, segment.seeds, 0)
+            && let Some(batch) = FoundBatch::decode(&bytes[offset..], segment.seeds)
+        {
+            let records_at = offset + BATCH_HEADER_BYTES;
+            let place = records_at..records_at + batch.payload_bytes();
+            self.take(segment, place, if from == offset { 0 } else { offset }, batch.records(), &mut |_| {});
+            from = offset + batch.bytes();
+        }
+        self.missing(segment, 0, 0);
+        Ok(())
+    }
+
+    /// Verifies the batches of a segment.
+    fn look_through(&mut self, segment: &Segment, header: &SegmentHeader, end: u64) -> Result<(), OpenError> {
+        let Contents { bytes, .. } = contents(self.disk, segment)?;
+        let bytes = &bytes[..usize::try_from(end).map_or(bytes.len(), |end| end.min(bytes.len()))];
+        self.recovery.segments += 1;
+        let (mut offset, mut expected) = (header.bytes(), header.first_sequence);
+        while offset < bytes.len() {
+            // Batches that were put together again have lost their numbers.
+            let at_least = if segment.is_compacted() { 0 } else { expected };
+            let next = next_batch(bytes, offset, segment.seeds, at_least);
+            let found = next.map_or(bytes.len(), |(found, _)| found);
+            if found > offset {
+                let missing = next.map_or(1, |(_, first_sequence)| first_sequence.saturating_sub(expected)).max(1);
+                self.damaged(segment, bytes, offset, found, missing);
+            }
+            let Some(batch) = FoundBatch::decode(&bytes[found..], segment.seeds) else { break };
+            expected = batch.first_sequence + u64::from(batch.count);
+            self.recovery.bytes += batch.bytes() as u64;
+            offset = found + batch.bytes();
+        }
+        Ok(())
+    }
+
     /// A segment without a header and without batches, at the end of the journal. Where an interrupted start left it, nothing
     /// was ever appended to it; anything else is damage.
     fn behind_the_end(&mut self, at: usize) -> Result<(), OpenError> {
@@ -342,7 +454,9 @@ impl Reading<'_> {
             count += 1;
             self.saw(record.stream, record.sequence);
             self.candidates.see(record.stream, record.sequence, offset as u64);
-            each(record);
+            if self.end.replay_from.get(&record.stream).is_none_or(|&from| record.sequence >= from) {
+                each(record);
+            }
         }
         self.recovery.records += count;
         let Range { start, end } = place;
@@ -435,15 +549,25 @@ fn contents(disk: &dyn Disk, segment: &Segment) -> Result<Contents, OpenError> {
         if file.read_at(at as u64, part).is_ok() {
             continue;
         }
-        for (nth, block) in part.chunks_mut(UNREADABLE_BLOCK_BYTES).enumerate() {
-            let at = at + nth * UNREADABLE_BLOCK_BYTES;
-            if file.read_at(at as u64, block).is_err() {
-                block.fill(0);
-                unreadable.push(at..at + block.len());
-            }
-        }
+        read_blocks(&*file, at as u64, part, |block| unreadable.push(at + block.start..at + block.end));
     }
     Ok(Contents { bytes, unreadable })
+}
+
+/// Reads what the disk cannot read at once: block by block, and those that it cannot read at all are zero.
+pub(crate) fn read_blocks(
+    file: &dyn DiskFile,
+    at: u64,
+    bytes: &mut [u8],
+    mut unreadable: impl FnMut(Range<usize>),
+) {
+    for (nth, block) in bytes.chunks_mut(UNREADABLE_BLOCK_BYTES).enumerate() {
+        let begin = nth * UNREADABLE_BLOCK_BYTES;
+        if file.read_at(at + begin as u64, block).is_err() {
+            block.fill(0);
+            unreadable(begin..begin + block.len());
+        }
+    }
 }
 
 /// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::Seeds;
-use crate::{Batch, Log, LogError, OpenError, Options, ReadError, Recovery, Salt, check};
+use crate::{Batch, Living, Log, LogError, OpenError, Options, ReadError, Recovery, Salt, check};
 
 type Sectors = std::ops::Range<u64>;
 
@@ -228,7 +228,7 @@ fn ten_batches(mark: bool) -> (BTreeMap<String, Vec<u8>>, usize, usize) {
 }
 
 /// The header of a journal's first segment, and a batch of three records.
-const HEADER: usize = 72;
+const HEADER: usize = 96;
 const BATCH: usize = (40 + 3 * (24 + 10_usize)).next_multiple_of(8);
 
 const SEGMENT: &str = "0000000001.segment";
@@ -569,5 +569,100 @@ fn single_records_behind_damage_are_read_back() {
                 "{stream}: {sequence}, {damaged} damaged"
             );
         }
+    }
+}
+
+/// A few batches of the following fit into a segment.
+const MIDDLE: Options = Options { segment_bytes: 8192, salt: SALT };
+
+/// Twenty batches of ten records in several segments, of which a start needs the last 20, and everything that was appended.
+fn mostly_old(disk: &MemoryDisk) -> (Log, Found) {
+    let (mut log, _, _) = open(disk, MIDDLE);
+    for first in (1..=191).step_by(10) {
+        append(&mut log, first, first + 9, 100).unwrap();
+    }
+    log.begin_replay_at(&BTreeMap::from([(1, 181)])).unwrap();
+    log.mark().unwrap();
+    (log, records(1, 200, 100))
+}
+
+fn bytes_used(disk: &MemoryDisk) -> usize {
+    disk.snapshot().values().map(Vec::len).sum()
+}
+
+#[test]
+fn a_start_hands_out_what_is_needed_and_finds_the_rest() {
+    let disk = MemoryDisk::default();
+    drop(mostly_old(&disk));
+    let (log, found, recovery) = open(&disk, MIDDLE);
+    assert_eq!(found, records(181, 200, 100));
+    assert_eq!((recovery.damage.len(), recovery.cut, recovery.streams[&1]), (0, None, 200));
+    let mut reader = log.reader();
+    // Back and forth, so that nothing lies on the way.
+    for sequence in (1..=200).map(|nth| nth * 77 % 200 + 1) {
+        assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 100), "{sequence}");
+    }
+}
+
+#[test]
+fn what_is_needed_of_old_segments_is_kept_in_less_room_and_found_meanwhile() {
+    let disk = MemoryDisk::default();
+    let (log, _) = mostly_old(&disk);
+    let (before, mut reader) = (bytes_used(&disk), log.reader());
+    assert_eq!(reader.read(1, 30).unwrap(), payload(30, 100));
+    let needed = || (1..=200).filter(|sequence| sequence % 15 == 0 || *sequence > 180);
+    let mut keeper = log.keeper();
+    let mut living = Living::default();
+    keeper.note(&mut living, 1, needed().map(|sequence| (sequence, 100)));
+    assert_eq!(keeper.sweep(&living, &|| true).unwrap().compacted, 0, "it was told to stop");
+    let swept = keeper.sweep(&living, &|| false).unwrap();
+    assert!(swept.compacted > 2, "{swept:?}");
+    assert!(bytes_used(&disk) < before / 2, "{} of {before} bytes are left", bytes_used(&disk));
+    for log in [log, open(&disk, MIDDLE).0] {
+        // The first reader has an old file open.
+        for reader in [&mut reader, &mut log.reader()] {
+            for sequence in needed() {
+                assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 100), "{sequence}");
+            }
+        }
+    }
+    assert!(check(&disk, &mut |_| {}).unwrap().damage.is_empty());
+    // Nothing of the old is needed any more.
+    let (log, found, _) = open(&disk, MIDDLE);
+    assert_eq!(found, records(181, 200, 100));
+    let mut keeper = log.keeper();
+    let mut living = Living::default();
+    keeper.note(&mut living, 1, (181..=200).map(|sequence| (sequence, 100)));
+    assert!(keeper.sweep(&living, &|| false).unwrap().removed > 0);
+    assert_eq!(open(&disk, MIDDLE).1, records(181, 200, 100));
+}
+
+#[test]
+fn damage_of_old_segments_is_found_by_a_check_and_takes_nothing_else() {
+    let disk = MemoryDisk::default();
+    let (log, whole) = mostly_old(&disk);
+    drop(log);
+    let batch_bytes = (40 + 10 * (24 + 100_usize)).next_multiple_of(8);
+    // The second batch of the first segment; a record's length; the segment's own header.
+    for (at, count, lost) in [(HEADER + batch_bytes, 40, 0), (HEADER + 40, 4, 10), (0, 8, 0)] {
+        let mut files = disk.snapshot();
+        files.get_mut(SEGMENT).unwrap()[at..at + count].fill(0xEE);
+        let damaged = MemoryDisk::of(files);
+        let checked = check(&damaged, &mut |_| {}).unwrap();
+        assert_eq!(checked.damage.len(), 1, "damaged at {at}: {checked:?}");
+        let (log, found, _) = open(&damaged, MIDDLE);
+        assert_eq!(found, records(181, 200, 100), "a start does not need it");
+        let mut reader = log.reader();
+        let readable = whole.iter().filter(|(stream, sequence, payload)| {
+            reader.read(*stream, *sequence).is_ok_and(|read| read == payload.as_slice())
+        });
+        let missing = whole.len() - readable.count();
+        assert!(missing <= lost.max(if at == 0 { 0 } else { 10 }), "damaged at {at}: {missing} are not found");
+        // It stays as it is, however little of it is needed.
+        let mut keeper = log.keeper();
+        let mut living = Living::default();
+        keeper.note(&mut living, 1, [15, 75, 190].into_iter().map(|sequence| (sequence, 100)));
+        keeper.sweep(&living, &|| false).unwrap();
+        assert_eq!(log.reader().read(1, 75).unwrap(), payload(75, 100));
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use leveret_journal::{Batch, Log, Options, Record, Recovery};
+use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
 use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -35,9 +35,13 @@ enum Step {
     Mark,
     /// The process ends and starts again.
     Reopen,
+    /// A start needs nothing any more of what is there, but so many of the last records of each stream.
+    Forget(u64),
+    /// Of what a start does not read, only every record is needed whose sequence is a multiple of this.
+    Sweep(u64),
 }
 
-use Step::{Append, Mark, Reopen};
+use Step::{Append, Forget, Mark, Reopen, Sweep};
 
 /// Each is run as long as the disk works.
 const WORKLOADS: &[(&str, &[Step])] = &[
@@ -49,6 +53,32 @@ const WORKLOADS: &[(&str, &[Step])] = &[
     ("idle in between", &[Append(2, 50), Mark, Append(2, 50), Mark, Mark]),
     ("restarts", &[Append(2, 50), Reopen, Append(2, 50), Mark, Reopen, Reopen, Append(1, 10)]),
     ("roll and restart", &[Append(3, 500), Append(3, 500), Reopen, Append(3, 500), Append(1, 9), Reopen]),
+    ("forget", &[Append(4, 300), Append(4, 300), Forget(1), Append(2, 20), Forget(2), Append(1, 10)]),
+    ("forget and restart", &[Append(8, 300), Forget(0), Append(2, 9), Reopen, Append(6, 300), Forget(1), Reopen]),
+    ("remove", &[Append(8, 300), Append(8, 300), Forget(2), Sweep(1000), Append(8, 300), Forget(1), Sweep(1000)]),
+    (
+        "compact",
+        &[Append(6, 300), Append(8, 300), Append(8, 300), Append(8, 300), Append(8, 300), Forget(2), Sweep(5)],
+    ),
+    (
+        "compact again",
+        &[
+            Append(8, 300),
+            Append(8, 300),
+            Append(8, 300),
+            Append(8, 300),
+            Forget(1),
+            Sweep(3),
+            Append(8, 300),
+            Append(8, 300),
+            Append(8, 300),
+            Reopen,
+            Append(8, 300),
+            Forget(1),
+            Sweep(6),
+            Append(1, 10),
+        ],
+    ),
     ("much", &[Append(20, 400), Append(30, 200), Mark, Append(40, 150), Reopen, Append(50, 100), Append(9, 900)]),
 ];
 
@@ -57,6 +87,10 @@ const WORKLOADS: &[(&str, &[Step])] = &[
 struct Promised {
     durable: Found,
     in_flight: Found,
+    /// The first record of each stream that a start needs, as it was said last and the time before.
+    needed_from: [BTreeMap<u32, u64>; 2],
+    /// Of those before, the ones whose sequence is a multiple of this are still there.
+    living: u64,
 }
 
 fn payload(stream: u32, sequence: u64, bytes: usize) -> Vec<u8> {
@@ -65,7 +99,7 @@ fn payload(stream: u32, sequence: u64, bytes: usize) -> Vec<u8> {
 
 /// Runs a workload until it is done or the disk stops.
 fn run(disk: &SimDisk, steps: &[Step]) -> Promised {
-    let mut promised = Promised::default();
+    let mut promised = Promised { living: 1, ..Promised::default() };
     let Ok((mut log, _, _)) = open(disk) else { return promised };
     let mut next = BTreeMap::from([(0, 1), (1, 1)]);
     for step in steps {
@@ -94,6 +128,27 @@ fn run(disk: &SimDisk, steps: &[Step]) -> Promised {
                     return promised;
                 }
             }
+            Forget(kept) => {
+                let needed_from = next.iter().map(|(&stream, &next)| (stream, next - kept)).collect();
+                promised.needed_from.swap(0, 1);
+                promised.needed_from[0] = needed_from;
+                if log.begin_replay_at(&promised.needed_from[0]).is_err() {
+                    return promised;
+                }
+                promised.needed_from[1] = promised.needed_from[0].clone();
+            }
+            Sweep(multiple) => {
+                let mut keeper = log.keeper();
+                let mut living = Living::default();
+                for stream in 0..STREAMS {
+                    let all = (1..next[&stream]).filter(|sequence| sequence % multiple == 0);
+                    keeper.note(&mut living, stream, all.map(|sequence| (sequence, 10)));
+                }
+                promised.living = multiple;
+                if keeper.sweep(&living, &|| false).is_err() {
+                    return promised;
+                }
+            }
             Reopen => match open(disk) {
                 Ok((reopened, _, _)) => log = reopened,
                 Err(_) => return promised,
@@ -109,7 +164,32 @@ fn is_kept(promised: &Promised, found: &Found) -> bool {
     for (stream, records) in &promised.in_flight {
         with_in_flight.entry(*stream).or_default().extend(records.iter().cloned());
     }
-    *found == promised.durable || *found == with_in_flight
+    promised.needed_from.iter().any(|from| {
+        let needed = |records: &Found| {
+            let mut records = records.clone();
+            for (stream, records) in &mut records {
+                records.retain(|(sequence, _)| from.get(stream).is_none_or(|from| sequence >= from));
+            }
+            records.retain(|_, records| !records.is_empty());
+            records
+        };
+        *found == needed(&promised.durable) || *found == needed(&with_in_flight)
+    })
+}
+
+/// What a start does not read is found all the same, if it is still needed.
+fn is_found(promised: &Promised, log: &Log) -> Result<(), String> {
+    let mut reader = log.reader();
+    for (stream, records) in &promised.durable {
+        for (sequence, payload) in records.iter().filter(|(sequence, _)| sequence % promised.living == 0) {
+            match reader.read(*stream, *sequence) {
+                Ok(read) if read == payload => {}
+                Ok(_) => return Err(format!("record {sequence} of stream {stream} is another one")),
+                Err(error) => return Err(format!("record {sequence} of stream {stream}: {error}")),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The fates of what is pending: every subset up to ten things, with some of the writes torn; samples above.
@@ -185,7 +265,8 @@ fn after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_el
                 return;
             }
             let image = found.files();
-            let (_, records, recovery) = open(found).unwrap();
+            let (log, records, recovery) = open(found).unwrap();
+            assert_eq!(is_found(promised, &log), Ok(()), "{name}, stopped at {operation}: {recovery:?}");
             let context = || format!("{name}, stopped at {operation}: {records:?}\n{recovery:?}");
             assert!(is_kept(promised, &records), "{}", context());
             assert_eq!(recovery.damage, [], "a power cut is no damage: {}", context());

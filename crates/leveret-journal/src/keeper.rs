@@ -1,0 +1,304 @@
+//! Taking room back: segments in which nothing lives any more, and those in which little does.
+//!
+//! Must not know: what a record means, and how anybody knows that one is needed no more.
+//! Invariant: a segment from which a start would read is never touched.
+//!
+//! What is left of some segments that follow each other is copied to a new file, which then takes the name of the first
+//! of them. Until that is durable, all of them stay; a start that finds both believes the new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use roaring::RoaringTreemap;
+
+use crate::disk::{Disk, DiskFile};
+use crate::format::{
+    BATCH_HEADER_BYTES, HeaderFound, RECORD_HEADER_BYTES, Record, Seeds, SegmentHeader, begin_record, end_record,
+    padded, seal, segment_name,
+};
+use crate::limits::{COMPACTED_BATCH_BYTES, OLD_BYTES_PERCENT, THIN_PERCENT};
+use crate::map::{Candidates, Map};
+use crate::reader::{ReadError, Reader};
+use crate::recovery::read_header;
+
+/// What a file is called until it takes the place of a segment.
+pub(crate) const COMPACTED_SUFFIX: &str = ".compacted";
+
+fn compacted_name(generation: u64) -> String {
+    format!("{}{COMPACTED_SUFFIX}", segment_name(generation))
+}
+
+/// The records that are still needed.
+#[derive(Clone, Debug, Default)]
+pub struct Living {
+    sequences: BTreeMap<u32, RoaringTreemap>,
+    /// By segment: bytes of those in it.
+    bytes: BTreeMap<u64, u64>,
+}
+
+impl Living {
+    /// Bytes of those records, about.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.values().sum()
+    }
+
+    fn has(&self, record: &Record<'_>) -> bool {
+        self.sequences.get(&record.stream).is_some_and(|sequences| sequences.contains(record.sequence))
+    }
+}
+
+/// What became of a journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Segments that were removed.
+    pub removed: usize,
+    /// Segments of which only what lives was kept.
+    pub compacted: usize,
+    /// Bytes of the segments that a start does not read.
+    pub old_bytes: u64,
+}
+
+/// Removes and rewrites segments, beside the [`crate::Log`] that writes others.
+#[derive(Debug)]
+pub struct Keeper {
+    reader: Reader,
+    /// The first segment that a start would read, by a header that is durable.
+    replay: Arc<AtomicU64>,
+    segment_bytes: u64,
+    /// Segments that cannot be read as a whole, and therefore stay.
+    damaged: BTreeSet<u64>,
+}
+
+impl Keeper {
+    pub(crate) fn new(reader: Reader, replay: Arc<AtomicU64>, segment_bytes: u64) -> Self {
+        Keeper { reader, replay, segment_bytes, damaged: BTreeSet::new() }
+    }
+
+    /// Notes that records of a stream are needed, each with the bytes of its payload, about. A record may be noted several
+    /// times. Sequences that are close to each other are cheapest.
+    pub fn note(&self, living: &mut Living, stream: u32, records: impl Iterator<Item = (u64, u64)>) {
+        let map = self.reader.parts().2.read();
+        let sequences = living.sequences.entry(stream).or_default();
+        let mut around = (0, 0, 0);
+        for (sequence, bytes) in records {
+            if !sequences.insert(sequence) {
+                continue;
+            }
+            if !(around.1..around.2).contains(&sequence) {
+                let Some(found) = map.segment_around(stream, sequence) else { continue };
+                around = found;
+            }
+            *living.bytes.entry(around.0).or_default() += bytes + RECORD_HEADER_BYTES as u64;
+        }
+    }
+
+    /// Removes the segments that a start does not read and in which nothing lives. Where the rest takes much more room than
+    /// what lives in it, rewrites those in which least does, until it does not or `must_stop` says so.
+    ///
+    /// All that is needed of them must be in `living`, and what made the rest unneeded must be durable.
+    ///
+    /// # Errors
+    /// If the disk refuses. What was not done is, the next time.
+    pub fn sweep(&mut self, living: &Living, must_stop: &dyn Fn() -> bool) -> Result<Swept, ReadError> {
+        let mut swept = Swept::default();
+        let replay = self.replay.load(Ordering::Acquire);
+        let weight = |generation: &u64| living.bytes.get(generation).copied().unwrap_or_default();
+        let mut old = Vec::new();
+        for (generation, bytes) in self.reader.parts().2.read().before(replay) {
+            old.push((generation, bytes, weight(&generation).min(bytes)));
+        }
+        for (generation, ..) in old.extract_if(.., |(_, _, weight)| *weight == 0) {
+            self.remove(generation)?;
+            swept.removed += 1;
+        }
+        let living_bytes = living.bytes();
+        loop {
+            swept.old_bytes = old.iter().map(|(_, bytes, _)| bytes).sum();
+            let may_stay = living_bytes / 100 * OLD_BYTES_PERCENT + self.segment_bytes;
+            let Some(run) = self.thinnest(&old).filter(|_| swept.old_bytes > may_stay && !must_stop()) else {
+                break;
+            };
+            let generations: Vec<_> = old[run.clone()].iter().map(|(generation, ..)| *generation).collect();
+            let compacted = self.compact(&generations, living, must_stop);
+            if !matches!(compacted, Ok(Some(_))) {
+                // What there is of it takes room. If it cannot be removed now, the next start does.
+                let _ = self.reader.parts().0.remove(&compacted_name(generations[0]));
+            }
+            match compacted {
+                Ok(Some(bytes)) => {
+                    swept.compacted += generations.len();
+                    old.splice(run, [(generations[0], bytes, bytes)]);
+                }
+                Ok(None) => break,
+                // It stays as it is, with all that can be read of it.
+                Err(ReadError::Damaged { .. }) => self.damaged.extend(generations),
+                Err(error) => return Err(error),
+            }
+        }
+        if swept.removed > 0 {
+            self.sync_directory()?;
+        }
+        Ok(swept)
+    }
+
+    /// The segment in which least lives of what it takes, with those behind it that have room beside it in one file.
+    fn thinnest(&self, old: &[(u64, u64, u64)]) -> Option<std::ops::Range<usize>> {
+        let is_fit = |&(generation, bytes, weight): &(u64, u64, u64)| {
+            let is_thin = weight < bytes / 100 * THIN_PERCENT;
+            (is_thin || bytes < self.segment_bytes / 4) && !self.damaged.contains(&generation)
+        };
+        let thin = |(generation, bytes, weight): &(u64, u64, u64)| {
+            let share = weight.saturating_mul(100) / (*bytes).max(1);
+            (share < THIN_PERCENT && !self.damaged.contains(generation)).then_some(share)
+        };
+        let candidates = old.iter().enumerate().filter_map(|(at, segment)| Some((thin(segment)?, at)));
+        let (_, at) = candidates.min()?;
+        let mut run = at..at + 1;
+        let mut weight = old[at].2;
+        while let Some(before) = run.start.checked_sub(1).map(|before| &old[before])
+            && is_fit(before)
+            && weight + before.2 <= self.segment_bytes
+        {
+            weight += before.2;
+            run.start -= 1;
+        }
+        while let Some(behind) = old.get(run.end)
+            && is_fit(behind)
+            && weight + behind.2 <= self.segment_bytes
+        {
+            weight += behind.2;
+            run.end += 1;
+        }
+        Some(run)
+    }
+
+    fn remove(&self, generation: u64) -> Result<(), ReadError> {
+        let (disk, _, map) = self.reader.parts();
+        let name = segment_name(generation);
+        disk.remove(&name).map_err(|error| ReadError::Disk { file: name, error })?;
+        map.write().remove(generation);
+        Ok(())
+    }
+
+    fn sync_directory(&self) -> Result<(), ReadError> {
+        let (disk, ..) = self.reader.parts();
+        disk.sync_directory().map_err(|error| ReadError::Disk { file: "the folder".into(), error })
+    }
+
+    /// Copies what lives in these segments to one file, and puts that in their place. Returns its bytes; none if it was
+    /// stopped.
+    fn compact(
+        &mut self,
+        run: &[u64],
+        living: &Living,
+        must_stop: &dyn Fn() -> bool,
+    ) -> Result<Option<u64>, ReadError> {
+        let (&first, &last) = (run.first().unwrap_or(&0), run.last().unwrap_or(&0));
+        let (disk, salt, map) = self.reader.parts();
+        let (disk, map, seeds) = (Arc::clone(disk), Arc::clone(map), Seeds::new(salt, first));
+        let name = segment_name(first);
+        let new_name = compacted_name(first);
+        let refused = |error| ReadError::Disk { file: new_name.clone(), error };
+        let header = disk.open(&name).and_then(|file| Ok(read_header(&*file, file.length()?))).map_err(refused)?;
+        let HeaderFound::Valid(header) = header else { return Err(ReadError::Damaged { file: name, offset: 0 }) };
+        let through = map.read().through(last);
+        let header = SegmentHeader { compacted_through: through, ..header };
+        let mut copy = Copy::begin(&*disk, &new_name, first, &header, seeds).map_err(refused)?;
+        for &generation in run {
+            let Some(file) = map.read().file(generation) else { continue };
+            let mut is_stopped = false;
+            self.reader.each(file, &mut |record| {
+                is_stopped |= must_stop();
+                if is_stopped || !living.has(&record) {
+                    return Ok(());
+                }
+                copy.take(&record).map_err(refused)
+            })?;
+            if is_stopped {
+                return Ok(None);
+            }
+        }
+        let (left, bytes) = copy.end().map_err(refused)?;
+        {
+            // Whoever looks for a record finds the old file with its map, or the new one with its own.
+            let mut map = map.write();
+            disk.rename(&new_name, &name).map_err(refused)?;
+            map.exchange(run, through, &left);
+        }
+        // Until it is durable that they are no more needed, the others stay.
+        self.sync_directory()?;
+        for &generation in &run[1..] {
+            let name = segment_name(generation);
+            disk.remove(&name).map_err(|error| ReadError::Disk { file: name, error })?;
+        }
+        self.sync_directory()?;
+        Ok(Some(bytes))
+    }
+}
+
+/// A file with the records that are left of some segments.
+struct Copy {
+    file: Arc<dyn DiskFile>,
+    generation: u64,
+    seeds: Seeds,
+    end: u64,
+    batch: Vec<u8>,
+    count: u32,
+    candidates: Candidates,
+    map: Map,
+}
+
+impl Copy {
+    fn begin(
+        disk: &dyn Disk,
+        name: &str,
+        generation: u64,
+        header: &SegmentHeader,
+        seeds: Seeds,
+    ) -> io::Result<Self> {
+        match disk.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = disk.create(name)?;
+        file.write_at(0, &header.encode())?;
+        let (end, batch) = (header.bytes() as u64, vec![0; BATCH_HEADER_BYTES]);
+        let mut map = Map::default();
+        map.begin(generation, header.first_sequence);
+        Ok(Copy { file, generation, seeds, end, batch, count: 0, candidates: Candidates::default(), map })
+    }
+
+    fn take(&mut self, record: &Record<'_>) -> io::Result<()> {
+        let Record { stream, sequence, term, payload } = *record;
+        self.candidates.see(stream, sequence, (self.batch.len() - BATCH_HEADER_BYTES) as u64);
+        let at = begin_record(&mut self.batch, stream, term, sequence);
+        self.batch.extend_from_slice(payload);
+        end_record(&mut self.batch, at);
+        self.count += 1;
+        if self.batch.len() >= COMPACTED_BATCH_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// Little at a time, so that the journal, on the same disk, does not wait for much.
+    fn flush(&mut self) -> io::Result<()> {
+        seal(&mut self.batch, self.seeds, self.count, 0, 0);
+        let begin = self.end + BATCH_HEADER_BYTES as u64;
+        let end = self.end + self.batch.len() as u64;
+        self.map.add(self.generation, begin, end, 0, &self.candidates.0);
+        self.batch.resize(padded(self.batch.len()), 0);
+        self.file.write_at(self.end, &self.batch)?;
+        self.file.sync()?;
+        self.end += self.batch.len() as u64;
+        self.batch.truncate(BATCH_HEADER_BYTES);
+        self.count = 0;
+        self.candidates.0.clear();
+        Ok(())
+    }
+
+    /// Makes it durable; where everything is in it, and how long it is.
+    fn end(mut self) -> io::Result<(Map, u64)> {
+        self.flush()?;
+        Ok((self.map, self.end))
+    }
+}

@@ -19,6 +19,7 @@ pub mod message;
 pub mod moment;
 pub mod names;
 pub mod node;
+mod number;
 pub mod settings;
 pub mod vhost;
 

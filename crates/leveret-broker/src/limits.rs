@@ -57,6 +57,13 @@ pub const EVICTED_PER_HOLD: usize = 4096;
 /// Entries that looking at a queue at all counts beside those in it.
 pub const EVICTED_PER_QUEUE: usize = 16;
 
+/// Units of work that each part of a checkpoint counts beside the messages in it.
+pub const CHECKPOINT_UNITS_PER_PART: u32 = 16;
+
+/// So many times the units of one hold of the lock a checkpoint may walk at the end of a queue, in places, so that it
+/// comes to an end however fast the queue is filled.
+pub const CHECKPOINT_REST_FACTOR: u32 = 4;
+
 /// How long a connection that the broker closed may take to answer `close-ok`.
 /// RabbitMQ: min(heartbeat, 30) seconds.
 pub const CLOSE_TIMEOUT_MAX: Duration = Duration::from_secs(30);

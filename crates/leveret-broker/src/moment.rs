@@ -27,6 +27,11 @@ impl Moment {
         Expiry { wall_ms: ms(self.wall.saturating_add(time_to_live)), time_to_live_ms: ms(time_to_live) }
     }
 
+    /// A deadline for a journal, once more.
+    pub(crate) fn expiry_at(self, deadline: Deadline) -> Expiry {
+        self.expiry(deadline.after(self))
+    }
+
     /// The deadline of what was journaled, now that the node is up again: what is left by the wall clock, but at
     /// most the whole time to live.
     pub fn restored(self, expiry: Expiry) -> Deadline {

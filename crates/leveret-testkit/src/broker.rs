@@ -8,6 +8,7 @@ use leveret_amqp::frame::split_frame;
 use leveret_broker::connection::Written;
 use leveret_broker::moment::Deadline;
 use leveret_broker::node::Origin;
+use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::{Fetch, Fetched};
 use leveret_broker::vhost::room::Room;
@@ -19,7 +20,7 @@ use leveret_broker::{
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::script::{Heard, JournalPace, Stop, Wire};
+use crate::script::{Extent, Heard, JournalPace, Stop, Wire};
 
 /// What differs from run to run of the same script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,10 @@ pub struct Broker {
     journal_stands: bool,
     /// Bodies that were asked for and not yet fetched.
     fetches: Vec<Fetch>,
+    /// The checkpoint that is being written, if there is one.
+    checkpoint: Option<Checkpoint>,
+    /// Where the complete ones begin and end.
+    checkpoints: Vec<(JournalPosition, JournalPosition)>,
     /// The most that followed from one hold of the virtual host's lock: outputs and changes.
     longest_hold: usize,
     random: SmallRng,
@@ -123,6 +128,8 @@ impl Broker {
             durable: JournalPosition::default(),
             journal_stands: false,
             fetches: Vec::new(),
+            checkpoint: None,
+            checkpoints: Vec::new(),
             longest_hold: 0,
             random: SmallRng::seed_from_u64(7),
         }
@@ -133,6 +140,19 @@ impl Broker {
     pub fn with(mut self, change: impl FnOnce(&mut Settings, &mut Node)) -> Self {
         change(Arc::make_mut(&mut self.settings), Arc::make_mut(&mut self.node));
         self
+    }
+
+    /// Goes one small step on with a checkpoint, or begins one; true once it is complete.
+    fn checkpoint_step(&mut self) -> bool {
+        let mut checkpoint = self.checkpoint.take().unwrap_or_default();
+        let goes_on = self.vhost.handle_checkpoint(self.now, &mut checkpoint, 1, &mut self.effects);
+        self.hand_on(Progress::Done);
+        if goes_on {
+            self.checkpoint = Some(checkpoint);
+        } else {
+            self.checkpoints.push((checkpoint.begun(), self.journaled));
+        }
+        !goes_on
     }
 
     /// The most outputs and changes that followed from one hold of the virtual host's lock.
@@ -386,6 +406,12 @@ impl Wire for Broker {
         self.settle_all();
     }
 
+    fn checkpoint(&mut self, extent: Extent) {
+        while !self.checkpoint_step() && extent == Extent::Whole {}
+        self.encode_all();
+        self.settle_all();
+    }
+
     fn restart(&mut self, after: Stop) {
         if after == Stop::InGoodOrder {
             self.disconnect_all();
@@ -398,12 +424,26 @@ impl Wire for Broker {
         self.stored.clear();
         self.effects = Effects::default();
         self.journal.retain(|(position, _)| *position <= self.durable);
+        self.checkpoint = None;
+        self.checkpoints.retain(|(_, end)| *end <= self.durable);
+        // A journal may begin to be read at any complete checkpoint, or at its beginning.
+        let from = match self.checkpoints.as_slice() {
+            [] => JournalPosition::default(),
+            all => {
+                all.get(self.random.random_range(0..=all.len())).map_or_else(Default::default, |(begun, _)| *begun)
+            }
+        };
         self.vhost = VirtualHost::new(self.node.vhosts()[0].clone(), [7; 32]);
-        for (position, record) in &self.journal {
+        for (position, record) in self.journal.iter().filter(|(position, _)| *position >= from) {
             let change = Change::decode(record).expect("what was encoded is decoded");
             self.vhost.apply(self.now, *position, change).expect("a change fits to those before it");
         }
         self.vhost.end_recovery();
+        // What a checkpoint repeats has no bodies.
+        self.stored.extend(self.journal.iter().filter_map(|(position, record)| match Change::decode(record) {
+            Ok(Change::MessageEnqueued { message, .. }) => Some((MessageId::journaled(*position), message)),
+            _ => None,
+        }));
         assert_eq!(self.vhost.position(), self.durable);
         (self.journaled, self.whole) = (self.durable, self.durable);
         self.journal_stands = false;

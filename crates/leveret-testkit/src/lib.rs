@@ -28,6 +28,7 @@
 //! | `journal stops` | from now on, nothing that is journaled becomes durable |
 //! | `restart` | the broker stops in good order, all connections with it, and starts again |
 //! | `crash` | a power cut: the broker starts again with what was durable |
+//! | `checkpoint`, `checkpoint step` | a checkpoint is written to its end, or goes one small step on; a later start begins at any that is complete, or at the beginning |
 //! | `short of memory`, `short of disk`, `short of memory and disk` | from now on, publishers wait |
 //! | `room soon` | they wait for a moment, and are not told |
 //! | `room again` | they go on |
@@ -52,7 +53,7 @@ mod script;
 mod text;
 
 pub use broker::{Broker, Eviction, Lag, Variation};
-pub use script::{Heard, JournalPace, Room, Stop, Wire, continue_script, run_script, waits};
+pub use script::{Extent, Heard, JournalPace, Room, Stop, Wire, continue_script, run_script, waits};
 
 /// Runs a script against fresh brokers, in each of the variations.
 ///

@@ -33,8 +33,19 @@ pub trait Wire {
     fn journal(&mut self, pace: JournalPace);
     /// The node has room for messages, or has not.
     fn room(&mut self, room: Room);
+    /// The virtual host says in its journal what is true.
+    fn checkpoint(&mut self, extent: Extent);
     /// Ends the broker and starts it again with what its journal kept.
     fn restart(&mut self, after: Stop);
+}
+
+/// How much of a checkpoint is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// The next small step of it.
+    Step,
+    /// All that is left of it.
+    Whole,
 }
 
 /// How a broker ends.
@@ -160,6 +171,10 @@ impl Run<'_> {
                 self.wire.restart(if line == "crash" { Stop::Crash } else { Stop::InGoodOrder });
                 self.open.clear();
                 self.held.clear();
+                return Ok(());
+            }
+            "checkpoint" | "checkpoint step" => {
+                self.wire.checkpoint(if line == "checkpoint" { Extent::Whole } else { Extent::Step });
                 return Ok(());
             }
             "journal keeps up" => {

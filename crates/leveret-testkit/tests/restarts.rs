@@ -175,7 +175,10 @@ fn random_work(seed: u64) -> String {
     (0..2).for_each(|queue| model.declare(queue));
     for _ in 0..80 {
         let queue = random.random_range(0..2);
-        match random.random_range(0..30) {
+        if random.random_bool(0.4) {
+            model.say("checkpoint step");
+        }
+        match random.random_range(0..31) {
             0..=7 => model.publish(queue, true),
             8..=10 => model.publish(queue, false),
             11..=12 => model.fan_out(),
@@ -188,6 +191,7 @@ fn random_work(seed: u64) -> String {
             26 => model.end_transaction(random.random_bool(0.7)),
             27 => model.recreate(queue),
             28 => model.restart(false),
+            29 => model.say("checkpoint"),
             _ => model.restart(true),
         }
     }
@@ -209,7 +213,10 @@ fn deep_work(seed: u64) -> String {
     for _ in 0..25 {
         let queue = random.random_range(0..2);
         let burst = random.random_range(1..400);
-        match random.random_range(0..20) {
+        for _ in 0..random.random_range(0..4) {
+            model.say("checkpoint step");
+        }
+        match random.random_range(0..21) {
             0..=5 => (0..burst).for_each(|_| model.publish(queue, true)),
             6 => (0..burst).for_each(|_| {
                 let persistent = random.random_bool(0.98);
@@ -222,6 +229,7 @@ fn deep_work(seed: u64) -> String {
             15..=16 => (0..burst / 2).for_each(|_| model.settle(true, &mut random)),
             17 if random.random_bool(0.3) => model.purge(queue),
             18 => model.restart(false),
+            19 => model.say("checkpoint"),
             _ => model.restart(true),
         }
     }

@@ -76,6 +76,9 @@ impl Script {
         if self.text.lines().any(|line| line.trim().starts_with("short of ") || line.trim() == "room soon") {
             return Some("it needs a node without room".to_owned());
         }
+        if self.text.lines().any(|line| line.trim().starts_with("checkpoint")) {
+            return Some("it says when a checkpoint is written".into());
+        }
         if self.text.lines().any(|line| line.trim() == "journal stops") {
             return Some("it stops the journal".to_owned());
         }

@@ -25,7 +25,7 @@ use anyhow::{Context, Result};
 use leveret_amqp::frame::{RawFrame, split_frame, write_method};
 use leveret_amqp::{ContentHeader, FrameKind, Method, PROTOCOL_HEADER};
 use leveret_client::{Channel, Connection, DeleteOnly, Error, Scope, Url};
-use leveret_testkit::{Heard, JournalPace, Room, Stop, Wire};
+use leveret_testkit::{Extent, Heard, JournalPace, Room, Stop, Wire};
 
 /// How long something that is expected may take. RabbitMQ takes 3 s to close the socket of a client that misbehaved.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -271,6 +271,8 @@ impl Wire for SocketWire {
     fn journal(&mut self, _: JournalPace) {}
 
     fn room(&mut self, _: Room) {}
+
+    fn checkpoint(&mut self, _: Extent) {}
 
     fn restart(&mut self, _: Stop) {}
 }

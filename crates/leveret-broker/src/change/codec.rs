@@ -3,7 +3,7 @@
 use leveret_amqp::{FieldTable, ShortStr, ShortString, Table};
 use smallvec::SmallVec;
 
-use super::{Change, Enqueued, Expiry, NodeChange, QueueNumber, QueuePosition};
+use super::{Change, Enqueued, Expiry, JournalPosition, NodeChange, PageEntries, QueueNumber, QueuePosition};
 use crate::message::{DeliveryMode, Message};
 use crate::names::{ExchangeName, QueueName, VhostName};
 use crate::vhost::binding::{Binding, Destination};
@@ -26,6 +26,10 @@ mod kind {
     pub(super) const EXCHANGE_DELETED: u8 = 8;
     pub(super) const BOUND: u8 = 9;
     pub(super) const UNBOUND: u8 = 10;
+    pub(super) const CHECKPOINT_BEGUN: u8 = 11;
+    pub(super) const QUEUE_PAGE: u8 = 12;
+    pub(super) const QUEUE_RESTATED: u8 = 13;
+    pub(super) const CHECKPOINT_ENDED: u8 = 14;
 }
 
 impl NodeChange {
@@ -109,6 +113,18 @@ impl Change {
             }
             Change::Bound(binding) => put_binding(out, kind::BOUND, binding),
             Change::Unbound(binding) => put_binding(out, kind::UNBOUND, binding),
+            Change::CheckpointBegun { last_queue } => put_numbers(out, kind::CHECKPOINT_BEGUN, &[last_queue.0]),
+            Change::QueuePage { queue, entries } => {
+                put_numbers(out, kind::QUEUE_PAGE, &[queue.0]);
+                out.extend_from_slice(entries.as_bytes());
+            }
+            Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages } => {
+                put_numbers(out, kind::QUEUE_RESTATED, &[queue.0, next.0, granted.0, *messages]);
+                out.push(u8::from(*auto_delete));
+                put_short(out, name.as_short_str());
+                put_table(out, arguments);
+            }
+            Change::CheckpointEnded { begun } => put_numbers(out, kind::CHECKPOINT_ENDED, &[begun.0]),
         }
     }
 
@@ -144,6 +160,20 @@ impl Change {
             kind::EXCHANGE_DELETED => Change::ExchangeDeleted { name: ExchangeName::from(reader.short()?) },
             kind::BOUND => Change::Bound(reader.binding()?),
             kind::UNBOUND => Change::Unbound(reader.binding()?),
+            kind::CHECKPOINT_BEGUN => Change::CheckpointBegun { last_queue: reader.queue()? },
+            kind::QUEUE_PAGE => {
+                let queue = reader.queue()?;
+                let entries = PageEntries::from_bytes(std::mem::take(&mut reader.0));
+                Change::QueuePage { queue, entries: entries.ok_or(CUT)? }
+            }
+            kind::QUEUE_RESTATED => {
+                let (queue, next, granted) = (reader.queue()?, reader.position()?, reader.position()?);
+                let (messages, auto_delete) = (reader.u64()?, reader.flag()?);
+                let name = QueueName::from(reader.short()?);
+                let arguments = reader.table()?;
+                Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages }
+            }
+            kind::CHECKPOINT_ENDED => Change::CheckpointEnded { begun: JournalPosition(reader.u64()?) },
             _ => return Err(DecodeChangeError("its kind is unknown")),
         };
         reader.end().map(|()| change)
@@ -296,6 +326,7 @@ mod tests {
     use leveret_amqp::Value;
 
     use super::*;
+    use crate::change::PageEntry;
 
     fn short(text: &str) -> ShortString {
         ShortString::new(text).unwrap()
@@ -318,6 +349,13 @@ mod tests {
             routing_key: short("#.error"),
             arguments: arguments.clone(),
         };
+        let entry = |place, message, expires| PageEntry {
+            position: QueuePosition(place),
+            message: JournalPosition(message),
+            bytes: 1024,
+            expires,
+        };
+        let entries = [entry(5, 1 << 40, expires), entry(300, (1 << 40) + 1, None)];
         let name = QueueName::from(short("q"));
         let exchange = ExchangeName::from(short("logs"));
         vec![
@@ -335,8 +373,20 @@ mod tests {
                 arguments: FieldTable::default(),
             },
             Change::ExchangeDeleted { name: exchange.clone() },
-            Change::Bound(binding(Destination::Queue(name))),
+            Change::Bound(binding(Destination::Queue(name.clone()))),
             Change::Unbound(binding(Destination::Exchange(exchange))),
+            Change::CheckpointBegun { last_queue: queue },
+            Change::QueuePage { queue, entries: PageEntries::pack(&entries) },
+            Change::QueueRestated {
+                queue,
+                name,
+                auto_delete: true,
+                arguments,
+                next: position,
+                granted: QueuePosition(3),
+                messages: 2,
+            },
+            Change::CheckpointEnded { begun: JournalPosition(1 << 33) },
         ]
     }
 
@@ -361,12 +411,12 @@ mod tests {
     fn a_change_that_is_cut_or_altered_is_refused_or_another_one() {
         for change in examples() {
             let bytes = encoded(&change);
-            let is_message = matches!(change, Change::MessageEnqueued { .. });
+            let may_be_shorter = matches!(change, Change::MessageEnqueued { .. } | Change::QueuePage { .. });
             for length in 0..bytes.len() {
-                // What is left of a message may be a shorter message; the journal's checksum is against that.
+                // What is left of a message or page may be a shorter one; the journal's checksum is against that.
                 let decoded = Change::decode(&bytes[..length]);
                 assert!(
-                    decoded.is_err() || (is_message && decoded != Ok(change.clone())),
+                    decoded.is_err() || (may_be_shorter && decoded != Ok(change.clone())),
                     "{change:?} cut to {length}"
                 );
             }

@@ -5,11 +5,13 @@
 //! fold of its changes: recovery runs `VirtualHost::apply` on each, and nothing else.
 
 mod codec;
+mod page;
 
 use leveret_amqp::{FieldTable, ShortString};
 use smallvec::SmallVec;
 
 pub use self::codec::DecodeChangeError;
+pub use self::page::{PageEntries, PageEntry};
 use crate::message::Message;
 use crate::names::{ExchangeName, QueueName, VhostName};
 use crate::vhost::binding::Binding;
@@ -89,10 +91,14 @@ impl Change {
                 arguments.as_table().as_bytes().len()
             }
             Change::Bound(binding) | Change::Unbound(binding) => binding.arguments.as_table().as_bytes().len(),
+            Change::QueueRestated { arguments, .. } => arguments.as_table().as_bytes().len(),
+            Change::QueuePage { entries, .. } => entries.as_bytes().len(),
             Change::QueueDeleted { .. }
             | Change::MessageSettled { .. }
             | Change::DeliveryGranted { .. }
-            | Change::ExchangeDeleted { .. } => 0,
+            | Change::ExchangeDeleted { .. }
+            | Change::CheckpointBegun { .. }
+            | Change::CheckpointEnded { .. } => 0,
         };
         // Names are at most 255 bytes; they go with the overhead.
         own + CHANGE_OVERHEAD_BYTES
@@ -172,4 +178,40 @@ pub enum Change {
     Bound(Binding),
     /// A binding between two durable ends is gone.
     Unbound(Binding),
+    /// What is true is said once more from here on, so that what was journaled before need not be read again. Other changes
+    /// come in between; each part is true for the place where it stands. First come the queues, each with its pages
+    /// before it, in the order of their numbers, then the durable exchanges, then the bindings, as if they were declared.
+    CheckpointBegun {
+        /// The greatest number that was given to a queue; those with greater ones are declared behind this.
+        last_queue: QueueNumber,
+    },
+    /// Part of a checkpoint: journaled messages in a durable queue, which follow those of its last page.
+    QueuePage {
+        /// The queue.
+        queue: QueueNumber,
+        /// The messages.
+        entries: PageEntries,
+    },
+    /// Part of a checkpoint: a durable queue, whose messages are those of its pages.
+    QueueRestated {
+        /// What changes call it.
+        queue: QueueNumber,
+        /// What clients call it.
+        name: QueueName,
+        /// Whether it goes when its last consumer goes.
+        auto_delete: bool,
+        /// The arguments of its declaration.
+        arguments: FieldTable,
+        /// The place that its next message will get.
+        next: QueuePosition,
+        /// Messages may be handed out up to this place.
+        granted: QueuePosition,
+        /// How many messages its pages have.
+        messages: u64,
+    },
+    /// All was said that a checkpoint says.
+    CheckpointEnded {
+        /// Where it begun.
+        begun: JournalPosition,
+    },
 }

@@ -3,11 +3,14 @@
 //! Must not know: clients. None is connected before [`VirtualHost::end_recovery`].
 //! A change that names something unknown is refused and changes nothing; whoever recovers sets it aside.
 
+use leveret_amqp::FieldTable;
+
 use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
 use crate::names::{ExchangeName, QueueName};
 use crate::vhost::binding::{Binding, Destination};
+use crate::vhost::checkpoint::QueueRestated;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
 use crate::vhost::queue::{Declared, Entry, Queue, QueueArguments};
@@ -40,6 +43,12 @@ pub enum ApplyError {
         /// Why it is not.
         fault: String,
     },
+    /// It is part of a checkpoint whose beginning was not read.
+    #[error("the beginning of its checkpoint is missing")]
+    NoCheckpoint,
+    /// Pages of a queue are missing in a checkpoint.
+    #[error("the checkpoint does not have all messages of queue {0}")]
+    Incomplete(u64),
     /// It takes a message from a place that is empty, or puts one to a place that is not.
     #[error("place {position} of queue {queue} cannot be taken or emptied")]
     Place {
@@ -57,35 +66,41 @@ impl VirtualHost {
         if position <= self.position {
             return Err(ApplyError::OutOfOrder(position.0, self.position.0));
         }
+        let is_first_change = self.position == JournalPosition::default();
         self.position = position;
+        match self.apply_here(now, change, is_first_change) {
+            // What stands before its part of the checkpoint is in that part.
+            Err(ApplyError::NoQueue(_) | ApplyError::NoQueueNamed(_) | ApplyError::NoExchange(_))
+                if self.is_restating_first() =>
+            {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn apply_here(&mut self, now: Moment, change: Change, is_first_change: bool) -> Result<(), ApplyError> {
+        let position = self.position;
         match change {
             Change::QueueDeclared { queue, name, auto_delete, arguments } => {
-                self.last_queue_number = self.last_queue_number.max(queue.0);
-                if self.durable_queues.contains_key(&queue) || self.queue_names.contains_key(&name) {
-                    return Err(ApplyError::Exists(name.to_string()));
-                }
-                let parsed = QueueArguments::parse(arguments.as_table()).map_err(|error| {
-                    let fault = format!("argument {}{}", error.argument, error.fault);
-                    ApplyError::NotDeclarable { name: name.to_string(), fault }
-                })?;
-                let (number, durable, owner) = (queue, true, None);
-                let (arguments, raw_arguments) = (parsed, arguments);
-                let declared = Declared { name, number, durable, auto_delete, owner, arguments, raw_arguments };
-                self.apply_queue_declared(now, declared);
+                return self.apply_declared(now, queue, name, auto_delete, arguments);
             }
             Change::QueueDeleted { queue } => {
+                self.apply_deleted_in_pages(queue);
                 let id = self.durable_queue(queue)?;
                 self.apply_queue_deleted(id);
                 self.detached.clear();
             }
             Change::MessageEnqueued { message, queues } => return self.apply_enqueued(now, &message, &queues),
             Change::MessageSettled { queue, position } => {
+                self.apply_settled_in_pages(queue, position);
                 let id = self.durable_queue(queue)?;
                 if !self.queues.get_mut(id).is_some_and(|queue| queue.settle(position)) {
                     return Err(ApplyError::Place { queue: queue.0, position: position.0 });
                 }
             }
             Change::QueuePurged { queue, below, except } => {
+                self.apply_purged_in_pages(queue, below, &except);
                 let id = self.durable_queue(queue)?;
                 if let Some(queue) = self.queues.get_mut(id) {
                     queue.settle_below(below, &except);
@@ -99,7 +114,8 @@ impl VirtualHost {
             }
             Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments } => {
                 if self.exchanges.find(name.as_str()).is_some() {
-                    return Err(ApplyError::Exists(name.to_string()));
+                    let is_new = !self.is_restating();
+                    return if is_new { Err(ApplyError::Exists(name.to_string())) } else { Ok(()) };
                 }
                 let not_declarable = |fault: String| ApplyError::NotDeclarable { name: name.to_string(), fault };
                 let kind = ExchangeKind::parse(kind.as_str())
@@ -125,7 +141,36 @@ impl VirtualHost {
                 let (source, key) = self.ends(binding)?;
                 self.apply_unbound(source, &key);
             }
+            Change::CheckpointBegun { last_queue } => self.apply_checkpoint_begun(last_queue, is_first_change),
+            Change::QueuePage { queue, entries } => return self.apply_queue_page(now, queue, &entries),
+            Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages } => {
+                let restated = QueueRestated { queue, name, auto_delete, arguments, next, granted, messages };
+                return self.apply_queue_restated(now, restated);
+            }
+            Change::CheckpointEnded { begun } => return self.apply_checkpoint_ended(begun),
         }
+        Ok(())
+    }
+
+    pub(super) fn apply_declared(
+        &mut self,
+        now: Moment,
+        number: QueueNumber,
+        name: QueueName,
+        auto_delete: bool,
+        raw_arguments: FieldTable,
+    ) -> Result<(), ApplyError> {
+        self.last_queue_number = self.last_queue_number.max(number.0);
+        if self.durable_queues.contains_key(&number) || self.queue_names.contains_key(&name) {
+            return Err(ApplyError::Exists(name.to_string()));
+        }
+        let arguments = QueueArguments::parse(raw_arguments.as_table()).map_err(|error| {
+            let fault = format!("argument {}{}", error.argument, error.fault);
+            ApplyError::NotDeclarable { name: name.to_string(), fault }
+        })?;
+        let (durable, owner) = (true, None);
+        let declared = Declared { name, number, durable, auto_delete, owner, arguments, raw_arguments };
+        self.apply_queue_declared(now, declared);
         Ok(())
     }
 
@@ -138,6 +183,8 @@ impl VirtualHost {
     /// they may have given is given again: should they turn up at a later start, they contradict nothing.
     pub fn leave_gap(&mut self, last: JournalPosition, count: u64) {
         self.skip(last);
+        // Something of it may be among what is missing.
+        self.checkpoint = None;
         self.last_queue_number += count;
         for queue in self.queues.values_mut() {
             queue.leave_gap(count);
@@ -164,7 +211,7 @@ impl VirtualHost {
         result
     }
 
-    fn durable_queue(&self, number: QueueNumber) -> Result<QueueId, ApplyError> {
+    pub(super) fn durable_queue(&self, number: QueueNumber) -> Result<QueueId, ApplyError> {
         self.durable_queues.get(&number).copied().ok_or(ApplyError::NoQueue(number.0))
     }
 
@@ -187,6 +234,7 @@ impl VirtualHost {
 
     /// All changes were taken in; clients may come. What was granted for delivery may have been delivered.
     pub fn end_recovery(&mut self) {
+        self.restating = None;
         for id in self.durable_queues.values().copied().collect::<Vec<_>>() {
             if let Some(queue) = self.queues.get_mut(id) {
                 queue.flag_granted();
@@ -219,7 +267,7 @@ impl VirtualHost {
 
 #[cfg(test)]
 mod tests {
-    use leveret_amqp::{FieldTable, ShortStr};
+    use leveret_amqp::ShortStr;
     use smallvec::smallvec;
 
     use super::*;

@@ -9,6 +9,7 @@
 
 mod apply;
 pub mod binding;
+pub mod checkpoint;
 pub mod command;
 mod deliver;
 pub mod effects;
@@ -34,6 +35,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use slotmap::SlotMap;
 
+use self::checkpoint::Restating;
 use self::command::{Command, Commands, Farewell, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 use self::exchange::{Exchanges, MatchScratch};
@@ -95,6 +97,10 @@ pub struct VirtualHost {
     last_queue_number: u64,
     /// How many changes were emitted: the position of the last one.
     position: JournalPosition,
+    /// Where the last checkpoint begins that recovery has read as a whole.
+    checkpoint: Option<JournalPosition>,
+    /// The checkpoint that recovery reads.
+    restating: Option<Restating>,
     /// The last change that declared, bound, deleted or purged something.
     topology: JournalPosition,
     /// What commands have begun. It comes before everything else.
@@ -134,6 +140,8 @@ impl VirtualHost {
             last_transient: 0,
             last_queue_number: 0,
             position: JournalPosition::default(),
+            checkpoint: None,
+            restating: None,
             topology: JournalPosition::default(),
             work: VecDeque::new(),
             runnable: VecDeque::new(),

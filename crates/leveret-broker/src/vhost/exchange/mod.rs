@@ -19,6 +19,7 @@ use slotmap::SlotMap;
 use self::direct::DirectIndex;
 use self::headers::{HeadersIndex, HeadersScratch};
 use self::topic::{TopicIndex, TopicScratch};
+use crate::change::Change;
 use crate::names::ExchangeName;
 use crate::vhost::QueueId;
 use crate::vhost::refusal::Refusal;
@@ -101,6 +102,20 @@ pub(crate) struct DeclaredExchange {
     /// Argument `alternate-exchange`.
     pub(crate) alternate: Option<ExchangeName>,
     pub(crate) arguments: FieldTable,
+}
+
+impl DeclaredExchange {
+    /// Its declaration for a journal.
+    pub(crate) fn to_change(&self) -> Change {
+        let DeclaredExchange { name, kind, auto_delete, internal, arguments, .. } = self;
+        Change::ExchangeDeclared {
+            name: name.clone(),
+            kind: ShortStr::truncated(kind.as_str()).into(),
+            auto_delete: *auto_delete,
+            internal: *internal,
+            arguments: arguments.clone(),
+        }
+    }
 }
 
 /// One exchange with its bindings.
@@ -189,6 +204,11 @@ impl Exchange {
 
     pub(crate) fn is_bound_to(&self, target: Target) -> bool {
         self.range_to(target).next().is_some()
+    }
+
+    /// Its first binding behind a place among them.
+    pub(crate) fn first_binding(&self, after: Bound<&BindingKey>) -> Option<&BindingKey> {
+        self.bindings.range((after, Bound::Unbounded)).next()
     }
 
     pub(crate) fn bindings(&self) -> impl Iterator<Item = &BindingKey> {
@@ -282,6 +302,11 @@ impl Exchanges {
 
     pub(crate) fn find(&self, name: &str) -> Option<ExchangeId> {
         self.by_name.get(name).copied()
+    }
+
+    /// The durable ones that a client or a policy has declared, or could have.
+    pub(crate) fn durable(&self) -> Vec<ExchangeId> {
+        self.slots.iter().filter(|(_, exchange)| exchange.declared.durable).map(|(id, _)| id).collect()
     }
 
     pub(crate) fn find_or_refuse(&self, name: &str, vhost: &str) -> Result<ExchangeId, Refusal> {

@@ -142,6 +142,14 @@ impl Open {
         self.entries.push(Some(entry));
     }
 
+    /// The same packed, if it is full and the journal has all bodies.
+    fn pack(&self) -> Option<Page> {
+        let is_packable = self.resident == 0
+            && self.entries.len() == PAGE_ENTRIES
+            && self.entries.iter().flatten().all(|entry| entry.journaled);
+        is_packable.then(|| Page::Packed(Packed::pack(&self.entries)))
+    }
+
     /// Puts another body in the place of one that is there. Returns what the two take, the old one first.
     fn replace(&mut self, slot: usize, body: Body) -> Option<(usize, usize)> {
         let entry = self.entries.get_mut(slot)?.as_mut()?;
@@ -204,6 +212,9 @@ impl Index {
         let position = self.next;
         let offset = position.0 - self.base.0;
         if offset == (self.pages.len() * PAGE_ENTRIES) as u64 {
+            if matches!(entry.body, Body::Stored) {
+                self.pack_last();
+            }
             self.pages.push_back(Some(Box::default()));
         }
         let Some(Some(Page::Open(page))) = self.pages.back_mut().map(Option::as_deref_mut) else {
@@ -219,15 +230,73 @@ impl Index {
         position
     }
 
+    /// Packs the last page, if it is full and no body of it is in memory.
+    fn pack_last(&mut self) {
+        if let Some(page) = self.pages.back_mut().and_then(Option::as_deref_mut)
+            && let Page::Open(open) = page
+            && let Some(packed) = open.pack()
+        {
+            self.meter.add(packed.memory());
+            self.meter.subtract(page.memory());
+            *page = packed;
+        }
+    }
+
+    /// Hands out the journaled messages of the first page that has a message at or behind `from`. Returns where the next
+    /// page begins; none if there was no message.
+    pub(crate) fn page_from(&self, from: Position, mut each: impl FnMut(Position, &Entry)) -> Option<Position> {
+        let first = self.first_from(from)?;
+        let (page, slot) = self.locate(first)?;
+        let begin = Position(first.0 - slot as u64);
+        match self.pages.get(page)?.as_deref()? {
+            Page::Open(open) => {
+                for (entry, at) in open.entries.iter().zip(begin.0..).skip(slot) {
+                    if let Some(entry) = entry.as_ref().filter(|entry| entry.journaled) {
+                        each(Position(at), entry);
+                    }
+                }
+            }
+            Page::Packed(packed) => {
+                let mut at = begin.0;
+                packed.unpack(|entry| {
+                    if let Some(entry) = entry.filter(|_| at >= first.0) {
+                        each(Position(at), &entry);
+                    }
+                    at += 1;
+                });
+            }
+        }
+        Some(Position(begin.0 + PAGE_ENTRIES as u64))
+    }
+
     /// Puts a message at a place behind all others, as it was before a restart; the places between stay empty.
     /// False if there is a message at or behind that place, or if the place lies absurdly far away.
     pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
-        if position < self.next || position.0 - self.next.0 > GAP_MAX {
+        let is_free = self.skip_forward(position);
+        if is_free {
+            self.push(entry);
+        }
+        is_free
+    }
+
+    /// The next message gets this place. False if that was given already, or lies absurdly far away.
+    pub(crate) fn skip_forward(&mut self, next: Position) -> bool {
+        if next < self.next || next.0 - self.next.0 > GAP_MAX {
             return false;
         }
-        self.skip_to(position);
-        self.push(entry);
+        self.skip_to(next);
         true
+    }
+
+    /// Takes out all messages before a place but these.
+    pub(crate) fn settle_below(&mut self, below: Position, except: &[Position]) {
+        let mut from = self.base;
+        while let Some(position) = self.first_from(from).filter(|&position| position < below) {
+            if except.binary_search(&position).is_err() {
+                self.settle(position);
+            }
+            from = position.next();
+        }
     }
 
     /// The next so many places stay empty, for good.
@@ -449,12 +518,7 @@ impl Index {
                 self.meter.subtract(before - open.resident_bytes);
                 let end = Position(begin.0 + PAGE_ENTRIES as u64);
                 let is_apart = keep.is_empty() || end <= keep.start || keep.end <= begin;
-                if is_apart
-                    && open.resident == 0
-                    && open.entries.len() == PAGE_ENTRIES
-                    && open.entries.iter().flatten().all(|entry| entry.journaled)
-                {
-                    let packed = Page::Packed(Packed::pack(&open.entries));
+                if is_apart && let Some(packed) = open.pack() {
                     self.meter.add(packed.memory());
                     self.meter.subtract(page.memory());
                     *page = packed;

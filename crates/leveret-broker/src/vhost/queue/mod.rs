@@ -15,8 +15,7 @@ use leveret_amqp::FieldTable;
 
 pub(crate) use self::arguments::{ArgumentError, QueueArguments, QueueType};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat};
-use self::index::Index;
-pub(crate) use self::index::{Body, Detached, Entry, Position, Settled};
+pub(crate) use self::index::{Body, Detached, Entry, Index, Position, Settled};
 use crate::change::{JournalPosition, QueueNumber};
 use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
 use crate::memory::Meter;
@@ -112,6 +111,11 @@ impl Queue {
         }
     }
 
+    /// Messages that lie in it, delivered or not.
+    pub(crate) fn len(&self) -> usize {
+        self.index.live()
+    }
+
     /// Messages that wait to be delivered.
     pub(crate) fn ready(&self) -> usize {
         self.index.live() - self.unacked
@@ -156,13 +160,25 @@ impl Queue {
 
     /// Removes all messages before a place but these, after a restart.
     pub(crate) fn settle_below(&mut self, below: Position, except: &[Position]) {
-        let mut from = self.index.base();
-        while let Some(position) = self.index.first_from(from).filter(|&position| position < below) {
-            if except.binary_search(&position).is_err() {
-                self.index.settle(position);
-            }
-            from = position.next();
-        }
+        self.index.settle_below(below, except);
+    }
+
+    /// Has these messages and no others, after a restart.
+    pub(crate) fn restate(&mut self, index: Index, journaled_end: Position) {
+        self.index.detach();
+        self.index = index;
+        self.journaled_end = journaled_end;
+    }
+
+    /// Hands out the journaled messages of the first page that has one at or behind `from`. Returns where the next page
+    /// begins; none if there was no message.
+    pub(crate) fn page_from(&self, from: Position, each: impl FnMut(Position, &Entry)) -> Option<Position> {
+        self.index.page_from(from, each)
+    }
+
+    /// Messages may be handed out up to this place.
+    pub(crate) fn grant_below(&self) -> Position {
+        self.grant.below
     }
 
     /// The place that the next message will get.

@@ -160,7 +160,7 @@ impl VirtualHost {
     }
 
     /// The binding by names, if both of its ends are durable.
-    fn durable_binding(&self, source: ExchangeId, key: &BindingKey) -> Option<Binding> {
+    pub(in crate::vhost) fn durable_binding(&self, source: ExchangeId, key: &BindingKey) -> Option<Binding> {
         let source = &self.exchanges.get(source)?.declared;
         let (durable, destination) = match key.target {
             Target::Queue(queue) => {

@@ -1,6 +1,6 @@
 //! Exchanges: `exchange.declare`, `exchange.delete`.
 
-use leveret_amqp::{ShortStr, ShortString, Table, Value};
+use leveret_amqp::{ShortString, Table, Value};
 
 use crate::access::{Permission, Resource};
 use crate::change::Change;
@@ -64,12 +64,7 @@ impl VirtualHost {
             arguments: declare.arguments.clone(),
         };
         if declared.durable {
-            let DeclaredExchange { name, kind, auto_delete, internal, arguments, .. } = declared.clone();
-            let kind = ShortStr::truncated(kind.as_str()).into();
-            self.change_topology(
-                Change::ExchangeDeclared { name, kind, auto_delete, internal, arguments },
-                effects,
-            );
+            self.change_topology(declared.to_change(), effects);
         }
         self.apply_exchange_declared(declared);
         Ok(())

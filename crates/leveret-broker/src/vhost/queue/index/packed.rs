@@ -7,6 +7,7 @@ use crate::change::JournalPosition;
 use crate::limits::PAGE_ENTRIES;
 use crate::message::MessageId;
 use crate::moment::Deadline;
+use crate::number::{read_number, write_number};
 
 /// One bit for each slot of a page.
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,26 +149,4 @@ impl Packed {
     pub(super) fn is_redelivered(&self, slot: usize) -> bool {
         self.live.has(slot) && self.redelivered.has(slot)
     }
-}
-
-/// Seven bits a byte, the least first; the last byte is below 128.
-fn write_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 128 {
-        out.push(number.to_le_bytes()[0] | 128);
-        number >>= 7;
-    }
-    out.push(number.to_le_bytes()[0]);
-}
-
-fn read_number(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 127) << shift;
-        if byte < 128 {
-            return Some(number);
-        }
-    }
-    None
 }

@@ -6,13 +6,16 @@
 use std::sync::{Arc, Weak};
 
 use leveret_broker::access::Login;
+use leveret_broker::change::NodeChange;
+use leveret_broker::limits::UNITS_PER_HOLD;
 use leveret_broker::memory::Meter;
 use leveret_broker::moment::Deadline;
+use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::Fetched;
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::{Progress, Sweep};
-use leveret_broker::{Command, Commands, ConnectionId, Effects, MessageId, VirtualHost};
+use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, MessageId, VirtualHost};
 use parking_lot::{Mutex, MutexGuard};
 use slotmap::SecondaryMap;
 use smallvec::SmallVec;
@@ -200,6 +203,35 @@ impl Hub {
         let goes_on = self.bodies.is_some() && state.vhost.evict(sweep, kept_bytes, is_kept);
         self.hand_on(state, None);
         goes_on
+    }
+
+    /// Goes one step on with a checkpoint; false once it is complete.
+    pub(crate) fn checkpoint(&self, checkpoint: &mut Checkpoint) -> bool {
+        let mut state = self.lock();
+        let State { vhost, effects, .. } = &mut *state;
+        let goes_on = vhost.handle_checkpoint(self.clock.now(), checkpoint, UNITS_PER_HOLD, effects);
+        self.hand_on(state, None);
+        goes_on
+    }
+
+    /// Its virtual host as the node knows it: its stream and its name.
+    pub(crate) fn added(&self) -> NodeChange {
+        NodeChange::VhostAdded { stream: self.journal.number(), name: self.lock().vhost.name().clone() }
+    }
+
+    /// The number of its stream in the journal.
+    pub(crate) fn stream(&self) -> u32 {
+        self.journal.number()
+    }
+
+    /// The number of its stream, and where the last checkpoint begins that a restart has read.
+    pub(crate) fn recovered_checkpoint(&self) -> (u32, Option<JournalPosition>) {
+        (self.journal.number(), self.lock().vhost.checkpoint())
+    }
+
+    /// How many messages lie in durable queues.
+    pub(crate) fn durable_messages(&self) -> usize {
+        self.lock().vhost.durable_messages()
     }
 
     /// How many queues there are.

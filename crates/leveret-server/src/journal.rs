@@ -7,12 +7,14 @@
 //! Group commit that never waits: the writer takes all that is pending, writes and syncs it as one batch, and takes
 //! what came meanwhile. Changes that belong together are one group, which is never split. After a failed write or sync it takes nothing more, and nothing becomes durable any more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use leveret_broker::change::NodeChange;
 use leveret_broker::{Change, JournalPosition};
 use leveret_journal::{Batch, Log, LogError};
 use parking_lot::{Condvar, Mutex};
@@ -23,6 +25,7 @@ use crate::data_dir::DataDir;
 use crate::limits::PENDING_BYTES_MAX;
 use crate::limits::{IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
 use crate::outbox::Outbox;
+use crate::recovery::NODE_STREAM;
 
 /// The stream of one virtual host, as its hub and its connections see it.
 pub(crate) struct Stream {
@@ -174,6 +177,54 @@ impl Congestion {
     }
 }
 
+/// Something that the writer is asked to do between two batches. It answers when it is done; if it ends before, the answer's
+/// sender is dropped.
+enum Order {
+    /// Append records to the stream of the node; the answer is the sequence of the first.
+    Node(Vec<NodeChange>, SyncSender<u64>),
+    /// Write what came before this.
+    Flush(SyncSender<()>),
+    /// Let a start begin to read each stream there; the answer is whether there was room to say so.
+    BeginReplay(BTreeMap<u32, u64>, SyncSender<bool>),
+}
+
+/// The writer has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriterEnded;
+
+/// Where orders for the writer are left.
+#[derive(Clone)]
+pub(crate) struct Orders(Arc<Pending>);
+
+impl Orders {
+    fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> Result<T, WriterEnded> {
+        let (answer, answered) = sync_channel(1);
+        let mut state = self.0.state.lock();
+        if state.has_failed || state.is_stopping {
+            return Err(WriterEnded);
+        }
+        state.orders.push(order(answer));
+        drop(state);
+        self.0.filled.notify_one();
+        answered.recv().map_err(|_| WriterEnded)
+    }
+
+    /// Appends records to the stream of the node. When this returns, they are durable. Returns the sequence of the first.
+    pub(crate) fn append_to_node(&self, changes: Vec<NodeChange>) -> Result<u64, WriterEnded> {
+        self.ask(|answer| Order::Node(changes, answer))
+    }
+
+    /// Returns when everything is durable that was appended before.
+    pub(crate) fn flush(&self) -> Result<(), WriterEnded> {
+        self.ask(Order::Flush)
+    }
+
+    /// Lets a start begin to read each stream at a sequence; false if there is no room to say so.
+    pub(crate) fn begin_replay_at(&self, streams: BTreeMap<u32, u64>) -> Result<bool, WriterEnded> {
+        self.ask(|answer| Order::BeginReplay(streams, answer))
+    }
+}
+
 /// What is decided and not yet taken by the writer.
 struct Pending {
     state: Mutex<State>,
@@ -204,6 +255,7 @@ struct State {
     is_idle: bool,
     is_stopping: bool,
     has_failed: bool,
+    orders: Vec<Order>,
 }
 
 struct PendingStream {
@@ -264,7 +316,7 @@ impl PendingStream {
 
 impl State {
     fn has_work(&self) -> bool {
-        self.streams.iter().any(|stream| !stream.groups.is_empty())
+        !self.orders.is_empty() || self.streams.iter().any(|stream| !stream.groups.is_empty())
     }
 }
 
@@ -272,7 +324,41 @@ impl State {
 pub(crate) struct Writer {
     pending: Arc<Pending>,
     thread: Option<JoinHandle<()>>,
+    growth: Arc<Growth>,
     failed: watch::Receiver<Option<String>>,
+}
+
+/// How much the journal has grown, and whom that concerns.
+#[derive(Debug, Default)]
+pub(crate) struct Growth {
+    bytes: AtomicU64,
+    /// From here on, somebody wants to know.
+    mark: AtomicU64,
+    told: Mutex<Option<Sender<()>>>,
+}
+
+impl Growth {
+    /// Bytes that were written since the start.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Tells, once, when so many are written.
+    pub(crate) fn tell_at(&self, bytes: u64, tell: Sender<()>) {
+        *self.told.lock() = Some(tell);
+        self.mark.store(bytes, Ordering::Relaxed);
+        self.add(0);
+    }
+
+    fn add(&self, bytes: u64) {
+        let now = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if now >= self.mark.load(Ordering::Relaxed)
+            && let Some(tell) = self.told.lock().take()
+        {
+            self.mark.store(u64::MAX, Ordering::Relaxed);
+            let _ = tell.send(());
+        }
+    }
 }
 
 impl Writer {
@@ -282,6 +368,7 @@ impl Writer {
         log: Log,
         data_dir: DataDir,
         bytes_max: usize,
+        node_sequence: u64,
         streams: &[(u32, JournalPosition)],
     ) -> io::Result<(Writer, Vec<Arc<Stream>>)> {
         let pending_streams = streams.iter().map(|&(number, _)| PendingStream::new(number));
@@ -291,19 +378,37 @@ impl Writer {
         let pending = Arc::new(Pending { state, filled, congested, bytes_max });
         let streams: Vec<_> = streams.iter().map(|&(number, last)| Stream::kept(number, last, &pending)).collect();
         let (failing, failed) = watch::channel(None);
-        let writing = Writing { pending: Arc::clone(&pending), streams: streams.clone(), log, first: 0 };
+        let growth = Arc::new(Growth { mark: AtomicU64::new(u64::MAX), ..Growth::default() });
+        let writing = Writing {
+            pending: Arc::clone(&pending),
+            streams: streams.clone(),
+            log,
+            first: 0,
+            node_sequence,
+            growth: Arc::clone(&growth),
+        };
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = writing.run() {
                 failing.send_replace(Some(error.to_string()));
             }
             drop(data_dir);
         })?;
-        Ok((Writer { pending, thread: Some(thread), failed }, streams))
+        Ok((Writer { pending, thread: Some(thread), failed, growth }, streams))
     }
 
     /// Why nothing is kept any more, once that is so.
     pub(crate) fn failed(&self) -> watch::Receiver<Option<String>> {
         self.failed.clone()
+    }
+
+    /// Where orders for it are left.
+    pub(crate) fn orders(&self) -> Orders {
+        Orders(Arc::clone(&self.pending))
+    }
+
+    /// How much it has written.
+    pub(crate) fn growth(&self) -> Arc<Growth> {
+        Arc::clone(&self.growth)
     }
 
     /// Writes what is left and ends.
@@ -330,6 +435,9 @@ struct Writing {
     log: Log,
     /// The stream that is taken from first the next time.
     first: usize,
+    /// The last sequence in the stream of the node.
+    node_sequence: u64,
+    growth: Arc<Growth>,
 }
 
 impl Writing {
@@ -338,14 +446,14 @@ impl Writing {
         let mut taken: Vec<Vec<Change>> = self.streams.iter().map(|_| Vec::new()).collect();
         let mut batch = Batch::default();
         loop {
-            let result = if self.take(&mut taken) {
-                self.write(&mut taken, &mut last, &mut batch)
-            } else {
+            let Some(orders) = self.take(&mut taken) else {
                 return self.log.mark();
             };
+            let result = self.write(&mut taken, &mut last, &mut batch).and_then(|()| self.obey(orders, &mut batch));
             if let Err(error) = result {
                 let mut state = self.pending.state.lock();
                 state.has_failed = true;
+                state.orders.clear();
                 for stream in &mut state.streams {
                     *stream = PendingStream::new(stream.number);
                 }
@@ -354,13 +462,38 @@ impl Writing {
         }
     }
 
-    /// Waits for changes and takes all that there are; false when there will be no more.
-    fn take(&mut self, taken: &mut [Vec<Change>]) -> bool {
+    /// Does what it was asked for, now that what came before is written.
+    fn obey(&mut self, orders: Vec<Order>, batch: &mut Batch) -> Result<(), LogError> {
+        for order in orders {
+            match order {
+                Order::Node(changes, answer) => {
+                    let first = self.node_sequence + 1;
+                    for change in changes {
+                        self.node_sequence += 1;
+                        batch.push(NODE_STREAM, self.node_sequence, |out| change.encode(out));
+                    }
+                    self.log.append(batch)?;
+                    let _ = answer.send(first);
+                }
+                Order::Flush(answer) => _ = answer.send(()),
+                Order::BeginReplay(streams, answer) => match self.log.begin_replay_at(&streams) {
+                    Ok(()) => _ = answer.send(true),
+                    Err(LogError::Full(_)) => _ = answer.send(false),
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for changes and takes all that there are, with the orders that came before the last of them; none when there
+    /// will be no more.
+    fn take(&mut self, taken: &mut [Vec<Change>]) -> Option<Vec<Order>> {
         let mut state = self.pending.state.lock();
         let mut is_marked = false;
         while !state.has_work() {
             if state.is_stopping {
-                return false;
+                return None;
             }
             state.is_idle = true;
             if is_marked {
@@ -384,7 +517,9 @@ impl Writing {
         for (stream, taken) in in_turn {
             stream.take(taken, &mut bytes);
         }
-        true
+        // Those that do not fit into this batch come before any order.
+        let is_all = state.streams.iter().all(|stream| stream.groups.is_empty());
+        Some(if is_all { std::mem::take(&mut state.orders) } else { Vec::new() })
     }
 
     fn write(&mut self, taken: &mut [Vec<Change>], last: &mut [u64], batch: &mut Batch) -> Result<(), LogError> {
@@ -399,7 +534,9 @@ impl Writing {
         for taken in taken {
             taken.shrink_to(TAKEN_CHANGES_KEPT);
         }
+        let written = batch.bytes() as u64;
         self.log.append(batch)?;
+        self.growth.add(written);
         for (stream, last) in self.streams.iter().zip(last) {
             if stream.durable().0 < *last {
                 stream.advance(*last);

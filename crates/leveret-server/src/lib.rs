@@ -3,6 +3,7 @@
 //! Decides nothing: what bytes mean is the business of `leveret-broker`.
 
 mod bodies;
+mod checkpoints;
 mod clock;
 mod data_dir;
 mod hub;

@@ -17,6 +17,29 @@ pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that are written and synced at once; more only if they belong together.
 pub(crate) const WRITTEN_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// So many times the bytes of the last checkpoint the journal grows before the next one, so that they are a small part of
+/// it; a segment, if that is more.
+pub(crate) const CHECKPOINT_GROWTH: u64 = 16;
+
+/// And at least so many times, whatever else is said.
+pub(crate) const CHECKPOINT_GROWTH_MIN: u64 = 4;
+
+/// If a start would have to read more than so many times what the journal grows between two checkpoints, the next one is
+/// written at once.
+pub(crate) const CHECKPOINT_INTERVALS_MAX: u64 = 3;
+
+/// How often is looked whether so much was consumed that a checkpoint would make room.
+pub(crate) const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Bytes of a checkpoint that wait for the journal at once.
+pub(crate) const CHECKPOINT_PENDING_BYTES: usize = 256 * 1024;
+
+/// But not more than what lives in the journal divided by this, as what is between checkpoints takes room.
+pub(crate) const CHECKPOINT_LIVING_PART: u64 = 8;
+
+/// Bytes that the record of a message takes beside the message, about.
+pub(crate) const MESSAGE_RECORD_BYTES: u64 = 40;
+
 /// Changes for which the thread of the journal keeps room between two batches.
 pub(crate) const TAKEN_CHANGES_KEPT: usize = 16 * 1024;
 

@@ -16,7 +16,7 @@ use crate::data_dir::DataDirError;
 use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
 
 /// Where the changes of the node itself are.
-const NODE_STREAM: u32 = 0;
+pub(crate) const NODE_STREAM: u32 = 0;
 
 /// How often a long recovery says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +45,10 @@ pub enum JournalError {
 /// What a folder held.
 pub(crate) struct Recovered {
     pub(crate) log: Log,
+    /// The last sequence in the stream of the node.
+    pub(crate) node_sequence: u64,
+    /// Bytes that were read.
+    pub(crate) bytes: u64,
     /// Each virtual host with its stream.
     pub(crate) vhosts: Vec<(u32, VirtualHost)>,
 }
@@ -181,7 +185,8 @@ pub(crate) fn recover(
         vhost.end_recovery();
         (stream, vhost)
     });
-    Ok(Recovered { log, vhosts: vhosts.collect() })
+    let (node_sequence, bytes) = (fold.node_sequence, recovery.bytes);
+    Ok(Recovered { log, node_sequence, bytes, vhosts: vhosts.collect() })
 }
 
 /// Says in the log what was found, as loudly as it deserves.

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::bodies;
+use crate::checkpoints::{Checkpoints, Tools};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::hub::Hub;
@@ -141,6 +142,8 @@ pub struct ServerHandle {
     /// Closed when the last connection has ended.
     connections_ended: mpsc::Receiver<()>,
     hubs: Vec<Arc<Hub>>,
+    /// Dropped before what it gives orders to.
+    checkpoints: Option<Checkpoints>,
     /// Dropped last: it writes what is left, and lets go of the data folder.
     writer: Option<Writer>,
 }
@@ -157,6 +160,7 @@ impl Server {
         let listeners = listener::bind(&config.bind, config.amqp_port)?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
+        let mut keeping = None;
         let (writer, bodies, vhosts) = match data_dir {
             None => {
                 let vhosts = node.vhosts().iter();
@@ -168,13 +172,16 @@ impl Server {
                 let bytes = memory.budget();
                 let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
                 let reading = move || recovery::recover(&folder, options, bytes, now, &names);
-                let Recovered { log, vhosts } = match tokio::task::spawn_blocking(reading).await {
-                    Ok(recovered) => recovered?,
-                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-                };
+                let Recovered { log, node_sequence, bytes, vhosts } =
+                    match tokio::task::spawn_blocking(reading).await {
+                        Ok(recovered) => recovered?,
+                        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                    };
                 let positions: Vec<_> = vhosts.iter().map(|(stream, vhost)| (*stream, vhost.position())).collect();
                 let bodies = bodies::start(log.reader()).map_err(StartError::Thread)?;
-                let (writer, streams) = Writer::start(log, data_dir, memory.pending_bytes_max(), &positions)
+                keeping = Some((log.keeper(), bytes));
+                let bytes_max = memory.pending_bytes_max();
+                let (writer, streams) = Writer::start(log, data_dir, bytes_max, node_sequence, &positions)
                     .map_err(StartError::Thread)?;
                 let vhosts: Vec<_> = vhosts.into_iter().map(|(_, vhost)| vhost).zip(streams).collect();
                 (Some(writer), Some(bodies), vhosts)
@@ -188,6 +195,15 @@ impl Server {
         let mut background: Vec<_> = hubs.values().map(|hub| tokio::spawn(Arc::clone(hub).run_timers())).collect();
         let all_hubs: Vec<_> = hubs.values().cloned().collect();
         background.push(tokio::spawn(memory.keep(all_hubs.clone())));
+        let checkpoints = match (&writer, keeping) {
+            (Some(writer), Some((keeper, recovered_bytes))) => {
+                let (orders, growth, segment_bytes) = (writer.orders(), writer.growth(), config.segment_bytes);
+                let tools = Tools { hubs: all_hubs.clone(), orders, growth, segment_bytes, recovered_bytes };
+                Some(Checkpoints::start(tools, keeper))
+            }
+            _ => None,
+        };
+        let checkpoints = checkpoints.transpose().map_err(StartError::Thread)?;
         let shared = Arc::new(Shared { clock, settings: Arc::new(config.settings), node, hubs });
         let (shutdown, _) = watch::channel(Stop::No);
         let (running, connections_ended) = mpsc::channel(1);
@@ -195,7 +211,7 @@ impl Server {
             let accepting = accept(Arc::clone(&shared), listener, shutdown.clone(), running.clone());
             background.push(tokio::spawn(accepting));
         }
-        Ok(ServerHandle { addresses, shutdown, background, connections_ended, hubs: all_hubs, writer })
+        Ok(ServerHandle { addresses, shutdown, background, connections_ended, hubs: all_hubs, checkpoints, writer })
     }
 }
 
@@ -221,10 +237,13 @@ impl ServerHandle {
         for hub in &self.hubs {
             hub.stop();
         }
-        if let Some(mut writer) = self.writer.take() {
+        let (checkpoints, writer) = (self.checkpoints.take(), self.writer.take());
+        let ending = move || {
+            drop(checkpoints);
             // What is left takes one write and one sync.
-            let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
-        }
+            drop(writer);
+        };
+        let _ = tokio::task::spawn_blocking(ending).await;
     }
 
     /// Waits until the journal can no longer be written, and says why. From then on nothing is confirmed any more:

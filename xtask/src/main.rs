@@ -14,6 +14,7 @@ mod measure;
 mod memory;
 mod process;
 mod proof;
+mod space;
 mod tally;
 mod test;
 mod workspace;

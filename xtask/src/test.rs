@@ -9,6 +9,7 @@ use crate::clients::{self, SUITES};
 use crate::conformance;
 use crate::memory;
 use crate::process::{self, Show};
+use crate::space;
 use crate::tally::Tally;
 use crate::workspace::cargo;
 
@@ -23,8 +24,10 @@ struct Row {
 
 /// Runs the tests, the protocol scripts over sockets and all client suites, or only the suites that are named.
 pub(crate) fn run(only: &[String]) -> Result<Tally> {
-    let names: Vec<_> =
-        [conformance::SUITE, memory::SUITE].into_iter().chain(SUITES.iter().map(|suite| suite.name)).collect();
+    let names: Vec<_> = [conformance::SUITE, memory::SUITE, space::SUITE]
+        .into_iter()
+        .chain(SUITES.iter().map(|suite| suite.name))
+        .collect();
     let unknown = only.iter().find(|name| !names.contains(&name.as_str()));
     ensure!(unknown.is_none(), "there is no suite {unknown:?}; there are {}", names.join(", "));
     let is_wanted = |name: &str| only.is_empty() || only.iter().any(|wanted| wanted == name);
@@ -46,6 +49,12 @@ pub(crate) fn run(only: &[String]) -> Result<Tally> {
         println!("\n== {} ==", memory::SUITE);
         let tally = memory::run(&binary);
         rows.push(Row { name: memory::SUITE, tally, took: started.elapsed() });
+    }
+    if is_wanted(space::SUITE) {
+        let started = Instant::now();
+        println!("\n== {} ==", space::SUITE);
+        let tally = space::run(&binary);
+        rows.push(Row { name: space::SUITE, tally, took: started.elapsed() });
     }
     for suite in SUITES.iter().filter(|suite| is_wanted(suite.name)) {
         let started = Instant::now();

@@ -1,0 +1,155 @@
+//! The suite `space`: what the journal takes on disk under a long mixed load, in which a few messages are never acked.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use leveret_amqp::BasicProperties;
+use leveret_client::{AckMode, Channel, PublishTo, QueueOptions};
+
+use crate::memory::{open, start};
+use crate::tally::Tally;
+use crate::workspace::target;
+
+pub(crate) const SUITE: &str = "space";
+
+const SEGMENT_BYTES: u64 = 1024 * 1024;
+/// Beside twice what lives: what is written until the next checkpoints, what a start still reads, one segment ahead.
+const CONSTANT_BYTES: u64 = 10 * SEGMENT_BYTES;
+const ROUNDS: u64 = 150;
+const MESSAGES_PER_ROUND: u64 = 2000;
+const WINDOW: u64 = 100;
+/// One message in so many goes to a queue that nobody reads.
+const KEPT_EVERY: u64 = 50;
+/// One message in so many is delivered and never acked.
+const HELD_EVERY: u64 = 331;
+
+/// Runs the suite with a broker of its own.
+pub(crate) fn run(binary: &Path) -> Tally {
+    let folder = target().join("space");
+    let _ = fs::remove_dir_all(&folder);
+    let tally = match mixed_load(binary, &folder) {
+        Ok(figures) => {
+            println!("ok a long mixed load takes less than twice the room of what lives: {figures}");
+            Tally::PASSED
+        }
+        Err(error) => {
+            println!("not ok a long mixed load takes less than twice the room of what lives: {error:#}");
+            Tally::FAILED
+        }
+    };
+    let _ = fs::remove_dir_all(&folder);
+    tally
+}
+
+/// Between 100 and 2,100 bytes, its number first.
+fn body(number: u64) -> Vec<u8> {
+    let bytes = 100 + usize::try_from(number * 7919 % 2000).unwrap_or_default();
+    let mut body = vec![u8::try_from(number % 251).unwrap_or_default(); bytes];
+    body[..8].copy_from_slice(&number.to_le_bytes());
+    body
+}
+
+/// Bytes that the files of a folder take on the disk.
+fn used_bytes(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        // It may be gone by now.
+        sum += entry?.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+    }
+    Ok(sum)
+}
+
+fn mixed_load(binary: &Path, folder: &Path) -> Result<String> {
+    let data = folder.join("data");
+    let data_dir = data.display().to_string();
+    let segment_bytes = SEGMENT_BYTES.to_string();
+    let storage = ["--data-dir", data_dir.as_str(), "--segment-size", segment_bytes.as_str()];
+    let broker = start(binary, folder, &storage, 64)?;
+    let mut connection = open(&broker)?;
+    let mut channel = connection.open_channel()?;
+    channel.confirm_select()?;
+    let durable = QueueOptions { durable: true, ..QueueOptions::default() };
+    for queue in ["kept", "worked"] {
+        channel.declare_queue(queue, &durable)?;
+    }
+    let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() };
+    let (mut kept, mut held, mut living, mut number) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut waits, mut written, mut worst) = (Vec::new(), 0, (0, 0));
+    for _ in 0..ROUNDS {
+        let first = number;
+        for _ in 0..MESSAGES_PER_ROUND / WINDOW {
+            let began = Instant::now();
+            for _ in 0..WINDOW {
+                let body = body(number);
+                living += body.len() as u64;
+                written += body.len() as u64;
+                let is_kept = number % KEPT_EVERY == 0;
+                let queue = if is_kept { "kept" } else { "worked" };
+                kept.extend(is_kept.then_some(number));
+                channel.publish(PublishTo::queue(queue), &properties, &body)?;
+                number += 1;
+            }
+            channel.wait_confirms(0)?;
+            waits.push(began.elapsed());
+            let used = used_bytes(&data)?;
+            ensure!(
+                used <= 2 * living + CONSTANT_BYTES,
+                "{} KiB are used and {} KiB live after {} KiB",
+                used >> 10,
+                living >> 10,
+                written >> 10
+            );
+            worst = worst.max((used.saturating_sub(2 * living), used));
+        }
+        for expected in (first..number).filter(|number| number % KEPT_EVERY != 0) {
+            let got = channel.get("worked", AckMode::Manual)?.context("a message is missing")?;
+            ensure!(got.delivery.message.body == body(expected), "not message {expected}");
+            if expected % HELD_EVERY == 0 {
+                held.push(expected);
+            } else {
+                living -= got.delivery.message.body.len() as u64;
+                channel.ack(got.delivery.delivery_tag)?;
+            }
+        }
+    }
+    // An answer behind them makes the acks durable.
+    channel.sync()?;
+    let used = used_bytes(&data)?;
+    drop(connection);
+    // SIGKILL
+    drop(broker);
+    let broker = start(binary, folder, &storage, 64)?;
+    let mut connection = open(&broker)?;
+    let mut channel = connection.open_channel()?;
+    all_are_back(&mut channel, "kept", &kept)?;
+    all_are_back(&mut channel, "worked", &held)?;
+    channel.close()?;
+    connection.close()?;
+    broker.stop()?;
+    waits.sort_unstable();
+    let at = |share: usize| waits.get((waits.len() - 1) * share / 1000).copied().unwrap_or(Duration::ZERO);
+    Ok(format!(
+        "{} MiB written, {} MiB live, {} MiB used in the end, at most {} KiB above twice the living; a window of \
+         {WINDOW} was confirmed within {:.1?} (median), {:.1?} (99 of 100), {:.1?} (999 of 1000), {:.1?} (all)",
+        written >> 20,
+        living >> 20,
+        used >> 20,
+        worst.0 >> 10,
+        at(500),
+        at(990),
+        at(999),
+        at(1000)
+    ))
+}
+
+fn all_are_back(channel: &mut Channel<'_>, queue: &str, numbers: &[u64]) -> Result<()> {
+    for &number in numbers {
+        let got = channel.get(queue, AckMode::Auto)?.with_context(|| format!("message {number} is lost"))?;
+        ensure!(got.delivery.message.body == body(number), "in the place of message {number} there is another one");
+    }
+    ensure!(channel.get(queue, AckMode::Auto)?.is_none(), "more came back than was left");
+    Ok(())
+}

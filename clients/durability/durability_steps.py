@@ -46,7 +46,8 @@ class Broker:
         self.starts += 1
         log = open(os.path.join(SCRATCH, "broker.log"), "ab")
         command = [*self.wrapper, BINARY, "serve", "--data-dir", self.folder, "--amqp-port", "0"]
-        command += ["--memory-limit", memory]
+        # Small files, so that checkpoints are written and room is taken back all the time.
+        command += ["--memory-limit", memory, "--segment-size", "1048576"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         started = time.monotonic()
         line = self.process.stdout.readline().decode()

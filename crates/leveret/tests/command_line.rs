@@ -417,7 +417,7 @@ mod restarts {
         let segment = folder.path().join("0000000001.segment");
         let mut bytes = fs::read(&segment).unwrap();
         bytes[8] = 9;
-        let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..72]);
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..96]);
         bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
         fs::write(&segment, &bytes).unwrap();
         let refused = leveret(&["--amqp-port", "0", "--data-dir", folder.path().to_str().unwrap()]).run();

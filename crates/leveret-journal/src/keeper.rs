@@ -76,21 +76,19 @@ impl Keeper {
         Keeper { reader, replay, segment_bytes, damaged: BTreeSet::new() }
     }
 
-    /// Notes that records of a stream are needed, each with the bytes of its payload, about. A record may be noted several
-    /// times. Sequences that are close to each other are cheapest.
-    pub fn note(&self, living: &mut Living, stream: u32, records: impl Iterator<Item = (u64, u64)>) {
+    /// Notes that records of a stream are needed, each with the bytes of its payload, about. If a record is noted again, its
+    /// payload has so many bytes `more`. Sequences that are close to each other are cheapest.
+    pub fn note(&self, living: &mut Living, stream: u32, records: impl Iterator<Item = (u64, u64)>, more: u64) {
         let map = self.reader.parts().2.read();
         let sequences = living.sequences.entry(stream).or_default();
         let mut around = (0, 0, 0);
         for (sequence, bytes) in records {
-            if !sequences.insert(sequence) {
-                continue;
-            }
+            let bytes = if sequences.insert(sequence) { bytes + RECORD_HEADER_BYTES as u64 } else { more };
             if !(around.1..around.2).contains(&sequence) {
                 let Some(found) = map.segment_around(stream, sequence) else { continue };
                 around = found;
             }
-            *living.bytes.entry(around.0).or_default() += bytes + RECORD_HEADER_BYTES as u64;
+            *living.bytes.entry(around.0).or_default() += bytes;
         }
     }
 

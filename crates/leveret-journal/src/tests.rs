@@ -613,7 +613,7 @@ fn what_is_needed_of_old_segments_is_kept_in_less_room_and_found_meanwhile() {
     let needed = || (1..=200).filter(|sequence| sequence % 15 == 0 || *sequence > 180);
     let mut keeper = log.keeper();
     let mut living = Living::default();
-    keeper.note(&mut living, 1, needed().map(|sequence| (sequence, 100)));
+    keeper.note(&mut living, 1, needed().map(|sequence| (sequence, 100)), 0);
     assert_eq!(keeper.sweep(&living, &|| true).unwrap().compacted, 0, "it was told to stop");
     let swept = keeper.sweep(&living, &|| false).unwrap();
     assert!(swept.compacted > 2, "{swept:?}");
@@ -632,7 +632,7 @@ fn what_is_needed_of_old_segments_is_kept_in_less_room_and_found_meanwhile() {
     assert_eq!(found, records(181, 200, 100));
     let mut keeper = log.keeper();
     let mut living = Living::default();
-    keeper.note(&mut living, 1, (181..=200).map(|sequence| (sequence, 100)));
+    keeper.note(&mut living, 1, (181..=200).map(|sequence| (sequence, 100)), 0);
     assert!(keeper.sweep(&living, &|| false).unwrap().removed > 0);
     assert_eq!(open(&disk, MIDDLE).1, records(181, 200, 100));
 }
@@ -661,7 +661,7 @@ fn damage_of_old_segments_is_found_by_a_check_and_takes_nothing_else() {
         // It stays as it is, however little of it is needed.
         let mut keeper = log.keeper();
         let mut living = Living::default();
-        keeper.note(&mut living, 1, [15, 75, 190].into_iter().map(|sequence| (sequence, 100)));
+        keeper.note(&mut living, 1, [15, 75, 190].into_iter().map(|sequence| (sequence, 100)), 0);
         keeper.sweep(&living, &|| false).unwrap();
         assert_eq!(log.reader().read(1, 75).unwrap(), payload(75, 100));
     }

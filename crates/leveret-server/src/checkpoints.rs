@@ -17,7 +17,7 @@ use crate::hub::Hub;
 use crate::journal::{Growth, Orders, WriterEnded};
 use crate::limits::{
     CHECKPOINT_GROWTH, CHECKPOINT_GROWTH_MIN, CHECKPOINT_INTERVALS_MAX, CHECKPOINT_LIVING_PART,
-    CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, MESSAGE_RECORD_BYTES,
+    CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, ENQUEUED_RECORD_BYTES, MESSAGE_RECORD_BYTES,
 };
 use crate::recovery::NODE_STREAM;
 
@@ -165,7 +165,7 @@ impl Thread {
                 let records = living.iter().filter_map(|&(message, bytes)| {
                     Some((message.position()?.0, u64::from(bytes) + MESSAGE_RECORD_BYTES))
                 });
-                self.keeper.note(&mut written.living, hub.stream(), records);
+                self.keeper.note(&mut written.living, hub.stream(), records, ENQUEUED_RECORD_BYTES);
                 // Not more at once than a disk takes in its stride.
                 if !goes_on || checkpoint.bytes() - flushed >= CHECKPOINT_PENDING_BYTES {
                     flushed = checkpoint.bytes();

@@ -142,7 +142,7 @@ fn run(disk: &SimDisk, steps: &[Step]) -> Promised {
                 let mut living = Living::default();
                 for stream in 0..STREAMS {
                     let all = (1..next[&stream]).filter(|sequence| sequence % multiple == 0);
-                    keeper.note(&mut living, stream, all.map(|sequence| (sequence, 10)));
+                    keeper.note(&mut living, stream, all.map(|sequence| (sequence, 10)), 0);
                 }
                 promised.living = multiple;
                 if keeper.sweep(&living, &|| false).is_err() {

@@ -381,11 +381,16 @@ mod restarts {
         let segment = folder.path().join("0000000001.segment");
         let mut bytes = fs::read(&segment).unwrap();
         let used = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+        // In the first message, for a client that asks, and in one on the way, for one that consumes.
+        let first = bytes.windows(64).position(|window| window == "x".repeat(64).as_bytes()).unwrap();
+        bytes[first] ^= 1;
         bytes[used / 2] ^= 1;
         fs::write(&segment, &bytes).unwrap();
-        let left = (MESSAGES - 1).to_string();
+        let got = broker.ask(&["get", "q"]);
+        assert_eq!(got.trim_end(), body, "what lies behind it");
+        let left = (MESSAGES - 3).to_string();
         let consumed = broker.ask(&["consume", "q", "--count", &left]);
-        assert_eq!(consumed.lines().count(), MESSAGES - 1);
+        assert_eq!(consumed.lines().count(), MESSAGES - 3);
         assert!(consumed.lines().all(|line| line == body), "a wrong body");
         broker.process.stderr.wait_for("cannot be read back and stays where it is", "the report");
         assert_eq!(broker.client(&["get", "q"]).run().code, Some(3), "nobody gets it");
@@ -400,7 +405,7 @@ mod restarts {
         let segment = folder.path().join("0000000001.segment");
         let mut bytes = fs::read(&segment).unwrap();
         // The first batch behind the header of the segment holds nothing but that record.
-        bytes[72 + 40 + 24 + 1] ^= 1;
+        bytes[96 + 40 + 24 + 1] ^= 1;
         fs::write(&segment, &bytes).unwrap();
         let broker = start(&folder);
         broker.process.stderr.wait_for("it is taken for '/'", "the report");

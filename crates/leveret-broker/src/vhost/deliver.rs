@@ -285,9 +285,22 @@ impl VirtualHost {
         self.check_not_locked(from, id)?;
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         queue.last_used = now;
+        self.get_head(now, from, channel_id, id, ack_mode, effects);
+        Ok(())
+    }
+
+    /// Answers a `basic.get` with the head of a queue, if it has one.
+    fn get_head(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        channel_id: ChannelId,
+        id: QueueId,
+        ack_mode: AckMode,
+        effects: &mut Effects,
+    ) {
         let head = loop {
-            let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
-            let Some(head) = queue.head() else { break None };
+            let Some(head) = self.queues.get_mut(id).and_then(Queue::head) else { break None };
             if !self.expire_if(id, head, effects, |deadline| now.monotonic > deadline.0) {
                 break Some(head);
             }
@@ -295,8 +308,7 @@ impl VirtualHost {
         self.mark_runnable(id);
         let taken = head.and_then(|head| self.take_for_get(from, channel_id, id, head, ack_mode, effects));
         let Some((getting, body)) = taken else {
-            self.answer(from, channel_id, Answer::BasicGetEmpty, effects);
-            return Ok(());
+            return self.answer(from, channel_id, Answer::BasicGetEmpty, effects);
         };
         match body {
             Ok(message) => self.finish_get(from, getting, message, effects),
@@ -307,7 +319,6 @@ impl VirtualHost {
                 }
             }
         }
-        Ok(())
     }
 
     /// Takes the head of a queue for a `basic.get`; its body is here or has to be fetched.
@@ -354,13 +365,13 @@ impl VirtualHost {
         }
     }
 
-    /// Answers a `basic.get` whose body cannot be read back. The message stays where it is, and nobody gets it before the
-    /// next start.
-    pub(super) fn fail_get(&mut self, to: ConnectionId, getting: &Getting, effects: &mut Effects) {
+    /// The body that a `basic.get` waits for cannot be read back. Its message stays where it is, and nobody gets it before
+    /// the next start; the client gets the one behind it.
+    pub(super) fn fail_get(&mut self, now: Moment, to: ConnectionId, getting: &Getting, effects: &mut Effects) {
         if let Some(channel) = self.sessions.get_mut(to).and_then(|session| session.channel(getting.channel)) {
             channel.unacked.take(getting.tag);
         }
-        self.answer(to, getting.channel, Answer::BasicGetEmpty, effects);
+        self.get_head(now, to, getting.channel, getting.queue, getting.ack_mode, effects);
     }
 
     /// Answers a `basic.get` whose body is there.

@@ -221,7 +221,7 @@ impl VirtualHost {
                     if let Some(getting) = session.and_then(|session| session.getting.take()) {
                         match message {
                             Some(message) => self.finish_get(connection, getting, message, effects),
-                            None => self.fail_get(connection, &getting, effects),
+                            None => self.fail_get(now, connection, &getting, effects),
                         }
                     }
                 }

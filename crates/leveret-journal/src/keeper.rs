@@ -130,8 +130,11 @@ impl Keeper {
                     old.splice(run, [(generations[0], bytes, bytes)]);
                 }
                 Ok(None) => break,
-                // It stays as it is, with all that can be read of it.
-                Err(ReadError::Damaged { .. }) => self.damaged.extend(generations),
+                // It stays as it is, with all that can be read of it; the others are tried without it.
+                Err(ReadError::Damaged { file, .. }) => {
+                    self.damaged
+                        .extend(generations.into_iter().filter(|&generation| segment_name(generation) == file));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -141,7 +144,7 @@ impl Keeper {
         Ok(swept)
     }
 
-    /// The segment in which least lives of what it takes, with those behind it that have room beside it in one file.
+    /// The segment in which least lives of what it takes, with those around it that have room beside it in one file.
     fn thinnest(&self, old: &[(u64, u64, u64)]) -> Option<std::ops::Range<usize>> {
         let is_fit = |&(generation, bytes, weight): &(u64, u64, u64)| {
             let is_thin = weight < bytes / 100 * THIN_PERCENT;

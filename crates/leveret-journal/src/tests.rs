@@ -658,11 +658,12 @@ fn damage_of_old_segments_is_found_by_a_check_and_takes_nothing_else() {
         });
         let missing = whole.len() - readable.count();
         assert!(missing <= lost.max(if at == 0 { 0 } else { 10 }), "damaged at {at}: {missing} are not found");
-        // It stays as it is, however little of it is needed.
+        // It stays as it is, however little of it is needed, and the others do not.
         let mut keeper = log.keeper();
         let mut living = Living::default();
         keeper.note(&mut living, 1, [15, 75, 190].into_iter().map(|sequence| (sequence, 100)), 0);
-        keeper.sweep(&living, &|| false).unwrap();
+        let swept = keeper.sweep(&living, &|| false).unwrap();
+        assert!(swept.compacted + swept.removed > 0, "damaged at {at}: {swept:?}");
         assert_eq!(log.reader().read(1, 75).unwrap(), payload(75, 100));
     }
 }

@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -15,6 +16,9 @@ const ROOMY_MIB: u64 = 8 * 1024;
 
 /// Bytes on disk that have to be free, beside twice those of a backlog.
 const SPARE_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+
+/// How long a broker with a backlog is left alone.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What one fill and one drain took.
 struct Figures {
@@ -83,6 +87,7 @@ fn measure(binary: &Path, backlog: Backlog, limit_mib: u64, restarts: bool) -> R
     }
     let peak = Peak::watch(broker.process_id());
     let mut connection = open(&broker)?;
+    thread::sleep(IDLE);
     peak_mib[1] = peak.take() / 1024;
     let started = Instant::now();
     backlog.drain(&mut connection)?;

@@ -56,6 +56,7 @@ pub(crate) fn run(binary: &Path) -> Tally {
 
 /// Looks at the anonymous resident memory of a process again and again, and keeps the greatest.
 pub(crate) struct Peak {
+    process: u32,
     kib: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     looking: Option<JoinHandle<()>>,
@@ -71,12 +72,13 @@ impl Peak {
                 thread::sleep(LOOK_EVERY);
             }
         });
-        Peak { kib, stop, looking: Some(looking) }
+        Peak { process, kib, stop, looking: Some(looking) }
     }
 
     /// The greatest since the last time, in KiB.
     pub(crate) fn take(&self) -> u64 {
-        self.kib.swap(0, Ordering::Relaxed)
+        let now = anonymous_kib(self.process).unwrap_or_default();
+        self.kib.swap(0, Ordering::Relaxed).max(now)
     }
 }
 

@@ -142,6 +142,16 @@ impl Broker {
         self
     }
 
+    /// Everything that was journaled, in order: positions from 1 on, and the payloads of records.
+    pub fn journal(&self) -> &[(JournalPosition, Vec<u8>)] {
+        &self.journal
+    }
+
+    /// Where complete checkpoints begin and end in the journal.
+    pub fn checkpoints(&self) -> &[(JournalPosition, JournalPosition)] {
+        &self.checkpoints
+    }
+
     /// Goes one small step on with a checkpoint, or begins one; true once it is complete.
     fn checkpoint_step(&mut self) -> bool {
         let mut checkpoint = self.checkpoint.take().unwrap_or_default();

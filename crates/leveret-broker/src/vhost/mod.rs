@@ -7,7 +7,7 @@
 //! driver calls again after others had a turn. A command that names many messages takes effect at one instant
 //! all the same: while it is being worked off, no other command is begun.
 
-mod apply;
+pub mod apply;
 pub mod binding;
 pub mod checkpoint;
 pub mod command;

@@ -1,0 +1,273 @@
+//! Power cuts at every operation on the disk under a virtual host: what is recovered is what the changes that are durable
+//! come to, wherever reading begins, and every message that is left has its body.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use leveret_broker::change::PageEntry;
+use leveret_broker::vhost::apply::ApplyError;
+use leveret_broker::vhost::checkpoint::Checkpoint;
+use leveret_broker::{Change, Effects, JournalPosition, Moment, Node, VirtualHost};
+use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
+use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk};
+use leveret_testkit::{Broker, Variation, continue_script, run_script};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
+const STREAM: u32 = 1;
+const NOW: Moment = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_790_000_000) };
+
+const BEGINNING: &str = "
+    C: queue.declare queue='q' durable
+    S: queue.declare-ok 'q' 0 0
+    C: queue.declare queue='r' durable
+    S: queue.declare-ok 'r' 0 0
+    C: exchange.declare exchange='fan' type='fanout' durable
+    S: exchange.declare-ok
+    C: queue.bind queue='q' exchange='fan'
+    S: queue.bind-ok
+    C: queue.bind queue='r' exchange='fan'
+    S: queue.bind-ok
+    Cb: tx.select
+    Sb: tx.select-ok
+    ";
+
+const PUBLISH: &str =
+    "C: basic.publish routing-key='q' delivery-mode=2 body='0123456789012345678901234567890123456789'";
+const EXPIRING: &str = "C: basic.publish routing-key='q' delivery-mode=2 expiration='60000' body='passing'";
+const FAN_OUT: &str = "C: basic.publish exchange='fan' delivery-mode=2 body='to both'";
+const GET: &str = "C: basic.get queue='q'";
+const TRANSACTION: &str = "
+    Cb: basic.publish routing-key='q' delivery-mode=2 body='one of two'
+    Cb: basic.publish routing-key='r' delivery-mode=2 body='two of two'
+    Cb: tx.commit";
+const CHECKPOINT: &str = "checkpoint";
+
+/// As many messages as three pages of an index hold, and some.
+const MANY: &str = "many";
+const STEP: &str = "checkpoint step";
+
+/// Each line, or lines, is one batch of the journal.
+#[rustfmt::skip]
+const WORK: &[&str] = &[
+    PUBLISH, FAN_OUT, PUBLISH, EXPIRING, GET, GET, "C: basic.ack delivery-tag=1", TRANSACTION, CHECKPOINT,
+    PUBLISH, FAN_OUT, GET, GET, "C: basic.ack delivery-tag=4 multiple", PUBLISH, CHECKPOINT,
+    FAN_OUT, TRANSACTION, "C: queue.purge queue='r'", PUBLISH, FAN_OUT,
+    "C: exchange.declare exchange='extra' type='topic' durable",
+    "C: exchange.bind destination='extra' source='fan' routing-key='k'",
+    "C: queue.bind queue='q' exchange='extra' routing-key='a.#'", CHECKPOINT,
+    "C: queue.delete queue='r'", "C: queue.declare queue='r' durable", "C: queue.bind queue='r' exchange='fan'",
+    FAN_OUT, "C: queue.unbind queue='q' exchange='fan'", FAN_OUT, GET, STEP, STEP, PUBLISH,
+    "C: basic.nack delivery-tag=5 requeue", STEP, TRANSACTION, CHECKPOINT,
+    "C: exchange.delete exchange='extra'", FAN_OUT, CHECKPOINT,
+    // Queues that are walked in several steps, and change meanwhile.
+    MANY, GET, GET, STEP, STEP, "C: basic.ack delivery-tag=6", PUBLISH, STEP, "C: basic.ack delivery-tag=7", CHECKPOINT,
+    STEP, STEP, STEP, "C: queue.purge queue='q'", PUBLISH, CHECKPOINT,
+    MANY, STEP, STEP, "C: queue.delete queue='q'", "C: queue.declare queue='q' durable", PUBLISH, CHECKPOINT,
+    "C: queue.purge queue='q'", CHECKPOINT, FAN_OUT,
+];
+
+/// What the thread that writes a journal is asked to do.
+enum Action {
+    Append(Vec<(JournalPosition, Vec<u8>)>),
+    BeginReplayAt(u64),
+    /// Only these are needed any more.
+    Sweep(Vec<u64>),
+}
+
+fn decode(record: &[u8]) -> Change {
+    Change::decode(record).unwrap()
+}
+
+/// What the broker journals while it does this work.
+fn actions() -> Vec<Action> {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    run_script(&mut broker, BEGINNING).unwrap();
+    let (mut actions, mut taken, mut complete) = (Vec::new(), 0, 0);
+    for step in [""].iter().chain(WORK) {
+        let script = if *step == MANY { vec![PUBLISH; 800].join("\n") } else { (*step).to_owned() };
+        continue_script(&mut broker, &script).unwrap();
+        let new = broker.journal()[taken..].to_vec();
+        taken += new.len();
+        if !new.is_empty() {
+            actions.push(Action::Append(new));
+        }
+        let checkpoints = broker.checkpoints();
+        if checkpoints.len() > complete {
+            complete = checkpoints.len();
+            if let Some(before) = complete.checked_sub(2) {
+                actions.push(Action::BeginReplayAt(checkpoints[before].0.0));
+                let (begun, ended) = checkpoints[complete - 1];
+                let parts = broker.journal().iter().filter(|(at, _)| (begun..=ended).contains(at));
+                let living = parts.filter_map(|(_, record)| match decode(record) {
+                    Change::QueuePage { entries, .. } => Some(entries),
+                    _ => None,
+                });
+                let living = living.flat_map(|page| page.iter().map(|entry| entry.message.0).collect::<Vec<_>>());
+                actions.push(Action::Sweep(living.collect()));
+            }
+        }
+    }
+    assert!(complete >= 5);
+    actions
+}
+
+/// Does it until it is done or the disk stops; the last position that was promised, and whether segments were rewritten.
+fn run(disk: &SimDisk, actions: &[Action]) -> (u64, usize) {
+    let (mut durable, mut swept) = (0, 0);
+    let Ok((mut log, _)) = Log::open(Arc::new(disk.clone()), OPTIONS, &mut |_| {}) else { return (durable, swept) };
+    let mut keeper = log.keeper();
+    for action in actions {
+        let is_done = match action {
+            Action::Append(records) => {
+                let mut batch = Batch::default();
+                for (position, record) in records {
+                    batch.push(STREAM, position.0, |out| out.extend_from_slice(record));
+                }
+                let result = log.append(&mut batch);
+                if result.is_ok() {
+                    durable = records.last().unwrap().0.0;
+                }
+                result.is_ok()
+            }
+            Action::BeginReplayAt(sequence) => log.begin_replay_at(&BTreeMap::from([(STREAM, *sequence)])).is_ok(),
+            Action::Sweep(needed) => {
+                let mut living = Living::default();
+                keeper.note(&mut living, STREAM, needed.iter().map(|&sequence| (sequence, 100)), 17);
+                let result = keeper.sweep(&living, &|| false);
+                swept += result.as_ref().map_or(0, |swept| swept.compacted + swept.removed);
+                result.is_ok()
+            }
+        };
+        if !is_done {
+            break;
+        }
+    }
+    (durable, swept)
+}
+
+/// All that is durable of a virtual host, in an order of its own.
+#[derive(Debug, PartialEq, Eq)]
+struct Contents {
+    messages: Vec<(u64, PageEntry)>,
+    rest: BTreeSet<Vec<u8>>,
+}
+
+fn contents(mut vhost: VirtualHost) -> Contents {
+    vhost.end_recovery();
+    let (mut checkpoint, mut effects) = (Checkpoint::default(), Effects::default());
+    while vhost.handle_checkpoint(NOW, &mut checkpoint, u32::MAX, &mut effects) {}
+    let (mut messages, mut rest) = (Vec::new(), BTreeSet::new());
+    for change in effects.changes {
+        match change {
+            Change::QueuePage { queue, entries } => messages.extend(entries.iter().map(|entry| (queue.0, entry))),
+            Change::CheckpointEnded { .. } => {}
+            change => {
+                let mut bytes = Vec::new();
+                change.encode(&mut bytes);
+                rest.insert(bytes);
+            }
+        }
+    }
+    Contents { messages, rest }
+}
+
+fn empty() -> VirtualHost {
+    VirtualHost::new(Node::default().vhosts()[0].clone(), [7; 32])
+}
+
+fn recover(disk: &SimDisk) -> (Log, VirtualHost, Recovery) {
+    let mut vhost = empty();
+    let mut each = |record: Record<'_>| {
+        vhost.apply(NOW, JournalPosition(record.sequence), decode(record.payload)).unwrap();
+    };
+    let (log, recovery) = Log::open(Arc::new(disk.clone()), OPTIONS, &mut each).unwrap();
+    (log, vhost, recovery)
+}
+
+/// Every subset of the first six things that are pending, with chance for the rest; then with writes torn at some places.
+fn fates(pending: &[usize], random: &mut SmallRng) -> Vec<Vec<Fate>> {
+    let mut all = Vec::new();
+    for subset in 0..1_u32 << pending.len().min(6) {
+        let mut is_kept = |at: usize| if at < 6 { subset >> at & 1 == 1 } else { random.random_bool(0.5) };
+        all.push(
+            (0..pending.len()).map(|at| if is_kept(at) { Fate::Kept } else { Fate::Lost }).collect::<Vec<_>>(),
+        );
+    }
+    for (at, &bytes) in pending.iter().enumerate().filter(|(_, bytes)| **bytes > 1) {
+        for torn in [1, bytes / 2, bytes - 1, SECTOR_BYTES.min(bytes - 1)] {
+            let mut fates = all[random.random_range(0..all.len())].clone();
+            fates[at] = Fate::Torn(torn);
+            all.push(fates);
+        }
+    }
+    all
+}
+
+#[test]
+fn after_a_power_cut_at_any_operation_a_virtual_host_is_what_its_durable_changes_come_to() {
+    let actions = actions();
+    let changes: Vec<_> = actions
+        .iter()
+        .flat_map(|action| if let Action::Append(records) = action { records.clone() } else { Vec::new() })
+        .collect();
+    let folded = |until: u64| {
+        let mut vhost = empty();
+        for (position, record) in changes.iter().filter(|(position, _)| position.0 <= until) {
+            // Without what checkpoints say: it must be true anyhow.
+            let result = match decode(record) {
+                Change::CheckpointBegun { .. }
+                | Change::QueuePage { .. }
+                | Change::QueueRestated { .. }
+                | Change::CheckpointEnded { .. } => {
+                    vhost.skip(*position);
+                    Ok(())
+                }
+                change => vhost.apply(NOW, *position, change),
+            };
+            assert!(matches!(result, Ok(()) | Err(ApplyError::Exists(_))), "{result:?}");
+        }
+        contents(vhost)
+    };
+    let expected: BTreeMap<u64, Contents> =
+        (0..=changes.len() as u64).map(|until| (until, folded(until))).collect();
+    let whole = SimDisk::default();
+    let (_, swept) = run(&whole, &actions);
+    assert!(swept > 3, "only {swept} segments were removed or rewritten");
+    let (mut seen, mut random) = (BTreeSet::new(), SmallRng::seed_from_u64(5));
+    let mut begun_later = 0;
+    for operation in 0..=whole.operations() {
+        let disk = SimDisk::default();
+        disk.stop_at(operation);
+        let (durable, _) = run(&disk, &actions);
+        for fates in fates(&disk.pending(), &mut random) {
+            let found = disk.crash(&fates);
+            let mut hasher = DefaultHasher::new();
+            found.files().hash(&mut hasher);
+            if !seen.insert((operation, hasher.finish())) {
+                continue;
+            }
+            let (log, vhost, recovery) = recover(&found);
+            let position = vhost.position().0;
+            assert!(position >= durable, "{position} of {durable} changes, stopped at {operation}");
+            assert_eq!(recovery.damage, [], "stopped at {operation}");
+            begun_later += u64::from(recovery.records < position);
+            let contents = contents(vhost);
+            assert_eq!(contents, expected[&position], "change {position}, stopped at {operation}: {recovery:?}");
+            let mut reader = log.reader();
+            for (queue, entry) in &contents.messages {
+                let at = usize::try_from(entry.message.0).unwrap() - 1;
+                let read = reader.read(STREAM, entry.message.0);
+                let read = read.unwrap_or_else(|error| panic!("queue {queue}, stopped at {operation}: {error}"));
+                assert_eq!(read, changes[at].1, "message {} is another one", entry.message.0);
+            }
+        }
+    }
+    println!("{} distinct states, {begun_later} of them read from a checkpoint", seen.len());
+    assert!(seen.len() > 1000 && begun_later > 300, "{} states, {begun_later} from a checkpoint", seen.len());
+}

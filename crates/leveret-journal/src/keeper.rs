@@ -22,6 +22,7 @@ use crate::limits::{COMPACTED_BATCH_BYTES, OLD_BYTES_PERCENT, THIN_PERCENT};
 use crate::map::{Candidates, Map};
 use crate::reader::{ReadError, Reader};
 use crate::recovery::read_header;
+use crate::spares::Spares;
 
 /// What a file is called until it takes the place of a segment.
 pub(crate) const COMPACTED_SUFFIX: &str = ".compacted";
@@ -66,14 +67,21 @@ pub struct Keeper {
     reader: Reader,
     /// The first segment that a start would read, by a header that is durable.
     replay: Arc<AtomicU64>,
+    /// Where files go that are not needed.
+    spares: Arc<Spares>,
     segment_bytes: u64,
     /// Segments that cannot be read as a whole, and therefore stay.
     damaged: BTreeSet<u64>,
 }
 
 impl Keeper {
-    pub(crate) fn new(reader: Reader, replay: Arc<AtomicU64>, segment_bytes: u64) -> Self {
-        Keeper { reader, replay, segment_bytes, damaged: BTreeSet::new() }
+    pub(crate) fn new(reader: Reader, replay: Arc<AtomicU64>, spares: Arc<Spares>, segment_bytes: u64) -> Self {
+        Keeper { reader, replay, spares, segment_bytes, damaged: BTreeSet::new() }
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.reader.parts().2.read().before(u64::MAX).iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// Notes that records of a stream are needed, each with the bytes of its payload, about. If a record is noted again, its
@@ -107,10 +115,11 @@ impl Keeper {
         for (generation, bytes) in self.reader.parts().2.read().before(replay) {
             old.push((generation, bytes, weight(&generation).min(bytes)));
         }
-        for (generation, ..) in old.extract_if(.., |(_, _, weight)| *weight == 0) {
-            self.remove(generation)?;
-            swept.removed += 1;
-        }
+        let empty: Vec<_> =
+            old.extract_if(.., |(_, _, weight)| *weight == 0).map(|(generation, ..)| generation).collect();
+        swept.removed = empty.len();
+        self.reader.parts().2.write().remove(&empty);
+        self.recycle(&empty)?;
         let living_bytes = living.bytes();
         loop {
             swept.old_bytes = old.iter().map(|(_, bytes, _)| bytes).sum();
@@ -137,9 +146,6 @@ impl Keeper {
                 }
                 Err(error) => return Err(error),
             }
-        }
-        if swept.removed > 0 {
-            self.sync_directory()?;
         }
         Ok(swept)
     }
@@ -175,17 +181,13 @@ impl Keeper {
         Some(run)
     }
 
-    fn remove(&self, generation: u64) -> Result<(), ReadError> {
-        let (disk, _, map) = self.reader.parts();
-        let name = segment_name(generation);
-        disk.remove(&name).map_err(|error| ReadError::Disk { file: name, error })?;
-        map.write().remove(generation);
-        Ok(())
-    }
-
-    fn sync_directory(&self) -> Result<(), ReadError> {
-        let (disk, ..) = self.reader.parts();
-        disk.sync_directory().map_err(|error| ReadError::Disk { file: "the folder".into(), error })
+    /// The files of these segments are not needed any more. When this returns, that is durable.
+    fn recycle(&self, generations: &[u64]) -> Result<(), ReadError> {
+        if generations.is_empty() {
+            return Ok(());
+        }
+        let names = generations.iter().map(|&generation| segment_name(generation)).collect();
+        self.spares.recycle(names).map_err(|error| ReadError::Disk { file: "the folder".into(), error })
     }
 
     /// Copies what lives in these segments to one file, and puts that in their place. Returns its bytes; none if it was
@@ -229,12 +231,8 @@ impl Keeper {
             map.exchange(run, through, &left);
         }
         // Until it is durable that they are no more needed, the others stay.
-        self.sync_directory()?;
-        for &generation in &run[1..] {
-            let name = segment_name(generation);
-            disk.remove(&name).map_err(|error| ReadError::Disk { file: name, error })?;
-        }
-        self.sync_directory()?;
+        disk.sync_directory().map_err(refused)?;
+        self.recycle(&run[1..])?;
         Ok(Some(bytes))
     }
 }

@@ -14,6 +14,7 @@ mod map;
 mod reader;
 mod real;
 mod recovery;
+mod spares;
 #[cfg(test)]
 mod tests;
 
@@ -23,3 +24,4 @@ pub use self::log::{Batch, Log, LogError, Options};
 pub use self::reader::{ReadError, Reader};
 pub use self::real::RealDisk;
 pub use self::recovery::{Cut, Damage, OpenError, Recovery, check};
+pub use self::spares::Spares;

@@ -9,6 +9,13 @@ pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest size of a segment, in bytes: a start reads one at a time into memory.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
+/// A spare file may have so many times the bytes of the next segment before it is exchanged for a smaller one.
+pub const SPARE_BYTES_FACTOR: u64 = 4;
+
+/// What a batch is written with: zeros up to a multiple of this follow it, so that what the file held before is not taken
+/// for a torn batch, and the operating system need not read what it is about to overwrite in part.
+pub const PAGE_BYTES: u64 = 4096;
+
 /// Bytes that an empty batch keeps room for.
 pub const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
 

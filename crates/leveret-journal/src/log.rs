@@ -16,10 +16,11 @@ use crate::format::{
     seal, segment_name,
 };
 use crate::keeper::Keeper;
-use crate::limits::{BATCH_BYTES_KEPT, BATCH_BYTES_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
+use crate::limits::{BATCH_BYTES_KEPT, BATCH_BYTES_MAX, PAGE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
 use crate::recovery::{self, OpenError, Recovery};
+use crate::spares::{Spare, Spares, is_full};
 
 /// What can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +41,8 @@ impl Options {
 /// Why a batch was not appended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
-    /// There is no room for another segment. Nothing of the batch was written; it may be tried again.
-    #[error("there is no room for a new segment of the journal: {0}")]
+    /// The disk has no room. Nothing of the batch counts as written; it may be tried again.
+    #[error("there is no room for the journal: {0}")]
     Full(String),
     /// A write or a sync has failed, now or earlier. What of the batch is on disk is unknown, and nothing more is taken.
     #[error("the journal cannot be written: {0}")]
@@ -124,6 +125,8 @@ pub struct Log {
     replay: Replay,
     /// The same, of the header that is durable.
     durable_replay: Arc<AtomicU64>,
+    /// What segments are made of.
+    spares: Arc<Spares>,
     /// Whether the last batch on disk says that all before it is durable, and nothing came since.
     is_marked: bool,
     failed: Option<LogError>,
@@ -159,9 +162,15 @@ impl Log {
             compacted_through: 0,
             streams: end.streams(&recovery),
         };
+        let spares = Spares::find(&disk)?;
+        spares.set_segment_bytes(options.segment_bytes);
         // A small one, so that starting stays quick and starting often takes little room.
         let wanted = options.segment_bytes.min(SEGMENT_BYTES_MIN).max(header.bytes() as u64);
-        let file = begin_segment(&*disk, &header, wanted).map_err(OpenError::Disk)?;
+        let spare = match spares.make(wanted) {
+            Err(error) if is_full(&error) => spares.take(wanted).ok_or(error),
+            made => made,
+        };
+        let (file, length) = begin_segment(&*disk, &header, spare?)?;
         let previous = segment_name(end.generation);
         if end.generation > 0 && !recovery.damage.iter().any(|damage| damage.file == previous) {
             // Its end is known for good now. Whether the room behind it is given back in a power cut does not matter.
@@ -177,11 +186,12 @@ impl Log {
             seeds: Seeds::new(&salt, header.generation),
             map: Arc::new(RwLock::new(map)),
             end: header.bytes() as u64,
-            length: wanted,
+            length,
             next_sequence: end.next_sequence,
             streams: header.streams,
             replay: header.replay,
             durable_replay: Arc::new(AtomicU64::new(header.replay.generation)),
+            spares,
             // The header of the segment says so.
             is_marked: true,
             failed: None,
@@ -196,7 +206,13 @@ impl Log {
 
     /// Something that takes back the room of what nobody needs.
     pub fn keeper(&self) -> Keeper {
-        Keeper::new(self.reader(), Arc::clone(&self.durable_replay), self.options.segment_bytes)
+        let (replay, spares) = (Arc::clone(&self.durable_replay), Arc::clone(&self.spares));
+        Keeper::new(self.reader(), replay, spares, self.options.segment_bytes)
+    }
+
+    /// What its segments are made of.
+    pub fn spares(&self) -> Arc<Spares> {
+        Arc::clone(&self.spares)
     }
 
     /// Writes the records of a batch and syncs. When this returns, they are durable, and the batch is empty.
@@ -279,10 +295,14 @@ impl Log {
         }
         seal(bytes, self.seeds, count, self.next_sequence, self.next_sequence);
         let unpadded = bytes.len();
-        bytes.resize(padded(unpadded), 0);
-        let written = self.file.write_at(self.end, bytes).and_then(|()| self.file.sync());
+        bytes.resize(with_zeros(self.end, needed, self.length), 0);
+        let written = self.file.write_at(self.end, bytes);
         bytes.truncate(unpadded);
-        written.map_err(|error| self.fail(&error))?;
+        match written {
+            // Nobody was told, and the next try writes over what there is of it.
+            Err(error) if is_full(&error) => return Err(LogError::Full(error.to_string())),
+            written => written.and_then(|()| self.file.sync()).map_err(|error| self.fail(&error))?,
+        }
         self.end += needed;
         Ok(())
     }
@@ -299,18 +319,24 @@ impl Log {
             compacted_through: 0,
             streams: self.streams.clone(),
         };
-        let wanted = self.options.segment_bytes.max(header.bytes() as u64 + needed);
-        match begin_segment(&*self.disk, &header, wanted) {
-            Ok(file) => self.file = file,
-            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                // What was made of it is in the way of the next try.
-                return match self.disk.remove(&segment_name(header.generation)) {
-                    Ok(()) => Err(LogError::Full(error.to_string())),
-                    Err(_) => Err(self.fail(&error)),
-                };
+        let least = header.bytes() as u64 + needed;
+        let spare = match self.spares.take(least) {
+            Some(spare) => Ok(spare),
+            None => self.spares.make(self.spares.segment_bytes().max(least)),
+        };
+        let spare = match spare {
+            Err(error) if is_full(&error) => return Err(LogError::Full(error.to_string())),
+            spare => spare.map_err(|error| self.fail(&error))?,
+        };
+        let name = spare.name.clone();
+        let (file, length) = match begin_segment(&*self.disk, &header, spare) {
+            // Without a file system that takes room beforehand.
+            Err(error) if is_full(&error) && self.disk.remove(&name).is_ok() => {
+                return Err(LogError::Full(error.to_string()));
             }
-            Err(error) => return Err(self.fail(&error)),
-        }
+            begun => begun.map_err(|error| self.fail(&error))?,
+        };
+        self.file = file;
         // What of its room was not used is given back; whether that survives a power cut does not matter.
         if self.end < self.length {
             let previous = self.disk.open(&segment_name(self.generation)).and_then(|file| file.truncate(self.end));
@@ -321,7 +347,7 @@ impl Log {
         self.generation = header.generation;
         self.seeds = Seeds::new(&self.salt, header.generation);
         self.end = header.bytes() as u64;
-        self.length = wanted;
+        self.length = length;
         Ok(())
     }
 
@@ -330,12 +356,20 @@ impl Log {
     }
 }
 
-/// Makes a segment. When this returns, it is there also after a power cut.
-fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, length: u64) -> io::Result<Arc<dyn DiskFile>> {
-    let file = disk.create(&segment_name(header.generation))?;
-    file.preallocate(length)?;
-    file.write_at(0, &header.encode())?;
-    file.sync()?;
+/// Makes a segment, and says how long it is. When this returns, it is there also after a power cut; before, either the
+/// segment with its header is there, or the spare.
+fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+    let mut bytes = header.encode();
+    bytes.resize(with_zeros(0, bytes.len() as u64, spare.length), 0);
+    spare.file.write_at(0, &bytes)?;
+    spare.file.sync()?;
+    disk.rename(&spare.name, &segment_name(header.generation))?;
     disk.sync_directory()?;
-    Ok(file)
+    Ok((spare.file, spare.length))
+}
+
+/// How long a write of so many bytes at an offset becomes with the zeros behind it, in a file that is so long.
+fn with_zeros(at: u64, bytes: u64, length: u64) -> usize {
+    let end = (at + bytes + BATCH_HEADER_BYTES as u64).next_multiple_of(PAGE_BYTES).min(length);
+    usize::try_from(end.saturating_sub(at).max(bytes)).unwrap_or(usize::MAX)
 }

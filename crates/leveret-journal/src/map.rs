@@ -144,9 +144,7 @@ impl Map {
         let Some(&first) = run.first() else { return };
         let (edition, first_sequence) =
             self.segments.get(&first).map_or((0, 0), |segment| (segment.edition, segment.first_sequence));
-        for &generation in run {
-            self.remove(generation);
-        }
+        self.remove(run);
         let mut segment = left.segments.get(&first).cloned().unwrap_or_default();
         (segment.edition, segment.through, segment.first_sequence) = (edition + 1, through, first_sequence);
         self.segments.insert(first, segment);
@@ -178,9 +176,9 @@ impl Map {
         self.segments.range(..generation).map(|(&generation, segment)| (generation, segment.end)).collect()
     }
 
-    /// A segment is no more.
-    pub(crate) fn remove(&mut self, generation: u64) {
-        self.segments.remove(&generation);
-        self.places.retain(|_, place| *place != generation);
+    /// Segments are no more.
+    pub(crate) fn remove(&mut self, generations: &[u64]) {
+        self.segments.retain(|generation, _| !generations.contains(generation));
+        self.places.retain(|_, place| !generations.contains(place));
     }
 }

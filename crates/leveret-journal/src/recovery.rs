@@ -349,7 +349,7 @@ impl Reading<'_> {
                 if unreadable > 0 {
                     // Nothing tells whether something durable was there.
                     self.damaged(segment, bytes, offset, limit, most_records(unreadable));
-                } else if bytes[offset..limit].iter().any(|&byte| byte != 0) {
+                } else if !is_blank(&bytes[offset..limit]) {
                     self.recovery.cut = Some(Cut { file: segment.name.clone(), offset: offset as u64 });
                 }
                 return Ok(false);
@@ -363,7 +363,7 @@ impl Reading<'_> {
             let next_sequence =
                 next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
             let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
-            if next.is_some() || bytes[offset..region_end].iter().any(|&byte| byte != 0) {
+            if next.is_some() || !is_blank(&bytes[offset..region_end]) {
                 self.damaged(segment, bytes, offset, region_end, missing);
             }
             self.end.next_sequence = next_sequence;
@@ -427,14 +427,13 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// A segment without a header and without batches, at the end of the journal. Where an interrupted start left it, nothing
-    /// was ever appended to it; anything else is damage.
+    /// A segment without a header and without batches, at the end of the journal. If nothing was ever appended to it, nothing
+    /// is lost; anything else is damage.
     fn behind_the_end(&mut self, at: usize) -> Result<(), OpenError> {
         let segment = &self.segments[at];
         let Contents { bytes, unreadable } = contents(self.disk, segment)?;
         let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len());
-        let is_unused = bytes.get(header_bytes..).unwrap_or_default().iter().all(|&byte| byte == 0);
-        if !is_unused || !unreadable.is_empty() {
+        if !is_blank(bytes.get(header_bytes..).unwrap_or_default()) || !unreadable.is_empty() {
             self.damaged(segment, &bytes, 0, bytes.len(), most_records(bytes.len()));
         }
         Ok(())
@@ -523,6 +522,11 @@ fn set_aside(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
     file.sync()?;
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
+}
+
+/// Whether no batch was ever begun here. What the file held in an earlier life may lie behind the zeros.
+fn is_blank(bytes: &[u8]) -> bool {
+    bytes.iter().take(BATCH_HEADER_BYTES).all(|&byte| byte == 0)
 }
 
 /// How many records so many bytes can hold.

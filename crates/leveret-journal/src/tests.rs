@@ -138,10 +138,12 @@ impl DiskFile for MemoryFile {
 
     fn preallocate(&self, end: u64) -> io::Result<()> {
         spend(&self.left)?;
+        let mut bytes = self.bytes.lock().unwrap();
         if let Some(room) = &mut *self.room.lock().unwrap() {
-            *room = room.checked_sub(end).ok_or(io::ErrorKind::StorageFull)?;
+            *room = room.checked_sub(end.saturating_sub(bytes.len() as u64)).ok_or(io::ErrorKind::StorageFull)?;
         }
-        self.bytes.lock().unwrap().resize(usize::try_from(end).unwrap(), 0);
+        let length = bytes.len().max(usize::try_from(end).unwrap());
+        bytes.resize(length, 0);
         Ok(())
     }
 
@@ -356,6 +358,59 @@ fn without_room_for_a_segment_nothing_is_written_and_it_may_be_tried_again() {
     drop(log);
     *disk.room.lock().unwrap() = None;
     assert_eq!(open(&disk, SMALL).1, records(1, 2, 800));
+}
+
+#[test]
+fn spares_become_segments_where_there_is_no_room_for_new_ones() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    let spares = log.spares();
+    spares.keep(2, 3).unwrap();
+    *disk.room.lock().unwrap() = Some(0);
+    // One fits into what is there.
+    for (sequence, left, is_low) in [(1, 3, false), (2, 2, false), (3, 1, true), (4, 0, true)] {
+        append(&mut log, sequence, sequence, 800).unwrap();
+        assert_eq!((spares.count(), spares.is_low()), (left, is_low), "after {sequence}");
+    }
+    assert!(matches!(append(&mut log, 5, 5, 800), Err(LogError::Full(_))));
+    assert!(spares.keep(2, 3).is_err());
+    *disk.room.lock().unwrap() = Some(1024);
+    assert!(spares.keep(2, 3).is_err(), "there is room for one");
+    append(&mut log, 5, 5, 800).unwrap();
+    drop(log);
+    // A start that finds no room begins with one as well.
+    *disk.room.lock().unwrap() = Some(1024);
+    assert!(spares.keep(2, 3).is_err());
+    let (log, found, recovery) = open(&disk, SMALL);
+    assert_eq!((found, recovery.cut, recovery.damage.len()), (records(1, 5, 800), None, 0));
+    assert_eq!(log.spares().count(), 0);
+    *disk.room.lock().unwrap() = None;
+    log.spares().keep(0, 1).unwrap();
+    log.spares().set_segment_bytes(100_000);
+    log.spares().keep(0, 1).unwrap();
+    let sizes = disk.snapshot().into_iter().filter(|(name, _)| name.starts_with("spare"));
+    assert_eq!(sizes.map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [100_000], "one that is too small goes");
+}
+
+#[test]
+fn what_a_file_held_before_is_never_taken_for_a_part_of_its_segment() {
+    let disk = MemoryDisk::default();
+    let (mut log, whole) = mostly_old(&disk);
+    log.spares().keep(9, 0).unwrap();
+    let mut keeper = log.keeper();
+    keeper.sweep(&Living::default(), &|| false).unwrap();
+    let used = log.spares().count();
+    assert!(used > 2, "{used} files are used again");
+    let mut expected = whole[180..].to_vec();
+    for (sequence, bytes) in (201..).zip([10, 6000, 5, 4051, 4000, 7000, 100]) {
+        append(&mut log, sequence, sequence, bytes).unwrap();
+        expected.extend(records(sequence, sequence, bytes));
+        let copy = MemoryDisk::of(disk.snapshot());
+        assert_eq!(check(&copy, &mut |_| {}).unwrap().cut, None, "after {sequence}");
+        let (_, found, recovery) = open(&copy, MIDDLE);
+        assert_eq!((found, recovery.cut, recovery.damage.len()), (expected.clone(), None, 0), "after {sequence}");
+    }
+    assert!(log.spares().count() < used);
 }
 
 #[test]

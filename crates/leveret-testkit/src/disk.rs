@@ -31,6 +31,7 @@ enum Pending {
     Grow { file: usize, length: usize },
     Truncate { file: usize, length: usize },
     Name { name: String, file: Option<usize> },
+    Rename { from: String, to: String, file: usize },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -94,7 +95,7 @@ impl SimDisk {
     pub fn pending(&self) -> Vec<usize> {
         let bytes = |pending: &Pending| match pending {
             Pending::Write { bytes, .. } => bytes.len(),
-            Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. } => 0,
+            Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. } | Pending::Rename { .. } => 0,
         };
         self.lock().pending.iter().map(bytes).collect()
     }
@@ -151,7 +152,12 @@ impl Pending {
             (Pending::Name { name, file: None }, Fate::Kept) => {
                 names.remove(name);
             }
-            (Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. }, Fate::Torn(_)) => {}
+            // Both or neither: a rename is one thing to the file system.
+            (Pending::Rename { from, to, file }, Fate::Kept) => {
+                names.remove(from);
+                names.insert(to.clone(), *file);
+            }
+            (_, Fate::Torn(_)) => {}
         }
     }
 
@@ -160,7 +166,7 @@ impl Pending {
             Pending::Write { file, .. } | Pending::Grow { file, .. } | Pending::Truncate { file, .. } => {
                 *file == number
             }
-            Pending::Name { .. } => false,
+            Pending::Name { .. } | Pending::Rename { .. } => false,
         }
     }
 }
@@ -230,9 +236,7 @@ impl Disk for SimDisk {
         state.begin()?;
         let number = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.names.insert(to.into(), number);
-        // Both or neither: a rename is one thing to the file system.
-        state.pending.push(Pending::Name { name: to.into(), file: Some(number) });
-        state.pending.push(Pending::Name { name: from.into(), file: None });
+        state.pending.push(Pending::Rename { from: from.into(), to: to.into(), file: number });
         Ok(())
     }
 
@@ -251,7 +255,7 @@ impl Disk for SimDisk {
             return Ok(());
         }
         state.durable_names = state.names.clone();
-        state.pending.retain(|pending| !matches!(pending, Pending::Name { .. }));
+        state.pending.retain(|pending| !matches!(pending, Pending::Name { .. } | Pending::Rename { .. }));
         Ok(())
     }
 

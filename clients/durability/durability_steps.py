@@ -1,11 +1,12 @@
 """Kills and power cuts of a real broker under load, judged by what its clients saw.
 
-LEVERET_BINARY is the broker, LEVERET_SCRATCH a folder for its data, KILLS and CUTS how often it dies. The power cut is real
+LEVERET_BINARY is the broker, LEVERET_SCRATCH a folder for its data, KILLS and CUTS how often it dies, FULLS how often its disk is full. The power cut is real
 as far as a file system can tell: a loop-mounted ext4 is shut down at one instant without flushing anything (the ioctl
 FS_IOC_SHUTDOWN), so that whatever was not synced is gone. That needs root.
 """
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -18,25 +19,28 @@ import time
 import zlib
 
 import aiormq
+import pika
 from pamqp.commands import Basic
 
 import history
 
 BINARY, SCRATCH = os.environ["LEVERET_BINARY"], os.environ["LEVERET_SCRATCH"]
 KILLS, CUTS = int(os.environ.get("KILLS", "3")), int(os.environ.get("CUTS", "2"))
+FULLS = int(os.environ.get("FULLS", "2"))
 LOAD_SECONDS = 1.2
 WINDOW = 100
 QUEUES = ["one", "two", "three"]
 FANOUT = ["left", "right"]
 PERSISTENT = Basic.Properties(delivery_mode=2)
+DISK_FREE_LIMIT, RETURNED_BYTES = 8_000_000, 12_000_000
 SHUTDOWN_IOCTL, WITHOUT_FLUSHING = 0x8004587D, 2
 
 
 class Broker:
     """The process, started again and again on one data folder."""
 
-    def __init__(self, folder, wrapper=()):
-        self.folder, self.wrapper = folder, list(wrapper)
+    def __init__(self, folder, wrapper=(), options=()):
+        self.folder, self.wrapper, self.options = folder, list(wrapper), list(options)
         self.process = None
         self.starts = 0
 
@@ -47,7 +51,7 @@ class Broker:
         log = open(os.path.join(SCRATCH, "broker.log"), "ab")
         command = [*self.wrapper, BINARY, "serve", "--data-dir", self.folder, "--amqp-port", "0"]
         # Small files, so that checkpoints are written and room is taken back all the time.
-        command += ["--memory-limit", memory, "--segment-size", "1048576"]
+        command += ["--memory-limit", memory, "--segment-size", "1048576", *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         started = time.monotonic()
         line = self.process.stdout.readline().decode()
@@ -72,7 +76,8 @@ class Mount:
         os.makedirs(self.folder, exist_ok=True)
         with open(self.image, "wb") as image:
             image.truncate(megabytes * 1024 * 1024)
-        run("mkfs.ext4", "-q", "-F", self.image)
+        # Nothing is set aside for root, who may run this.
+        run("mkfs.ext4", "-q", "-F", "-m", "0", self.image)
         self.mount()
 
     def mount(self, *options):
@@ -344,6 +349,113 @@ def failed_sync_ends_the_broker():
     assert not any(numbers.values()), numbers
 
 
+def fill(folder):
+    """Takes every byte that a file system has left."""
+    with open(os.path.join(folder, "ballast"), "wb", buffering=0) as ballast:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while True:
+                    ballast.write(bytes(size))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+        os.fsync(ballast)
+
+
+async def wait_until(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} took more than {seconds} s"
+        await asyncio.sleep(0.02)
+
+
+async def publish_until_held(clients, url, incarnation):
+    """Two publishers, until neither was confirmed anything for a second; they go on waiting."""
+    tasks = [asyncio.ensure_future(clients.publish(url, name, incarnation)) for name in ("a", "b")]
+    confirmed = lambda: sum(event[0] == "ok" for event in clients.events)
+    seen, since = 0, time.monotonic()
+    while time.monotonic() < since + 1:
+        if confirmed() != seen:
+            seen, since = confirmed(), time.monotonic()
+        await asyncio.sleep(0.05)
+    return tasks, confirmed
+
+
+async def full_disk_round(clients, broker, mount, incarnation):
+    with open(os.path.join(mount.folder, "others"), "wb") as others:
+        others.write(bytes(RETURNED_BYTES))
+    connection = await aiormq.connect(broker.url)
+    channel = await connection.channel()
+    await clients.declare(channel)
+    for queue in ("purged", "deleted"):
+        await channel.queue_declare(queue, durable=True)
+        for _ in range(50):
+            await channel.basic_publish(bytes(2000), routing_key=queue, properties=PERSISTENT)
+    tasks, confirmed = await publish_until_held(clients, broker.url, incarnation)
+    free = os.statvfs(mount.folder).f_bavail * os.statvfs(mount.folder).f_frsize
+    assert free < DISK_FREE_LIMIT, f"publishers are held, and {free} bytes are free"
+    assert free > DISK_FREE_LIMIT // 2, f"publishers were held too late: {free} bytes are free"
+    fill(mount.folder)
+    # Everybody else goes on, with an answer that waits for the disk.
+    await clients.consume(broker.url, QUEUES[0], 0.5)
+    assert (await channel.queue_purge("purged")).message_count >= 50
+    await channel.queue_delete("deleted")
+    held = confirmed()
+    left = os.statvfs(mount.folder).f_bavail
+    # Who knows `connection.blocked` is told.
+    told = await asyncio.to_thread(blocked_reason, broker.url)
+    assert told == "low on disk", told
+    if incarnation % 2:
+        broker.kill()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        broker.start()
+        clients.events.append(("up", broker.starts))
+        await clients.consume(broker.url, FANOUT[0], 0.5)
+        tasks, confirmed = await publish_until_held(clients, broker.url, f"{incarnation}-again")
+        held = confirmed()
+    for name in ("ballast", "others"):
+        os.remove(os.path.join(mount.folder, name))
+    returned = time.monotonic()
+    await wait_until(lambda: confirmed() > held, 10, "going on after space returned")
+    print(f"   publishers were held with {free >> 20} MiB free, {left} blocks were left, "
+          f"{time.monotonic() - returned:.2f} s to go on")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def blocked_reason(url):
+    """What a client is told that publishes now."""
+    told = []
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    connection.add_on_connection_blocked_callback(lambda _, frame: told.append(frame.method.reason))
+    connection.channel().basic_publish("", "purged", b"told")
+    deadline = time.monotonic() + 5
+    while not told and time.monotonic() < deadline:
+        connection.process_data_events(0.05)
+    return told[0] if told else None
+
+
+def full_disk_holds_publishers_and_nobody_else():
+    with Mount("full", 64) as mount:
+        broker = Broker(os.path.join(mount.folder, "data"), options=["--disk-free-limit", str(DISK_FREE_LIMIT)])
+        clients = Clients()
+        broker.start()
+        clients.events.append(("up", broker.starts))
+        for incarnation in range(FULLS):
+            run_async(full_disk_round(clients, broker, mount, incarnation))
+            for queue in QUEUES + FANOUT:
+                run_async(clients.consume(broker.url, queue, 0.3))
+        for _ in (0, 1):
+            broker.kill()
+            broker.start()
+            clients.events.append(("up", broker.starts))
+            run_async(clients.drain(broker.url))
+        broker.kill()
+    numbers, counts = judge(clients, f"{FULLS} full disks")
+    assert not any(numbers.values()), numbers
+    assert counts["confirmed"] > 1000, counts
+
+
 def read_only_folder_is_refused_with_words():
     with Mount("readonly", 16) as mount:
         mount.remount("ro")
@@ -360,6 +472,7 @@ STEPS = [
     (power_cuts, True),
     (faked_syncs_are_found_out, True),
     (failed_sync_ends_the_broker, True),
+    (full_disk_holds_publishers_and_nobody_else, True),
     (read_only_folder_is_refused_with_words, True),
 ]
 

@@ -54,7 +54,7 @@ pub(crate) const SUITES: &[Suite] = &[
         steps: 4,
         deadline: Duration::from_mins(3),
     },
-    Suite { name: "durability", program: Program::Durability, steps: 6, deadline: Duration::from_mins(10) },
+    Suite { name: "durability", program: Program::Durability, steps: 7, deadline: Duration::from_mins(10) },
 ];
 
 /// How often the broker of suite `durability` dies.
@@ -64,10 +64,12 @@ pub(crate) struct Deaths {
     pub(crate) kills: u32,
     /// By a power cut.
     pub(crate) cuts: u32,
+    /// It does not die, but its disk is full.
+    pub(crate) fulls: u32,
 }
 
 /// As often as a test can wait for.
-const DEATHS_IN_A_TEST: Deaths = Deaths { kills: 3, cuts: 1 };
+const DEATHS_IN_A_TEST: Deaths = Deaths { kills: 3, cuts: 1, fulls: 2 };
 
 /// A suite of the fourteen common steps. A step may take 20 s, so that even then the suite reports by itself.
 const fn suite(name: &'static str, program: Program) -> Suite {
@@ -106,6 +108,7 @@ fn run_with(suite: &Suite, binary: &Path, deaths: Deaths) -> Result<Tally> {
             command.arg(root().join("clients/durability/durability_steps.py"));
             command.env("LEVERET_BINARY", binary).env("LEVERET_SCRATCH", target().join("clients/durability"));
             command.env("KILLS", deaths.kills.to_string()).env("CUTS", deaths.cuts.to_string());
+            command.env("FULLS", deaths.fulls.to_string());
             run_steps(suite, command)
         }),
         Program::Lapin => setup::lapin().and_then(|lapin| run_with_broker(suite, tool(lapin), binary, &log)),

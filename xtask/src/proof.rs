@@ -17,8 +17,8 @@ use crate::workspace::cargo;
 const CASES_MIN: u64 = 1000;
 const CASES_MAX: u64 = 10_000_000;
 
-/// `kill -9` twenty times, and six power cuts.
-const DEATHS: Deaths = Deaths { kills: 20, cuts: 6 };
+/// `kill -9` twenty times, six power cuts, and ten times a full disk.
+const DEATHS: Deaths = Deaths { kills: 20, cuts: 6, fulls: 10 };
 const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);

@@ -16,8 +16,9 @@ use crate::workspace::target;
 pub(crate) const SUITE: &str = "space";
 
 const SEGMENT_BYTES: u64 = 1024 * 1024;
-/// Beside twice what lives: what is written until the next checkpoints, what a start still reads, one segment ahead.
-const CONSTANT_BYTES: u64 = 10 * SEGMENT_BYTES;
+/// Beside twice what lives: what is written until the next checkpoints, what a start still reads, one segment ahead, and
+/// what is kept ready for a full disk.
+const CONSTANT_BYTES: u64 = 14 * SEGMENT_BYTES;
 const ROUNDS: u64 = 150;
 const MESSAGES_PER_ROUND: u64 = 2000;
 const WINDOW: u64 = 100;

@@ -79,11 +79,6 @@ impl Keeper {
         Keeper { reader, replay, spares, segment_bytes, damaged: BTreeSet::new() }
     }
 
-    /// Bytes of all segments.
-    pub fn bytes(&self) -> u64 {
-        self.reader.parts().2.read().before(u64::MAX).iter().map(|(_, bytes)| bytes).sum()
-    }
-
     /// Notes that records of a stream are needed, each with the bytes of its payload, about. If a record is noted again, its
     /// payload has so many bytes `more`. Sequences that are close to each other are cheapest.
     pub fn note(&self, living: &mut Living, stream: u32, records: impl Iterator<Item = (u64, u64)>, more: u64) {

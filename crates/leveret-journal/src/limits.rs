@@ -12,6 +12,9 @@ pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// A spare file may have so many times the bytes of the next segment before it is exchanged for a smaller one.
 pub const SPARE_BYTES_FACTOR: u64 = 4;
 
+/// Least bytes of a spare file, where a full disk has no room for more.
+pub const SPARE_BYTES_MIN: u64 = 64 * 1024;
+
 /// What a batch is written with: zeros up to a multiple of this follow it, so that what the file held before is not taken
 /// for a torn batch, and the operating system need not read what it is about to overwrite in part.
 pub const PAGE_BYTES: u64 = 4096;

@@ -16,7 +16,9 @@ use crate::format::{
     seal, segment_name,
 };
 use crate::keeper::Keeper;
-use crate::limits::{BATCH_BYTES_KEPT, BATCH_BYTES_MAX, PAGE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};
+use crate::limits::{
+    BATCH_BYTES_KEPT, BATCH_BYTES_MAX, PAGE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SPARE_BYTES_MIN,
+};
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
 use crate::recovery::{self, OpenError, Recovery};
@@ -167,7 +169,10 @@ impl Log {
         // A small one, so that starting stays quick and starting often takes little room.
         let wanted = options.segment_bytes.min(SEGMENT_BYTES_MIN).max(header.bytes() as u64);
         let spare = match spares.make(wanted) {
-            Err(error) if is_full(&error) => spares.take(wanted).ok_or(error),
+            Err(error) if is_full(&error) => {
+                let least = wanted.min(SPARE_BYTES_MIN).max(header.bytes() as u64);
+                spares.take(wanted).or_else(|| spares.take(least)).map_or_else(|| spares.make(least), Ok)
+            }
             made => made,
         };
         let (file, length) = begin_segment(&*disk, &header, spare?)?;
@@ -208,6 +213,15 @@ impl Log {
     pub fn keeper(&self) -> Keeper {
         let (replay, spares) = (Arc::clone(&self.durable_replay), Arc::clone(&self.spares));
         Keeper::new(self.reader(), replay, spares, self.options.segment_bytes)
+    }
+
+    /// Bytes that the next batch may have, payloads and what goes with them: most of a segment or, on a full disk, of what is
+    /// left. More may find no room.
+    pub fn batch_bytes(&self) -> u64 {
+        let Some(spare) = self.spares.most() else { return self.spares.segment_bytes() / 16 * 15 };
+        let header = SegmentHeader::bytes_with(self.streams.len()) as u64;
+        let left = spare.saturating_sub(header).max(self.length - self.end);
+        left.saturating_sub(BATCH_HEADER_BYTES as u64) / 16 * 15
     }
 
     /// What its segments are made of.
@@ -320,10 +334,10 @@ impl Log {
             streams: self.streams.clone(),
         };
         let least = header.bytes() as u64 + needed;
-        let spare = match self.spares.take(least) {
-            Some(spare) => Ok(spare),
-            None => self.spares.make(self.spares.segment_bytes().max(least)),
-        };
+        let spare = self.spares.take(least).map_or_else(
+            || self.spares.make(self.spares.segment_bytes().max(least)).inspect(|_| self.spares.wake()),
+            Ok,
+        );
         let spare = match spare {
             Err(error) if is_full(&error) => return Err(LogError::Full(error.to_string())),
             spare => spare.map_err(|error| self.fail(&error))?,

@@ -170,6 +170,11 @@ impl Reader {
         }
     }
 
+    /// Bytes of all segments.
+    pub fn journal_bytes(&self) -> u64 {
+        self.map.read().before(u64::MAX).iter().map(|(_, bytes)| bytes).sum()
+    }
+
     /// Lets go of what the last reads needed.
     pub fn rest(&mut self) {
         self.open = None;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::disk::{Disk, DiskFile};
-use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR};
+use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR, SPARE_BYTES_MIN};
 
 const PREFIX: &str = "spare-";
 
@@ -35,6 +35,8 @@ pub struct Spares {
     taken: Condvar,
     /// There are fewer than there should be, and nobody has looked since.
     is_low: AtomicBool,
+    /// The disk had no room for the last one.
+    has_refused: AtomicBool,
 }
 
 impl std::fmt::Debug for Spares {
@@ -81,6 +83,7 @@ impl Spares {
             is_taken: Mutex::new(false),
             taken: Condvar::new(),
             is_low: AtomicBool::new(false),
+            has_refused: AtomicBool::new(false),
         }))
     }
 
@@ -113,7 +116,20 @@ impl Spares {
             if missing == 0 {
                 break;
             }
-            let spare = self.make(bytes)?;
+            let spare = match self.make(bytes) {
+                // Little is better than nothing; what there is may soon be gone.
+                Err(error) if is_full(&error) && self.count() < count => {
+                    let mut bytes = bytes / 2;
+                    while bytes >= SPARE_BYTES_MIN && self.count() < count {
+                        match self.make(bytes) {
+                            Ok(spare) => self.offer(spare),
+                            Err(_) => bytes /= 2,
+                        }
+                    }
+                    return Err(error);
+                }
+                made => made?,
+            };
             // Its room is on the disk before anybody counts on it, and whoever takes it does not wait for that.
             spare.file.sync()?;
             self.offer(spare);
@@ -130,6 +146,14 @@ impl Spares {
             self.disk.remove(&spare.name)?;
         }
         Ok(())
+    }
+
+    /// Bytes that are free on the disk.
+    ///
+    /// # Errors
+    /// If the disk does not say.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        self.disk.free_bytes()
     }
 
     /// Waits until room was taken, or so long.
@@ -157,6 +181,12 @@ impl Spares {
         self.is_low.store(false, Ordering::Release);
     }
 
+    /// Bytes of the largest one, if nothing larger can be had.
+    pub(crate) fn most(&self) -> Option<u64> {
+        let largest = || self.ready.lock().iter().map(|spare| spare.length).max().unwrap_or(0);
+        self.has_refused.load(Ordering::Relaxed).then(largest)
+    }
+
     /// One with room for at least so many bytes.
     pub(crate) fn take(&self, needed: u64) -> Option<Spare> {
         let mut ready = self.ready.lock();
@@ -176,12 +206,13 @@ impl Spares {
     pub(crate) fn make(&self, bytes: u64) -> io::Result<Spare> {
         let name = format!("{PREFIX}{}", self.next.fetch_add(1, Ordering::Relaxed));
         let file = self.disk.create(&name)?;
-        if let Err(error) = file.preallocate(bytes) {
+        let taken = file.preallocate(bytes);
+        self.has_refused.store(taken.is_err(), Ordering::Relaxed);
+        if let Err(error) = taken {
             // If it cannot be removed either, the next start takes it for what it is.
             let _ = self.disk.remove(&name);
             return Err(error);
         }
-        self.wake();
         Ok(Spare { name, file, length: bytes, is_used: false })
     }
 

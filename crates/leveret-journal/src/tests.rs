@@ -374,6 +374,7 @@ fn spares_become_segments_where_there_is_no_room_for_new_ones() {
     }
     assert!(matches!(append(&mut log, 5, 5, 800), Err(LogError::Full(_))));
     assert!(spares.keep(2, 3).is_err());
+    assert!(log.batch_bytes() < 200, "what is left of the segment");
     *disk.room.lock().unwrap() = Some(1024);
     assert!(spares.keep(2, 3).is_err(), "there is room for one");
     append(&mut log, 5, 5, 800).unwrap();

@@ -18,14 +18,16 @@ use crate::journal::{Growth, Orders, WriterEnded};
 use crate::limits::{
     CHECKPOINT_GROWTH, CHECKPOINT_GROWTH_MIN, CHECKPOINT_INTERVALS_MAX, CHECKPOINT_LIVING_PART,
     CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, ENQUEUED_RECORD_BYTES, MESSAGE_RECORD_BYTES,
+    SHORT_CONSUMED_PART,
 };
 use crate::recovery::NODE_STREAM;
+use crate::space::Shortage;
 
 /// The thread that writes checkpoints.
-#[derive(Debug)]
 pub(crate) struct Checkpoints {
     is_stopping: Arc<AtomicBool>,
     wake: Sender<()>,
+    orders: Orders,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -38,6 +40,7 @@ pub(crate) struct Tools {
     pub(crate) segment_bytes: u64,
     /// Bytes that the start had to read.
     pub(crate) recovered_bytes: u64,
+    pub(crate) shortage: Arc<Shortage>,
 }
 
 impl Checkpoints {
@@ -45,12 +48,13 @@ impl Checkpoints {
     pub(crate) fn start(tools: Tools, keeper: Keeper) -> std::io::Result<Self> {
         let (wake, woken) = channel();
         let is_stopping = Arc::new(AtomicBool::new(false));
+        let orders = tools.orders.clone();
         let thread = Thread { tools, keeper, is_stopping: Arc::clone(&is_stopping), wake: wake.clone(), woken };
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || {
             // It ends with the journal, which says why.
             let _: Result<(), WriterEnded> = thread.run();
         })?;
-        Ok(Checkpoints { is_stopping, wake, thread: Some(thread) })
+        Ok(Checkpoints { is_stopping, wake, orders, thread: Some(thread) })
     }
 }
 
@@ -59,6 +63,8 @@ impl Drop for Checkpoints {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         let _ = self.wake.send(());
+        // It may wait for the journal, and that for a full disk.
+        self.orders.give_up_when_full();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -97,13 +103,14 @@ impl Written {
 
 impl Thread {
     fn run(mut self) -> Result<(), WriterEnded> {
-        let Tools { hubs, orders, growth, segment_bytes, .. } = &self.tools;
+        let Tools { hubs, orders, growth, segment_bytes, shortage, .. } = &self.tools;
         let recovered = hubs.iter().map(|hub| hub.recovered_checkpoint());
         let recovered = recovered.map(|(stream, begun)| Some((stream, begun?.0)));
         let mut last = recovered.collect::<Option<BTreeMap<_, _>>>().map(|begun| (begun, 0));
         let (mut next_at, mut messages) = (*segment_bytes, 0);
         while self.wait(next_at, messages) {
             let Some(written) = self.write()? else { break };
+            shortage.set_checkpoint_bytes(written.bytes);
             let before = last.replace((written.begun.clone(), written.offset));
             let needed_from = before.as_ref().map_or(0, |(_, offset)| *offset);
             if let Some((before, _)) = before
@@ -121,15 +128,18 @@ impl Thread {
             let now = self.tools.recovered_bytes + growth.bytes();
             // What a start would have to read takes room, too.
             let is_long = now - needed_from > CHECKPOINT_INTERVALS_MAX * interval;
-            next_at = if is_long { now } else { written.offset + interval };
+            // Room is won when two checkpoints know of it.
+            let is_needed = shortage.is_short() && written.messages < messages;
+            next_at = if is_long || is_needed { now } else { written.offset + interval };
             messages = written.messages;
         }
         Ok(())
     }
 
-    /// Waits until the journal has grown so far, or more than half of so many messages are gone; false if the node stops.
+    /// Waits until the journal has grown so far, or more than half of so many messages are gone, or a part of them and the
+    /// disk is short of room; false if the node stops.
     fn wait(&self, next_at: u64, messages: usize) -> bool {
-        let Tools { hubs, growth, recovered_bytes, .. } = &self.tools;
+        let Tools { hubs, growth, recovered_bytes, shortage, .. } = &self.tools;
         growth.tell_at(next_at.saturating_sub(*recovered_bytes), self.wake.clone());
         let mut seen = growth.bytes();
         loop {
@@ -138,8 +148,10 @@ impl Thread {
                 return false;
             }
             let now = growth.bytes();
-            let is_less = || hubs.iter().map(|hub| hub.durable_messages()).sum::<usize>() < messages / 2;
-            if woken.is_ok() || (now != seen && is_less()) {
+            let is_short = shortage.is_short();
+            let most = if is_short { messages - messages / SHORT_CONSUMED_PART } else { messages / 2 };
+            let is_less = || hubs.iter().map(|hub| hub.durable_messages()).sum::<usize>() < most;
+            if woken.is_ok() || ((is_short || now != seen) && is_less()) {
                 return true;
             }
             seen = now;

@@ -1,7 +1,7 @@
 //! The folder in which a node keeps its data, and the lock that makes it the only one there.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -55,8 +55,9 @@ impl DataDir {
         match file.try_lock() {
             Ok(()) => {
                 let holder = format!("process {}\n", std::process::id());
-                file.set_len(0).and_then(|()| file.rewind()).map_err(unusable)?;
+                // Over what is there: a full disk has no room for more.
                 file.write_all(holder.as_bytes()).map_err(unusable)?;
+                file.set_len(holder.len() as u64).map_err(unusable)?;
                 Ok(DataDir { _lock: file })
             }
             Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),

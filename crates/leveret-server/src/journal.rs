@@ -5,25 +5,27 @@
 //! Must not know: what a change says.
 //!
 //! Group commit that never waits: the writer takes all that is pending, writes and syncs it as one batch, and takes
-//! what came meanwhile. Changes that belong together are one group, which is never split. After a failed write or sync it takes nothing more, and nothing becomes durable any more.
+//! what came meanwhile. Changes that belong together are one group, which is never split. What a full disk has no room for
+//! waits. After a failed write or sync it takes nothing more, and nothing becomes durable any more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use bytesize::ByteSize;
 use leveret_broker::change::NodeChange;
 use leveret_broker::{Change, JournalPosition};
-use leveret_journal::{Batch, Log, LogError};
+use leveret_journal::{Batch, Log, LogError, Spares};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::data_dir::DataDir;
 #[cfg(test)]
 use crate::limits::PENDING_BYTES_MAX;
-use crate::limits::{IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
+use crate::limits::{FULL_RETRY_EVERY, GROUP_BYTES, IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
 use crate::outbox::Outbox;
 use crate::recovery::NODE_STREAM;
 
@@ -49,7 +51,14 @@ impl Stream {
         let streams = vec![PendingStream::new(1)];
         let state = Mutex::new(State { streams, ..State::default() });
         let (congested, _) = watch::channel(Congestion::None);
-        let pending = Arc::new(Pending { state, filled: Condvar::new(), congested, bytes_max: PENDING_BYTES_MAX });
+        let pending = Arc::new(Pending {
+            state,
+            filled: Condvar::new(),
+            congested,
+            bytes_max: PENDING_BYTES_MAX,
+            room: AtomicUsize::new(usize::MAX),
+            spares: None,
+        });
         Stream::kept(1, JournalPosition::default(), &pending)
     }
 
@@ -200,7 +209,7 @@ impl Orders {
     fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> Result<T, WriterEnded> {
         let (answer, answered) = sync_channel(1);
         let mut state = self.0.state.lock();
-        if state.has_failed || state.is_stopping {
+        if state.has_failed || state.ending == Ending::WhenDone {
             return Err(WriterEnded);
         }
         state.orders.push(order(answer));
@@ -219,6 +228,22 @@ impl Orders {
         self.ask(Order::Flush)
     }
 
+    /// The disk has room ready for so many bytes, and as little as there is has been dealt with.
+    pub(crate) fn set_room(&self, bytes: u64) {
+        self.0.room.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
+        let state = self.0.state.lock();
+        self.0.relieve(state.bytes * 2);
+    }
+
+    /// From now on the writer does not wait for a full disk: it ends.
+    pub(crate) fn give_up_when_full(&self) {
+        {
+            let mut state = self.0.state.lock();
+            state.ending = state.ending.max(Ending::WhenFull);
+        }
+        self.0.filled.notify_one();
+    }
+
     /// Lets a start begin to read each stream at a sequence; false if there is no room to say so.
     pub(crate) fn begin_replay_at(&self, streams: BTreeMap<u32, u64>) -> Result<bool, WriterEnded> {
         self.ask(|answer| Order::BeginReplay(streams, answer))
@@ -232,18 +257,46 @@ struct Pending {
     congested: watch::Sender<Congestion>,
     /// Bytes from which on publishers wait; from twice as many on, others do, too.
     bytes_max: usize,
+    /// The same for publishers, by what the disk has ready.
+    room: AtomicUsize,
+    /// What is ready.
+    spares: Option<Arc<Spares>>,
 }
 
 impl Pending {
     fn congestion(&self, bytes: usize) -> Congestion {
         if bytes > 2 * self.bytes_max {
             Congestion::Changes
-        } else if bytes > self.bytes_max {
+        } else if bytes > self.bytes_max.min(self.room.load(Ordering::Relaxed))
+            || self.spares.as_ref().is_some_and(|spares| spares.is_low())
+        {
             Congestion::Messages
         } else {
             Congestion::None
         }
     }
+
+    /// Lets those go on who need not wait any more for so many bytes.
+    fn relieve(&self, bytes: usize) {
+        let congestion = self.congestion(bytes);
+        self.congested.send_if_modified(|before| {
+            let is_better = congestion < *before;
+            *before = congestion.min(*before);
+            is_better
+        });
+    }
+}
+
+/// How the writer comes to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    /// It goes on.
+    #[default]
+    No,
+    /// It goes on, but does not wait for a full disk: then it ends.
+    WhenFull,
+    /// It ends when everything is written.
+    WhenDone,
 }
 
 #[derive(Default)]
@@ -253,7 +306,7 @@ struct State {
     bytes: usize,
     /// The writer sleeps and wants to be woken.
     is_idle: bool,
-    is_stopping: bool,
+    ending: Ending,
     has_failed: bool,
     orders: Vec<Order>,
 }
@@ -288,7 +341,7 @@ impl PendingStream {
         let closed = std::mem::take(&mut self.open);
         match self.groups.back_mut() {
             // Nothing keeps small ones apart.
-            Some(last) if last.bytes + closed.bytes <= WRITTEN_BYTES_MAX => {
+            Some(last) if last.bytes + closed.bytes <= GROUP_BYTES => {
                 last.changes += closed.changes;
                 last.bytes += closed.bytes;
             }
@@ -296,11 +349,11 @@ impl PendingStream {
         }
     }
 
-    /// Takes whole groups, as long as they have room in so many bytes; the first one always, if nothing else was taken.
-    fn take(&mut self, taken: &mut Vec<Change>, bytes: &mut usize) {
+    /// Takes whole groups, as long as they have room in `most` bytes; the first one always, if nothing else was taken.
+    fn take(&mut self, taken: &mut Vec<Change>, bytes: &mut usize, most: usize) {
         let mut changes = 0;
         while let Some(group) = self.groups.front()
-            && (*bytes == 0 || *bytes + group.bytes <= WRITTEN_BYTES_MAX)
+            && (*bytes == 0 || *bytes + group.bytes <= most)
         {
             *bytes += group.bytes.max(1);
             changes += group.changes;
@@ -375,7 +428,8 @@ impl Writer {
         let state = State { streams: pending_streams.collect(), ..State::default() };
         let (congested, _) = watch::channel(Congestion::None);
         let (state, filled) = (Mutex::new(state), Condvar::new());
-        let pending = Arc::new(Pending { state, filled, congested, bytes_max });
+        let (room, spares) = (AtomicUsize::new(usize::MAX), Some(log.spares()));
+        let pending = Arc::new(Pending { state, filled, congested, bytes_max, room, spares });
         let streams: Vec<_> = streams.iter().map(|&(number, last)| Stream::kept(number, last, &pending)).collect();
         let (failing, failed) = watch::channel(None);
         let growth = Arc::new(Growth { mark: AtomicU64::new(u64::MAX), ..Growth::default() });
@@ -389,6 +443,7 @@ impl Writer {
         };
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = writing.run() {
+                tracing::error!("{error}; what was not confirmed is lost");
                 failing.send_replace(Some(error.to_string()));
             }
             drop(data_dir);
@@ -413,7 +468,7 @@ impl Writer {
 
     /// Writes what is left and ends.
     pub(crate) fn stop(&mut self) {
-        self.pending.state.lock().is_stopping = true;
+        self.pending.state.lock().ending = Ending::WhenDone;
         self.pending.filled.notify_one();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -447,7 +502,11 @@ impl Writing {
         let mut batch = Batch::default();
         loop {
             let Some(orders) = self.take(&mut taken) else {
-                return self.log.mark();
+                return match self.log.mark() {
+                    // Nothing that was promised is missing.
+                    Err(LogError::Full(_)) => Ok(()),
+                    marked => marked,
+                };
             };
             let result = self.write(&mut taken, &mut last, &mut batch).and_then(|()| self.obey(orders, &mut batch));
             if let Err(error) = result {
@@ -472,7 +531,7 @@ impl Writing {
                         self.node_sequence += 1;
                         batch.push(NODE_STREAM, self.node_sequence, |out| change.encode(out));
                     }
-                    self.log.append(batch)?;
+                    self.append(batch)?;
                     let _ = answer.send(first);
                 }
                 Order::Flush(answer) => _ = answer.send(()),
@@ -492,7 +551,7 @@ impl Writing {
         let mut state = self.pending.state.lock();
         let mut is_marked = false;
         while !state.has_work() {
-            if state.is_stopping {
+            if state.ending == Ending::WhenDone {
                 return None;
             }
             state.is_idle = true;
@@ -511,11 +570,14 @@ impl Writing {
         // A stream that had to wait for others comes first the next time.
         let (first, mut bytes) = (self.first, 0);
         self.first = (first + 1) % state.streams.len().max(1);
+        // What fits into one segment, so that a spare can hold it.
+        let most =
+            usize::try_from(self.log.batch_bytes()).map_or(WRITTEN_BYTES_MAX, |most| most.min(WRITTEN_BYTES_MAX));
         let (before, from) = taken.split_at_mut(first);
         let (streams_before, streams_from) = state.streams.split_at_mut(first);
         let in_turn = streams_from.iter_mut().zip(from).chain(streams_before.iter_mut().zip(before));
         for (stream, taken) in in_turn {
-            stream.take(taken, &mut bytes);
+            stream.take(taken, &mut bytes, most);
         }
         // Those that do not fit into this batch come before any order.
         let is_all = state.streams.iter().all(|stream| stream.groups.is_empty());
@@ -535,7 +597,7 @@ impl Writing {
             taken.shrink_to(TAKEN_CHANGES_KEPT);
         }
         let written = batch.bytes() as u64;
-        self.log.append(batch)?;
+        self.append(batch)?;
         self.growth.add(written);
         for (stream, last) in self.streams.iter().zip(last) {
             if stream.durable().0 < *last {
@@ -545,13 +607,37 @@ impl Writing {
         let mut state = self.pending.state.lock();
         state.bytes -= bytes;
         // Held until half of what holds them is written, so that they do not stop and go with every batch.
-        let congestion = self.pending.congestion(state.bytes * 2);
-        self.pending.congested.send_if_modified(|before| {
-            let is_better = congestion < *before;
-            *before = congestion.min(*before);
-            is_better
-        });
+        self.pending.relieve(state.bytes * 2);
         Ok(())
+    }
+
+    /// Appends a batch, as soon as the disk has room for it.
+    fn append(&mut self, batch: &mut Batch) -> Result<(), LogError> {
+        let mut is_said = false;
+        loop {
+            match self.log.append(batch) {
+                Err(LogError::Full(why)) => {
+                    if !std::mem::replace(&mut is_said, true) {
+                        let bytes = ByteSize(batch.bytes() as u64);
+                        tracing::error!(
+                            "the disk has no room for {bytes} of the journal ({why}): what was published waits to be \
+                             confirmed, until there is some"
+                        );
+                    }
+                    let mut state = self.pending.state.lock();
+                    if state.ending > Ending::No {
+                        return Err(LogError::Full(why));
+                    }
+                    self.pending.filled.wait_for(&mut state, FULL_RETRY_EVERY);
+                }
+                done => {
+                    if is_said && done.is_ok() {
+                        tracing::info!("the journal is written again");
+                    }
+                    return done;
+                }
+            }
+        }
     }
 }
 
@@ -580,7 +666,7 @@ mod tests {
         stream.append(&mut changes(7), 10, true);
         let mut take = || {
             let (mut taken, mut bytes) = (Vec::new(), 0);
-            stream.take(&mut taken, &mut bytes);
+            stream.take(&mut taken, &mut bytes, WRITTEN_BYTES_MAX);
             taken.len()
         };
         assert_eq!(take(), 5, "small ones together");
@@ -589,9 +675,9 @@ mod tests {
         assert_eq!(take(), 0, "what is not complete yet");
         stream.append(&mut Vec::new(), 0, false);
         let (mut taken, mut bytes) = (Vec::new(), WRITTEN_BYTES_MAX);
-        stream.take(&mut taken, &mut bytes);
+        stream.take(&mut taken, &mut bytes, WRITTEN_BYTES_MAX);
         assert_eq!(taken.len(), 0, "another stream has filled the batch");
-        stream.take(&mut taken, &mut 0);
+        stream.take(&mut taken, &mut 0, WRITTEN_BYTES_MAX);
         assert_eq!(taken.len(), 7);
     }
 
@@ -599,7 +685,8 @@ mod tests {
     fn acks_wait_later_than_messages() {
         let (state, filled) = (Mutex::default(), Condvar::new());
         let (congested, _) = watch::channel(Congestion::None);
-        let pending = Pending { state, filled, congested, bytes_max: 100 };
+        let (room, spares) = (AtomicUsize::new(usize::MAX), None);
+        let pending = Pending { state, filled, congested, bytes_max: 100, room, spares };
         for (bytes, holds_messages, holds_acks) in [(100, false, false), (101, true, false), (201, true, true)] {
             let congestion = pending.congestion(bytes);
             assert_eq!(congestion.holds(Appended::Messages), holds_messages, "{bytes} bytes");

@@ -14,7 +14,9 @@ mod memory;
 mod outbox;
 mod peer;
 mod recovery;
+mod room;
 mod server;
+mod space;
 
 pub use data_dir::DataDirError;
 pub use leveret_journal::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};

@@ -14,7 +14,7 @@ pub(crate) const UNSENT_BYTES_MAX: usize = 2 * DELIVERY_WINDOW_BYTES;
 /// Encoded bytes that a worker thread keeps room for between two connections' turns.
 pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Bytes that are written and synced at once; more only if they belong together.
+/// Bytes that are written and synced at once, or most of a segment if that is less; more only if they belong together.
 pub(crate) const WRITTEN_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// So many times the bytes of the last checkpoint the journal grows before the next one, so that they are a small part of
@@ -70,6 +70,31 @@ pub(crate) const MEMORY_LIMIT_PERCENT: u64 = 40;
 
 /// Least limit on memory that can be set, in bytes.
 pub(crate) const MEMORY_LIMIT_MIN: u64 = 32 * 1024 * 1024;
+
+/// Bytes that must be free where the data folder is, if nothing else is said. RabbitMQ: `disk_free_limit.absolute`, 50 MB.
+pub(crate) const DISK_FREE_LIMIT: u64 = 50_000_000;
+
+/// Segments that are kept ready for what must go on when publishers wait for the disk: acks, purges, deletes. The size of a
+/// checkpoint comes on top.
+pub(crate) const RESERVE_SEGMENTS: usize = 2;
+
+/// A segment takes as many bytes as the journal divided by this, from 1 MiB up to `--segment-size`.
+pub(crate) const SEGMENT_JOURNAL_PART: u64 = 8;
+
+/// How often is looked how much is free on the disk, if the journal takes no room meanwhile.
+pub(crate) const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The same while publishers wait for the disk. RabbitMQ: the disk monitor, up to ten times a second.
+pub(crate) const DISK_SHORT_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often the journal tries to write what a full disk had no room for.
+pub(crate) const FULL_RETRY_EVERY: Duration = Duration::from_millis(100);
+
+/// While there is little room on the disk, a checkpoint is written when one in so many messages is gone.
+pub(crate) const SHORT_CONSUMED_PART: usize = 8;
+
+/// Bytes of changes that the journal takes together or not at all, though nothing asks for that: fewer pieces to count.
+pub(crate) const GROUP_BYTES: usize = 256 * 1024;
 
 /// How long nothing is journaled before a marker says on disk that all is durable.
 pub(crate) const IDLE_BEFORE_MARK: Duration = Duration::from_millis(10);

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::hub::Hub;
 use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN};
+use crate::room::Rooms;
 
 /// What a node holds in memory, and how much that may be.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Memory {
     }
 
     /// Keeps within the limit, as long as the server runs.
-    pub(crate) async fn keep(self: Arc<Self>, hubs: Vec<Arc<Hub>>) {
+    pub(crate) async fn keep(self: Arc<Self>, hubs: Vec<Arc<Hub>>, rooms: Arc<Rooms>) {
         let mut sweeps: Vec<_> = hubs.iter().map(|_| Sweep::default()).collect();
         let (mut room, mut short_since) = (Room::Enough, Instant::now());
         let mut is_full = false;
@@ -117,11 +118,8 @@ impl Memory {
             if matches!(room, Room::ShortOf { .. }) && next == Room::Enough {
                 tracing::info!("enough memory again: queues hold {} MiB; publishers go on", self.held() >> 20);
             }
-            if std::mem::replace(&mut room, next) != next {
-                for hub in &hubs {
-                    hub.set_room(next);
-                }
-            }
+            room = next;
+            rooms.set_memory(room);
         }
     }
 }

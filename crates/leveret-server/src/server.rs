@@ -6,7 +6,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use leveret_broker::vhost::room::Room;
 use leveret_broker::{Node, Settings, VirtualHost};
 use leveret_journal::Options;
 use leveret_journal::limits::SEGMENT_BYTES_DEFAULT;
@@ -20,11 +19,13 @@ use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::hub::Hub;
 use crate::journal::{Stream, Writer};
-use crate::limits::{ACCEPT_PAUSE, MEMORY_LIMIT_MIN, MEMORY_LIMIT_PERCENT, SHUTDOWN_TIMEOUT};
+use crate::limits::{ACCEPT_PAUSE, DISK_FREE_LIMIT, MEMORY_LIMIT_MIN, MEMORY_LIMIT_PERCENT, SHUTDOWN_TIMEOUT};
 use crate::listener::{self, BindError};
 use crate::memory::{self, Memory};
 use crate::peer;
 use crate::recovery::{self, Recovered};
+use crate::room::Rooms;
+use crate::space::{self, Shortage, Space};
 
 /// Where a node keeps what is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct ServerConfig {
     pub segment_bytes: u64,
     /// How much memory the process may use. Bodies beyond it stay on disk; what cannot, makes publishers wait.
     pub memory_limit: MemoryLimit,
+    /// Bytes that must be free where the data folder is, or publishers wait; 0 for none. Default 50 MB.
+    pub disk_free_limit: u64,
     /// What connections are told and held to.
     pub settings: Settings,
 }
@@ -61,6 +64,7 @@ impl Default for ServerConfig {
             storage: Storage::InMemory,
             segment_bytes: SEGMENT_BYTES_DEFAULT,
             memory_limit: MemoryLimit::default(),
+            disk_free_limit: DISK_FREE_LIMIT,
             settings: Settings::default(),
         }
     }
@@ -142,8 +146,10 @@ pub struct ServerHandle {
     /// Closed when the last connection has ended.
     connections_ended: mpsc::Receiver<()>,
     hubs: Vec<Arc<Hub>>,
-    /// Dropped before what it gives orders to.
+    rooms: Arc<Rooms>,
+    /// Both are dropped before what they give orders to.
     checkpoints: Option<Checkpoints>,
+    space: Option<Space>,
     /// Dropped last: it writes what is left, and lets go of the data folder.
     writer: Option<Writer>,
 }
@@ -160,7 +166,7 @@ impl Server {
         let listeners = listener::bind(&config.bind, config.amqp_port)?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
-        let mut keeping = None;
+        let (mut keeping, mut spacing) = (None, None);
         let (writer, bodies, vhosts) = match data_dir {
             None => {
                 let vhosts = node.vhosts().iter();
@@ -180,6 +186,7 @@ impl Server {
                 let positions: Vec<_> = vhosts.iter().map(|(stream, vhost)| (*stream, vhost.position())).collect();
                 let bodies = bodies::start(log.reader()).map_err(StartError::Thread)?;
                 keeping = Some((log.keeper(), bytes));
+                spacing = Some((log.spares(), log.reader()));
                 let bytes_max = memory.pending_bytes_max();
                 let (writer, streams) = Writer::start(log, data_dir, bytes_max, node_sequence, &positions)
                     .map_err(StartError::Thread)?;
@@ -194,11 +201,22 @@ impl Server {
         let hubs: BTreeMap<_, _> = hubs.collect();
         let mut background: Vec<_> = hubs.values().map(|hub| tokio::spawn(Arc::clone(hub).run_timers())).collect();
         let all_hubs: Vec<_> = hubs.values().cloned().collect();
-        background.push(tokio::spawn(memory.keep(all_hubs.clone())));
+        let rooms = Rooms::new(all_hubs.clone());
+        background.push(tokio::spawn(memory.keep(all_hubs.clone(), Arc::clone(&rooms))));
+        let (shortage, segment_bytes) = (Arc::new(Shortage::default()), config.segment_bytes);
+        let space = match (&writer, spacing) {
+            (Some(writer), Some((spares, reader))) => {
+                let (orders, rooms, shortage) = (writer.orders(), Arc::clone(&rooms), Arc::clone(&shortage));
+                let limit = config.disk_free_limit;
+                let tools = space::Tools { spares, reader, orders, rooms, shortage, segment_bytes, limit };
+                Some(Space::start(tools).map_err(StartError::Thread)?)
+            }
+            _ => None,
+        };
         let checkpoints = match (&writer, keeping) {
             (Some(writer), Some((keeper, recovered_bytes))) => {
-                let (orders, growth, segment_bytes) = (writer.orders(), writer.growth(), config.segment_bytes);
-                let tools = Tools { hubs: all_hubs.clone(), orders, growth, segment_bytes, recovered_bytes };
+                let (hubs, orders, growth) = (all_hubs.clone(), writer.orders(), writer.growth());
+                let tools = Tools { hubs, orders, growth, segment_bytes, recovered_bytes, shortage };
                 Some(Checkpoints::start(tools, keeper))
             }
             _ => None,
@@ -211,7 +229,17 @@ impl Server {
             let accepting = accept(Arc::clone(&shared), listener, shutdown.clone(), running.clone());
             background.push(tokio::spawn(accepting));
         }
-        Ok(ServerHandle { addresses, shutdown, background, connections_ended, hubs: all_hubs, checkpoints, writer })
+        Ok(ServerHandle {
+            addresses,
+            shutdown,
+            background,
+            connections_ended,
+            hubs: all_hubs,
+            rooms,
+            checkpoints,
+            space,
+            writer,
+        })
     }
 }
 
@@ -237,9 +265,9 @@ impl ServerHandle {
         for hub in &self.hubs {
             hub.stop();
         }
-        let (checkpoints, writer) = (self.checkpoints.take(), self.writer.take());
+        let (checkpoints, space, writer) = (self.checkpoints.take(), self.space.take(), self.writer.take());
         let ending = move || {
-            drop(checkpoints);
+            drop((checkpoints, space));
             // What is left takes one write and one sync.
             drop(writer);
         };
@@ -272,10 +300,7 @@ impl ServerHandle {
             // Ends as "cancelled"; what it held, it has let go of.
             let _ = task.await;
         }
-        for hub in &self.hubs {
-            // Nobody waits any more, so everybody can say goodbye.
-            hub.set_room(Room::Enough);
-        }
+        self.rooms.close();
         self.shutdown.send_replace(stop);
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.connections_ended.recv()).await.is_err() {
             tracing::warn!("some clients did not answer connection.close in time");

@@ -57,6 +57,9 @@ pub(crate) struct Serve {
     /// group's); at least 32MiB
     #[arg(long, value_name = "SIZE", env = "LEVERET_MEMORY_LIMIT", default_value = "40%", value_parser = memory_limit)]
     pub(crate) memory_limit: MemoryLimit,
+    /// Bytes that must be free where the data folder is, for example 50MB or 1GiB; with less, publishers wait
+    #[arg(long, value_name = "SIZE", env = "LEVERET_DISK_FREE_LIMIT", default_value = "50MB", value_parser = disk_free_limit)]
+    pub(crate) disk_free_limit: u64,
     /// An address to listen on; may be given several times, in the variable separated by commas
     /// [default: both loopback addresses]
     #[arg(long, value_name = "ADDR", env = "LEVERET_BIND")]
@@ -180,6 +183,7 @@ fn server_config(serve: &Serve, matches: &ArgMatches) -> Result<ServerConfig, St
         storage: storage(serve, matches)?,
         segment_bytes: serve.segment_size,
         memory_limit: serve.memory_limit,
+        disk_free_limit: serve.disk_free_limit,
         settings,
     })
 }
@@ -270,6 +274,13 @@ impl StopSignals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// A size with or without a unit.
+fn disk_free_limit(text: &str) -> Result<u64, String> {
+    let size = text.parse::<ByteSize>();
+    size.map(|size| size.as_u64())
+        .map_err(|_| "a size is a number with a unit, for example 50MB or 1GiB".to_owned())
 }
 
 /// A size with or without a unit, or a part of the memory there is.

@@ -350,11 +350,12 @@ mod restarts {
         let mut damaged = whole.clone();
         damaged[used / 2] ^= 1;
         fs::write(&segment, &damaged).unwrap();
+        let files = fs::read_dir(folder.path()).unwrap().count();
         let checked = check(&folder);
         assert_eq!(checked.code, Some(2), "{checked:?}");
         assert!(checked.stdout.contains("0000000001.segment, offset"), "{checked:?}");
         assert_eq!(fs::read(&segment).unwrap(), damaged);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing was added");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), files, "nothing was added");
         // It starts all the same, says what is missing, and serves the rest.
         let broker = start(&folder);
         broker.process.stderr.wait_for("the journal is damaged: 0000000001.segment", "the report");
@@ -364,6 +365,27 @@ mod restarts {
                 .unwrap()
                 .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("damaged-0000000001-") })
         );
+    }
+
+    #[test]
+    fn less_free_disk_than_the_limit_holds_publishers_and_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = folder.path().to_str().unwrap();
+        let options = ["serve", "--amqp-port", "0", "--data-dir", data_dir, "--disk-free-limit", "9000PB"];
+        let broker = leveret(&options).start();
+        broker.process.stderr.wait_for("low on disk", "the warning");
+        // No queue takes it, so it would be confirmed at once.
+        let publisher = broker.client(&["publish", "nowhere", "held", "--confirm"]).spawn();
+        broker.process.stderr.wait_for("connection opened", "the publisher");
+        for queue in ["q", "r", "s"] {
+            broker.ask(&["declare", "queue", queue, "--durable"]);
+            assert_eq!(broker.client(&["get", queue]).run().code, Some(3), "who does not publish goes on");
+        }
+        publisher.signal(Signal::TERM);
+        assert_eq!(publisher.wait().code, None, "it waited until it was killed");
+        broker.stop();
+        let refused = leveret(&["serve", "--amqp-port", "0", "--disk-free-limit", "much"]).run();
+        assert!(refused.code == Some(2) && refused.stderr.contains("for example 50MB"), "{refused:?}");
     }
 
     /// What rots on disk while the broker runs is never handed out; everything else is.

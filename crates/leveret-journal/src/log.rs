@@ -178,8 +178,7 @@ impl Log {
         let (file, length) = begin_segment(&*disk, &header, spare?)?;
         let previous = segment_name(end.generation);
         if end.generation > 0 && !recovery.damage.iter().any(|damage| damage.file == previous) {
-            // Its end is known for good now. Whether the room behind it is given back in a power cut does not matter.
-            disk.open(&previous)?.truncate(end.offset)?;
+            end_segment(&*disk.open(&previous)?, end.offset)?;
         }
         map.begin(header.generation, header.first_sequence);
         let log = Log {
@@ -351,10 +350,10 @@ impl Log {
             begun => begun.map_err(|error| self.fail(&error))?,
         };
         self.file = file;
-        // What of its room was not used is given back; whether that survives a power cut does not matter.
         if self.end < self.length {
-            let previous = self.disk.open(&segment_name(self.generation)).and_then(|file| file.truncate(self.end));
-            previous.map_err(|error| self.fail(&error))?;
+            let previous = self.disk.open(&segment_name(self.generation));
+            let ended = previous.and_then(|previous| end_segment(&*previous, self.end));
+            ended.map_err(|error| self.fail(&error))?;
         }
         self.durable_replay.store(self.replay.generation, Ordering::Release);
         self.map.write().begin(header.generation, self.next_sequence);
@@ -380,6 +379,12 @@ fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::R
     disk.rename(&spare.name, &segment_name(header.generation))?;
     disk.sync_directory()?;
     Ok((spare.file, spare.length))
+}
+
+/// Gives back what of its room a segment has not used. Durably, as the header that says where it ends may be gone before it.
+fn end_segment(file: &dyn DiskFile, end: u64) -> io::Result<()> {
+    file.truncate(end)?;
+    file.sync()
 }
 
 /// How long a write of so many bytes at an offset becomes with the zeros behind it, in a file that is so long.

@@ -24,6 +24,15 @@ pub enum Fate {
     Torn(usize),
 }
 
+/// How large a write is that was not synced; nothing for what is no write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsynced {
+    /// All of it.
+    pub bytes: usize,
+    /// Without the zeros at its end.
+    pub until_zeros: usize,
+}
+
 /// One thing that was not synced.
 #[derive(Clone, Debug)]
 enum Pending {
@@ -91,13 +100,18 @@ impl SimDisk {
         self.lock().has_failed
     }
 
-    /// How many bytes each thing has that was not synced; 0 for what is no write.
-    pub fn pending(&self) -> Vec<usize> {
-        let bytes = |pending: &Pending| match pending {
-            Pending::Write { bytes, .. } => bytes.len(),
-            Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. } | Pending::Rename { .. } => 0,
+    /// Each thing that was not synced.
+    pub fn pending(&self) -> Vec<Unsynced> {
+        let unsynced = |pending: &Pending| match pending {
+            Pending::Write { bytes, .. } => {
+                let until_zeros = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+                Unsynced { bytes: bytes.len(), until_zeros }
+            }
+            Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. } | Pending::Rename { .. } => {
+                Unsynced::default()
+            }
         };
-        self.lock().pending.iter().map(bytes).collect()
+        self.lock().pending.iter().map(unsynced).collect()
     }
 
     /// The disk that is found after a power cut, when what was not synced had these fates. What has none is lost.

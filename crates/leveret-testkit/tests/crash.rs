@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
-use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk};
+use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -242,18 +242,19 @@ fn is_found(promised: &Promised, log: &Log) -> Result<(), String> {
 }
 
 /// The fates of what is pending: every subset up to ten things, with some of the writes torn; samples above.
-fn fates(pending: &[usize], random: &mut SmallRng) -> Vec<Vec<Fate>> {
+fn fates(pending: &[Unsynced], every_byte: bool, random: &mut SmallRng) -> Vec<Vec<Fate>> {
     let mut all = Vec::new();
     if pending.len() <= 10 {
         for subset in 0..1_u32 << pending.len() {
             let whole: Vec<_> =
                 (0..pending.len()).map(|at| if subset >> at & 1 == 1 { Fate::Kept } else { Fate::Lost }).collect();
-            for (at, &bytes) in
-                pending.iter().enumerate().filter(|&(at, &bytes)| bytes > 1 && subset >> at & 1 == 1)
+            for (at, &Unsynced { bytes, until_zeros }) in
+                pending.iter().enumerate().filter(|&(at, write)| write.bytes > 1 && subset >> at & 1 == 1)
             {
                 let sectors = (SECTOR_BYTES..bytes).step_by(SECTOR_BYTES);
-                let step = if tries_every_byte() { 1 } else { bytes / 16 + 1 };
-                let places: BTreeSet<_> = (1..bytes).step_by(step).chain(sectors).chain([bytes - 1]).collect();
+                let step = if every_byte { 1 } else { until_zeros / 16 + 1 };
+                let places = (1..until_zeros.min(bytes)).step_by(step);
+                let places: BTreeSet<_> = places.chain(sectors).chain([bytes - 1]).collect();
                 for torn in places {
                     let mut fates = whole.clone();
                     fates[at] = Fate::Torn(torn);
@@ -264,9 +265,9 @@ fn fates(pending: &[usize], random: &mut SmallRng) -> Vec<Vec<Fate>> {
         }
     } else {
         for _ in 0..1024 {
-            let mut fate = |&bytes: &usize| match random.random_range(0..3) {
+            let mut fate = |write: &Unsynced| match random.random_range(0..3) {
                 0 => Fate::Lost,
-                1 if bytes > 1 => Fate::Torn(random.random_range(1..bytes)),
+                1 if write.bytes > 1 => Fate::Torn(random.random_range(1..write.bytes)),
                 _ => Fate::Kept,
             };
             all.push(pending.iter().map(&mut fate).collect());
@@ -289,6 +290,8 @@ fn hash(disk: &SimDisk) -> u64 {
 /// Stops a workload at every operation, tries every disk that may be found then, and hands each to `each`.
 fn at_every_crash(steps: &[Step], lies: bool, mut each: impl FnMut(u64, &Promised, &SimDisk)) {
     let mut random = SmallRng::seed_from_u64(11);
+    // What a disk that lies has lost shows anywhere.
+    let every_byte = tries_every_byte() && !lies;
     let whole = SimDisk::default();
     run(&whole, steps);
     for operation in 0..=whole.operations() {
@@ -298,7 +301,7 @@ fn at_every_crash(steps: &[Step], lies: bool, mut each: impl FnMut(u64, &Promise
         }
         disk.stop_at(operation);
         let promised = run(&disk, steps);
-        for fates in fates(&disk.pending(), &mut random) {
+        for fates in fates(&disk.pending(), every_byte, &mut random) {
             each(operation, &promised, &disk.crash(&fates));
         }
     }
@@ -319,6 +322,8 @@ fn after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_el
             let context = || format!("{name}, stopped at {operation}: {records:?}\n{recovery:?}");
             assert!(is_kept(promised, &records), "{}", context());
             assert_eq!(recovery.damage, [], "a power cut is no damage: {}", context());
+            let checked = leveret_journal::check(&SimDisk::of(image.clone()), &mut |_| {}).unwrap();
+            assert_eq!(checked.damage, [], "nor in what a start does not read: {}", context());
             // What was read once is read again, also after the power goes at once.
             let again = open(&found.crash(&[])).unwrap().1;
             assert_eq!(again, records, "a second start, {}", context());

@@ -13,7 +13,7 @@ use leveret_broker::vhost::apply::ApplyError;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, JournalPosition, Moment, Node, VirtualHost};
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
-use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk};
+use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced};
 use leveret_testkit::{Broker, Variation, continue_script, run_script};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -191,7 +191,7 @@ fn recover(disk: &SimDisk) -> (Log, VirtualHost, Recovery) {
 }
 
 /// Every subset of the first six things that are pending, with chance for the rest; then with writes torn at some places.
-fn fates(pending: &[usize], random: &mut SmallRng) -> Vec<Vec<Fate>> {
+fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
     let mut all = Vec::new();
     for subset in 0..1_u32 << pending.len().min(6) {
         let mut is_kept = |at: usize| if at < 6 { subset >> at & 1 == 1 } else { random.random_bool(0.5) };
@@ -199,7 +199,7 @@ fn fates(pending: &[usize], random: &mut SmallRng) -> Vec<Vec<Fate>> {
             (0..pending.len()).map(|at| if is_kept(at) { Fate::Kept } else { Fate::Lost }).collect::<Vec<_>>(),
         );
     }
-    for (at, &bytes) in pending.iter().enumerate().filter(|(_, bytes)| **bytes > 1) {
+    for (at, &Unsynced { bytes, .. }) in pending.iter().enumerate().filter(|(_, write)| write.bytes > 1) {
         for torn in [1, bytes / 2, bytes - 1, SECTOR_BYTES.min(bytes - 1)] {
             let mut fates = all[random.random_range(0..all.len())].clone();
             fates[at] = Fate::Torn(torn);

@@ -135,7 +135,11 @@ fn run(disk: &SimDisk, actions: &[Action]) -> (u64, usize) {
                 }
                 result.is_ok()
             }
-            Action::BeginReplayAt(sequence) => log.begin_replay_at(&BTreeMap::from([(STREAM, *sequence)])).is_ok(),
+            Action::BeginReplayAt(sequence) => {
+                let from = BTreeMap::from([(STREAM, *sequence)]);
+                // Files that are ready, and removed ones among them, are what the next segments are made of.
+                log.spares().keep(2, 3).is_ok() && log.begin_replay_at(&from).is_ok()
+            }
             Action::Sweep(needed) => {
                 let mut living = Living::default();
                 keeper.note(&mut living, STREAM, needed.iter().map(|&sequence| (sequence, 100)), 17);
@@ -199,8 +203,10 @@ fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
             (0..pending.len()).map(|at| if is_kept(at) { Fate::Kept } else { Fate::Lost }).collect::<Vec<_>>(),
         );
     }
-    for (at, &Unsynced { bytes, .. }) in pending.iter().enumerate().filter(|(_, write)| write.bytes > 1) {
-        for torn in [1, bytes / 2, bytes - 1, SECTOR_BYTES.min(bytes - 1)] {
+    for (at, &Unsynced { bytes, until_zeros }) in pending.iter().enumerate().filter(|(_, write)| write.bytes > 1) {
+        let places =
+            (1..until_zeros).step_by(until_zeros / 16 + 1).chain((SECTOR_BYTES..bytes).step_by(SECTOR_BYTES));
+        for torn in places.chain([bytes - 1]) {
             let mut fates = all[random.random_range(0..all.len())].clone();
             fates[at] = Fate::Torn(torn);
             all.push(fates);

@@ -78,8 +78,11 @@ pub(crate) const DISK_FREE_LIMIT: u64 = 50_000_000;
 /// checkpoint comes on top.
 pub(crate) const RESERVE_SEGMENTS: usize = 2;
 
-/// A segment takes as many bytes as the journal divided by this, from 1 MiB up to `--segment-size`.
+/// A segment takes as many bytes as the journal divided by this, at least [`SEGMENT_BYTES_SMALL`], at most `--segment-size`.
 pub(crate) const SEGMENT_JOURNAL_PART: u64 = 8;
+
+/// Bytes of a segment of a small journal. A batch of a thousand messages of 1 KiB should not need one for itself.
+pub(crate) const SEGMENT_BYTES_SMALL: u64 = 8 * 1024 * 1024;
 
 /// How often is looked how much is free on the disk, if the journal takes no room meanwhile.
 pub(crate) const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use bytesize::ByteSize;
-use leveret_journal::limits::SEGMENT_BYTES_MIN;
 use leveret_journal::{Reader, Spares};
 
 use crate::journal::Orders;
-use crate::limits::{DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY, RESERVE_SEGMENTS, SEGMENT_JOURNAL_PART};
+use crate::limits::{
+    DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY, RESERVE_SEGMENTS, SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART,
+};
 use crate::room::Rooms;
 
 /// What is known of the room on the disk.
@@ -99,7 +100,7 @@ struct Looked {
 impl Tools {
     /// A part of the journal, so that a small one takes little room.
     fn wanted_segment_bytes(&self) -> u64 {
-        let part = (self.reader.journal_bytes() / SEGMENT_JOURNAL_PART).max(SEGMENT_BYTES_MIN);
+        let part = (self.reader.journal_bytes() / SEGMENT_JOURNAL_PART).max(SEGMENT_BYTES_SMALL);
         part.checked_next_power_of_two().unwrap_or(u64::MAX).min(self.segment_bytes)
     }
 

@@ -404,9 +404,13 @@ mod restarts {
         let mut bytes = fs::read(&segment).unwrap();
         let used = bytes.iter().rposition(|&byte| byte != 0).unwrap();
         // In the first message, for a client that asks, and in one on the way, for one that consumes.
-        let first = bytes.windows(64).position(|window| window == "x".repeat(64).as_bytes()).unwrap();
-        bytes[first] ^= 1;
-        bytes[used / 2] ^= 1;
+        let body_from = |from: usize| {
+            let at = bytes[from..].windows(64).position(|window| window == "x".repeat(64).as_bytes());
+            from + at.unwrap()
+        };
+        for at in [body_from(0), body_from(used / 2)] {
+            bytes[at] ^= 1;
+        }
         fs::write(&segment, &bytes).unwrap();
         let got = broker.ask(&["get", "q"]);
         assert_eq!(got.trim_end(), body, "what lies behind it");

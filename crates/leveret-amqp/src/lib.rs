@@ -20,7 +20,7 @@ pub use frame::{FrameError, FrameKind, RawFrame};
 pub use method::Method;
 pub use reply::ReplyCode;
 pub use string::{ShortStr, ShortString};
-pub use table::{FieldTable, Table, TableBuilder, Value};
+pub use table::{Array, FieldTable, Table, TableBuilder, Value};
 pub use wire::DecodeError;
 
 /// The eight bytes with which a client opens a connection. AMQP 0-9-1 §4.2.2.

@@ -205,16 +205,7 @@ impl<'a> Table<'a> {
 
     /// The same fields in the same order, all but those of one name.
     pub fn without(self, name: &str) -> FieldTable {
-        let mut kept = TableBuilder::default();
-        let mut reader = Reader::new(self.0);
-        while !reader.rest().is_empty() {
-            let field = reader.rest();
-            let (Ok(key), Ok(_)) = (reader.short_bytes(), read_value(&mut reader)) else { break };
-            if key != name.as_bytes() {
-                kept.0.extend_from_slice(&field[..field.len() - reader.rest().len()]);
-            }
-        }
-        FieldTable(kept.0.into())
+        FieldTable::build(|table| _ = table.fields_of(self, |key| key != name.as_bytes()))
     }
 
     /// The same fields, by name; those of one name in their order.
@@ -350,6 +341,19 @@ impl TableBuilder {
     pub fn field(&mut self, name: &str, value: Value<'_>) -> &mut Self {
         self.name(name);
         self.value(value);
+        self
+    }
+
+    /// Appends those fields of another table whose names are kept, octet by octet as they are there.
+    pub fn fields_of(&mut self, other: Table<'_>, mut keeps: impl FnMut(&[u8]) -> bool) -> &mut Self {
+        let mut reader = Reader::new(other.0);
+        while !reader.rest().is_empty() {
+            let field = reader.rest();
+            let (Ok(name), Ok(_)) = (reader.short_bytes(), read_value(&mut reader)) else { break };
+            if keeps(name) {
+                self.0.extend_from_slice(&field[..field.len() - reader.rest().len()]);
+            }
+        }
         self
     }
 

@@ -28,6 +28,9 @@ pub const UNITS_PER_HOLD: u32 = 4096;
 /// Units of work that freeing a page of messages counts.
 pub const UNITS_PER_FREED_PAGE: u32 = 32;
 
+/// Units of work that looking through a page for messages that expire counts.
+pub const UNITS_PER_DUE_PAGE: u32 = 8;
+
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;
 

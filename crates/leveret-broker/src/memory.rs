@@ -46,6 +46,11 @@ impl Lease {
         self.meter.add(bytes);
         self.bytes += bytes;
     }
+
+    pub(crate) fn give_back(&mut self, bytes: usize) {
+        self.meter.subtract(bytes);
+        self.bytes -= bytes;
+    }
 }
 
 impl Drop for Lease {

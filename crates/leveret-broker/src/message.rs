@@ -1,8 +1,9 @@
 //! A message: one reference-counted allocation, laid out as a delivery needs it.
 //!
 //! The block holds, one after the other, what `basic.deliver` copies: exchange and routing key as two short
-//! strings, the payload of the content header as the publisher sent it, the body. Properties are scanned once,
-//! when the message is assembled, for the few that the broker needs; the rest is never looked at.
+//! strings, the payload of the content header as the publisher sent it, the body. Between routing key and header lie
+//! routing keys that no consumer sees, those of header `BCC`. Properties are scanned once, when the message is
+//! assembled, for the few that the broker needs; the rest is never looked at.
 
 use std::fmt;
 use std::sync::Arc;
@@ -52,6 +53,16 @@ pub struct Message {
     body_at: u32,
     header_at: u16,
     delivery_mode: DeliveryMode,
+    history: History,
+}
+
+/// Who wrote the headers of a message that tell how it died. RabbitMQ 4: what clients write there is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// Nobody, or a client.
+    None,
+    /// The broker: `x-death` and its like are what happened.
+    Deaths,
 }
 
 impl Message {
@@ -63,7 +74,13 @@ impl Message {
     pub(crate) fn new(block: &[u8], header_at: u16, body_at: u32, delivery_mode: DeliveryMode) -> Self {
         assert!(usize::from(header_at) <= body_at as usize);
         assert!(body_at as usize <= block.len());
-        Message { block: block.into(), body_at, header_at, delivery_mode }
+        Message { block: block.into(), body_at, header_at, delivery_mode, history: History::None }
+    }
+
+    /// The same with headers that the broker wrote.
+    #[must_use]
+    pub(crate) fn with_history(self, history: History) -> Self {
+        Message { history, ..self }
     }
 
     /// The same for a block from a journal, which may hold anything.
@@ -76,11 +93,13 @@ impl Message {
         let route = block.get(..usize::from(header_at))?;
         let (&exchange_bytes, rest) = route.split_first()?;
         let (exchange, rest) = rest.split_at_checked(usize::from(exchange_bytes))?;
-        let (&key_bytes, routing_key) = rest.split_first()?;
-        if routing_key.len() != usize::from(key_bytes) {
+        let (&key_bytes, rest) = rest.split_first()?;
+        let (routing_key, hidden_keys) = rest.split_at_checked(usize::from(key_bytes))?;
+        std::str::from_utf8(exchange).and(std::str::from_utf8(routing_key)).ok()?;
+        let hidden_bytes: usize = short_strings(hidden_keys).map(|key| 1 + key.len()).sum();
+        if hidden_bytes != hidden_keys.len() {
             return None;
         }
-        std::str::from_utf8(exchange).and(std::str::from_utf8(routing_key)).ok()?;
         let header = ContentHeader::decode(block.get(usize::from(header_at)..body_at as usize)?).ok()?;
         let body_bytes = block.len() - body_at as usize;
         (header.body_bytes == body_bytes as u64).then(|| Message::new(block, header_at, body_at, delivery_mode))
@@ -93,7 +112,17 @@ impl Message {
 
     /// Exchange and routing key, each a short string with its length octet.
     pub fn route(&self) -> &[u8] {
-        &self.block[..usize::from(self.header_at)]
+        &self.block[..self.route_bytes()]
+    }
+
+    fn route_bytes(&self) -> usize {
+        let key_at = 1 + usize::from(self.block[0]);
+        key_at + 1 + usize::from(self.block[key_at])
+    }
+
+    /// Routing keys that it was published with, too, and that no consumer sees: header `BCC`.
+    pub(crate) fn hidden_keys(&self) -> impl Iterator<Item = &str> {
+        short_strings(&self.block[self.route_bytes()..usize::from(self.header_at)])
     }
 
     /// The exchange it was published to.
@@ -131,6 +160,11 @@ impl Message {
         self.block.len()
     }
 
+    /// Whether its headers tell how it died.
+    pub fn history(&self) -> History {
+        self.history
+    }
+
     /// Whether the publisher asked for it to survive a restart.
     pub fn delivery_mode(&self) -> DeliveryMode {
         self.delivery_mode
@@ -153,4 +187,24 @@ pub(crate) fn write_route(block: &mut Vec<u8>, exchange: ShortStr<'_>, routing_k
         block.push(part.length_octet());
         block.extend_from_slice(part.as_str().as_bytes());
     }
+}
+
+/// Appends to a route a key that no consumer sees; false if there is no room for it before the header.
+pub(crate) fn write_hidden_key(block: &mut Vec<u8>, key: ShortStr<'_>) -> bool {
+    let fits = u16::try_from(block.len() + 1 + key.as_str().len()).is_ok();
+    if fits {
+        block.push(key.length_octet());
+        block.extend_from_slice(key.as_str().as_bytes());
+    }
+    fits
+}
+
+/// Short strings one after the other, up to the first that is none.
+fn short_strings(mut bytes: &[u8]) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (&length, rest) = bytes.split_first()?;
+        let (text, rest) = rest.split_at_checked(usize::from(length))?;
+        bytes = rest;
+        std::str::from_utf8(text).ok()
+    })
 }

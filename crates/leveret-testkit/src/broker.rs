@@ -93,6 +93,8 @@ pub struct Broker {
     journaled: JournalPosition,
     /// The last change up to which nothing is half done.
     whole: JournalPosition,
+    /// All of these that there were.
+    wholes: Vec<JournalPosition>,
     durable: JournalPosition,
     /// Nothing becomes durable for the time being.
     journal_stands: bool,
@@ -125,6 +127,7 @@ impl Broker {
             journal: Vec::new(),
             journaled: JournalPosition::default(),
             whole: JournalPosition::default(),
+            wholes: Vec::new(),
             durable: JournalPosition::default(),
             journal_stands: false,
             fetches: Vec::new(),
@@ -145,6 +148,11 @@ impl Broker {
     /// Everything that was journaled, in order: positions from 1 on, and the payloads of records.
     pub fn journal(&self) -> &[(JournalPosition, Vec<u8>)] {
         &self.journal
+    }
+
+    /// The positions in the journal at which nothing was half done: a batch may end there.
+    pub fn whole_positions(&self) -> &[JournalPosition] {
+        &self.wholes
     }
 
     /// Where complete checkpoints begin and end in the journal.
@@ -269,8 +277,9 @@ impl Broker {
                 change.encode(&mut record);
                 self.journal.push((self.journaled, record));
             }
-            if !self.effects.changes_go_on {
+            if !self.effects.changes_go_on && self.whole < self.journaled {
                 self.whole = self.journaled;
+                self.wholes.push(self.whole);
             }
             let peers = &mut self.peers;
             self.effects.take_outputs(|to, outputs| {
@@ -456,7 +465,10 @@ impl Wire for Broker {
         }));
         assert_eq!(self.vhost.position(), self.durable);
         (self.journaled, self.whole) = (self.durable, self.durable);
+        self.wholes.retain(|position| *position <= self.durable);
         self.journal_stands = false;
+        // What is due at once does not wait for a client.
+        self.wait(Duration::ZERO);
     }
 
     fn wait(&mut self, time: Duration) {

@@ -290,14 +290,23 @@ fn put_field(table: &mut TableBuilder, name: &str, text: &Text) -> Result<(), St
             table.field(name, Value::Table(inner.as_table()));
         }
         Text::Array(values) => {
-            let values: Result<Vec<_>, _> = values.iter().map(scalar).collect();
-            table.array(name, values?);
+            let tables: Result<Vec<_>, _> = values.iter().map(table_in_array).collect();
+            let tables = tables?;
+            let values = values.iter().zip(&tables).map(|(value, table)| match table {
+                Some(table) => Ok(Value::Table(table.as_table())),
+                None => scalar(value),
+            });
+            table.array(name, values.collect::<Result<Vec<_>, _>>()?);
         }
         other => {
             table.field(name, scalar(other)?);
         }
     }
     Ok(())
+}
+
+fn table_in_array(text: &Text) -> Result<Option<FieldTable>, String> {
+    if matches!(text, Text::Table(_)) { build_table(Some(text)).map(Some) } else { Ok(None) }
 }
 
 fn scalar(text: &Text) -> Result<Value<'_>, String> {

@@ -14,7 +14,7 @@ use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, JournalPosition, Moment, Node, VirtualHost};
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
 use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced};
-use leveret_testkit::{Broker, Variation, continue_script, run_script};
+use leveret_testkit::{Broker, Eviction, Variation, continue_script, run_script};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -33,6 +33,10 @@ const BEGINNING: &str = "
     S: queue.bind-ok
     C: queue.bind queue='r' exchange='fan'
     S: queue.bind-ok
+    C: queue.declare queue='dead' durable
+    S: queue.declare-ok 'dead' 0 0
+    C: queue.declare queue='short' durable arguments={x-max-length=2 x-max-length-bytes=30 x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
+    S: queue.declare-ok 'short' 0 0
     Cb: tx.select
     Sb: tx.select-ok
     ";
@@ -41,6 +45,11 @@ const PUBLISH: &str =
     "C: basic.publish routing-key='q' delivery-mode=2 body='0123456789012345678901234567890123456789'";
 const EXPIRING: &str = "C: basic.publish routing-key='q' delivery-mode=2 expiration='60000' body='passing'";
 const FAN_OUT: &str = "C: basic.publish exchange='fan' delivery-mode=2 body='to both'";
+/// To a queue that holds two messages and sends the others on; each has a body of its own.
+const TO_SHORT: &str = "to short";
+/// Takes a message from there and rejects it.
+const REJECT: &str = "Cd: basic.get queue='short'\nCd: basic.nack multiple";
+const TO_SHORT_IN_TRANSACTION: &str = "to short in transaction";
 const GET: &str = "C: basic.get queue='q'";
 const TRANSACTION: &str = "
     Cb: basic.publish routing-key='q' delivery-mode=2 body='one of two'
@@ -72,6 +81,13 @@ const WORK: &[&str] = &[
     "C: queue.purge queue='q'", CHECKPOINT, FAN_OUT,
 ];
 
+/// Dead letters, dropped and rejected, with checkpoints in between.
+#[rustfmt::skip]
+const DEAD_LETTERS: &[&str] = &[
+    TO_SHORT, TO_SHORT, TO_SHORT, TO_SHORT, STEP, REJECT, TO_SHORT, STEP, STEP, REJECT, STEP, REJECT, CHECKPOINT,
+    TO_SHORT, TO_SHORT_IN_TRANSACTION, STEP, TO_SHORT, CHECKPOINT, TO_SHORT, STEP, REJECT, REJECT, CHECKPOINT,
+];
+
 /// What the thread that writes a journal is asked to do.
 enum Action {
     Append(Vec<(JournalPosition, Vec<u8>)>),
@@ -84,18 +100,34 @@ fn decode(record: &[u8]) -> Change {
     Change::decode(record).unwrap()
 }
 
-/// What the broker journals while it does this work.
-fn actions() -> Vec<Action> {
-    let mut broker = Broker::new(Variation::ALL[0]);
+/// What the broker journals while it does this work: as few batches as possible, or as many.
+fn actions(work: &[&[&str]], variation: Variation) -> Vec<Action> {
+    let mut broker = Broker::new(variation);
+    let mut to_short = 0;
     run_script(&mut broker, BEGINNING).unwrap();
     let (mut actions, mut taken, mut complete) = (Vec::new(), 0, 0);
-    for step in [""].iter().chain(WORK) {
-        let script = if *step == MANY { vec![PUBLISH; 800].join("\n") } else { (*step).to_owned() };
+    for step in [""].iter().chain(work.iter().copied().flatten()) {
+        let mut numbered = |connection: char| {
+            to_short += 1;
+            format!("C{connection}: basic.publish routing-key='short' delivery-mode=2 body='number {to_short:03}'")
+        };
+        let script = match *step {
+            MANY => vec![PUBLISH; 800].join("\n"),
+            TO_SHORT => numbered('d'),
+            TO_SHORT_IN_TRANSACTION => {
+                [numbered('b'), numbered('b'), numbered('b'), "Cb: tx.commit".into()].join("\n")
+            }
+            step => step.to_owned(),
+        };
         continue_script(&mut broker, &script).unwrap();
         let new = broker.journal()[taken..].to_vec();
         taken += new.len();
-        if !new.is_empty() {
-            actions.push(Action::Append(new));
+        if variation.eviction == Eviction::Never {
+            actions.extend((!new.is_empty()).then_some(Action::Append(new)));
+        } else {
+            let ends = broker.whole_positions();
+            let batches = new.chunk_by(|(position, _), _| ends.binary_search(position).is_err());
+            actions.extend(batches.map(|batch| Action::Append(batch.to_vec())));
         }
         let checkpoints = broker.checkpoints();
         if checkpoints.len() > complete {
@@ -153,6 +185,13 @@ fn run(disk: &SimDisk, actions: &[Action]) -> (u64, usize) {
         }
     }
     (durable, swept)
+}
+
+/// The body of a message that was published to the short queue.
+fn number_of(record: &[u8]) -> Option<String> {
+    let Change::MessageEnqueued { message, .. } = decode(record) else { return None };
+    let body = String::from_utf8_lossy(message.body()).into_owned();
+    body.starts_with("number").then_some(body)
 }
 
 /// All that is durable of a virtual host, in an order of its own.
@@ -217,7 +256,25 @@ fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
 
 #[test]
 fn after_a_power_cut_at_any_operation_a_virtual_host_is_what_its_durable_changes_come_to() {
-    let actions = actions();
+    check_all_power_cuts(&actions(&[WORK, DEAD_LETTERS], Variation::ALL[0]));
+}
+
+/// Dead letters are condemned first, and go on when their bodies have been fetched.
+#[test]
+fn the_same_where_all_bodies_have_to_be_fetched_and_every_hold_is_a_batch() {
+    let variation = Variation { eviction: Eviction::Always, ..Variation::ALL[0] };
+    let actions = actions(&[DEAD_LETTERS, DEAD_LETTERS], variation);
+    let condemned = |action: &Action| match action {
+        Action::Append(records) => {
+            records.iter().any(|(_, record)| matches!(decode(record), Change::MessagesCondemned { .. }))
+        }
+        Action::BeginReplayAt(_) | Action::Sweep(_) => false,
+    };
+    assert!(actions.iter().filter(|action| condemned(action)).count() > 5);
+    check_all_power_cuts(&actions);
+}
+
+fn check_all_power_cuts(actions: &[Action]) {
     let changes: Vec<_> = actions
         .iter()
         .flat_map(|action| if let Action::Append(records) = action { records.clone() } else { Vec::new() })
@@ -243,14 +300,14 @@ fn after_a_power_cut_at_any_operation_a_virtual_host_is_what_its_durable_changes
     let expected: BTreeMap<u64, Contents> =
         (0..=changes.len() as u64).map(|until| (until, folded(until))).collect();
     let whole = SimDisk::default();
-    let (_, swept) = run(&whole, &actions);
+    let (_, swept) = run(&whole, actions);
     assert!(swept > 3, "only {swept} segments were removed or rewritten");
     let (mut seen, mut random) = (BTreeSet::new(), SmallRng::seed_from_u64(5));
     let mut begun_later = 0;
     for operation in 0..=whole.operations() {
         let disk = SimDisk::default();
         disk.stop_at(operation);
-        let (durable, _) = run(&disk, &actions);
+        let (durable, _) = run(&disk, actions);
         for fates in fates(&disk.pending(), &mut random) {
             let found = disk.crash(&fates);
             let mut hasher = DefaultHasher::new();
@@ -266,12 +323,22 @@ fn after_a_power_cut_at_any_operation_a_virtual_host_is_what_its_durable_changes
             let contents = contents(vhost);
             assert_eq!(contents, expected[&position], "change {position}, stopped at {operation}: {recovery:?}");
             let mut reader = log.reader();
+            let mut numbered: Vec<String> = Vec::new();
             for (queue, entry) in &contents.messages {
                 let at = usize::try_from(entry.message.0).unwrap() - 1;
                 let read = reader.read(STREAM, entry.message.0);
                 let read = read.unwrap_or_else(|error| panic!("queue {queue}, stopped at {operation}: {error}"));
                 assert_eq!(read, changes[at].1, "message {} is another one", entry.message.0);
+                numbered.extend(number_of(&read));
             }
+            // Whatever was published to the short queue lies there or among the dead letters, and nowhere twice.
+            numbered.sort();
+            let published: BTreeSet<_> = changes
+                .iter()
+                .filter(|(at, _)| at.0 <= position)
+                .filter_map(|(_, record)| number_of(record))
+                .collect();
+            assert_eq!(numbered, published.into_iter().collect::<Vec<_>>(), "change {position}");
         }
     }
     println!("{} distinct states, {begun_later} of them read from a checkpoint", seen.len());

@@ -17,6 +17,12 @@ struct Message {
     held: Option<u64>,
 }
 
+/// How many queues there are: two that a fan-out reaches, the second of which sends what is rejected on to the first; and
+/// one that holds so many ready messages and sends older ones on.
+const QUEUES: usize = 3;
+const LIMITED: usize = 2;
+const LIMIT: usize = 3;
+
 #[derive(Debug, Default)]
 struct Queue {
     messages: Vec<Message>,
@@ -24,11 +30,18 @@ struct Queue {
     granted: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settlement {
+    Ack,
+    Requeue,
+    Reject,
+}
+
 /// What the broker must do, and the script that says so.
 #[derive(Debug, Default)]
 struct Model {
     script: String,
-    queues: [Queue; 2],
+    queues: [Queue; QUEUES],
     last_tag: u64,
     last_message: u64,
     in_transaction: Vec<(usize, Message)>,
@@ -51,12 +64,31 @@ impl Model {
         let mode = if persistent { 2 } else { 1 };
         self.say(format!("C: basic.publish routing-key='q{queue}' delivery-mode={mode} body='{}'", message.body));
         self.queues[queue].messages.push(message);
+        self.drop_overflow();
+    }
+
+    /// The oldest ready messages of the limited queue go on to the first.
+    fn drop_overflow(&mut self) {
+        loop {
+            let messages = &mut self.queues[LIMITED].messages;
+            let ready: Vec<_> = (0..messages.len()).filter(|&at| messages[at].held.is_none()).collect();
+            if ready.len() <= LIMIT {
+                return;
+            }
+            let dead = messages.remove(ready[0]);
+            self.bury(dead);
+        }
+    }
+
+    /// A message goes on to the first queue, where it was not delivered yet.
+    fn bury(&mut self, message: Message) {
+        self.queues[0].messages.push(Message { redelivered: false, held: None, ..message });
     }
 
     fn fan_out(&mut self) {
         let message = self.message(true);
         self.say(format!("C: basic.publish exchange='fan' delivery-mode=2 body='{}'", message.body));
-        self.queues.iter_mut().for_each(|queue| queue.messages.push(message.clone()));
+        self.queues[..LIMITED].iter_mut().for_each(|queue| queue.messages.push(message.clone()));
     }
 
     fn get(&mut self, queue: usize, keep: bool) {
@@ -80,27 +112,32 @@ impl Model {
         self.say(format!("S: basic.get-ok {tag} message-count={ready}{flag} body='{body}'"));
     }
 
-    fn settle(&mut self, requeue: bool, random: &mut SmallRng) {
+    fn settle(&mut self, settlement: Settlement, random: &mut SmallRng) {
         let held: Vec<u64> =
             self.queues.iter().flat_map(|queue| queue.messages.iter().filter_map(|message| message.held)).collect();
         if held.is_empty() {
             return;
         }
         let tag = held[random.random_range(0..held.len())];
-        self.say(if requeue {
-            format!("C: basic.nack delivery-tag={tag} requeue")
-        } else {
-            format!("C: basic.ack delivery-tag={tag}")
+        self.say(match settlement {
+            Settlement::Ack => format!("C: basic.ack delivery-tag={tag}"),
+            Settlement::Requeue => format!("C: basic.nack delivery-tag={tag} requeue"),
+            Settlement::Reject => format!("C: basic.reject delivery-tag={tag}"),
         });
-        for queue in &mut self.queues {
-            let Some(at) = queue.messages.iter().position(|message| message.held == Some(tag)) else { continue };
-            if requeue {
-                queue.messages[at].held = None;
-                queue.messages[at].redelivered = true;
-            } else {
-                queue.messages.remove(at);
+        for queue in 0..QUEUES {
+            let messages = &mut self.queues[queue].messages;
+            let Some(at) = messages.iter().position(|message| message.held == Some(tag)) else { continue };
+            if settlement == Settlement::Requeue {
+                messages[at].held = None;
+                messages[at].redelivered = true;
+                continue;
+            }
+            let gone = messages.remove(at);
+            if settlement == Settlement::Reject && queue > 0 {
+                self.bury(gone);
             }
         }
+        self.drop_overflow();
     }
 
     fn purge(&mut self, queue: usize) {
@@ -124,8 +161,17 @@ impl Model {
     }
 
     fn declare(&mut self, queue: usize) {
-        self.say(format!("C: queue.declare queue='q{queue}' durable\nS: queue.declare-ok 'q{queue}' 0 0"));
-        self.say(format!("C: queue.bind queue='q{queue}' exchange='fan'\nS: queue.bind-ok"));
+        let dead_letters = "x-dead-letter-exchange='' x-dead-letter-routing-key='q0'";
+        let arguments = match queue {
+            0 => String::new(),
+            LIMITED => format!("x-max-length={LIMIT} {dead_letters}"),
+            _ => dead_letters.into(),
+        };
+        self.say(format!("C: queue.declare queue='q{queue}' durable arguments={{{arguments}}}"));
+        self.say(format!("S: queue.declare-ok 'q{queue}' 0 0"));
+        if queue < LIMITED {
+            self.say(format!("C: queue.bind queue='q{queue}' exchange='fan'\nS: queue.bind-ok"));
+        }
     }
 
     fn publish_in_transaction(&mut self, queue: usize) {
@@ -147,6 +193,7 @@ impl Model {
             self.say("C/2: tx.commit\nS/2: tx.commit-ok");
             for (queue, message) in published {
                 self.queues[queue].messages.push(message);
+                self.drop_overflow();
             }
         } else {
             self.say("C/2: tx.rollback\nS/2: tx.rollback-ok");
@@ -155,6 +202,13 @@ impl Model {
 
     fn restart(&mut self, crash: bool) {
         self.say(if crash { "crash" } else { "restart" });
+        if !crash {
+            // First all clients leave, and give back what they hold.
+            for message in self.queues.iter_mut().flat_map(|queue| &mut queue.messages) {
+                message.redelivered |= message.held.take().is_some();
+            }
+            self.drop_overflow();
+        }
         for queue in &mut self.queues {
             queue.messages.retain(|message| message.persistent);
             for message in &mut queue.messages {
@@ -162,6 +216,7 @@ impl Model {
             }
             queue.granted &= crash;
         }
+        self.drop_overflow();
         self.last_tag = 0;
         self.in_transaction.clear();
         self.selected = false;
@@ -172,22 +227,24 @@ fn random_work(seed: u64) -> String {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut model = Model::default();
     model.say("C: exchange.declare exchange='fan' type='fanout' durable\nS: exchange.declare-ok");
-    (0..2).for_each(|queue| model.declare(queue));
+    (0..QUEUES).for_each(|queue| model.declare(queue));
     for _ in 0..80 {
-        let queue = random.random_range(0..2);
+        let queue = random.random_range(0..QUEUES);
         if random.random_bool(0.4) {
             model.say("checkpoint step");
         }
-        match random.random_range(0..31) {
+        match random.random_range(0..34) {
             0..=7 => model.publish(queue, true),
             8..=10 => model.publish(queue, false),
             11..=12 => model.fan_out(),
             13..=15 => model.get(queue, false),
             16..=18 => model.get(queue, true),
-            19..=21 => model.settle(false, &mut random),
-            22 => model.settle(true, &mut random),
+            19..=21 => model.settle(Settlement::Ack, &mut random),
+            22 => model.settle(Settlement::Requeue, &mut random),
+            31..=33 => model.settle(Settlement::Reject, &mut random),
             23 => model.purge(queue),
-            24..=25 => model.publish_in_transaction(queue),
+            // Not where it may push others out: how soon those go on depends on where their bodies are.
+            24..=25 => model.publish_in_transaction(queue % LIMITED),
             26 => model.end_transaction(random.random_bool(0.7)),
             27 => model.recreate(queue),
             28 => model.restart(false),
@@ -196,7 +253,7 @@ fn random_work(seed: u64) -> String {
         }
     }
     model.restart(random.random_bool(0.5));
-    for queue in 0..2 {
+    for queue in 0..QUEUES {
         for _ in 0..=model.queues[queue].messages.len() {
             model.get(queue, false);
         }
@@ -209,9 +266,9 @@ fn deep_work(seed: u64) -> String {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut model = Model::default();
     model.say("C: exchange.declare exchange='fan' type='fanout' durable\nS: exchange.declare-ok");
-    (0..2).for_each(|queue| model.declare(queue));
+    (0..QUEUES).for_each(|queue| model.declare(queue));
     for _ in 0..25 {
-        let queue = random.random_range(0..2);
+        let queue = random.random_range(0..QUEUES);
         let burst = random.random_range(1..400);
         for _ in 0..random.random_range(0..4) {
             model.say("checkpoint step");
@@ -225,8 +282,12 @@ fn deep_work(seed: u64) -> String {
             7 => (0..burst / 2).for_each(|_| model.fan_out()),
             8..=9 => (0..burst).for_each(|_| model.get(queue, false)),
             10..=12 => (0..burst).for_each(|_| model.get(queue, true)),
-            13..=14 => (0..burst).for_each(|_| model.settle(false, &mut random)),
-            15..=16 => (0..burst / 2).for_each(|_| model.settle(true, &mut random)),
+            13..=14 => (0..burst).for_each(|_| model.settle(Settlement::Ack, &mut random)),
+            15..=16 => (0..burst / 2).for_each(|_| {
+                let requeue = random.random_bool(0.5);
+                let settlement = if requeue { Settlement::Requeue } else { Settlement::Reject };
+                model.settle(settlement, &mut random);
+            }),
             17 if random.random_bool(0.3) => model.purge(queue),
             18 => model.restart(false),
             19 => model.say("checkpoint"),
@@ -234,7 +295,7 @@ fn deep_work(seed: u64) -> String {
         }
     }
     model.restart(random.random_bool(0.5));
-    for queue in 0..2 {
+    for queue in 0..QUEUES {
         for _ in 0..=model.queues[queue].messages.len() {
             model.get(queue, false);
         }

@@ -3,8 +3,11 @@
 use leveret_amqp::{FieldTable, ShortStr, ShortString, Table};
 use smallvec::SmallVec;
 
-use super::{Change, Enqueued, Expiry, JournalPosition, NodeChange, PageEntries, QueueNumber, QueuePosition};
-use crate::message::{DeliveryMode, Message};
+use super::page::Form;
+use super::{
+    Change, DeathReason, Enqueued, Expiry, JournalPosition, NodeChange, PageEntries, QueueNumber, QueuePosition,
+};
+use crate::message::{DeliveryMode, History, Message};
 use crate::names::{ExchangeName, QueueName, VhostName};
 use crate::vhost::binding::{Binding, Destination};
 
@@ -30,6 +33,8 @@ mod kind {
     pub(super) const QUEUE_PAGE: u8 = 12;
     pub(super) const QUEUE_RESTATED: u8 = 13;
     pub(super) const CHECKPOINT_ENDED: u8 = 14;
+    pub(super) const MESSAGES_CONDEMNED: u8 = 15;
+    pub(super) const COUNTED_QUEUE_PAGE: u8 = 16;
 }
 
 impl NodeChange {
@@ -71,7 +76,8 @@ impl Change {
             Change::QueueDeleted { queue } => put_numbers(out, kind::QUEUE_DELETED, &[queue.0]),
             Change::MessageEnqueued { message, queues } => {
                 out.push(kind::MESSAGE_ENQUEUED);
-                out.push(u8::from(message.delivery_mode() == DeliveryMode::Persistent));
+                let is_persistent = message.delivery_mode() == DeliveryMode::Persistent;
+                out.push(u8::from(is_persistent) | u8::from(message.history() == History::Deaths) << 1);
                 let (block, header_at, body_at) = message.parts();
                 out.extend_from_slice(&header_at.to_le_bytes());
                 out.extend_from_slice(&body_at.to_le_bytes());
@@ -89,6 +95,14 @@ impl Change {
             }
             Change::MessageSettled { queue, position } => {
                 put_numbers(out, kind::MESSAGE_SETTLED, &[queue.0, position.0]);
+            }
+            Change::MessagesCondemned { queue, messages } => {
+                put_numbers(out, kind::MESSAGES_CONDEMNED, &[queue.0]);
+                put_count(out, messages.len());
+                for (position, reason) in messages {
+                    out.extend_from_slice(&position.0.to_le_bytes());
+                    out.push(death(*reason));
+                }
             }
             Change::QueuePurged { queue, below, except } => {
                 put_numbers(out, kind::QUEUE_PURGED, &[queue.0, below.0]);
@@ -115,7 +129,11 @@ impl Change {
             Change::Unbound(binding) => put_binding(out, kind::UNBOUND, binding),
             Change::CheckpointBegun { last_queue } => put_numbers(out, kind::CHECKPOINT_BEGUN, &[last_queue.0]),
             Change::QueuePage { queue, entries } => {
-                put_numbers(out, kind::QUEUE_PAGE, &[queue.0]);
+                let kind = match entries.form() {
+                    Form::Plain => kind::QUEUE_PAGE,
+                    Form::Counted => kind::COUNTED_QUEUE_PAGE,
+                };
+                put_numbers(out, kind, &[queue.0]);
                 out.extend_from_slice(entries.as_bytes());
             }
             Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages } => {
@@ -143,6 +161,14 @@ impl Change {
             kind::MESSAGE_SETTLED => {
                 Change::MessageSettled { queue: reader.queue()?, position: reader.position()? }
             }
+            kind::MESSAGES_CONDEMNED => {
+                let queue = reader.queue()?;
+                let mut messages = SmallVec::new();
+                for _ in 0..reader.u32()? {
+                    messages.push((reader.position()?, reader.death()?));
+                }
+                Change::MessagesCondemned { queue, messages }
+            }
             kind::QUEUE_PURGED => {
                 let (queue, below) = (reader.queue()?, reader.position()?);
                 let mut except = Vec::new();
@@ -161,9 +187,10 @@ impl Change {
             kind::BOUND => Change::Bound(reader.binding()?),
             kind::UNBOUND => Change::Unbound(reader.binding()?),
             kind::CHECKPOINT_BEGUN => Change::CheckpointBegun { last_queue: reader.queue()? },
-            kind::QUEUE_PAGE => {
+            kind @ (kind::QUEUE_PAGE | kind::COUNTED_QUEUE_PAGE) => {
                 let queue = reader.queue()?;
-                let entries = PageEntries::from_bytes(std::mem::take(&mut reader.0));
+                let form = if kind == kind::QUEUE_PAGE { Form::Plain } else { Form::Counted };
+                let entries = PageEntries::from_bytes(std::mem::take(&mut reader.0), form);
                 Change::QueuePage { queue, entries: entries.ok_or(CUT)? }
             }
             kind::QUEUE_RESTATED => {
@@ -177,6 +204,15 @@ impl Change {
             _ => return Err(DecodeChangeError("its kind is unknown")),
         };
         reader.end().map(|()| change)
+    }
+}
+
+fn death(reason: DeathReason) -> u8 {
+    match reason {
+        DeathReason::Rejected => 1,
+        DeathReason::Expired => 2,
+        DeathReason::MaxLen => 3,
+        DeathReason::DeliveryLimit => 4,
     }
 }
 
@@ -257,6 +293,16 @@ impl<'a> Reader<'a> {
         self.u64().map(QueuePosition)
     }
 
+    fn death(&mut self) -> Result<DeathReason, DecodeChangeError> {
+        match self.u8()? {
+            1 => Ok(DeathReason::Rejected),
+            2 => Ok(DeathReason::Expired),
+            3 => Ok(DeathReason::MaxLen),
+            4 => Ok(DeathReason::DeliveryLimit),
+            _ => Err(DecodeChangeError("it names no reason for a death")),
+        }
+    }
+
     fn flag(&mut self) -> Result<bool, DecodeChangeError> {
         match self.u8()? {
             0 => Ok(false),
@@ -300,8 +346,9 @@ impl<'a> Reader<'a> {
 
     /// The rest of a record that says that a message was enqueued.
     fn enqueued(mut self) -> Result<Change, DecodeChangeError> {
-        let persistent = self.flag()?;
+        let [persistent, has_deaths] = self.flags()?;
         let delivery_mode = if persistent { DeliveryMode::Persistent } else { DeliveryMode::Transient };
+        let history = if has_deaths { History::Deaths } else { History::None };
         let (header_at, body_at) = (self.u16()?, self.u32()?);
         let mut queues = SmallVec::new();
         for _ in 0..self.u32()? {
@@ -312,7 +359,7 @@ impl<'a> Reader<'a> {
             queues.push(Enqueued { queue, position, expires });
         }
         let message = Message::from_parts(self.0, header_at, body_at, delivery_mode);
-        let message = message.ok_or(DecodeChangeError("the message in it is malformed"))?;
+        let message = message.ok_or(DecodeChangeError("the message in it is malformed"))?.with_history(history);
         Ok(Change::MessageEnqueued { message, queues })
     }
 
@@ -324,6 +371,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use leveret_amqp::Value;
+    use smallvec::smallvec;
 
     use super::*;
     use crate::change::PageEntry;
@@ -341,6 +389,11 @@ mod tests {
         let mut block = vec![1, b'x', 3, b'k', b'e', b'y'];
         block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
         let message = Message::from_parts(&block, 6, 20, DeliveryMode::Persistent).unwrap();
+        let mut block = vec![1, b'x', 3, b'k', b'e', b'y', 2, b'c', b'c'];
+        block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
+        let dead_letter = Message::from_parts(&block, 9, 23, DeliveryMode::Transient).unwrap();
+        let dead_letter = dead_letter.with_history(History::Deaths);
+        assert_eq!(dead_letter.hidden_keys().collect::<Vec<_>>(), ["cc"]);
         let expires = Some(Expiry { wall_ms: 1_790_000_000_000, time_to_live_ms: 60_000 });
         let queues = [Enqueued { queue, position, expires }, Enqueued { queue, position, expires: None }];
         let binding = |destination| Binding {
@@ -353,8 +406,10 @@ mod tests {
             position: QueuePosition(place),
             message: JournalPosition(message),
             bytes: 1024,
+            counted: 0,
             expires,
         };
+        let counted = [PageEntry { counted: 1000, ..entry(5, 7, expires) }, entry(6, 8, None)];
         let entries = [entry(5, 1 << 40, expires), entry(300, (1 << 40) + 1, None)];
         let name = QueueName::from(short("q"));
         let exchange = ExchangeName::from(short("logs"));
@@ -362,6 +417,11 @@ mod tests {
             Change::QueueDeclared { queue, name: name.clone(), auto_delete: true, arguments: arguments.clone() },
             Change::QueueDeleted { queue },
             Change::MessageEnqueued { message, queues: queues.into_iter().collect() },
+            Change::MessageEnqueued { message: dead_letter, queues: SmallVec::new() },
+            Change::MessagesCondemned {
+                queue,
+                messages: smallvec![(position, DeathReason::Rejected), (QueuePosition(1), DeathReason::Expired)],
+            },
             Change::MessageSettled { queue, position },
             Change::QueuePurged { queue, below: position, except: vec![QueuePosition(1), QueuePosition(2)] },
             Change::DeliveryGranted { queue, below: position },
@@ -377,6 +437,7 @@ mod tests {
             Change::Unbound(binding(Destination::Exchange(exchange))),
             Change::CheckpointBegun { last_queue: queue },
             Change::QueuePage { queue, entries: PageEntries::pack(&entries) },
+            Change::QueuePage { queue, entries: PageEntries::pack(&counted) },
             Change::QueueRestated {
                 queue,
                 name,

@@ -66,6 +66,37 @@ pub struct Expiry {
     pub time_to_live_ms: u64,
 }
 
+/// Why a message leaves a queue without having been consumed. RabbitMQ: dead lettering, field `reason` of `x-death`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeathReason {
+    /// `basic.reject` or `basic.nack` without `requeue`.
+    Rejected,
+    /// Its time to live has passed.
+    Expired,
+    /// The queue is longer than it may be.
+    MaxLen,
+    /// It was given back more often than it may be.
+    DeliveryLimit,
+}
+
+impl DeathReason {
+    /// As headers name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DeathReason::Rejected => "rejected",
+            DeathReason::Expired => "expired",
+            DeathReason::MaxLen => "maxlen",
+            DeathReason::DeliveryLimit => "delivery_limit",
+        }
+    }
+
+    /// The one that headers name so.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        use DeathReason::{DeliveryLimit, Expired, MaxLen, Rejected};
+        [Rejected, Expired, MaxLen, DeliveryLimit].into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
 /// One durable fact about the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeChange {
@@ -87,6 +118,7 @@ impl Change {
         let own = match self {
             Change::MessageEnqueued { message, queues } => message.bytes() + queues.len() * size_of::<Enqueued>(),
             Change::QueuePurged { except, .. } => except.len() * size_of::<QueuePosition>(),
+            Change::MessagesCondemned { messages, .. } => size_of_val(&messages[..]),
             Change::QueueDeclared { arguments, .. } | Change::ExchangeDeclared { arguments, .. } => {
                 arguments.as_table().as_bytes().len()
             }
@@ -138,6 +170,14 @@ pub enum Change {
         queue: QueueNumber,
         /// The place that the message had in it.
         position: QueuePosition,
+    },
+    /// Journaled messages of a durable queue are to be dead-lettered, and are not delivered any more. They are settled once
+    /// they have gone on.
+    MessagesCondemned {
+        /// The queue.
+        queue: QueueNumber,
+        /// Their places in it and why they die, in the order in which they go on.
+        messages: SmallVec<[(QueuePosition, DeathReason); 1]>,
     },
     /// All messages that were ready in a durable queue were removed.
     QueuePurged {

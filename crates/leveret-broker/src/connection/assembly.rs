@@ -8,7 +8,7 @@ use leveret_amqp::{BasicProperties, ContentHeader, ShortStr, ShortString, Table,
 
 use crate::connection::reply::ClientError;
 use crate::limits::{BODY_BYTES_MAX, TTL_MAX};
-use crate::message::{DeliveryMode, Message, write_route};
+use crate::message::{DeliveryMode, Message, write_hidden_key, write_route};
 use crate::names::UserName;
 use crate::vhost::replies::PSEUDO_QUEUE;
 
@@ -108,8 +108,13 @@ impl Assembly {
             Some(2) => DeliveryMode::Persistent,
             Some(_) | None => DeliveryMode::Transient,
         };
-        // Two short strings, and a header that came in one frame.
-        let header_at = u16::try_from(self.block.len()).expect("a route is at most 512 bytes");
+        for key in more_keys.as_ref().map_or(&[][..], |keys| &keys.keys[keys.hidden_from..]) {
+            if !write_hidden_key(&mut self.block, key.as_short_str()) {
+                return Err(ClientError::TooManyHiddenKeys);
+            }
+        }
+        let more_keys = more_keys.map(|keys| keys.keys);
+        let header_at = u16::try_from(self.block.len()).expect("a route is at most 512 bytes, and keys beyond fit");
         append_header(&mut self.block, payload, &header, reply_to);
         let body_at = u32::try_from(self.block.len()).expect("a header is at most one frame");
         let parts = Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys };
@@ -207,13 +212,21 @@ fn parse_expiration(value: &[u8]) -> Result<u64, ClientError> {
     }
 }
 
+/// The routing keys of headers `CC` and `BCC`.
+struct SelectedKeys {
+    keys: Box<[ShortString]>,
+    /// Where those of `BCC` begin.
+    hidden_from: usize,
+}
+
 /// The routing keys of headers `CC` and `BCC`, arrays of strings. RabbitMQ: sender-selected distribution.
-fn sender_selected_keys(headers: Table<'_>) -> Result<Option<Box<[ShortString]>>, ClientError> {
+fn sender_selected_keys(headers: Table<'_>) -> Result<Option<SelectedKeys>, ClientError> {
     if headers.is_empty() {
         return Ok(None);
     }
-    let mut keys = Vec::new();
+    let (mut keys, mut hidden_from) = (Vec::new(), 0);
     for name in ["CC", "BCC"] {
+        hidden_from = keys.len();
         let Some(value) = headers.get(name) else { continue };
         let Value::Array(array) = value else {
             return Err(ClientError::SenderSelectedHeader { name, type_name: value.type_name() });
@@ -221,7 +234,7 @@ fn sender_selected_keys(headers: Table<'_>) -> Result<Option<Box<[ShortString]>>
         // What is no routing key routes nowhere.
         keys.extend(array.iter().filter_map(|key| ShortString::new(key.as_str()?).ok()));
     }
-    Ok((!keys.is_empty()).then(|| keys.into()))
+    Ok((!keys.is_empty()).then(|| SelectedKeys { keys: keys.into(), hidden_from }))
 }
 
 #[cfg(test)]

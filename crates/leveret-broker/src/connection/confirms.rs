@@ -2,7 +2,7 @@
 //!
 //! Owns: numbers not yet confirmed, and which journal position each one waits for.
 //! Must not know: queues, the journal itself, how an ack is encoded.
-//! Invariant: every number is told at least once, and never before its position is durable.
+//! Invariant: every number is told, as confirmed or as refused, and never confirmed before its position is durable.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
@@ -14,10 +14,10 @@ use crate::change::JournalPosition;
 pub(super) struct Confirms {
     /// The number of the next publish.
     next: NonZeroU64,
-    /// Every number below was told to the client.
-    told_below: u64,
     /// Every number below may be told.
     ready_below: u64,
+    /// The first and the last of them that were not told.
+    untold: Option<(u64, u64)>,
     /// Numbers beyond a gap that may be told, too, and whether they were.
     ready_beyond: BTreeMap<u64, Told>,
     /// Numbers that wait, in the order of the positions they wait for.
@@ -43,8 +43,8 @@ impl Default for Confirms {
     fn default() -> Self {
         Confirms {
             next: NonZeroU64::MIN,
-            told_below: 1,
             ready_below: 1,
+            untold: None,
             ready_beyond: BTreeMap::new(),
             waiting: VecDeque::new(),
         }
@@ -84,27 +84,40 @@ impl Confirms {
         self.waiting.front().map(|&(after, _)| after)
     }
 
+    /// A publish was refused, and the client is told so at once: what was ready before it was told before.
+    pub(super) fn refuse(&mut self, number: NonZeroU64) {
+        self.ready_as(number.get(), Told::Yes);
+    }
+
     fn ready(&mut self, number: u64) {
+        self.ready_as(number, Told::No);
+    }
+
+    fn ready_as(&mut self, number: u64, told: Told) {
         assert!(number >= self.ready_below, "a publish is settled once");
-        if number == self.ready_below {
-            self.ready_below += 1;
-            while self.ready_beyond.remove(&self.ready_below).is_some() {
-                self.ready_below += 1;
-            }
-        } else {
-            let is_new = self.ready_beyond.insert(number, Told::No).is_none();
+        if number > self.ready_below {
+            let is_new = self.ready_beyond.insert(number, told).is_none();
             assert!(is_new, "a publish is settled once");
+            return;
+        }
+        let mut told = Some(told);
+        while let Some(now_below) = told {
+            if now_below == Told::No {
+                let first = self.untold.map_or(self.ready_below, |(first, _)| first);
+                self.untold = Some((first, self.ready_below));
+            }
+            self.ready_below += 1;
+            told = self.ready_beyond.remove(&self.ready_below);
         }
     }
 
     /// Hands out what may be told: all that is ready without a gap as one, the rest singly.
     pub(super) fn tell(&mut self, mut each: impl FnMut(Confirmation)) {
-        match self.ready_below - self.told_below {
-            0 => {}
-            1 => each(Confirmation::One(self.told_below)),
-            _ => each(Confirmation::UpTo(self.ready_below - 1)),
+        match self.untold.take() {
+            None => {}
+            Some((first, last)) if first == last => each(Confirmation::One(last)),
+            Some((_, last)) => each(Confirmation::UpTo(last)),
         }
-        self.told_below = self.ready_below;
         for (&number, told) in self.ready_beyond.iter_mut().filter(|(_, told)| **told == Told::No) {
             *told = Told::Yes;
             each(Confirmation::One(number));
@@ -144,9 +157,28 @@ mod tests {
         confirms.advance(JournalPosition(6));
         assert_eq!(told(&mut confirms), []);
         confirms.advance(JournalPosition(7));
-        assert_eq!(told(&mut confirms), [Confirmation::UpTo(3)]);
+        assert_eq!(told(&mut confirms), [Confirmation::One(1)], "the others were told before");
         let next = confirms.number();
         confirms.settle(next, JournalPosition(0), JournalPosition(7));
         assert_eq!(told(&mut confirms), [Confirmation::One(4)]);
+    }
+
+    #[test]
+    fn what_was_refused_is_not_confirmed_by_its_own_tag() {
+        let mut confirms = Confirms::default();
+        let [first, second, third, fourth] = std::array::from_fn(|_| confirms.number());
+        confirms.settle(first, JournalPosition(0), JournalPosition(0));
+        assert_eq!(told(&mut confirms), [Confirmation::One(1)]);
+        confirms.refuse(second);
+        assert_eq!(told(&mut confirms), []);
+        confirms.settle(third, JournalPosition(1), JournalPosition(0));
+        confirms.refuse(fourth);
+        assert_eq!(told(&mut confirms), []);
+        confirms.advance(JournalPosition(1));
+        assert_eq!(told(&mut confirms), [Confirmation::One(3)]);
+        let [fifth, sixth] = std::array::from_fn(|_| confirms.number());
+        confirms.settle(fifth, JournalPosition(0), JournalPosition(1));
+        confirms.settle(sixth, JournalPosition(0), JournalPosition(1));
+        assert_eq!(told(&mut confirms), [Confirmation::UpTo(6)]);
     }
 }

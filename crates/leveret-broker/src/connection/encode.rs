@@ -122,6 +122,18 @@ impl Connection {
                     }
                 }
             }
+            Output::Refuse { channel, number } => {
+                self.tell_confirms(confirmed, out);
+                if let Some(confirms) = self.confirms(channel) {
+                    confirms.refuse(number);
+                    let delivery_tag = number.get();
+                    write_method(
+                        out,
+                        channel.number(),
+                        &Method::BasicNack { delivery_tag, multiple: false, requeue: false },
+                    );
+                }
+            }
             Output::Answer(channel, answer, _) => {
                 self.tell_confirms(confirmed, out);
                 self.answer(channel, &answer, out);

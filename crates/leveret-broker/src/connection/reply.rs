@@ -6,7 +6,7 @@
 use leveret_amqp::{DecodeError, FrameError, ReplyCode};
 
 use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX, TRANSACTION_BYTES_MAX};
-use crate::vhost::queue::ArgumentError;
+use crate::vhost::queue::{ArgumentError, ArgumentFault};
 use crate::vhost::refusal::Refusal;
 
 /// An exception as it goes on the wire in `channel.close` or `connection.close`.
@@ -112,6 +112,8 @@ pub enum ClientError {
         /// What it is instead, as RabbitMQ names it.
         type_name: &'static str,
     },
+    /// More keys in header `BCC` than a message keeps.
+    TooManyHiddenKeys,
     /// `confirm.select` on a channel in transaction mode, or the reverse.
     CannotSwitch {
         /// The mode it is in.
@@ -213,6 +215,9 @@ impl From<&ClientError> for Exception {
             ClientError::Expiration { value, fault } => {
                 Exception::new(Code::PreconditionFailed, &format!("invalid expiration '{value}': {fault}"))
             }
+            ClientError::TooManyHiddenKeys => {
+                Exception::new(Code::PreconditionFailed, "the keys in header 'BCC' take more than 64 KiB")
+            }
             ClientError::SenderSelectedHeader { name, type_name } => {
                 let text = format!("invalid message: {{unacceptable_type_in_header,\"{name}\",{type_name}}}");
                 Exception::new(Code::PreconditionFailed, &text)
@@ -292,10 +297,19 @@ impl From<&Refusal> for Exception {
                      but current is {current}"
                 ),
             ),
-            Refusal::InvalidQueueArgument { queue, vhost, error: ArgumentError { argument, fault } } => (
-                Code::PreconditionFailed,
-                format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{fault}"),
-            ),
+            Refusal::InvalidQueueArgument { queue, vhost, error: ArgumentError { argument, fault } } => {
+                let text = match fault {
+                    ArgumentFault::NoName(type_name) => {
+                        format!(
+                            "invalid type '{type_name}' for arg '{argument}' in queue '{queue}' in vhost '{vhost}'"
+                        )
+                    }
+                    ArgumentFault::NotOfType(_) | ArgumentFault::Value(_) => {
+                        format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{fault}")
+                    }
+                };
+                (Code::PreconditionFailed, text)
+            }
             Refusal::InvalidQueueProperty { property, queue, vhost } => (
                 Code::PreconditionFailed,
                 format!("invalid property '{property}' for queue '{queue}' in vhost '{vhost}'"),

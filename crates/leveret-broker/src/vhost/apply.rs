@@ -3,17 +3,19 @@
 //! Must not know: clients. None is connected before [`VirtualHost::end_recovery`].
 //! A change that names something unknown is refused and changes nothing; whoever recovers sets it aside.
 
+use std::time::Duration;
+
 use leveret_amqp::FieldTable;
 
 use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
 use crate::message::{Message, MessageId};
-use crate::moment::Moment;
+use crate::moment::{Deadline, Moment};
 use crate::names::{ExchangeName, QueueName};
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::checkpoint::QueueRestated;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
-use crate::vhost::queue::{Declared, Entry, Queue, QueueArguments};
+use crate::vhost::queue::{Declared, Entry, QueueArguments};
 use crate::vhost::topology::alternate_of;
 use crate::vhost::{QueueId, VirtualHost};
 
@@ -97,6 +99,14 @@ impl VirtualHost {
                 let id = self.durable_queue(queue)?;
                 if !self.queues.get_mut(id).is_some_and(|queue| queue.settle(position)) {
                     return Err(ApplyError::Place { queue: queue.0, position: position.0 });
+                }
+            }
+            Change::MessagesCondemned { queue, messages } => {
+                let id = self.durable_queue(queue)?;
+                for (place, reason) in messages {
+                    if !self.queues.get_mut(id).is_some_and(|queue| queue.condemn_again(place, reason)) {
+                        return Err(ApplyError::Place { queue: queue.0, position: place.0 });
+                    }
                 }
             }
             Change::QueuePurged { queue, below, except } => {
@@ -203,7 +213,8 @@ impl VirtualHost {
                 }
             };
             let expires = expires.map(|expiry| now.restored(expiry));
-            let entry = Entry::new(id, message.clone(), expires, true);
+            let counted = self.queues.get(queue).map_or(0, |queue| queue.counted(message.body().len()));
+            let entry = Entry { counted, ..Entry::new(id, message.clone(), expires, true) };
             if !self.queues.get_mut(queue).is_some_and(|queue| queue.push_at(position, entry)) {
                 result = Err(ApplyError::Place { queue: number.0, position: position.0 });
             }
@@ -236,10 +247,14 @@ impl VirtualHost {
     pub fn end_recovery(&mut self) {
         self.restating = None;
         for id in self.durable_queues.values().copied().collect::<Vec<_>>() {
-            if let Some(queue) = self.queues.get_mut(id) {
-                queue.flag_granted();
-            }
-            if self.queues.get(id).is_some_and(Queue::is_timed) {
+            let Some(queue) = self.queues.get_mut(id) else { continue };
+            queue.flag_granted();
+            if !queue.dying().is_empty() || queue.overflows() {
+                // It has something to do as soon as there is somebody to do it.
+                let at_once = Deadline(Duration::ZERO);
+                queue.timer = Some(at_once);
+                self.timers.insert((at_once, id));
+            } else if queue.is_timed() {
                 self.set_timer(id);
             }
         }
@@ -273,11 +288,12 @@ mod tests {
     use super::*;
     use crate::Node;
     use crate::message::DeliveryMode;
+    use crate::vhost::queue::Queue;
 
     #[test]
     fn what_is_missing_gives_no_number_away() {
         let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let now = Moment { monotonic: std::time::Duration::ZERO, wall: std::time::Duration::ZERO };
+        let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
         let declared = |number, name| Change::QueueDeclared {
             queue: QueueNumber(number),
             name: QueueName::new(ShortStr::truncated(name)),

@@ -13,6 +13,7 @@ use std::ops::Bound;
 use std::vec;
 
 use leveret_amqp::FieldTable;
+use smallvec::SmallVec;
 
 use crate::change::{Change, JournalPosition, PageEntries, PageEntry, QueueNumber, QueuePosition};
 use crate::limits::{CHECKPOINT_REST_FACTOR, CHECKPOINT_UNITS_PER_PART};
@@ -180,7 +181,8 @@ impl VirtualHost {
         let end = queue.page_from(walk.from, |position, entry| {
             let Some(message) = entry.id.position() else { return };
             let expires = entry.expires.map(|deadline| now.expiry_at(deadline));
-            entries.push(PageEntry { position, message, bytes: entry.bytes, expires });
+            let (bytes, counted) = (entry.bytes, entry.counted);
+            entries.push(PageEntry { position, message, bytes, counted, expires });
             checkpoint.living.push((entry.id, entry.bytes));
         });
         let declared = &queue.declared;
@@ -201,6 +203,13 @@ impl VirtualHost {
         }
         if let Some(restated) = restated {
             self.checkpoint_part(restated, checkpoint, effects);
+            let Some(queue) = self.queues.get(id) else { return Some(following) };
+            let journaled = |&(position, _): &_| queue.known(position).is_some_and(|known| known.journaled);
+            let messages: SmallVec<_> = queue.dying().in_order().filter(journaled).collect();
+            if !messages.is_empty() {
+                *units = units.saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
+                self.checkpoint_part(Change::MessagesCondemned { queue: number, messages }, checkpoint, effects);
+            }
             return Some(following);
         }
         let behind = self.queues.get(id).map_or(walk.from, Queue::next_position);
@@ -275,10 +284,11 @@ impl VirtualHost {
         let meter = self.memory.clone();
         let Some(restating) = &mut self.restating else { return Err(ApplyError::NoCheckpoint) };
         let staged = restating.queues.entry(queue).or_insert_with(|| Restated::new(meter));
-        for PageEntry { position, message, bytes, expires } in entries.iter() {
+        for PageEntry { position, message, bytes, counted, expires } in entries.iter() {
             let id = MessageId::journaled(message);
             let expires = expires.map(|expiry| now.restored(expiry));
-            let entry = Entry { id, body: Body::Stored, expires, bytes, journaled: true, redelivered: false };
+            let (body, journaled, redelivered) = (Body::Stored, true, false);
+            let entry = Entry { id, body, expires, bytes, counted, journaled, redelivered };
             if !staged.index.push_at(position, entry) {
                 return Err(ApplyError::Place { queue: queue.0, position: position.0 });
             }
@@ -364,6 +374,7 @@ mod tests {
             position: QueuePosition(place),
             message: JournalPosition(place + 1),
             bytes: 5,
+            counted: 0,
             expires: None,
         };
         let entries: Vec<_> = places.map(entry).collect();

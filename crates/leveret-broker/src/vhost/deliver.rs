@@ -1,9 +1,10 @@
-//! Handing messages out: consumers, credit, `basic.get`, expiry at the head of a queue.
+//! Handing messages out: consumers, credit, `basic.get`; and what a queue does by itself.
 
 use crate::access::Permission;
-use crate::change::{Change, JournalPosition};
+use crate::change::{Change, DeathReason, JournalPosition};
+use crate::limits::UNITS_PER_DUE_PAGE;
 use crate::message::{Message, MessageId};
-use crate::moment::{Deadline, Moment};
+use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
@@ -120,23 +121,25 @@ impl VirtualHost {
         }
     }
 
-    /// Delivers while there are messages and consumers with credit, then lets the head expire if it is due.
+    /// Delivers while there are messages and consumers with credit, then lets messages go that are due or too many.
     pub(super) fn run_queue(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
         let Some(queue) = self.queues.get_mut(id) else { return };
         queue.runnable = false;
+        self.bury(now, id, effects);
         while self.units > 0 {
             let Some(queue) = self.queues.get_mut(id) else { return };
-            if queue.parked.is_some() || !queue.consumers.any_waiting() {
+            if queue.parked.is_some() || !queue.consumers.any_waiting() || queue.dying().is_full() {
                 break;
             }
             let Some(head) = queue.head() else { break };
             self.units -= 1;
-            if self.expire_if(id, head, effects, |deadline| now.monotonic > deadline.0) {
+            if self.expire_if(now, id, head, effects) {
                 continue;
             }
             self.deliver_head(id, head, effects);
         }
-        self.expire_heads(now, id, effects);
+        self.expire(now, id, effects);
+        self.drop_overflow(now, id, effects);
         if self.units == 0 {
             self.mark_runnable(id);
         }
@@ -219,39 +222,30 @@ impl VirtualHost {
         }
     }
 
-    fn expire_heads(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
-        while self.units > 0 {
-            let Some(queue) = self.queues.get_mut(id) else { return };
-            if !queue.is_timed() {
-                return;
+    /// Lets all messages expire that are due, wherever they lie in the queue.
+    fn expire(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
+        while self.units > 0
+            && let Some(queue) = self.queues.get_mut(id).filter(|queue| !queue.dying().is_full())
+            && let Some(due) = queue.take_due(now)
+        {
+            self.units = self.units.saturating_sub(UNITS_PER_DUE_PAGE);
+            for position in due {
+                self.units = self.units.saturating_sub(1);
+                self.discard_ready(now, id, position, DeathReason::Expired, effects);
             }
-            let Some(head) = queue.head() else { return };
-            if !self.expire_if(id, head, effects, |deadline| now.has_reached(deadline)) {
-                return;
-            }
-            self.units -= 1;
         }
     }
 
-    fn expire_if(
-        &mut self,
-        id: QueueId,
-        head: Position,
-        effects: &mut Effects,
-        is_due: impl FnOnce(Deadline) -> bool,
-    ) -> bool {
-        let Some(queue) = self.queues.get_mut(id) else { return false };
-        if !queue.entry(head).and_then(|entry| entry.expires).is_some_and(is_due) {
-            return false;
+    /// Lets the head expire instead of being delivered, if its deadline has passed: at its deadline it may still be
+    /// delivered, which is what a time to live of 0 is for.
+    fn expire_if(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) -> bool {
+        let Some(queue) = self.queues.get(id).filter(|queue| queue.has_expiring()) else { return false };
+        let deadline = queue.known(head).and_then(|known| known.expires);
+        let is_late = deadline.is_some_and(|deadline| now.monotonic > deadline.0);
+        if is_late {
+            self.discard_ready(now, id, head, DeathReason::Expired, effects);
         }
-        if queue.parked == Some(head) {
-            queue.parked = None;
-        }
-        let number = queue.declared.number;
-        if queue.settle_head(head).is_some_and(|settled| settled.journaled) {
-            self.change(Change::MessageSettled { queue: number, position: head }, effects);
-        }
-        true
+        is_late
     }
 
     /// What handing out a journaled message rests on: a grant of its queue, which is renewed if need be.
@@ -301,7 +295,7 @@ impl VirtualHost {
     ) {
         let head = loop {
             let Some(head) = self.queues.get_mut(id).and_then(Queue::head) else { break None };
-            if !self.expire_if(id, head, effects, |deadline| now.monotonic > deadline.0) {
+            if !self.expire_if(now, id, head, effects) {
                 break Some(head);
             }
         };
@@ -311,7 +305,7 @@ impl VirtualHost {
             return self.answer(from, channel_id, Answer::BasicGetEmpty, effects);
         };
         match body {
-            Ok(message) => self.finish_get(from, getting, message, effects),
+            Ok(message) => self.finish_get(now, from, getting, message, effects),
             Err(id) => {
                 effects.fetches.push(Fetch { id, purpose: FetchFor::Get(from) });
                 if let Some(session) = self.sessions.get_mut(from) {
@@ -377,6 +371,7 @@ impl VirtualHost {
     /// Answers a `basic.get` whose body is there.
     pub(super) fn finish_get(
         &mut self,
+        now: Moment,
         to: ConnectionId,
         getting: Getting,
         message: Message,
@@ -385,7 +380,7 @@ impl VirtualHost {
         let Getting { channel, queue, position, ack_mode, tag, redelivered, after, message_count } = getting;
         if ack_mode == AckMode::Automatic {
             let unacked = Unacked { tag: tag.number(), queue, position, consumer: None };
-            self.settle_one(unacked, Settlement::Ack, effects);
+            self.settle_one(now, unacked, Settlement::Ack, effects);
         }
         if let Some(session) = self.sessions.get_mut(to) {
             session.use_answer_window(window_bytes(&message));

@@ -65,6 +65,13 @@ pub enum Output {
         /// What must be durable first.
         after: JournalPosition,
     },
+    /// A queue was full and did not take a publish: `basic.nack` for the publisher.
+    Refuse {
+        /// The channel that published.
+        channel: ChannelId,
+        /// The number of the publish.
+        number: NonZeroU64,
+    },
     /// An `-ok` and its like, once the journal has come that far.
     Answer(ChannelId, Answer, JournalPosition),
     /// The channel is closed by an exception.
@@ -86,6 +93,7 @@ impl Output {
                 Window { deliveries: 0, answers: window_bytes(message) }
             }
             Output::Confirm { .. }
+            | Output::Refuse { .. }
             | Output::Answer(..)
             | Output::CloseChannel(..)
             | Output::Blocked(_)
@@ -101,6 +109,7 @@ impl Output {
             | Output::GetOk { channel, .. }
             | Output::Return { channel, .. }
             | Output::Confirm { channel, .. }
+            | Output::Refuse { channel, .. }
             | Output::Answer(channel, ..)
             | Output::CloseChannel(channel, _) => Some(*channel),
             Output::Blocked(_) | Output::Unblocked | Output::Farewell(..) => None,
@@ -117,6 +126,7 @@ impl Output {
             | Output::Farewell(_, after) => *after,
             Output::Return { .. }
             | Output::Confirm { .. }
+            | Output::Refuse { .. }
             | Output::CloseChannel(..)
             | Output::Blocked(_)
             | Output::Unblocked => JournalPosition::default(),

@@ -11,9 +11,11 @@ pub mod apply;
 pub mod binding;
 pub mod checkpoint;
 pub mod command;
+mod dead_letter;
 mod deliver;
 pub mod effects;
 pub(crate) mod exchange;
+mod overflow;
 mod publish;
 pub(crate) mod queue;
 pub mod refusal;
@@ -220,7 +222,7 @@ impl VirtualHost {
                     let session = self.sessions.get_mut(connection);
                     if let Some(getting) = session.and_then(|session| session.getting.take()) {
                         match message {
-                            Some(message) => self.finish_get(connection, getting, message, effects),
+                            Some(message) => self.finish_get(now, connection, getting, message, effects),
                             None => self.fail_get(now, connection, &getting, effects),
                         }
                     }
@@ -394,7 +396,7 @@ impl VirtualHost {
                 return;
             }
             Command::Settle(channel, target, settlement, _) => {
-                (channel, self.settle(from, channel, target, settlement, effects))
+                (channel, self.settle(now, from, channel, target, settlement, effects))
             }
             Command::Recover(channel, wait) => return self.recover(from, channel, wait),
             Command::Qos(channel, qos) => {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use leveret_amqp::ReplyCode;
 use smallvec::SmallVec;
 
-use crate::change::{Change, Enqueued, JournalPosition};
+use crate::change::{Change, DeathReason, Enqueued, JournalPosition};
 use crate::limits::TRANSACTION_BYTES_MAX;
-use crate::message::{DeliveryMode, MessageId};
+use crate::message::{DeliveryMode, Message, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
 use crate::vhost::effects::{Effects, Output, window_bytes};
@@ -60,6 +60,37 @@ impl VirtualHost {
             }
             effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
         }
+        let mut route = route.clone();
+        let full = self.take_full(&message, &mut route);
+        for &queue in &full {
+            if self.dead_letters_overflow(queue) {
+                self.dead_letter(now, queue, &message, DeathReason::MaxLen, effects);
+            }
+        }
+        let after = self.place(now, message, expiration_ms, &route, effects);
+        for &queue in &route {
+            self.drop_overflow(now, queue, effects);
+        }
+        if let Some(number) = confirm {
+            // RabbitMQ: one queue that does not take it is enough, though the others have it.
+            let output = if full.is_empty() {
+                Output::Confirm { channel, number, after }
+            } else {
+                Output::Refuse { channel, number }
+            };
+            effects.push(from, output);
+        }
+    }
+
+    /// Puts a message into queues, all at one instant. Returns what its being there rests on.
+    pub(super) fn place(
+        &mut self,
+        now: Moment,
+        message: Message,
+        expiration_ms: Option<u64>,
+        route: &Route,
+        effects: &mut Effects,
+    ) -> JournalPosition {
         let is_persistent = message.delivery_mode() == DeliveryMode::Persistent;
         let is_journaled = |queue: &Queue| {
             // RabbitMQ: quorum queues treat every message as persistent.
@@ -84,7 +115,8 @@ impl VirtualHost {
             let body = if is_last { message.take() } else { message.clone() };
             let Some(body) = body else { continue };
             let expires = time_to_live.map(|time| now.deadline(time));
-            let position = queue.push(Entry::new(id, body, expires, journaled));
+            let counted = queue.counted(body.body().len());
+            let position = queue.push(Entry { counted, ..Entry::new(id, body, expires, journaled) });
             if journaled {
                 let expires = time_to_live.map(|time| now.expiry(time));
                 durable_queues.push(Enqueued { queue: number, position, expires });
@@ -99,8 +131,6 @@ impl VirtualHost {
             self.change(Change::MessageEnqueued { message, queues: durable_queues }, effects);
             after = self.position;
         }
-        if let Some(number) = confirm {
-            effects.push(from, Output::Confirm { channel, number, after });
-        }
+        after
     }
 }

@@ -77,11 +77,7 @@ impl VirtualHost {
         let mut keys: SmallVec<[&str; 4]> = SmallVec::new();
         keys.push(message.routing_key());
         keys.extend(more_keys.unwrap_or_default().iter().map(ShortString::as_str));
-        let mut route = Route::new();
-        let version = if exchange.is_empty() {
-            for key in &keys {
-                route.extend(self.queue_names.get(*key).copied());
-            }
+        let id = if exchange.is_empty() {
             None
         } else {
             let id = self.exchanges.find_or_refuse(exchange, self.name.as_str())?;
@@ -90,13 +86,10 @@ impl VirtualHost {
                 let vhost = self.name.to_string();
                 return Err(Refusal::InternalExchange { exchange: exchange.into(), vhost });
             }
-            let mut scratch = std::mem::take(&mut self.match_scratch);
-            let by_key = self.route_from(id, &keys, message, &mut route, &mut scratch);
-            self.match_scratch = scratch;
-            by_key.then_some(self.bindings_version)
+            Some(id)
         };
-        route.sort_unstable();
-        route.dedup();
+        let (route, by_key) = self.queues_behind(id, &keys, message);
+        let version = (id.is_some() && by_key).then_some(self.bindings_version);
         let is_worth_it = if exchange.is_empty() { !route.is_empty() } else { version.is_some() };
         if more_keys.is_none()
             && is_worth_it
@@ -105,6 +98,28 @@ impl VirtualHost {
             session.routes.remember(message.route(), version, &route);
         }
         Ok(route)
+    }
+
+    /// The queues that an exchange, or if there is none the default exchange, leads to under any of these keys, each once.
+    /// Also whether that depends on the keys alone.
+    pub(super) fn queues_behind(
+        &mut self,
+        exchange: Option<ExchangeId>,
+        keys: &[&str],
+        message: &Message,
+    ) -> (Route, bool) {
+        let mut route = Route::new();
+        let mut by_key = true;
+        if let Some(id) = exchange {
+            let mut scratch = std::mem::take(&mut self.match_scratch);
+            by_key = self.route_from(id, keys, message, &mut route, &mut scratch);
+            self.match_scratch = scratch;
+        } else {
+            route.extend(keys.iter().filter_map(|key| self.queue_names.get(*key).copied()));
+        }
+        route.sort_unstable();
+        route.dedup();
+        (route, by_key)
     }
 
     /// Follows bindings and alternate exchanges from one exchange. Each exchange is visited once, so cycles end.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::change::Change;
+use crate::change::DeathReason;
+use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckTarget, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects};
@@ -15,6 +16,7 @@ impl VirtualHost {
     /// `basic.ack`, `basic.nack`, `basic.reject`
     pub(super) fn settle(
         &mut self,
+        now: Moment,
         from: ConnectionId,
         id: ChannelId,
         target: AckTarget,
@@ -31,7 +33,7 @@ impl VirtualHost {
                 if let Some(transaction) = &mut channel.transaction {
                     transaction.settlements.push((unacked, settlement));
                 } else {
-                    self.settle_on(from, id, unacked, settlement, effects);
+                    self.settle_on(now, from, id, unacked, settlement, effects);
                     self.give_credit(from, id, unacked);
                 }
                 return Ok(());
@@ -62,6 +64,7 @@ impl VirtualHost {
     /// Settles a delivery for its client: later answers on the channel rest on it.
     pub(super) fn settle_on(
         &mut self,
+        now: Moment,
         from: ConnectionId,
         channel: ChannelId,
         unacked: Unacked,
@@ -69,7 +72,7 @@ impl VirtualHost {
         effects: &mut Effects,
     ) {
         let before = self.position;
-        self.settle_one(unacked, settlement, effects);
+        self.settle_one(now, unacked, settlement, effects);
         if self.position != before {
             self.settled_on(from, channel);
         }
@@ -82,19 +85,22 @@ impl VirtualHost {
         }
     }
 
-    pub(super) fn settle_one(&mut self, unacked: Unacked, settlement: Settlement, effects: &mut Effects) {
-        let Some(queue) = self.queues.get_mut(unacked.queue) else { return };
+    pub(super) fn settle_one(
+        &mut self,
+        now: Moment,
+        unacked: Unacked,
+        settlement: Settlement,
+        effects: &mut Effects,
+    ) {
+        let Unacked { queue: id, position, .. } = unacked;
         match settlement {
-            Settlement::Ack | Settlement::Discard => {
-                let number = queue.declared.number;
-                let position = unacked.position;
-                if queue.settle_unacked(position).is_some_and(|settled| settled.journaled) {
-                    self.change(Change::MessageSettled { queue: number, position }, effects);
-                }
-            }
+            Settlement::Ack => self.settle_taken(id, position, effects),
+            Settlement::Discard => self.discard_taken(now, id, position, DeathReason::Rejected, effects),
             Settlement::Requeue => {
-                queue.return_unacked(unacked.position);
-                self.mark_runnable(unacked.queue);
+                if let Some(queue) = self.queues.get_mut(id) {
+                    queue.return_unacked(position);
+                    self.mark_runnable(id);
+                }
             }
         }
     }

@@ -91,19 +91,19 @@ impl VirtualHost {
             Work::Settle { from, channel, up_to, settlement } => {
                 let state = self.sessions.get_mut(*from).and_then(|session| session.channel(*channel));
                 let Some(unacked) = state.and_then(|state| state.unacked.take_first(*up_to)) else { return false };
-                self.settle_on(*from, *channel, unacked, *settlement, effects);
+                self.settle_on(now, *from, *channel, unacked, *settlement, effects);
                 self.give_credit(*from, *channel, unacked);
             }
             Work::Return(outstanding) => {
                 let Some(unacked) = outstanding.take_first(u64::MAX) else { return false };
-                self.settle_one(unacked, Settlement::Requeue, effects);
+                self.settle_one(now, unacked, Settlement::Requeue, effects);
             }
             Work::Commit { from, channel, publishes, settlements } => {
                 if let Some((publish, route)) = publishes.next() {
                     self.enqueue(now, *from, publish, &route, effects);
                     self.settled_on(*from, *channel);
                 } else if let Some((unacked, settlement)) = settlements.next() {
-                    self.settle_on(*from, *channel, unacked, settlement, effects);
+                    self.settle_on(now, *from, *channel, unacked, settlement, effects);
                     self.give_credit(*from, *channel, unacked);
                 } else {
                     return false;

@@ -116,3 +116,91 @@ fn an_unused_queue_goes_after_x_expires() {
         ",
     );
 }
+
+#[test]
+fn a_message_expires_on_time_wherever_it_lies() {
+    script(
+        "
+        C: queue.declare queue='dead' durable
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.declare queue='q' durable arguments={x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' delivery-mode=2 body='for ever'
+        C: basic.publish routing-key='q' delivery-mode=2 body='long' expiration='3000'
+        C: basic.publish routing-key='q' delivery-mode=2 body='short' expiration='1000'
+        C: basic.publish routing-key='q' delivery-mode=2 body='middle' expiration='2000'
+        C: basic.publish routing-key='q' body='transient' expiration='1500'
+        wait 1s
+        C: basic.get queue='dead' no-ack
+        S: basic.get-ok 1 '' 'dead' 0 body='short'
+        wait 499ms
+        C: basic.get queue='dead' no-ack
+        S: basic.get-empty
+        wait 1ms
+        C: basic.get queue='dead' no-ack
+        S: basic.get-ok 2 '' 'dead' 0 body='transient'
+        restart
+        wait 500ms
+        C: basic.get queue='dead' no-ack
+        S: basic.get-ok 1 '' 'dead' 0 body='middle'
+        wait 1s
+        C: basic.get queue='dead' no-ack
+        S: basic.get-ok 2 '' 'dead' 0 body='long'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 3 '' 'q' 0 body='for ever'
+        ",
+    );
+}
+
+#[test]
+fn a_message_behind_a_consumer_that_does_not_ack_expires_and_the_consumer_gets_the_next() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.qos prefetch-count=1
+        S: basic.qos-ok
+        C: basic.consume queue='q' consumer-tag='t'
+        S: basic.consume-ok 't'
+        C: basic.publish routing-key='q' body='1' expiration='1000'
+        S: basic.deliver 't' 1 body='1'
+        C: basic.publish routing-key='q' body='2' expiration='1000'
+        C: basic.publish routing-key='q' body='3'
+        wait 1s
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 1 1
+        C: basic.ack delivery-tag=1
+        S: basic.deliver 't' 2 body='3'
+        ",
+    );
+}
+
+/// Returned late, it expires at once; returned in time, when its time has come.
+#[test]
+fn a_returned_message_expires_at_its_old_deadline() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.publish routing-key='q' body='2' expiration='2000'
+        C: basic.publish routing-key='q' body='3' expiration='1000'
+        C: basic.get queue='q'
+        S: basic.get-ok 1 body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 2 body='2'
+        C: basic.get queue='q'
+        S: basic.get-ok 3 body='3'
+        wait 1500ms
+        C: basic.nack delivery-tag=3 multiple requeue
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 2 0
+        wait 499ms
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 2 0
+        wait 1ms
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 1 0
+        ",
+    );
+}

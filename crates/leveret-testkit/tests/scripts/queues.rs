@@ -290,7 +290,7 @@ fn arguments_are_checked() {
             "x-queue-type='stream'",
             "invalid arg 'x-queue-type' for queue 'q' in vhost '/': \\x22unsupported queue type 'stream'\\x22",
         ),
-        ("x-max-length=1", "invalid arg 'x-max-length' for queue 'q' in vhost '/' of queue type classic"),
+        ("x-max-priority=1", "invalid arg 'x-max-priority' for queue 'q' in vhost '/' of queue type classic"),
         ("x-queue-type='quorum'", "invalid property 'non-durable' for queue 'q' in vhost '/'"),
     ] {
         script(&format!(
@@ -321,20 +321,13 @@ fn quorum_and_classic_are_accepted_as_queue_types() {
 fn arguments_that_are_not_supported_are_refused_by_name() {
     for argument in [
         "x-consumer-disconnected-timeout",
-        "x-consumer-timeout",
-        "x-dead-letter-exchange",
-        "x-dead-letter-routing-key",
         "x-dead-letter-strategy",
         "x-delayed-retry-max",
         "x-delayed-retry-min",
         "x-delayed-retry-type",
         "x-delivery-limit",
         "x-max-age",
-        "x-max-length",
-        "x-max-length-bytes",
         "x-max-priority",
-        "x-overflow",
-        "x-single-active-consumer",
         "x-stream-filter-size-bytes",
         "x-stream-max-segment-size-bytes",
     ] {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use leveret_amqp::{Table, Value};
+use leveret_amqp::{ShortString, Table, Value};
 
 use crate::limits::TTL_MAX;
+use crate::names::ExchangeName;
 
 /// What the arguments ask for, checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +15,38 @@ pub(crate) struct QueueArguments {
     pub(crate) message_ttl: Option<Duration>,
     /// `x-expires`
     pub(crate) expires: Option<Duration>,
+    /// `x-dead-letter-exchange` and `x-dead-letter-routing-key`
+    pub(crate) dead_letters: Option<DeadLetters>,
+    /// `x-max-length`: ready messages.
+    pub(crate) max_length: Option<u64>,
+    /// `x-max-length-bytes`: of the bodies of ready messages.
+    pub(crate) max_length_bytes: Option<u64>,
+    /// `x-overflow`
+    pub(crate) overflow: Overflow,
+    /// `x-single-active-consumer`
+    pub(crate) single_active_consumer: bool,
+    /// `x-consumer-timeout`
+    pub(crate) consumer_timeout: Option<Duration>,
+}
+
+/// Where messages go that leave a queue without having been consumed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeadLetters {
+    pub(crate) exchange: ExchangeName,
+    /// Instead of the keys that a message was published with.
+    pub(crate) routing_key: Option<ShortString>,
+}
+
+/// What happens to a queue that is longer than it may be. Argument `x-overflow`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Overflow {
+    /// The oldest messages leave it.
+    #[default]
+    DropHead,
+    /// It takes no more, and the publisher is told by `basic.nack`.
+    RejectPublish,
+    /// The same, and what it does not take is dead-lettered.
+    RejectPublishDlx,
 }
 
 /// Argument `x-queue-type`.
@@ -47,6 +80,8 @@ pub struct ArgumentError {
 pub enum ArgumentFault {
     /// Queues of this type do not have it, or Leveret does not.
     NotOfType(&'static str),
+    /// It is no name of an exchange, but of this type.
+    NoName(&'static str),
     /// A value of the wrong type or out of range, worded as RabbitMQ words it.
     Value(String),
 }
@@ -55,6 +90,7 @@ impl std::fmt::Display for ArgumentFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ArgumentFault::NotOfType(queue_type) => write!(f, " of queue type {queue_type}"),
+            ArgumentFault::NoName(type_name) => write!(f, " of type {type_name}"),
             ArgumentFault::Value(fault) => write!(f, ": {fault}"),
         }
     }
@@ -64,22 +100,23 @@ impl std::fmt::Display for ArgumentFault {
 const NOT_SUPPORTED: &[&str] = &[
     "x-consumer-disconnected-timeout",
     "x-consumer-timeout",
-    "x-dead-letter-exchange",
-    "x-dead-letter-routing-key",
     "x-dead-letter-strategy",
     "x-delayed-retry-max",
     "x-delayed-retry-min",
     "x-delayed-retry-type",
     "x-delivery-limit",
     "x-max-age",
-    "x-max-length",
-    "x-max-length-bytes",
     "x-max-priority",
-    "x-overflow",
     "x-single-active-consumer",
     "x-stream-filter-size-bytes",
     "x-stream-max-segment-size-bytes",
 ];
+
+/// What RabbitMQ has for queues of type quorum only.
+const QUORUM_ONLY: &[&str] = &["x-max-in-memory-bytes", "x-max-in-memory-length", "x-quorum-initial-group-size"];
+
+/// What RabbitMQ has for queues of type classic only.
+const CLASSIC_ONLY: &[&str] = &["x-queue-mode", "x-queue-version"];
 
 /// Those that a redeclaration must repeat. RabbitMQ compares the arguments of the queue type only.
 pub(crate) const COMPARED: &[&str] = &[
@@ -89,49 +126,160 @@ pub(crate) const COMPARED: &[&str] = &[
     "x-dead-letter-routing-key",
     "x-max-length",
     "x-max-length-bytes",
-    "x-max-priority",
     "x-overflow",
     "x-single-active-consumer",
+    "x-consumer-timeout",
     "x-queue-type",
 ];
 
 impl QueueArguments {
     /// Checks the arguments. Names that nobody defined are accepted, as RabbitMQ does.
     pub(crate) fn parse(table: Table<'_>) -> Result<Self, ArgumentError> {
-        let mut parsed = QueueArguments::default();
-        if let Some(value) = table.get("x-queue-type") {
-            parsed.queue_type = match value.as_str() {
-                Some("classic") => QueueType::Classic,
-                Some("quorum") => QueueType::Quorum,
-                Some(other) => {
-                    let fault = format!("\"unsupported queue type '{other}'\"");
-                    return Err(value_fault("x-queue-type", fault));
-                }
-                None => {
-                    let fault = format!("{{unacceptable_type,{}}}", value.type_name());
-                    return Err(value_fault("x-queue-type", fault));
-                }
-            };
+        let exchange = dead_letter_exchange(table)?;
+        let queue_type = queue_type(table)?;
+        let dead_letters = dead_letters(table, exchange)?;
+        let overflow = match one_of(table, "x-overflow", OVERFLOWS, "invalid_overflow")? {
+            // RabbitMQ: quorum queues take it for the default.
+            Some(Overflow::RejectPublishDlx) if queue_type == QueueType::Quorum => Overflow::DropHead,
+            given => given.unwrap_or_default(),
+        };
+        let parsed = QueueArguments {
+            queue_type,
+            message_ttl: milliseconds(table, "x-message-ttl", 0)?,
+            expires: milliseconds(table, "x-expires", 1)?,
+            dead_letters,
+            max_length: count(table, "x-max-length")?,
+            max_length_bytes: count(table, "x-max-length-bytes")?,
+            overflow,
+            single_active_consumer: flag(table, "x-single-active-consumer")?,
+            consumer_timeout: milliseconds(table, "x-consumer-timeout", 1)?,
+        };
+        // These change nothing here, and what RabbitMQ does not understand in them is refused all the same.
+        count(table, "x-max-in-memory-length")?;
+        count(table, "x-max-in-memory-bytes")?;
+        one_of(table, "x-queue-leader-locator", LEADER_LOCATORS, "invalid_queue_locator_arg")?;
+        check_group_size(table)?;
+        if queue_type == QueueType::Classic {
+            check_mode(table)?;
+            check_version(table)?;
         }
+        let of_other_type = if queue_type == QueueType::Classic { QUORUM_ONLY } else { CLASSIC_ONLY };
         for (name, _) in table {
-            if let Some(&argument) = NOT_SUPPORTED.iter().find(|known| known.as_bytes() == name) {
-                let fault = ArgumentFault::NotOfType(parsed.queue_type.as_str());
-                return Err(ArgumentError { argument, fault });
+            let is_named = |known: &&&str| known.as_bytes() == name;
+            if let Some(&argument) = NOT_SUPPORTED.iter().chain(of_other_type).find(is_named) {
+                return Err(ArgumentError { argument, fault: ArgumentFault::NotOfType(queue_type.as_str()) });
             }
-        }
-        parsed.message_ttl = milliseconds(table, "x-message-ttl", 0)?;
-        parsed.expires = milliseconds(table, "x-expires", 1)?;
-        if let Some(version) = table.get("x-queue-version")
-            && version.as_integer() != Some(2)
-        {
-            let fault = match version.as_integer() {
-                Some(number) => format!("\"unsupported queue version '{number}'\""),
-                None => not_an_integer(version),
-            };
-            return Err(value_fault("x-queue-version", fault));
         }
         Ok(parsed)
     }
+}
+
+const OVERFLOWS: &[(&str, Overflow)] = &[
+    ("drop-head", Overflow::DropHead),
+    ("reject-publish", Overflow::RejectPublish),
+    ("reject-publish-dlx", Overflow::RejectPublishDlx),
+];
+
+const LEADER_LOCATORS: &[(&str, ())] =
+    &[("client-local", ()), ("balanced", ()), ("random", ()), ("least-leaders", ()), ("min-masters", ())];
+
+fn queue_type(table: Table<'_>) -> Result<QueueType, ArgumentError> {
+    let Some(value) = table.get("x-queue-type") else { return Ok(QueueType::default()) };
+    match value.as_str() {
+        Some("classic") => Ok(QueueType::Classic),
+        Some("quorum") => Ok(QueueType::Quorum),
+        Some(other) => Err(value_fault("x-queue-type", format!("\"unsupported queue type '{other}'\""))),
+        None => Err(unacceptable("x-queue-type", value)),
+    }
+}
+
+/// RabbitMQ checks the type of the exchange's name before all other arguments, with a text of its own.
+fn dead_letter_exchange(table: Table<'_>) -> Result<Option<ExchangeName>, ArgumentError> {
+    let argument = "x-dead-letter-exchange";
+    let Some(value) = table.get(argument) else { return Ok(None) };
+    let fault = ArgumentFault::NoName(value.type_name());
+    let text = value.as_str().ok_or(ArgumentError { argument, fault })?;
+    short(argument, text).map(|name| Some(name.into()))
+}
+
+fn dead_letters(table: Table<'_>, exchange: Option<ExchangeName>) -> Result<Option<DeadLetters>, ArgumentError> {
+    let argument = "x-dead-letter-routing-key";
+    let routing_key = match table.get(argument) {
+        Some(value) => Some(short(argument, value.as_str().ok_or_else(|| unacceptable(argument, value))?)?),
+        None => None,
+    };
+    match exchange {
+        Some(exchange) => Ok(Some(DeadLetters { exchange, routing_key })),
+        None if routing_key.is_some() => Err(value_fault(argument, "routing_key_but_no_dlx_defined".into())),
+        None => Ok(None),
+    }
+}
+
+fn short(argument: &'static str, text: &str) -> Result<ShortString, ArgumentError> {
+    ShortString::new(text).map_err(|_| value_fault(argument, "\"longer than 255 bytes\"".into()))
+}
+
+fn check_group_size(table: Table<'_>) -> Result<(), ArgumentError> {
+    let argument = "x-quorum-initial-group-size";
+    match count(table, argument)? {
+        Some(0) => Err(value_fault(argument, "{value_zero,0}".into())),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_mode(table: Table<'_>) -> Result<(), ArgumentError> {
+    let Some(value) = table.get("x-queue-mode") else { return Ok(()) };
+    match value.as_str() {
+        Some("default" | "lazy") => Ok(()),
+        Some(other) => Err(value_fault("x-queue-mode", format!("\"unsupported queue mode '{other}'\""))),
+        None => Err(unacceptable("x-queue-mode", value)),
+    }
+}
+
+fn check_version(table: Table<'_>) -> Result<(), ArgumentError> {
+    let Some(version) = table.get("x-queue-version") else { return Ok(()) };
+    match version.as_integer() {
+        Some(2) => Ok(()),
+        Some(number) => Err(value_fault("x-queue-version", format!("\"unsupported queue version '{number}'\""))),
+        None => Err(value_fault("x-queue-version", not_an_integer(version))),
+    }
+}
+
+/// One of some words. RabbitMQ names the fault of any other.
+fn one_of<T: Copy>(
+    table: Table<'_>,
+    argument: &'static str,
+    words: &[(&str, T)],
+    fault: &str,
+) -> Result<Option<T>, ArgumentError> {
+    let Some(value) = table.get(argument) else { return Ok(None) };
+    let Value::LongStr(given) = value else { return Err(unacceptable(argument, value)) };
+    match words.iter().find(|(word, _)| word.as_bytes() == given) {
+        Some(&(_, meaning)) => Ok(Some(meaning)),
+        None => Err(value_fault(argument, fault.into())),
+    }
+}
+
+fn flag(table: Table<'_>, argument: &'static str) -> Result<bool, ArgumentError> {
+    match table.get(argument) {
+        None => Ok(false),
+        Some(Value::Bool(flag)) => Ok(flag),
+        Some(value) => Err(unacceptable(argument, value)),
+    }
+}
+
+/// A number that is not negative.
+fn count(table: Table<'_>, argument: &'static str) -> Result<Option<u64>, ArgumentError> {
+    let Some(value) = table.get(argument) else { return Ok(None) };
+    let Some(number) = value.as_integer() else { return Err(value_fault(argument, not_an_integer(value))) };
+    match u64::try_from(number) {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(value_fault(argument, format!("{{value_negative,{number}}}"))),
+    }
+}
+
+fn unacceptable(argument: &'static str, value: Value<'_>) -> ArgumentError {
+    value_fault(argument, format!("{{unacceptable_type,{}}}", value.type_name()))
 }
 
 /// What RabbitMQ says of an argument that should be a number.

@@ -1,6 +1,7 @@
 //! The messages of one queue in their order: the durable part of a queue.
 //!
-//! Owns: which messages lie in the queue, at which position, how many they are, and what memory they take.
+//! Owns: which messages lie in the queue, at which position, when they expire, how many they are, and what memory they
+//! take.
 //! Must not know: who consumes, what is delivered, what comes next.
 //! Invariant: positions grow and are never given twice; a settled entry never comes back.
 //!
@@ -8,17 +9,19 @@
 //! nobody acks do not keep the others in memory. A full page whose bodies are all elsewhere is packed to a few bytes an
 //! entry; it is opened again when one of its messages is wanted, but not to settle or return one.
 
+mod due;
 mod packed;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use self::due::Due;
 use self::packed::Packed;
 pub(crate) use crate::change::QueuePosition as Position;
 use crate::limits::{BODY_OVERHEAD_BYTES, PAGE_ENTRIES};
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
-use crate::moment::Deadline;
+use crate::moment::{Deadline, Moment};
 
 /// Where the body of a message is.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub(crate) struct Entry {
     pub(crate) expires: Option<Deadline>,
     /// Bytes of the message.
     pub(crate) bytes: u32,
+    /// Bytes of its body, if the queue counts them.
+    pub(crate) counted: u32,
     /// Whether the queue's journal knows it: a persistent message in a durable queue.
     pub(crate) journaled: bool,
     pub(crate) redelivered: bool,
@@ -55,7 +60,7 @@ impl Entry {
     /// A message that is in memory and was not delivered yet.
     pub(crate) fn new(id: MessageId, message: Message, expires: Option<Deadline>, journaled: bool) -> Self {
         let bytes = u32::try_from(message.bytes()).unwrap_or(u32::MAX);
-        Entry { id, body: Body::Resident(message), expires, bytes, journaled, redelivered: false }
+        Entry { id, body: Body::Resident(message), expires, bytes, counted: 0, journaled, redelivered: false }
     }
 }
 
@@ -63,6 +68,8 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Settled {
     pub(crate) journaled: bool,
+    /// Bytes of its body, if the queue counts them.
+    pub(crate) counted: u32,
     /// The message, if it was in memory.
     pub(crate) message: Option<Message>,
 }
@@ -80,6 +87,7 @@ struct Open {
     entries: Vec<Option<Entry>>,
     live: usize,
     expiring: usize,
+    counted: u64,
     /// Bodies in memory, and the bytes they take.
     resident: usize,
     resident_bytes: usize,
@@ -103,6 +111,13 @@ impl Page {
         match self {
             Page::Open(open) => open.expiring,
             Page::Packed(packed) => packed.expiring(),
+        }
+    }
+
+    fn counted(&self) -> u64 {
+        match self {
+            Page::Open(open) => open.counted,
+            Page::Packed(packed) => packed.counted(),
         }
     }
 
@@ -137,6 +152,7 @@ impl Open {
     fn push(&mut self, entry: Entry) {
         self.live += 1;
         self.expiring += usize::from(entry.expires.is_some());
+        self.counted += u64::from(entry.counted);
         self.resident += usize::from(matches!(entry.body, Body::Resident(_)));
         self.resident_bytes += entry.body.memory();
         self.entries.push(Some(entry));
@@ -171,7 +187,21 @@ pub(crate) struct Index {
     next: Position,
     live: usize,
     expiring: usize,
+    /// Bytes of the bodies of all messages that are counted.
+    counted: u64,
+    due: Due,
     meter: Meter,
+}
+
+/// What is known of a message without opening its page.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) id: MessageId,
+    pub(crate) message: Option<Message>,
+    pub(crate) expires: Option<Deadline>,
+    pub(crate) bytes: u32,
+    pub(crate) counted: u32,
+    pub(crate) journaled: bool,
 }
 
 /// Places between two messages that a restart believes: two trillion.
@@ -195,6 +225,16 @@ impl Index {
     /// How many of them have a deadline.
     pub(crate) fn expiring(&self) -> usize {
         self.expiring
+    }
+
+    /// Bytes of the bodies of all messages that are counted.
+    pub(crate) fn counted(&self) -> u64 {
+        self.counted
+    }
+
+    /// When the next message expires that was not passed over by [`Self::take_due`], or a moment before.
+    pub(crate) fn first_due(&self) -> Option<Deadline> {
+        self.due.first()
     }
 
     /// The position that the next message will get.
@@ -223,11 +263,78 @@ impl Index {
             );
         };
         self.expiring += usize::from(entry.expires.is_some());
+        self.counted += u64::from(entry.counted);
         self.meter.add(ENTRY_BYTES + entry.body.memory());
+        if let Some(deadline) = entry.expires {
+            self.due.note(Position(position.0 - offset % PAGE_ENTRIES as u64), deadline);
+        }
         page.push(entry);
         self.live += 1;
         self.next = position.next();
         position
+    }
+
+    /// Takes the next page that has a message whose deadline has come; its messages that are due and for which `is_meant`
+    /// says so, in their order. Those that it says no to do not come up again before [`Self::note_due`].
+    pub(crate) fn take_due(
+        &mut self,
+        now: Moment,
+        mut is_meant: impl FnMut(Position) -> bool,
+    ) -> Option<Vec<Position>> {
+        let begin = self.due.take(now)?;
+        let (mut found, mut later) = (Vec::new(), None::<Deadline>);
+        let mut look = |slot: usize, expires: Option<Deadline>| {
+            let position = Position(begin.0 + slot as u64);
+            let Some(deadline) = expires.filter(|_| is_meant(position)) else { return };
+            if now.has_reached(deadline) {
+                found.push(position);
+            } else {
+                later = Some(later.map_or(deadline, |later| later.min(deadline)));
+            }
+        };
+        let page = self.locate(begin).and_then(|(page, _)| self.pages.get(page)?.as_deref());
+        match page {
+            Some(Page::Open(open)) => {
+                for (slot, entry) in open.entries.iter().enumerate() {
+                    look(slot, entry.as_ref().and_then(|entry| entry.expires));
+                }
+            }
+            Some(Page::Packed(packed)) => {
+                let mut slot = 0;
+                packed.unpack(|entry| {
+                    look(slot, entry.and_then(|entry| entry.expires));
+                    slot += 1;
+                });
+            }
+            None => {}
+        }
+        if let Some(later) = later {
+            self.due.note(begin, later);
+        }
+        Some(found)
+    }
+
+    /// A message expires once more: it was passed over, and is not any longer.
+    pub(crate) fn note_due(&mut self, position: Position) {
+        if let Some(deadline) = self.known(position).and_then(|known| known.expires)
+            && let Some((_, slot)) = self.locate(position)
+        {
+            self.due.note(Position(position.0 - slot as u64), deadline);
+        }
+    }
+
+    /// What is known of a message, its page left as it is.
+    pub(crate) fn known(&self, position: Position) -> Option<Known> {
+        let (page, slot) = self.locate(position)?;
+        let known = |entry: &Entry| {
+            let message = if let Body::Resident(message) = &entry.body { Some(message.clone()) } else { None };
+            let Entry { id, expires, bytes, counted, journaled, .. } = *entry;
+            Known { id, message, expires, bytes, counted, journaled }
+        };
+        match self.pages.get(page)?.as_deref()? {
+            Page::Open(open) => open.entries.get(slot)?.as_ref().map(known),
+            Page::Packed(packed) => packed.get(slot).as_ref().map(known),
+        }
     }
 
     /// Packs the last page, if it is full and no body of it is in memory.
@@ -418,16 +525,22 @@ impl Index {
                 let memory = entry.body.memory();
                 open.live -= 1;
                 open.expiring -= usize::from(entry.expires.is_some());
+                open.counted -= u64::from(entry.counted);
                 open.resident -= usize::from(memory > 0);
                 open.resident_bytes -= memory;
                 self.meter.subtract(memory);
                 let message = if let Body::Resident(message) = entry.body { Some(message) } else { None };
-                (Settled { journaled: entry.journaled, message }, entry.expires.is_some())
+                let Entry { journaled, counted, expires, .. } = entry;
+                (Settled { journaled, counted, message }, expires.is_some())
             }
-            Page::Packed(packed) => (Settled { journaled: true, message: None }, packed.settle(slot)?),
+            Page::Packed(packed) => {
+                let (expires, counted) = packed.settle(slot)?;
+                (Settled { journaled: true, counted, message: None }, expires)
+            }
         };
         self.live -= 1;
         self.expiring -= usize::from(expires);
+        self.counted -= u64::from(settled.counted);
         if self.live == 0 {
             self.restart();
         } else if page.live() == 0 && page.is_full() {
@@ -439,6 +552,7 @@ impl Index {
     /// Nothing lies in the queue: begin again at a first page, keeping a small one.
     fn restart(&mut self) {
         self.base = self.next;
+        self.due.clear();
         let last = self.pages.pop_back().flatten();
         self.drop_pages();
         let Some(mut last) = last else { return };
@@ -452,12 +566,14 @@ impl Index {
     }
 
     fn drop_page(&mut self, page: usize) {
+        self.due.forget(Position(self.base.0 + (page * PAGE_ENTRIES) as u64));
         if let Some(page) = self.pages.get_mut(page).and_then(Option::take) {
             self.meter.subtract(page.memory());
         }
     }
 
     fn drop_pages(&mut self) {
+        self.due.clear();
         self.meter.subtract(self.pages.iter().flatten().map(|page| page.memory()).sum());
         self.pages.clear();
     }
@@ -538,9 +654,11 @@ impl Index {
             return Detached::default();
         }
         let pages = self.pages.split_off(page + 1);
+        self.due.forget_from(Position(self.base.0 + ((page + 1) * PAGE_ENTRIES) as u64));
         for page in pages.iter().flatten() {
             self.live -= page.live();
             self.expiring -= page.expiring();
+            self.counted -= page.counted();
         }
         // Positions are never given twice: go on at a page boundary behind the last one that was given.
         let whole_pages = (self.next.0 - self.base.0).div_ceil(PAGE_ENTRIES as u64);
@@ -555,6 +673,8 @@ impl Index {
         self.base = self.next;
         self.live = 0;
         self.expiring = 0;
+        self.counted = 0;
+        self.due.clear();
         Detached { pages, meter: self.meter.clone() }
     }
 }
@@ -586,184 +706,4 @@ impl Drop for Detached {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::time::Duration;
-
-    use rand::rngs::SmallRng;
-    use rand::{Rng, SeedableRng};
-
-    use super::*;
-    use crate::change::JournalPosition;
-    use crate::message::DeliveryMode;
-
-    fn entry(id: u64) -> Entry {
-        let (id, body, expires) = (MessageId::transient(id), Body::Stored, None);
-        Entry { id, body, expires, bytes: 0, journaled: false, redelivered: false }
-    }
-
-    #[test]
-    fn a_message_that_is_never_acked_does_not_keep_the_others_in_memory() {
-        let mut index = Index::default();
-        let kept = index.push(entry(0));
-        for id in 1..(20 * PAGE_ENTRIES as u64) {
-            let position = index.push(entry(id));
-            index.settle(position);
-        }
-        assert_eq!(index.pages.iter().flatten().count(), 1);
-        assert_eq!(index.open(kept).map(|entry| entry.id), Some(MessageId::transient(0)));
-        assert_eq!(index.first_from(kept.next()), None);
-        index.settle(kept);
-        let last = index.push(entry(7));
-        assert_eq!(index.first_from(Position(0)), Some(last));
-    }
-
-    #[test]
-    fn whole_pages_are_detached_at_once_and_their_positions_not_given_again() {
-        let mut index = Index::default();
-        for id in 0..(3 * PAGE_ENTRIES as u64 + 10) {
-            index.push(entry(id));
-        }
-        let end = index.next();
-        let mut detached = index.detach_behind(Position(5));
-        assert_eq!(index.live(), PAGE_ENTRIES);
-        assert!(index.next() >= end);
-        let next = index.push(entry(9));
-        assert_eq!(index.first_from(Position(PAGE_ENTRIES as u64)), Some(next));
-        assert_eq!(index.live(), PAGE_ENTRIES + 1);
-        assert!(detached.free_page() && detached.free_page() && detached.free_page() && !detached.free_page());
-    }
-
-    #[test]
-    fn messages_come_back_to_their_places() {
-        let page = PAGE_ENTRIES as u64;
-        let places = [3, 4, 9, page + 2, page + 3, 5 * page + 7, 5 * page + 8, 9 * page, 9 * page + 1];
-        let mut index = Index::default();
-        for place in places {
-            assert!(index.push_at(Position(place), entry(place)), "{place}");
-        }
-        assert!(!index.push_at(Position(9 * page), entry(0)), "a place is given once");
-        assert!(!index.push_at(Position(u64::MAX), entry(0)), "too far away");
-        let mut found = Vec::new();
-        let mut from = Position(0);
-        while let Some(position) = index.first_from(from) {
-            assert_eq!(index.open(position).map(|entry| entry.id), Some(MessageId::transient(position.0)));
-            found.push(position.0);
-            from = position.next();
-        }
-        assert_eq!(found, places);
-        assert_eq!(index.live(), places.len());
-        for place in places {
-            assert!(index.settle(Position(place)).is_some(), "{place}");
-        }
-        assert_eq!(index.live(), 0);
-        assert!(index.push_at(Position(20 * page + 5), entry(1)));
-        assert_eq!(index.push(entry(2)), Position(20 * page + 6));
-        assert_eq!(index.first_from(Position(0)), Some(Position(20 * page + 5)));
-    }
-
-    #[test]
-    fn positions_go_on_after_the_queue_was_empty() {
-        let mut index = Index::default();
-        let first = index.push(entry(1));
-        assert!(index.settle(first).is_some());
-        assert!(index.settle(first).is_none(), "a settled entry never comes back");
-        let second = index.push(entry(2));
-        assert!(second > first);
-        assert!(index.open(first).is_none());
-        assert_eq!(index.live(), 1);
-    }
-
-    /// What is known of a message beside its body.
-    type Known = (u64, Option<Deadline>, bool);
-
-    #[test]
-    fn packed_pages_hold_what_open_ones_do() {
-        for seed in 0..12 {
-            let mut random = SmallRng::seed_from_u64(seed);
-            let meter = Meter::default();
-            let mut index = Index::new(meter.clone());
-            let mut model: BTreeMap<Position, Known> = BTreeMap::new();
-            let mut id = 0;
-            let message = |id: u64| {
-                let block = vec![b'x'; usize::try_from(id % 300).unwrap() + 2];
-                Message::new(&block, 0, 0, DeliveryMode::Persistent)
-            };
-            for _ in 0..300 {
-                let any = Position(random.random_range(0..=index.next().0));
-                let picked = model.range(any..).next().map(|(&position, _)| position);
-                match random.random_range(0..10) {
-                    0..3 => {
-                        for _ in 0..random.random_range(1..400) {
-                            id += random.random_range(1..400);
-                            let expires = (seed % 3 > 0 && random.random_bool(0.3))
-                                .then(|| Deadline(Duration::from_nanos(random.random_range(0..u64::MAX))));
-                            let entry =
-                                Entry::new(MessageId::journaled(JournalPosition(id)), message(id), expires, true);
-                            model.insert(index.push(entry), (id, expires, false));
-                        }
-                    }
-                    3 => {
-                        let keep = any..Position(any.0 + random.random_range(0..500));
-                        while index.evict(Position(0), &keep, &mut 100_000, &mut |_| true).is_some() {}
-                    }
-                    4 => _ = index.evict(any, &(any..any), &mut 200, &mut |entry| entry.bytes % 7 > 0),
-                    5 => {
-                        if let Some(position) = picked {
-                            assert!(index.restore(position, message(model[&position].0)));
-                        }
-                    }
-                    6 => {
-                        let known = model.get_mut(&any);
-                        assert_eq!(index.flag_redelivered(any), known.is_some());
-                        if let Some(known) = known {
-                            known.2 = true;
-                        }
-                    }
-                    _ => {
-                        let gone: Vec<_> =
-                            model.range(any..).take(random.random_range(1..300)).map(|(&at, _)| at).collect();
-                        for position in gone {
-                            model.remove(&position);
-                            let settled = index.settle(position).unwrap();
-                            assert!(settled.journaled && index.settle(position).is_none());
-                        }
-                    }
-                }
-                assert_eq!(index.live(), model.len());
-                assert_eq!(index.expiring(), model.values().filter(|known| known.1.is_some()).count());
-                assert_eq!(index.first_from(any), model.range(any..).next().map(|(&position, _)| position));
-                let redelivered = model.get(&any).is_some_and(|known| known.2);
-                assert_eq!(index.is_redelivered(any), redelivered);
-                assert_eq!(meter.bytes(), index.pages.iter().flatten().map(|page| page.memory()).sum::<usize>());
-            }
-            while index.evict(Position(0), &(Position(0)..Position(0)), &mut 1_000_000, &mut |_| true).is_some() {}
-            let packed = index.pages.iter().flatten().filter(|page| matches!(***page, Page::Packed(_))).count();
-            assert!(packed > 0, "seed {seed}");
-            for (position, known) in &model {
-                let entry = index.open(*position).unwrap();
-                let found = (entry.id.position().unwrap().0, entry.expires, entry.redelivered);
-                assert_eq!(found, *known);
-                assert_eq!(entry.bytes as usize, message(known.0).bytes());
-            }
-            drop(index.detach());
-            assert_eq!(meter.bytes(), 0);
-        }
-    }
-
-    #[test]
-    fn a_message_that_is_not_in_memory_takes_a_few_bytes() {
-        let meter = Meter::default();
-        let mut index = Index::new(meter.clone());
-        for id in 1..=100_000 {
-            let message = Message::new(&[b'x'; 1024], 0, 0, DeliveryMode::Persistent);
-            index.push(Entry::new(MessageId::journaled(JournalPosition(id)), message, None, true));
-        }
-        let mut from = Some(Position(0));
-        while let Some(at) = from {
-            from = index.evict(at, &(at..at), &mut 4096, &mut |_| true);
-        }
-        assert!(meter.bytes() < 100_000 * 6, "{} bytes", meter.bytes());
-        assert_eq!(index.live(), 100_000);
-    }
-}
+mod tests;

@@ -2,10 +2,11 @@
 //!
 //! Owns: what lies in the queue, what of it is ready, what is delivered and unacked, who consumes.
 //! Must not know: connections, channels, exchanges.
-//! Invariant: every live entry is exactly one of *ready* (behind the cursor, or returned) and *unacked*.
+//! Invariant: every live entry is exactly one of *ready* (behind the cursor, or returned) and *taken*: unacked, or dying.
 
 pub(crate) mod arguments;
 mod consumers;
+mod dying;
 mod index;
 
 use std::collections::BTreeSet;
@@ -13,10 +14,11 @@ use std::ops::Range;
 
 use leveret_amqp::FieldTable;
 
-pub(crate) use self::arguments::{ArgumentError, QueueArguments, QueueType};
+pub(crate) use self::arguments::{ArgumentError, ArgumentFault, DeadLetters, Overflow, QueueArguments, QueueType};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat};
-pub(crate) use self::index::{Body, Detached, Entry, Index, Position, Settled};
-use crate::change::{JournalPosition, QueueNumber};
+pub(crate) use self::dying::Dying;
+pub(crate) use self::index::{Body, Detached, Entry, Index, Known, Position, Settled};
+use crate::change::{DeathReason, JournalPosition, QueueNumber};
 use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
@@ -86,7 +88,11 @@ pub(crate) struct Queue {
     cursor: Position,
     /// Before the cursor, and ready again.
     returned: BTreeSet<Position>,
-    unacked: usize,
+    /// Messages that are delivered, or that die.
+    taken: usize,
+    /// Bytes of their bodies, if the queue counts those.
+    taken_bytes: u64,
+    dying: Dying,
 }
 
 impl Queue {
@@ -101,13 +107,15 @@ impl Queue {
             parked: None,
             timer: None,
             last_used: now,
-            index: Index::new(meter),
+            index: Index::new(meter.clone()),
             grant: Grant::default(),
             flagged_below: Position::default(),
             journaled_end: Position::default(),
             cursor: Position::default(),
             returned: BTreeSet::new(),
-            unacked: 0,
+            taken: 0,
+            taken_bytes: 0,
+            dying: Dying::new(meter),
         }
     }
 
@@ -118,7 +126,12 @@ impl Queue {
 
     /// Messages that wait to be delivered.
     pub(crate) fn ready(&self) -> usize {
-        self.index.live() - self.unacked
+        self.index.live() - self.taken
+    }
+
+    /// Bytes of the bodies of those, if the queue has a limit on them.
+    pub(crate) fn ready_bytes(&self) -> u64 {
+        self.index.counted() - self.taken_bytes
     }
 
     /// [`Self::ready`] as `declare-ok` and its like carry it.
@@ -128,6 +141,27 @@ impl Queue {
 
     pub(crate) fn consumer_count(&self) -> u32 {
         u32::try_from(self.consumers.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether one more ready message, with a body of so many bytes, would be too many.
+    pub(crate) fn would_overflow(&self, body_bytes: usize) -> bool {
+        self.exceeds(self.ready() as u64 + 1, self.ready_bytes() + body_bytes as u64)
+    }
+
+    /// Whether there are more ready messages than there may be.
+    pub(crate) fn overflows(&self) -> bool {
+        self.exceeds(self.ready() as u64, self.ready_bytes())
+    }
+
+    fn exceeds(&self, messages: u64, bytes: u64) -> bool {
+        let QueueArguments { max_length, max_length_bytes, .. } = &self.declared.arguments;
+        max_length.is_some_and(|most| messages > most) || max_length_bytes.is_some_and(|most| bytes > most)
+    }
+
+    /// What of a body is counted.
+    pub(crate) fn counted(&self, body_bytes: usize) -> u32 {
+        let counts = self.declared.arguments.max_length_bytes.is_some();
+        if counts { u32::try_from(body_bytes).unwrap_or(u32::MAX) } else { 0 }
     }
 
     pub(crate) fn push(&mut self, entry: Entry) -> Position {
@@ -155,7 +189,12 @@ impl Queue {
 
     /// Removes a message after a restart, when none is delivered yet; false if it is not there.
     pub(crate) fn settle(&mut self, position: Position) -> bool {
-        self.index.settle(position).is_some()
+        let is_dying = self.dying.remove(position);
+        let settled = self.index.settle(position);
+        if let Some(settled) = settled.as_ref().filter(|_| is_dying) {
+            self.give_back(settled.counted);
+        }
+        settled.is_some()
     }
 
     /// Removes all messages before a place but these, after a restart.
@@ -168,6 +207,56 @@ impl Queue {
         self.index.detach();
         self.index = index;
         self.journaled_end = journaled_end;
+        self.dying.clear();
+        (self.taken, self.taken_bytes) = (0, 0);
+    }
+
+    /// After a restart: a message is to be dead-lettered, and waits for its body; false if it is not there.
+    pub(crate) fn condemn_again(&mut self, position: Position, reason: DeathReason) -> bool {
+        let Some(counted) = self.index.known(position).map(|known| known.counted) else { return false };
+        if self.dying.push(position, reason) {
+            self.taken += 1;
+            self.taken_bytes += u64::from(counted);
+        }
+        true
+    }
+
+    /// A message that was taken is to be dead-lettered, and waits for its body.
+    pub(crate) fn condemn(&mut self, position: Position, reason: DeathReason) {
+        let is_new = self.dying.push(position, reason);
+        assert!(is_new, "a message dies once");
+    }
+
+    /// Those that are to be dead-lettered.
+    pub(crate) fn dying(&self) -> &Dying {
+        &self.dying
+    }
+
+    /// The same, to let one go on.
+    pub(crate) fn dying_mut(&mut self) -> &mut Dying {
+        &mut self.dying
+    }
+
+    /// The bodies that are needed next to dead-letter messages, up to so many bytes.
+    pub(crate) fn dying_bodies(&self, mut bytes: usize) -> Vec<(Position, MessageId)> {
+        let mut found = Vec::new();
+        for (position, _) in self.dying.in_order().take(READ_AHEAD_ENTRIES) {
+            let Some(known) = self.index.known(position) else { continue };
+            found.push((position, known.id));
+            let Some(left) = bytes.checked_sub(known.bytes as usize) else { break };
+            bytes = left;
+        }
+        found
+    }
+
+    /// What is known of a message, wherever it is.
+    pub(crate) fn known(&self, position: Position) -> Option<Known> {
+        self.index.known(position)
+    }
+
+    fn give_back(&mut self, counted: u32) {
+        self.taken -= 1;
+        self.taken_bytes -= u64::from(counted);
     }
 
     /// Hands out the journaled messages of the first page that has one at or behind `from`. Returns where the next page
@@ -225,6 +314,7 @@ impl Queue {
 
     /// Brings a body back that was fetched.
     pub(crate) fn restore(&mut self, position: Position, message: Message) {
+        let Some(message) = self.dying.restore(position, message) else { return };
         if self.parked == Some(position) {
             self.parked = None;
         }
@@ -233,6 +323,9 @@ impl Queue {
 
     /// The head cannot be read back. It stays where it is, and nobody gets it before the next start.
     pub(crate) fn set_aside(&mut self, position: Position) {
+        if self.dying.give_up(position) {
+            return;
+        }
         if self.parked == Some(position) {
             self.parked = None;
             self.take_head(position);
@@ -266,15 +359,33 @@ impl Queue {
         if let Some(&position) = self.returned.first() {
             return Some(position);
         }
-        let found = self.index.first_from(self.cursor);
+        let mut found = self.index.first_from(self.cursor);
+        while let Some(position) = found.filter(|&position| self.dying.contains(position)) {
+            found = self.index.first_from(position.next());
+        }
         self.cursor = found.unwrap_or(self.index.next());
         found
+    }
+
+    /// Takes a ready message out of turn, as if it had been delivered; false if it is not there any more.
+    pub(crate) fn take(&mut self, position: Position) -> bool {
+        let Some(counted) = self.index.known(position).map(|known| known.counted) else { return false };
+        if self.parked == Some(position) {
+            self.parked = None;
+        }
+        self.returned.remove(&position);
+        self.taken += 1;
+        self.taken_bytes += u64::from(counted);
+        true
     }
 
     /// Marks the head as delivered and not yet settled.
     pub(crate) fn take_head(&mut self, head: Position) {
         self.advance(head);
-        self.unacked += 1;
+        self.taken += 1;
+        if self.declared.arguments.max_length_bytes.is_some() {
+            self.taken_bytes += self.index.known(head).map_or(0, |known| known.counted.into());
+        }
     }
 
     /// Removes the head for good.
@@ -292,17 +403,31 @@ impl Queue {
         }
     }
 
-    /// Removes an unacked message for good.
-    pub(crate) fn settle_unacked(&mut self, position: Position) -> Option<Settled> {
-        let settled = self.index.settle(position);
-        self.unacked -= usize::from(settled.is_some());
-        settled
+    /// Removes a message for good that was taken.
+    pub(crate) fn settle_taken(&mut self, position: Position) -> Option<Settled> {
+        let settled = self.index.settle(position)?;
+        self.give_back(settled.counted);
+        Some(settled)
+    }
+
+    /// The ready messages of the next page in which some are due, in their order; none if no message is due.
+    pub(crate) fn take_due(&mut self, now: Moment) -> Option<Vec<Position>> {
+        let Queue { index, cursor, returned, dying, .. } = self;
+        let is_ready = |position| {
+            if position < *cursor { returned.contains(&position) } else { !dying.contains(position) }
+        };
+        index.take_due(now, is_ready)
     }
 
     /// Puts an unacked message back to its place.
     pub(crate) fn return_unacked(&mut self, position: Position) {
         if self.index.flag_redelivered(position) {
-            self.unacked -= 1;
+            if self.index.expiring() > 0 {
+                self.index.note_due(position);
+            }
+            let counts = self.declared.arguments.max_length_bytes.is_some();
+            let counted = if counts { self.index.known(position).map_or(0, |known| known.counted) } else { 0 };
+            self.give_back(counted);
             let is_new = self.returned.insert(position);
             assert!(is_new, "a message is returned once for each time it was delivered");
         }
@@ -313,7 +438,10 @@ impl Queue {
     pub(crate) fn purge(&mut self) -> (u32, Detached) {
         let count = self.message_count();
         self.parked = None;
-        if self.unacked > 0 {
+        if self.dying.last().is_some_and(|last| last >= self.cursor) {
+            return (count, Detached::default());
+        }
+        if self.taken > 0 {
             return (count, self.index.detach_behind(self.cursor));
         }
         self.returned.clear();
@@ -328,24 +456,28 @@ impl Queue {
         self.settle_head(head).is_some()
     }
 
-    /// Positions of unacked messages, in order.
-    pub(crate) fn unacked_positions(&self) -> Vec<Position> {
-        let mut found = Vec::with_capacity(self.unacked);
+    /// Positions of messages that are delivered, or that die, in order.
+    pub(crate) fn taken_positions(&self) -> Vec<Position> {
+        let mut found = Vec::with_capacity(self.taken);
         let mut from = self.index.base();
-        while found.len() < self.unacked {
-            let Some(position) = self.index.first_from(from) else { break };
+        while let Some(position) = self.index.first_from(from).filter(|&position| position < self.cursor) {
             if !self.returned.contains(&position) {
                 found.push(position);
             }
             from = position.next();
         }
+        found.extend(self.dying.positions().filter(|&position| position >= self.cursor));
         found
     }
 
-    /// When something happens to this queue by itself: its head expires, or the unused queue does.
-    pub(crate) fn next_deadline(&mut self) -> Option<Deadline> {
-        let head = if self.index.expiring() > 0 { self.head() } else { None };
-        let message = head.and_then(|head| self.index.open(head)?.expires);
+    /// Whether any message has a deadline.
+    pub(crate) fn has_expiring(&self) -> bool {
+        self.index.expiring() > 0
+    }
+
+    /// When something happens to this queue by itself: a message expires, or the unused queue does.
+    pub(crate) fn next_deadline(&self) -> Option<Deadline> {
+        let message = self.index.first_due().filter(|_| !self.dying.is_full());
         message.into_iter().chain(self.expires_at()).min()
     }
 
@@ -357,7 +489,7 @@ impl Queue {
 
     /// Whether it ever has to be looked at without being used.
     pub(crate) fn is_timed(&self) -> bool {
-        self.index.expiring() > 0 || self.timer.is_some() || self.declared.arguments.expires.is_some()
+        self.index.first_due().is_some() || self.timer.is_some() || self.declared.arguments.expires.is_some()
     }
 
     /// Lets go of bodies for which `store` found another place, but not of so many bytes that will be delivered next.

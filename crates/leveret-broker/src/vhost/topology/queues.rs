@@ -13,7 +13,7 @@ use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::Target;
 use crate::vhost::queue::arguments::COMPARED;
-use crate::vhost::queue::{Declared, Queue, QueueArguments, QueueType};
+use crate::vhost::queue::{DeadLetters, Declared, Queue, QueueArguments, QueueType};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::replies::is_reply_address;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
@@ -104,6 +104,11 @@ impl VirtualHost {
         let arguments = QueueArguments::parse(declare.arguments.as_table()).map_err(|error| {
             Refusal::InvalidQueueArgument { queue: name.to_string(), vhost: self.name.to_string(), error }
         })?;
+        if let Some(DeadLetters { exchange, .. }) = &arguments.dead_letters {
+            // RabbitMQ: whoever sends messages on from a queue must be able to do so by hand.
+            self.authorize(from, Permission::Read, Resource::Queue(name.as_str()))?;
+            self.authorize(from, Permission::Write, Resource::Exchange(exchange.as_str()))?;
+        }
         self.check_queue_type(&name, declare, &arguments)?;
         self.last_queue_number += 1;
         let declared = Declared {
@@ -227,7 +232,7 @@ impl VirtualHost {
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         let (message_count, detached) = queue.purge();
         if queue.declared.durable && message_count > 0 {
-            let (below, except) = (queue.next_position(), queue.unacked_positions());
+            let (below, except) = (queue.next_position(), queue.taken_positions());
             let change = Change::QueuePurged { queue: queue.declared.number, below, except };
             self.change_topology(change, effects);
         }

@@ -43,8 +43,9 @@ impl Bits {
     }
 }
 
-/// Entries, one after the other: how much its id is greater than the one before, twice its bytes plus whether it
-/// expires, and if so its deadline in nanoseconds; each as a number of as many bytes as it needs.
+/// Entries, one after the other: how much its id is greater than the one before; four times its bytes, plus two if those
+/// of its body are counted, plus one if it expires; then so many, and its deadline in nanoseconds. Each is a number of
+/// as many bytes as it needs.
 #[derive(Debug)]
 pub(super) struct Packed {
     /// The slots that `bytes` has entries for.
@@ -53,6 +54,7 @@ pub(super) struct Packed {
     live: Bits,
     redelivered: Bits,
     expiring: usize,
+    counted: u64,
     bytes: Box<[u8]>,
 }
 
@@ -60,7 +62,7 @@ impl Packed {
     /// Packs a full page. All entries must be journaled and their bodies stored.
     pub(super) fn pack(entries: &[Option<Entry>]) -> Self {
         let (mut written, mut redelivered) = (Bits::default(), Bits::default());
-        let (mut expiring, mut last_id) = (0, 0);
+        let (mut expiring, mut counted, mut last_id) = (0, 0, 0);
         let mut bytes = Vec::with_capacity(PAGE_ENTRIES * 4);
         for (slot, entry) in entries.iter().enumerate() {
             let Some(entry) = entry else { continue };
@@ -71,13 +73,18 @@ impl Packed {
             let id = entry.id.position().map_or(0, |position| position.0);
             write_number(&mut bytes, id.wrapping_sub(last_id));
             last_id = id;
-            write_number(&mut bytes, u64::from(entry.bytes) << 1 | u64::from(entry.expires.is_some()));
+            let flags = u64::from(entry.counted > 0) << 1 | u64::from(entry.expires.is_some());
+            write_number(&mut bytes, u64::from(entry.bytes) << 2 | flags);
+            if entry.counted > 0 {
+                counted += u64::from(entry.counted);
+                write_number(&mut bytes, entry.counted.into());
+            }
             if let Some(Deadline(at)) = entry.expires {
                 expiring += 1;
                 write_number(&mut bytes, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
             }
         }
-        Packed { written, live: written, redelivered, expiring, bytes: bytes.into() }
+        Packed { written, live: written, redelivered, expiring, counted, bytes: bytes.into() }
     }
 
     /// Hands out what each slot of the page holds, in order.
@@ -98,13 +105,15 @@ impl Packed {
         std::iter::from_fn(move || {
             id = id.wrapping_add(read_number(&mut rest)?);
             let bytes = read_number(&mut rest)?;
+            let counted = if bytes & 2 == 2 { read_number(&mut rest)? } else { 0 };
             let expires =
                 if bytes & 1 == 1 { Some(Deadline(Duration::from_nanos(read_number(&mut rest)?))) } else { None };
             Some(Entry {
                 id: MessageId::journaled(JournalPosition(id)),
                 body: Body::Stored,
                 expires,
-                bytes: u32::try_from(bytes >> 1).unwrap_or(u32::MAX),
+                bytes: u32::try_from(bytes >> 2).unwrap_or(u32::MAX),
+                counted: u32::try_from(counted).unwrap_or(u32::MAX),
                 journaled: true,
                 redelivered: false,
             })
@@ -119,6 +128,10 @@ impl Packed {
         self.expiring
     }
 
+    pub(super) fn counted(&self) -> u64 {
+        self.counted
+    }
+
     pub(super) fn memory(&self) -> usize {
         size_of::<super::Page>() + self.bytes.len()
     }
@@ -127,18 +140,25 @@ impl Packed {
         self.live.first_from(slot)
     }
 
-    /// Takes an entry out for good; whether it would have expired. `None` if it is not there.
-    pub(super) fn settle(&mut self, slot: usize) -> Option<bool> {
+    /// The entry of a slot, if it is there.
+    pub(super) fn get(&self, slot: usize) -> Option<Entry> {
+        let before = (0..slot).filter(|&slot| self.written.has(slot)).count();
+        let entry = self.live.has(slot).then(|| self.entries().nth(before))??;
+        Some(Entry { redelivered: self.redelivered.has(slot), ..entry })
+    }
+
+    /// Takes an entry out for good; whether it would have expired, and what of it is counted. `None` if it is not there.
+    pub(super) fn settle(&mut self, slot: usize) -> Option<(bool, u32)> {
         if !self.live.has(slot) {
             return None;
         }
-        let expires = self.expiring > 0 && {
-            let before = (0..slot).filter(|&slot| self.written.has(slot)).count();
-            self.entries().nth(before).is_some_and(|entry| entry.expires.is_some())
-        };
+        let needs_entry = self.expiring > 0 || self.counted > 0;
+        let entry = if needs_entry { self.get(slot) } else { None };
+        let (expires, counted) = entry.map_or((false, 0), |entry| (entry.expires.is_some(), entry.counted));
         self.live.clear(slot);
         self.expiring -= usize::from(expires);
-        Some(expires)
+        self.counted -= u64::from(counted);
+        Some((expires, counted))
     }
 
     pub(super) fn flag_redelivered(&mut self, slot: usize) -> bool {

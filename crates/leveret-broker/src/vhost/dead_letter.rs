@@ -1,0 +1,146 @@
+//! Dead lettering: what becomes of messages that leave a queue without having been consumed. RabbitMQ: dead letter
+//! exchanges, arguments `x-dead-letter-exchange` and `x-dead-letter-routing-key`.
+//!
+//! A message whose queue has no exchange for it is gone. Any other goes on: it is put into the queues that the exchange
+//! leads to and taken from its own, in one list of changes, so after a crash it is in one place. If its body is not in
+//! memory, it is *condemned* first: that is a durable fact of its own, so it is not delivered any more from then on.
+
+mod deaths;
+
+use leveret_amqp::ShortString;
+use smallvec::smallvec;
+
+use self::deaths::{Address, Death};
+use crate::change::{Change, DeathReason};
+use crate::message::Message;
+use crate::moment::Moment;
+use crate::vhost::effects::{Effects, Fetch, FetchFor};
+use crate::vhost::queue::{Known, Position};
+use crate::vhost::route::Route;
+use crate::vhost::{QueueId, VirtualHost};
+
+impl VirtualHost {
+    /// A ready message leaves its queue.
+    pub(super) fn discard_ready(
+        &mut self,
+        now: Moment,
+        id: QueueId,
+        position: Position,
+        reason: DeathReason,
+        effects: &mut Effects,
+    ) {
+        if self.queues.get_mut(id).is_some_and(|queue| queue.take(position)) {
+            self.discard_taken(now, id, position, reason, effects);
+        }
+    }
+
+    /// A message that was taken leaves its queue.
+    pub(super) fn discard_taken(
+        &mut self,
+        now: Moment,
+        id: QueueId,
+        position: Position,
+        reason: DeathReason,
+        effects: &mut Effects,
+    ) {
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        if queue.declared.arguments.dead_letters.is_none() {
+            return self.settle_taken(id, position, effects);
+        }
+        let is_first = queue.dying().is_empty();
+        let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
+        if let Some(message) = message.filter(|_| is_first) {
+            self.dead_letter(now, id, &message, reason, effects);
+            return self.settle_taken(id, position, effects);
+        }
+        queue.condemn(position, reason);
+        if journaled {
+            let queue = queue.declared.number;
+            self.change(Change::MessagesCondemned { queue, messages: smallvec![(position, reason)] }, effects);
+        }
+        self.mark_runnable(id);
+    }
+
+    /// Lets those go on that wait for their bodies, as far as those are here.
+    pub(super) fn bury(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
+        while self.units > 0 {
+            let Some(queue) = self.queues.get_mut(id) else { return };
+            let Some((position, reason, fetched)) = queue.dying().first() else { return };
+            let Some(message) = fetched.or_else(|| queue.known(position)?.message) else {
+                if queue.dying_mut().begin_fetch() {
+                    let wanted = queue.dying_bodies(self.read_ahead).into_iter();
+                    let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
+                    effects.fetches.extend(wanted.map(fetch));
+                }
+                return;
+            };
+            self.units -= 1;
+            queue.dying_mut().remove(position);
+            self.dead_letter(now, id, &message, reason, effects);
+            self.settle_taken(id, position, effects);
+        }
+    }
+
+    /// Takes a message out of its queue for good.
+    pub(super) fn settle_taken(&mut self, id: QueueId, position: Position, effects: &mut Effects) {
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        let number = queue.declared.number;
+        if queue.settle_taken(position).is_some_and(|settled| settled.journaled) {
+            self.change(Change::MessageSettled { queue: number, position }, effects);
+        }
+    }
+
+    /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. What a full queue does
+    /// not take may go on from there in turn, until it comes round to a queue where it was.
+    pub(super) fn dead_letter(
+        &mut self,
+        now: Moment,
+        id: QueueId,
+        message: &Message,
+        reason: DeathReason,
+        effects: &mut Effects,
+    ) {
+        let mut letters = vec![(id, message.clone(), reason)];
+        while let Some((id, message, reason)) = letters.pop() {
+            self.units = self.units.saturating_sub(1);
+            let Some((letter, mut route)) = self.letter(now, id, &message, reason) else { continue };
+            let full = self.take_full(&letter, &mut route);
+            let goes_on = full.into_iter().filter(|&id| self.dead_letters_overflow(id));
+            letters.extend(goes_on.map(|id| (id, letter.clone(), DeathReason::MaxLen)));
+            self.place(now, letter, None, &route, effects);
+        }
+    }
+
+    /// A message as it goes on from a queue, and the queues that it goes to.
+    fn letter(
+        &mut self,
+        now: Moment,
+        id: QueueId,
+        message: &Message,
+        reason: DeathReason,
+    ) -> Option<(Message, Route)> {
+        let declared = &self.queues.get(id)?.declared;
+        let to = declared.arguments.dead_letters.as_ref()?;
+        let exchange = match to.exchange.as_str() {
+            "" => None,
+            name => Some(self.exchanges.find(name)?),
+        };
+        let header = message.decode_header().ok()?;
+        let routing_key = to.routing_key.as_ref().map(ShortString::as_short_str);
+        let address = Address { exchange: to.exchange.as_short_str(), routing_key };
+        let death = Death { reason, queue: declared.name.as_str(), at: now.wall };
+        let letter = deaths::with_death(message, &header, death, address);
+        let header = letter.decode_header().ok()?;
+        let mut keys = deaths::visible_keys(&letter, &header);
+        keys.extend(letter.hidden_keys());
+        let (mut route, _) = self.queues_behind(exchange, &keys, &letter);
+        if reason != DeathReason::Rejected {
+            let headers = header.properties.headers.unwrap_or_default();
+            route.retain(|&mut target| {
+                let target = self.queues.get(target).map(|queue| queue.declared.name.as_str());
+                !target.is_some_and(|name| deaths::is_cycle(headers, name))
+            });
+        }
+        Some((letter, route))
+    }
+}

@@ -1,0 +1,154 @@
+//! How a dead-lettered message tells where it died: header `x-death` and its like. RabbitMQ: dead-lettered message
+//! headers.
+//!
+//! Owns: what the headers say, and reading them again. What a client wrote under these names is not believed: only a
+//! message with [`History::Deaths`] has died before.
+//! Must not know: queues, exchanges, routes.
+
+use std::time::Duration;
+
+use leveret_amqp::{Array, ContentHeader, FieldTable, ShortStr, Table, Value};
+
+use crate::change::DeathReason;
+use crate::message::{History, Message, write_hidden_key, write_route};
+
+/// What happened to a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Death<'a> {
+    pub(super) reason: DeathReason,
+    /// The queue it was in.
+    pub(super) queue: &'a str,
+    /// By the wall clock, since 1970.
+    pub(super) at: Duration,
+}
+
+/// Where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address<'a> {
+    pub(super) exchange: ShortStr<'a>,
+    /// Instead of all the keys that it was published with.
+    pub(super) routing_key: Option<ShortStr<'a>>,
+}
+
+/// The routing keys that everybody may see: that of the message, and those of header `CC`.
+pub(super) fn visible_keys<'m>(message: &'m Message, header: &ContentHeader<'m>) -> Vec<&'m str> {
+    let mut keys = vec![message.routing_key()];
+    if let Some(Value::Array(more)) = header.properties.headers.and_then(|headers| headers.get("CC")) {
+        keys.extend(more.iter().filter_map(Value::as_str).filter(|key| ShortStr::new(key).is_ok()));
+    }
+    keys
+}
+
+/// The message as it goes on: with the headers that tell of its death, and without an expiration of its own.
+pub(super) fn with_death(
+    message: &Message,
+    header: &ContentHeader<'_>,
+    death: Death<'_>,
+    to: Address<'_>,
+) -> Message {
+    let headers = header.properties.headers.unwrap_or_default();
+    let is_first = message.history() == History::None;
+    let before = if is_first { Vec::new() } else { deaths(headers) };
+    let (same, others): (Vec<_>, Vec<_>) = before
+        .into_iter()
+        .partition(|known| names(*known, "queue", death.queue) && reason(*known) == Some(death.reason));
+    let latest = match same.first() {
+        Some(known) => counted_once_more(*known),
+        None => record(message, header, death),
+    };
+    let keeps = |name: &[u8]| match name {
+        b"x-death" | b"x-last-death-exchange" | b"x-last-death-queue" | b"x-last-death-reason" => false,
+        b"x-first-death-exchange" | b"x-first-death-queue" | b"x-first-death-reason" => !is_first,
+        b"CC" => to.routing_key.is_none(),
+        _ => true,
+    };
+    let told = FieldTable::build(|table| {
+        let records = [latest.as_table()].into_iter().chain(others);
+        table.fields_of(headers, keeps);
+        table.array("x-death", records.map(Value::Table));
+        for which in if is_first { &["x-first-death", "x-last-death"][..] } else { &["x-last-death"] } {
+            table
+                .field(&format!("{which}-exchange"), Value::LongStr(message.exchange().as_bytes()))
+                .field(&format!("{which}-queue"), Value::LongStr(death.queue.as_bytes()))
+                .field(&format!("{which}-reason"), Value::LongStr(death.reason.as_str().as_bytes()));
+        }
+    });
+    // RabbitMQ sorts the headers to which it adds some.
+    let told = told.as_table().sorted();
+    let mut properties = header.properties;
+    properties.headers = Some(told.as_table());
+    properties.expiration = None;
+
+    let mut block = Vec::with_capacity(message.bytes() + told.as_table().as_bytes().len());
+    write_route(&mut block, to.exchange, to.routing_key.unwrap_or(ShortStr::truncated(message.routing_key())));
+    if to.routing_key.is_none() {
+        for key in message.hidden_keys() {
+            // Exchanges may have longer names than the one before.
+            let _fits = write_hidden_key(&mut block, ShortStr::truncated(key));
+        }
+    }
+    let header_at = u16::try_from(block.len()).expect("keys that do not fit were left out");
+    ContentHeader { properties, ..*header }.encode(&mut block);
+    let body_at = u32::try_from(block.len()).expect("headers grow by a record for each queue, far below 4 GiB");
+    block.extend_from_slice(message.body());
+    Message::new(&block, header_at, body_at, message.delivery_mode()).with_history(History::Deaths)
+}
+
+/// Whether a message that is about to enter a queue was there before and came back without any client's doing: nobody
+/// has rejected it since. RabbitMQ: dead letter cycles.
+pub(super) fn is_cycle(headers: Table<'_>, queue: &str) -> bool {
+    for record in deaths(headers) {
+        if reason(record) == Some(DeathReason::Rejected) {
+            return false;
+        }
+        if names(record, "queue", queue) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The records of header `x-death`, the latest first.
+fn deaths(headers: Table<'_>) -> Vec<Table<'_>> {
+    let Some(Value::Array(records)) = headers.get("x-death") else { return Vec::new() };
+    tables(records).collect()
+}
+
+fn tables(array: Array<'_>) -> impl Iterator<Item = Table<'_>> {
+    array.iter().filter_map(|value| if let Value::Table(table) = value { Some(table) } else { None })
+}
+
+fn names(record: Table<'_>, field: &str, name: &str) -> bool {
+    record.get(field).and_then(Value::as_str) == Some(name)
+}
+
+fn reason(record: Table<'_>) -> Option<DeathReason> {
+    record.get("reason").and_then(Value::as_str).and_then(DeathReason::parse)
+}
+
+/// The first death in this queue for this reason.
+fn record(message: &Message, header: &ContentHeader<'_>, death: Death<'_>) -> FieldTable {
+    FieldTable::build(|table| {
+        if let Some(expiration) = header.properties.expiration {
+            table.field("original-expiration", Value::LongStr(expiration));
+        }
+        let keys = visible_keys(message, header);
+        table
+            .field("count", Value::I64(1))
+            .field("reason", Value::LongStr(death.reason.as_str().as_bytes()))
+            .field("queue", Value::LongStr(death.queue.as_bytes()))
+            .field("time", Value::Timestamp(death.at.as_secs()))
+            .field("exchange", Value::LongStr(message.exchange().as_bytes()))
+            .array("routing-keys", keys.into_iter().map(|key| Value::LongStr(key.as_bytes())));
+    })
+}
+
+/// The same record, but for its count: its time is that of the first death.
+fn counted_once_more(record: Table<'_>) -> FieldTable {
+    let count = record.get("count").and_then(Value::as_integer).unwrap_or_default();
+    FieldTable::build(|table| {
+        table.fields_of(record, |name| name == b"original-expiration");
+        table.field("count", Value::I64(count.saturating_add(1)));
+        table.fields_of(record, |name| name != b"original-expiration" && name != b"count");
+    })
+}

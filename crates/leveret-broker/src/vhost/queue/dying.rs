@@ -1,0 +1,137 @@
+//! Messages that are to be dead-lettered and wait for their bodies: they go on in the order in which they died.
+//!
+//! Owns: which they are, why they die, and the bodies that were fetched for them.
+//! Must not know: where they go.
+//! Invariant: a message dies once, and is neither ready nor delivered while it waits here.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Position;
+use crate::change::DeathReason;
+use crate::limits::{BODY_OVERHEAD_BYTES, READ_AHEAD_ENTRIES};
+use crate::memory::{Lease, Meter};
+use crate::message::Message;
+
+/// What a message takes here beside its body, about.
+const DYING_BYTES: usize = 80;
+
+/// The dying messages of one queue.
+#[derive(Debug)]
+pub(crate) struct Dying {
+    /// Those that can go on.
+    order: VecDeque<Position>,
+    /// All of them; those whose bodies cannot be read, too, which stay until the next start.
+    messages: BTreeMap<Position, (DeathReason, Option<Message>)>,
+    /// A body was asked for and has not come.
+    is_fetching: bool,
+    memory: Lease,
+}
+
+impl Dying {
+    /// None yet; what they take is added up in `meter`.
+    pub(crate) fn new(meter: Meter) -> Self {
+        let (order, messages) = (VecDeque::new(), BTreeMap::new());
+        Dying { order, messages, is_fetching: false, memory: Lease::new(meter) }
+    }
+
+    /// Whether none can go on.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Whether no more should come before some have gone on, where that can wait.
+    pub(crate) fn is_full(&self) -> bool {
+        self.order.len() >= READ_AHEAD_ENTRIES
+    }
+
+    pub(crate) fn contains(&self, position: Position) -> bool {
+        self.messages.contains_key(&position)
+    }
+
+    /// In the order of their positions.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = Position> {
+        self.messages.keys().copied()
+    }
+
+    /// The last of those.
+    pub(crate) fn last(&self) -> Option<Position> {
+        self.messages.last_key_value().map(|(&position, _)| position)
+    }
+
+    /// In the order in which they died.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = (Position, DeathReason)> {
+        self.order.iter().filter_map(|&position| Some((position, self.messages.get(&position)?.0)))
+    }
+
+    /// One more dies; false if it does already.
+    pub(crate) fn push(&mut self, position: Position, reason: DeathReason) -> bool {
+        let is_new = !self.messages.contains_key(&position);
+        if is_new {
+            self.order.push_back(position);
+            self.messages.insert(position, (reason, None));
+            self.memory.take(DYING_BYTES);
+        }
+        is_new
+    }
+
+    /// The one that goes on next, and its body if it is here.
+    pub(crate) fn first(&self) -> Option<(Position, DeathReason, Option<Message>)> {
+        let &position = self.order.front()?;
+        let (reason, message) = self.messages.get(&position)?;
+        Some((position, *reason, message.clone()))
+    }
+
+    /// Takes one out that went on, or that was settled before it could; false if it is not here.
+    pub(crate) fn remove(&mut self, position: Position) -> bool {
+        let Some((_, body)) = self.messages.remove(&position) else { return false };
+        self.leave_line(position);
+        self.memory.give_back(DYING_BYTES + body.as_ref().map_or(0, body_bytes));
+        true
+    }
+
+    fn leave_line(&mut self, position: Position) {
+        if self.order.front() == Some(&position) {
+            self.order.pop_front();
+        } else {
+            self.order.retain(|&other| other != position);
+        }
+    }
+
+    /// Forgets all of them.
+    pub(crate) fn clear(&mut self) {
+        for position in self.messages.keys().copied().collect::<Vec<_>>() {
+            self.remove(position);
+        }
+        self.is_fetching = false;
+    }
+
+    /// Whether bodies may be asked for; then none may until one has come.
+    pub(crate) fn begin_fetch(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_fetching, true)
+    }
+
+    /// Takes in the body of one of them; gives it back if it is of another message.
+    pub(crate) fn restore(&mut self, position: Position, message: Message) -> Option<Message> {
+        let Some((_, body)) = self.messages.get_mut(&position) else { return Some(message) };
+        self.is_fetching = false;
+        if body.is_none() {
+            self.memory.take(body_bytes(&message));
+            *body = Some(message);
+        }
+        None
+    }
+
+    /// The body of one of them cannot be read; false if it is of another message.
+    pub(crate) fn give_up(&mut self, position: Position) -> bool {
+        let is_here = self.messages.contains_key(&position);
+        if is_here {
+            self.leave_line(position);
+            self.is_fetching = false;
+        }
+        is_here
+    }
+}
+
+fn body_bytes(message: &Message) -> usize {
+    message.bytes() + BODY_OVERHEAD_BYTES
+}

@@ -1,0 +1,179 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::change::JournalPosition;
+use crate::message::DeliveryMode;
+
+fn entry(id: u64) -> Entry {
+    let (id, body, expires) = (MessageId::transient(id), Body::Stored, None);
+    Entry { id, body, expires, bytes: 0, counted: 0, journaled: false, redelivered: false }
+}
+
+#[test]
+fn a_message_that_is_never_acked_does_not_keep_the_others_in_memory() {
+    let mut index = Index::default();
+    let kept = index.push(entry(0));
+    for id in 1..(20 * PAGE_ENTRIES as u64) {
+        let position = index.push(entry(id));
+        index.settle(position);
+    }
+    assert_eq!(index.pages.iter().flatten().count(), 1);
+    assert_eq!(index.open(kept).map(|entry| entry.id), Some(MessageId::transient(0)));
+    assert_eq!(index.first_from(kept.next()), None);
+    index.settle(kept);
+    let last = index.push(entry(7));
+    assert_eq!(index.first_from(Position(0)), Some(last));
+}
+
+#[test]
+fn whole_pages_are_detached_at_once_and_their_positions_not_given_again() {
+    let mut index = Index::default();
+    for id in 0..(3 * PAGE_ENTRIES as u64 + 10) {
+        index.push(entry(id));
+    }
+    let end = index.next();
+    let mut detached = index.detach_behind(Position(5));
+    assert_eq!(index.live(), PAGE_ENTRIES);
+    assert!(index.next() >= end);
+    let next = index.push(entry(9));
+    assert_eq!(index.first_from(Position(PAGE_ENTRIES as u64)), Some(next));
+    assert_eq!(index.live(), PAGE_ENTRIES + 1);
+    assert!(detached.free_page() && detached.free_page() && detached.free_page() && !detached.free_page());
+}
+
+#[test]
+fn messages_come_back_to_their_places() {
+    let page = PAGE_ENTRIES as u64;
+    let places = [3, 4, 9, page + 2, page + 3, 5 * page + 7, 5 * page + 8, 9 * page, 9 * page + 1];
+    let mut index = Index::default();
+    for place in places {
+        assert!(index.push_at(Position(place), entry(place)), "{place}");
+    }
+    assert!(!index.push_at(Position(9 * page), entry(0)), "a place is given once");
+    assert!(!index.push_at(Position(u64::MAX), entry(0)), "too far away");
+    let mut found = Vec::new();
+    let mut from = Position(0);
+    while let Some(position) = index.first_from(from) {
+        assert_eq!(index.open(position).map(|entry| entry.id), Some(MessageId::transient(position.0)));
+        found.push(position.0);
+        from = position.next();
+    }
+    assert_eq!(found, places);
+    assert_eq!(index.live(), places.len());
+    for place in places {
+        assert!(index.settle(Position(place)).is_some(), "{place}");
+    }
+    assert_eq!(index.live(), 0);
+    assert!(index.push_at(Position(20 * page + 5), entry(1)));
+    assert_eq!(index.push(entry(2)), Position(20 * page + 6));
+    assert_eq!(index.first_from(Position(0)), Some(Position(20 * page + 5)));
+}
+
+#[test]
+fn positions_go_on_after_the_queue_was_empty() {
+    let mut index = Index::default();
+    let first = index.push(entry(1));
+    assert!(index.settle(first).is_some());
+    assert!(index.settle(first).is_none(), "a settled entry never comes back");
+    let second = index.push(entry(2));
+    assert!(second > first);
+    assert!(index.open(first).is_none());
+    assert_eq!(index.live(), 1);
+}
+
+/// What is known of a message beside its body.
+type Known = (u64, Option<Deadline>, bool);
+
+#[test]
+fn packed_pages_hold_what_open_ones_do() {
+    for seed in 0..12 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let meter = Meter::default();
+        let mut index = Index::new(meter.clone());
+        let mut model: BTreeMap<Position, Known> = BTreeMap::new();
+        let mut id = 0;
+        let message = |id: u64| {
+            let block = vec![b'x'; usize::try_from(id % 300).unwrap() + 2];
+            Message::new(&block, 0, 0, DeliveryMode::Persistent)
+        };
+        for _ in 0..300 {
+            let any = Position(random.random_range(0..=index.next().0));
+            let picked = model.range(any..).next().map(|(&position, _)| position);
+            match random.random_range(0..10) {
+                0..3 => {
+                    for _ in 0..random.random_range(1..400) {
+                        id += random.random_range(1..400);
+                        let expires = (seed % 3 > 0 && random.random_bool(0.3))
+                            .then(|| Deadline(Duration::from_nanos(random.random_range(0..u64::MAX))));
+                        let entry =
+                            Entry::new(MessageId::journaled(JournalPosition(id)), message(id), expires, true);
+                        model.insert(index.push(entry), (id, expires, false));
+                    }
+                }
+                3 => {
+                    let keep = any..Position(any.0 + random.random_range(0..500));
+                    while index.evict(Position(0), &keep, &mut 100_000, &mut |_| true).is_some() {}
+                }
+                4 => _ = index.evict(any, &(any..any), &mut 200, &mut |entry| entry.bytes % 7 > 0),
+                5 => {
+                    if let Some(position) = picked {
+                        assert!(index.restore(position, message(model[&position].0)));
+                    }
+                }
+                6 => {
+                    let known = model.get_mut(&any);
+                    assert_eq!(index.flag_redelivered(any), known.is_some());
+                    if let Some(known) = known {
+                        known.2 = true;
+                    }
+                }
+                _ => {
+                    let gone: Vec<_> =
+                        model.range(any..).take(random.random_range(1..300)).map(|(&at, _)| at).collect();
+                    for position in gone {
+                        model.remove(&position);
+                        let settled = index.settle(position).unwrap();
+                        assert!(settled.journaled && index.settle(position).is_none());
+                    }
+                }
+            }
+            assert_eq!(index.live(), model.len());
+            assert_eq!(index.expiring(), model.values().filter(|known| known.1.is_some()).count());
+            assert_eq!(index.first_from(any), model.range(any..).next().map(|(&position, _)| position));
+            let redelivered = model.get(&any).is_some_and(|known| known.2);
+            assert_eq!(index.is_redelivered(any), redelivered);
+            assert_eq!(meter.bytes(), index.pages.iter().flatten().map(|page| page.memory()).sum::<usize>());
+        }
+        while index.evict(Position(0), &(Position(0)..Position(0)), &mut 1_000_000, &mut |_| true).is_some() {}
+        let packed = index.pages.iter().flatten().filter(|page| matches!(***page, Page::Packed(_))).count();
+        assert!(packed > 0, "seed {seed}");
+        for (position, known) in &model {
+            let entry = index.open(*position).unwrap();
+            let found = (entry.id.position().unwrap().0, entry.expires, entry.redelivered);
+            assert_eq!(found, *known);
+            assert_eq!(entry.bytes as usize, message(known.0).bytes());
+        }
+        drop(index.detach());
+        assert_eq!(meter.bytes(), 0);
+    }
+}
+
+#[test]
+fn a_message_that_is_not_in_memory_takes_a_few_bytes() {
+    let meter = Meter::default();
+    let mut index = Index::new(meter.clone());
+    for id in 1..=100_000 {
+        let message = Message::new(&[b'x'; 1024], 0, 0, DeliveryMode::Persistent);
+        index.push(Entry::new(MessageId::journaled(JournalPosition(id)), message, None, true));
+    }
+    let mut from = Some(Position(0));
+    while let Some(at) = from {
+        from = index.evict(at, &(at..at), &mut 4096, &mut |_| true);
+    }
+    assert!(meter.bytes() < 100_000 * 6, "{} bytes", meter.bytes());
+    assert_eq!(index.live(), 100_000);
+}

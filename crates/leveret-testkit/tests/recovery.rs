@@ -329,7 +329,7 @@ fn check_all_power_cuts(actions: &[Action]) {
                 let read = reader.read(STREAM, entry.message.0);
                 let read = read.unwrap_or_else(|error| panic!("queue {queue}, stopped at {operation}: {error}"));
                 assert_eq!(read, changes[at].1, "message {} is another one", entry.message.0);
-                numbered.extend(number_of(&read));
+                numbered.extend(number_of(read));
             }
             // Whatever was published to the short queue lies there or among the dead letters, and nowhere twice.
             numbered.sort();

@@ -16,6 +16,11 @@ pub struct Moment {
 }
 
 impl Moment {
+    /// Its place in time without the fractions: milliseconds since the arbitrary start.
+    pub(crate) fn monotonic_ms(self) -> u64 {
+        u64::try_from(self.monotonic.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The deadline that lies `after` behind this moment; the end of time if that is out of range.
     pub fn deadline(self, after: Duration) -> Deadline {
         Deadline(self.monotonic.saturating_add(after))

@@ -19,6 +19,9 @@ pub struct Settings {
     pub heartbeat: u16,
     /// `handshake_timeout`: from accept to `connection.open`. Default 10 s.
     pub handshake_timeout: Duration,
+    /// `consumer_timeout`: how long a consumer may hold a delivery without settling it, unless its queue or the consumer
+    /// says. None by default, for ever.
+    pub consumer_timeout: Option<Duration>,
     /// `max_message_size`: largest body, in bytes, up to 512 MiB. Default 16 MiB.
     pub max_message_size: u64,
 }
@@ -33,6 +36,7 @@ impl Default for Settings {
             channel_max: 2047,
             heartbeat: 60,
             handshake_timeout: Duration::from_secs(10),
+            consumer_timeout: None,
             max_message_size: 16 * 1024 * 1024,
         }
     }

@@ -236,6 +236,8 @@ impl Peer {
     fn work(&mut self, address: SocketAddr) {
         self.execute();
         self.catch_up();
+        // What could be told only now may have ended a channel.
+        self.execute();
         if self.connection.input_waits() {
             let carry = std::mem::take(&mut self.carry);
             self.take_in(&carry, address);

@@ -194,7 +194,8 @@ impl Server {
                 (Some(writer), Some(bodies), vhosts)
             }
         };
-        let hubs = vhosts.into_iter().map(|(vhost, stream)| {
+        let hubs = vhosts.into_iter().map(|(mut vhost, stream)| {
+            vhost.set_consumer_timeout(config.settings.consumer_timeout);
             let name = vhost.name().to_string();
             (name, Hub::new(vhost, stream, bodies.clone(), Arc::clone(&memory), clock))
         });

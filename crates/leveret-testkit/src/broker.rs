@@ -142,6 +142,7 @@ impl Broker {
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Settings, &mut Node)) -> Self {
         change(Arc::make_mut(&mut self.settings), Arc::make_mut(&mut self.node));
+        self.vhost.set_consumer_timeout(self.settings.consumer_timeout);
         self
     }
 
@@ -453,6 +454,7 @@ impl Wire for Broker {
             }
         };
         self.vhost = VirtualHost::new(self.node.vhosts()[0].clone(), [7; 32]);
+        self.vhost.set_consumer_timeout(self.settings.consumer_timeout);
         for (position, record) in self.journal.iter().filter(|(position, _)| *position >= from) {
             let change = Change::decode(record).expect("what was encoded is decoded");
             self.vhost.apply(self.now, *position, change).expect("a change fits to those before it");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leveret_broker::Settings;
-use leveret_broker::limits::BODY_BYTES_MAX;
+use leveret_broker::limits::{BODY_BYTES_MAX, TTL_MAX};
 
 /// A setting that cannot be set so.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +21,10 @@ pub(crate) enum ConfigurationError {
     #[error("setting '{key}' takes {takes}; '{value}' is not that")]
     Invalid { key: &'static str, takes: &'static str, value: String },
 }
+
+/// Ten years, as for other times that clients give.
+const TTL_MAX_MS: u64 = 315_360_000_000;
+const _: () = assert!(TTL_MAX.as_millis() == TTL_MAX_MS as u128);
 
 struct Key {
     name: &'static str,
@@ -82,6 +86,18 @@ const KEYS: &[Key] = &[
         takes: "a number of milliseconds from 100 to 600000",
         set: |settings, value| {
             let _: () = settings.handshake_timeout = Duration::from_millis(number(value, 100, 600_000)?);
+            Some(())
+        },
+    },
+    Key {
+        name: "consumer_timeout",
+        takes: "a number of milliseconds from 1 to 315360000000, or undefined for none",
+        set: |settings, value| {
+            let timeout = match value.trim() {
+                "undefined" => None,
+                number_of_ms => Some(Duration::from_millis(number(number_of_ms, 1, TTL_MAX_MS)?)),
+            };
+            let _: () = settings.consumer_timeout = timeout;
             Some(())
         },
     },
@@ -176,5 +192,8 @@ mod tests {
         }
         assert_eq!(from(&["heartbeat"]), Err(ConfigurationError::NoValue("heartbeat".into())));
         assert_eq!(from(&["frame_max=4096"]).unwrap().frame_max, 4096);
+        assert!(from(&["consumer_timeout=0"]).is_err());
+        let timeout = |value: &str| from(&[&format!("consumer_timeout={value}")]).unwrap().consumer_timeout;
+        assert_eq!((timeout("1800000"), timeout("undefined")), (Some(Duration::from_mins(30)), None));
     }
 }

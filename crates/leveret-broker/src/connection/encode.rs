@@ -11,8 +11,9 @@ use crate::connection::{Connection, State};
 use crate::message::Message;
 use crate::moment::Moment;
 use crate::names::ChannelId;
-use crate::vhost::command::{ConsumerId, DeliveryTag, Farewell, Wait};
+use crate::vhost::command::{Command, ConsumerId, DeliveryTag, Farewell, Wait};
 use crate::vhost::effects::{Answer, Output, Window};
+use crate::vhost::refusal::Refusal;
 
 impl Connection {
     /// Encodes what the virtual host has for this client, in order. `durable` is how far the journal has come.
@@ -292,7 +293,14 @@ impl Connection {
                 }
                 Method::BasicCancelOk { consumer_tag: tag.as_short_str() }
             }
-            Answer::BasicCancel { consumer } => {
+            Answer::ConsumerTimedOut { consumer, timeout } if !self.capabilities.consumer_cancel_notify => {
+                // A client that does not know what it means would wait for ever.
+                self.channels.consumers.remove(*consumer);
+                let refusal = Refusal::ConsumerTimeout { channel, timeout: *timeout };
+                self.commands.push(Command::FailChannel(channel, Exception::from(&refusal)));
+                return;
+            }
+            Answer::ConsumerTimedOut { consumer, .. } | Answer::BasicCancel { consumer } => {
                 let Some(tag) = self.channels.consumers.remove(*consumer) else { return };
                 if self.capabilities.consumer_cancel_notify {
                     let cancel = Method::BasicCancel { consumer_tag: tag.as_short_str(), nowait: true };

@@ -347,9 +347,25 @@ impl From<&Refusal> for Exception {
             Refusal::ExclusiveConsumer { queue, vhost } => {
                 (Code::AccessRefused, format!("queue '{queue}' in vhost '{vhost}' in exclusive use"))
             }
-            Refusal::InvalidConsumerPriority { queue, vhost, fault } => (
+            Refusal::InvalidConsumerArgument { argument, queue, vhost, fault } => (
                 Code::PreconditionFailed,
-                format!("invalid arg 'x-priority' for queue '{queue}' in vhost '{vhost}': {fault}"),
+                format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}': {fault}"),
+            ),
+            Refusal::NoGetWithSingleActive { queue, vhost, queue_type } => (
+                Code::ResourceLocked,
+                format!(
+                    "cannot obtain access to locked queue '{queue}' in vhost '{vhost}'. basic.get operations are not \
+                     supported by {queue_type} queues with single active consumer"
+                ),
+            ),
+            Refusal::ConsumerTimeout { channel, timeout } => (
+                Code::PreconditionFailed,
+                format!(
+                    "delivery acknowledgement on channel {} timed out. Timeout value used: {} ms. This timeout value can \
+                     be configured, see consumers doc guide to learn more",
+                    channel.number(),
+                    timeout.as_millis()
+                ),
             ),
             Refusal::UnknownDeliveryTag { tag } => {
                 (Code::PreconditionFailed, format!("unknown delivery tag {tag}"))

@@ -17,7 +17,7 @@ use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
 use crate::vhost::queue::{Declared, Entry, QueueArguments};
 use crate::vhost::topology::alternate_of;
-use crate::vhost::{QueueId, VirtualHost};
+use crate::vhost::{QueueId, Timer, VirtualHost};
 
 /// A change that does not fit to those before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -253,7 +253,7 @@ impl VirtualHost {
                 // It has something to do as soon as there is somebody to do it.
                 let at_once = Deadline(Duration::ZERO);
                 queue.timer = Some(at_once);
-                self.timers.insert((at_once, id));
+                self.timers.insert((at_once, Timer::Queue(id)));
             } else if queue.is_timed() {
                 self.set_timer(id);
             }

@@ -1,5 +1,7 @@
 //! Handing messages out: consumers, credit, `basic.get`; and what a queue does by itself.
 
+use std::time::Duration;
+
 use crate::access::Permission;
 use crate::change::{Change, DeathReason, JournalPosition};
 use crate::limits::UNITS_PER_DUE_PAGE;
@@ -8,8 +10,8 @@ use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
-use crate::vhost::queue::arguments::not_an_integer;
-use crate::vhost::queue::{Body, ConsumerKey, Position, Priority, Queue, Seat};
+use crate::vhost::queue::arguments::{CONSUMER_TIMEOUT, milliseconds, not_an_integer};
+use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
@@ -43,15 +45,24 @@ impl VirtualHost {
         self.authorize_queue(from, Permission::Read, queue_id)?;
         self.check_not_locked(from, queue_id)?;
         let (name, vhost) = (self.queue_name(queue_id), self.name.to_string());
-        let invalid = |fault| Refusal::InvalidConsumerPriority { queue: name.clone(), vhost: vhost.clone(), fault };
+        let invalid = |(argument, fault)| Refusal::InvalidConsumerArgument {
+            argument,
+            queue: name.clone(),
+            vhost: vhost.clone(),
+            fault,
+        };
         let priority = consumer_priority(consume).map_err(invalid)?;
+        let own_timeout = consumer_timeout(consume).map_err(invalid)?;
+        let timeout = own_timeout.or_else(|| self.queue_timeout(queue_id));
         let key = ConsumerKey { connection: from, consumer: consume.consumer };
         let Some(queue) = self.queues.get_mut(queue_id) else { return Ok(()) };
-        let wants_to_be_alone = consume.exclusive && !queue.consumers.is_empty();
+        let is_shared = !queue.consumers.is_empty() || queue.consumers.has_single_active();
+        let wants_to_be_alone = consume.exclusive && is_shared;
         if queue.exclusive_consumer.is_some() || wants_to_be_alone {
             return Err(Refusal::ExclusiveConsumer { queue: name, vhost });
         }
         let seat = queue.consumers.add(key, priority);
+        let waiting = queue.consumers.may_serve(seat);
         if consume.exclusive {
             queue.exclusive_consumer = Some(seat);
         }
@@ -68,12 +79,14 @@ impl VirtualHost {
                 ack_mode: consume.ack_mode,
                 priority,
                 prefetch,
+                timeout,
                 unacked: 0,
-                waiting: true,
+                waiting,
                 starved: false,
             };
             session.add_consumer(consumer);
         }
+        self.hand_over_if_idle(queue_id);
         if consume.wait == Wait::Answer {
             let answer = Answer::BasicConsumeOk { consumer: consume.consumer };
             self.answer(from, channel_id, answer, effects);
@@ -91,7 +104,7 @@ impl VirtualHost {
         let Some(session) = self.sessions.get_mut(from) else { return };
         let Some(consumer) = session.remove_consumer(id) else { return };
         let Some(queue) = self.queues.get_mut(consumer.queue) else { return };
-        queue.consumers.remove(consumer.seat, consumer.waiting);
+        let next = queue.consumers.remove(consumer.seat, consumer.waiting);
         queue.last_used = now;
         if queue.exclusive_consumer == Some(consumer.seat) {
             queue.exclusive_consumer = None;
@@ -100,6 +113,28 @@ impl VirtualHost {
             self.delete_queue(consumer.queue, effects);
         } else {
             self.mark_runnable(consumer.queue);
+            if let Some(next) = next {
+                self.offer_turn(next.connection, next.consumer);
+            }
+        }
+    }
+
+    /// The active consumer of a queue holds nothing any more: if another one is to take over, it does.
+    pub(super) fn hand_over(&mut self, id: QueueId, active: Seat) {
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        if queue.consumers.is_yielding(active)
+            && let Some(next) = queue.consumers.activate_next()
+        {
+            self.offer_turn(next.connection, next.consumer);
+        }
+    }
+
+    /// The same, should it hold nothing when the other one comes.
+    fn hand_over_if_idle(&mut self, id: QueueId) {
+        let Some((seat, key)) = self.queues.get(id).and_then(|queue| queue.consumers.yielding()) else { return };
+        let consumer = self.sessions.get_mut(key.connection).and_then(|session| session.consumer(key.consumer));
+        if consumer.is_some_and(|consumer| consumer.unacked == 0) {
+            self.hand_over(id, seat);
         }
     }
 
@@ -112,12 +147,13 @@ impl VirtualHost {
         }
         let Some(consumer) = session.consumer(id) else { return };
         if credit == Credit::Available && !consumer.waiting {
-            consumer.waiting = true;
             let (queue_id, seat, priority) = (consumer.queue, consumer.seat, consumer.priority);
-            if let Some(queue) = self.queues.get_mut(queue_id) {
+            let Some(queue) = self.queues.get_mut(queue_id) else { return };
+            if queue.consumers.may_serve(seat) {
+                consumer.waiting = true;
                 queue.consumers.wait_for_turn(seat, priority);
+                self.mark_runnable(queue_id);
             }
-            self.mark_runnable(queue_id);
         }
     }
 
@@ -136,7 +172,7 @@ impl VirtualHost {
             if self.expire_if(now, id, head, effects) {
                 continue;
             }
-            self.deliver_head(id, head, effects);
+            self.deliver_head(now, id, head, effects);
         }
         self.expire(now, id, effects);
         self.drop_overflow(now, id, effects);
@@ -149,7 +185,7 @@ impl VirtualHost {
     }
 
     /// Gives the head of a queue to the consumer whose turn it is.
-    fn deliver_head(&mut self, id: QueueId, head: Position, effects: &mut Effects) {
+    fn deliver_head(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) {
         let Some(queue) = self.queues.get_mut(id) else { return };
         let Some((seat, key)) = queue.consumers.take_turn() else { return };
         let Some(session) = self.sessions.get_mut(key.connection) else { return };
@@ -158,7 +194,7 @@ impl VirtualHost {
             session.starve(key.consumer);
         }
         let Some((consumer, _)) = session.consumer_and_channel(key.consumer) else { return };
-        if credit != Some(Credit::Available) {
+        if credit != Some(Credit::Available) || !queue.consumers.may_serve(seat) {
             consumer.waiting = false;
             return;
         }
@@ -180,14 +216,15 @@ impl VirtualHost {
         let Some((consumer, channel)) = session.consumer_and_channel(key.consumer) else { return };
         let tag = channel.unacked.next_tag();
         let channel_id = consumer.channel;
+        let timeout = consumer.timeout.filter(|_| consumer.ack_mode == AckMode::Manual);
         let (message, settled) = match consumer.ack_mode {
             AckMode::Manual => {
                 let message = message.clone();
                 queue.take_head(head);
                 consumer.unacked += 1;
                 channel.delivered += 1;
-                let consumer = Some(key.consumer);
-                channel.unacked.push(Unacked { tag: tag.number(), queue: id, position: head, consumer });
+                let (tag, delivered_ms, consumer) = (tag.number(), now.monotonic_ms(), Some(key.consumer));
+                channel.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
                 (Some(message), None)
             }
             AckMode::Automatic => match queue.settle_head(head) {
@@ -204,6 +241,9 @@ impl VirtualHost {
             self.change(Change::MessageSettled { queue, position }, effects);
         }
         self.take_next_turn(id, seat, key);
+        if let Some(timeout) = timeout {
+            self.arm_channel(key.connection, channel_id, now.deadline(timeout));
+        }
     }
 
     /// A consumer that was served goes to the end of the ring, if it has credit left.
@@ -214,10 +254,9 @@ impl VirtualHost {
             session.starve(key.consumer);
         }
         let Some(consumer) = session.consumer(key.consumer) else { return };
+        let Some(queue) = self.queues.get_mut(id) else { return };
         consumer.waiting = credit == Some(Credit::Available);
-        if consumer.waiting
-            && let Some(queue) = self.queues.get_mut(id)
-        {
+        if consumer.waiting {
             queue.consumers.wait_for_turn(seat, consumer.priority);
         }
     }
@@ -278,6 +317,14 @@ impl VirtualHost {
         self.authorize_queue(from, Permission::Read, id)?;
         self.check_not_locked(from, id)?;
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
+        if queue.consumers.has_single_active() {
+            let queue_type = queue.declared.arguments.queue_type.as_str();
+            return Err(Refusal::NoGetWithSingleActive {
+                queue: self.queue_name(id),
+                vhost: self.name.to_string(),
+                queue_type,
+            });
+        }
         queue.last_used = now;
         self.get_head(now, from, channel_id, id, ack_mode, effects);
         Ok(())
@@ -300,7 +347,7 @@ impl VirtualHost {
             }
         };
         self.mark_runnable(id);
-        let taken = head.and_then(|head| self.take_for_get(from, channel_id, id, head, ack_mode, effects));
+        let taken = head.and_then(|head| self.take_for_get(now, from, channel_id, id, head, ack_mode, effects));
         let Some((getting, body)) = taken else {
             return self.answer(from, channel_id, Answer::BasicGetEmpty, effects);
         };
@@ -316,8 +363,10 @@ impl VirtualHost {
     }
 
     /// Takes the head of a queue for a `basic.get`; its body is here or has to be fetched.
+    #[expect(clippy::too_many_arguments, reason = "who asks, for what, and when")]
     fn take_for_get(
         &mut self,
+        now: Moment,
         from: ConnectionId,
         channel: ChannelId,
         queue_id: QueueId,
@@ -342,10 +391,14 @@ impl VirtualHost {
         let message_count = queue.message_count();
         let tag = state.unacked.next_tag();
         if ack_mode == AckMode::Manual {
-            state.unacked.push(Unacked { tag: tag.number(), queue: queue_id, position, consumer: None });
+            let (tag, delivered_ms) = (tag.number(), now.monotonic_ms());
+            state.unacked.push(Unacked { tag, delivered_ms, queue: queue_id, position, consumer: None });
         }
         let getting =
             Getting { channel, queue: queue_id, position, ack_mode, tag, redelivered, after, message_count };
+        if let Some(timeout) = self.queue_timeout(queue_id).filter(|_| ack_mode == AckMode::Manual) {
+            self.arm_channel(from, channel, now.deadline(timeout));
+        }
         Some((getting, body))
     }
 
@@ -363,7 +416,7 @@ impl VirtualHost {
     /// the next start; the client gets the one behind it.
     pub(super) fn fail_get(&mut self, now: Moment, to: ConnectionId, getting: &Getting, effects: &mut Effects) {
         if let Some(channel) = self.sessions.get_mut(to).and_then(|session| session.channel(getting.channel)) {
-            channel.unacked.take(getting.tag);
+            let _is_manual = channel.unacked.take(getting.tag);
         }
         self.get_head(now, to, getting.channel, getting.queue, getting.ack_mode, effects);
     }
@@ -379,7 +432,8 @@ impl VirtualHost {
     ) {
         let Getting { channel, queue, position, ack_mode, tag, redelivered, after, message_count } = getting;
         if ack_mode == AckMode::Automatic {
-            let unacked = Unacked { tag: tag.number(), queue, position, consumer: None };
+            let (tag, delivered_ms) = (tag.number(), now.monotonic_ms());
+            let unacked = Unacked { tag, delivered_ms, queue, position, consumer: None };
             self.settle_one(now, unacked, Settlement::Ack, effects);
         }
         if let Some(session) = self.sessions.get_mut(to) {
@@ -389,8 +443,17 @@ impl VirtualHost {
     }
 }
 
+type BadArgument = (&'static str, String);
+
 /// Argument `x-priority` of `basic.consume`: any integer. RabbitMQ: consumer priorities.
-fn consumer_priority(consume: &Consume) -> Result<Priority, String> {
-    let Some(value) = consume.arguments.as_table().get("x-priority") else { return Ok(0) };
-    value.as_integer().ok_or_else(|| not_an_integer(value))
+fn consumer_priority(consume: &Consume) -> Result<Priority, BadArgument> {
+    let argument = "x-priority";
+    let Some(value) = consume.arguments.as_table().get(argument) else { return Ok(0) };
+    value.as_integer().ok_or_else(|| (argument, not_an_integer(value)))
+}
+
+/// Argument `x-consumer-timeout` of `basic.consume`: milliseconds. RabbitMQ 4.3: consumer timeouts.
+fn consumer_timeout(consume: &Consume) -> Result<Option<Duration>, BadArgument> {
+    let timeout = milliseconds(consume.arguments.as_table(), CONSUMER_TIMEOUT, 1);
+    timeout.map_err(|ArgumentError { argument, fault }| (argument, fault.value()))
 }

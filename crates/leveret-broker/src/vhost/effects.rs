@@ -1,6 +1,7 @@
 //! What follows from a batch: outputs grouped by connection, changes for the journal, bodies to fetch.
 
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use leveret_amqp::ReplyCode;
 use slotmap::SecondaryMap;
@@ -187,6 +188,11 @@ pub enum Answer {
     },
     BasicCancel {
         consumer: ConsumerId,
+    },
+    /// A consumer held a delivery for longer than it may, and is one no longer.
+    ConsumerTimedOut {
+        consumer: ConsumerId,
+        timeout: Duration,
     },
     BasicGetEmpty,
     BasicRecoverOk,

@@ -24,11 +24,13 @@ pub mod room;
 mod route;
 mod session;
 mod settle;
+mod timeout;
 mod topology;
 mod transaction;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -71,6 +73,15 @@ pub enum Progress {
     More,
 }
 
+/// What happens by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// Messages of a queue expire, or the queue itself.
+    Queue(QueueId),
+    /// A channel may hold a delivery for too long.
+    Channel(ConnectionId, ChannelId),
+}
+
 /// How far [`VirtualHost::evict`] has come round.
 #[derive(Debug, Default)]
 pub struct Sweep {
@@ -111,7 +122,9 @@ pub struct VirtualHost {
     runnable: VecDeque<QueueId>,
     /// What nobody can see any more.
     detached: Vec<Detached>,
-    timers: BTreeSet<(Deadline, QueueId)>,
+    timers: BTreeSet<(Deadline, Timer)>,
+    /// How long a delivery may be held, unless its queue or its consumer says.
+    consumer_timeout: Option<Duration>,
     /// What its queues hold in memory.
     memory: Meter,
     /// Bytes of messages that are fetched at once for a queue.
@@ -149,6 +162,7 @@ impl VirtualHost {
             runnable: VecDeque::new(),
             detached: Vec::new(),
             timers: BTreeSet::new(),
+            consumer_timeout: None,
             memory: Meter::default(),
             read_ahead: READ_AHEAD_BYTES,
             room: Room::default(),
@@ -245,11 +259,18 @@ impl VirtualHost {
     pub fn handle_timeout(&mut self, now: Moment, effects: &mut Effects) -> Progress {
         self.units = UNITS_PER_HOLD;
         while self.units > 0
-            && let Some(&(deadline, queue_id)) = self.timers.first()
+            && let Some(&(deadline, timer)) = self.timers.first()
             && now.has_reached(deadline)
         {
             self.units -= 1;
             self.timers.pop_first();
+            let queue_id = match timer {
+                Timer::Queue(id) => id,
+                Timer::Channel(connection, channel) => {
+                    self.time_out(now, connection, channel, effects);
+                    continue;
+                }
+            };
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             queue.timer = None;
             if queue.expires_at().is_some_and(|deadline| now.has_reached(deadline)) {
@@ -460,6 +481,7 @@ impl VirtualHost {
     /// Ends the consumers of a channel and gives its unacked messages back.
     fn release_channel(&mut self, from: ConnectionId, id: ChannelId) {
         self.cancel_replies(from, id, None);
+        self.disarm_channel(from, id);
         let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
         // What an unfinished transaction settled is still unacked.
         if let Some(transaction) = channel.transaction.take() {
@@ -532,10 +554,10 @@ impl VirtualHost {
         let wanted = queue.next_deadline();
         if queue.timer != wanted {
             if let Some(old) = queue.timer {
-                self.timers.remove(&(old, id));
+                self.timers.remove(&(old, Timer::Queue(id)));
             }
             queue.timer = wanted;
-            self.timers.extend(wanted.map(|deadline| (deadline, id)));
+            self.timers.extend(wanted.map(|deadline| (deadline, Timer::Queue(id))));
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Why a virtual host refuses a command, in domain words. What the wire hears of it is decided in
 //! `connection/reply.rs`.
 
+use std::time::Duration;
+
 use crate::access::AccessRefused;
+use crate::names::ChannelId;
 use crate::vhost::queue::ArgumentError;
 
 /// A command that is refused. Names are as the client gave them.
@@ -95,10 +98,22 @@ pub enum Refusal {
         queue: String,
         vhost: String,
     },
-    InvalidConsumerPriority {
+    InvalidConsumerArgument {
+        argument: &'static str,
         queue: String,
         vhost: String,
         fault: String,
+    },
+    /// `basic.get` from a queue with a single active consumer.
+    NoGetWithSingleActive {
+        queue: String,
+        vhost: String,
+        queue_type: &'static str,
+    },
+    /// A delivery was not settled in time.
+    ConsumerTimeout {
+        channel: ChannelId,
+        timeout: Duration,
     },
     UnknownDeliveryTag {
         tag: u64,

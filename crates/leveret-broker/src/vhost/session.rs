@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use leveret_amqp::ShortString;
 
 use crate::access::Login;
 use crate::change::JournalPosition;
 use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES};
+use crate::moment::Deadline;
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::QueueId;
 use crate::vhost::command::{AckMode, ConsumerId, DeliveryTag};
@@ -70,6 +72,8 @@ pub(crate) struct Channel {
     pub(crate) transaction: Option<Transaction>,
     /// The consumer of replies, and the routing key that reaches it.
     pub(crate) replies: Option<(ConsumerId, ShortString)>,
+    /// When the virtual host will look for deliveries that were not settled in time.
+    pub(crate) timer: Option<Deadline>,
 }
 
 /// One consumer.
@@ -83,6 +87,8 @@ pub(crate) struct Consumer {
     pub(crate) ack_mode: AckMode,
     pub(crate) priority: Priority,
     pub(crate) prefetch: Option<NonZeroU64>,
+    /// How long it may hold a delivery.
+    pub(crate) timeout: Option<Duration>,
     pub(crate) unacked: u64,
     /// Whether it stands in the ring of its queue.
     pub(crate) waiting: bool,
@@ -236,6 +242,8 @@ impl Session {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unacked {
     pub(crate) tag: u64,
+    /// When it was delivered, in milliseconds of the monotonic clock.
+    pub(crate) delivered_ms: u64,
     pub(crate) queue: QueueId,
     pub(crate) position: Position,
     /// `None` for a message that was got.
@@ -251,13 +259,26 @@ pub(crate) struct Outstanding {
     last_tag: u64,
     deliveries: VecDeque<Delivery>,
     holes: usize,
+    taken_back: usize,
 }
 
 #[derive(Debug)]
 struct Delivery {
     unacked: Unacked,
-    is_hole: bool,
+    state: DeliveryState,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DeliveryState {
+    Outstanding,
+    Settled,
+    /// The broker has put the message back, and the client does not know: it may still settle this, to no effect.
+    TakenBack,
+}
+
+/// A delivery tag that stands for no delivery, or for one that was settled before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UnknownTag;
 
 const HOLES_SWEPT_FROM: usize = 64;
 
@@ -271,17 +292,38 @@ impl Outstanding {
     /// Remembers a delivery. Tags grow.
     pub(crate) fn push(&mut self, unacked: Unacked) {
         assert!(self.deliveries.back().is_none_or(|last| last.unacked.tag < unacked.tag));
-        self.deliveries.push_back(Delivery { unacked, is_hole: false });
+        self.deliveries.push_back(Delivery { unacked, state: DeliveryState::Outstanding });
     }
 
-    /// Takes one delivery out; `None` if it is not outstanding.
-    pub(crate) fn take(&mut self, tag: DeliveryTag) -> Option<Unacked> {
-        let at = self.find(tag)?;
-        self.deliveries[at].is_hole = true;
+    /// Takes one delivery out; `None` if it was taken back.
+    pub(crate) fn take(&mut self, tag: DeliveryTag) -> Result<Option<Unacked>, UnknownTag> {
+        let at = self.find(tag).ok_or(UnknownTag)?;
+        let state = std::mem::replace(&mut self.deliveries[at].state, DeliveryState::Settled);
         self.holes += 1;
+        self.taken_back -= usize::from(state == DeliveryState::TakenBack);
         let unacked = self.deliveries[at].unacked;
         self.sweep();
-        Some(unacked)
+        Ok((state == DeliveryState::Outstanding).then_some(unacked))
+    }
+
+    /// Takes out those of one consumer for the broker, in their order. The client may still settle them, to no effect.
+    pub(crate) fn take_back(&mut self, consumer: ConsumerId) -> Outstanding {
+        let mut taken = Outstanding::default();
+        let of_consumer = |delivery: &&mut Delivery| {
+            delivery.unacked.consumer == Some(consumer) && delivery.state == DeliveryState::Outstanding
+        };
+        for delivery in self.deliveries.iter_mut().filter(of_consumer) {
+            delivery.state = DeliveryState::TakenBack;
+            self.taken_back += 1;
+            taken.push(delivery.unacked);
+        }
+        taken
+    }
+
+    /// Those that are outstanding, in the order of their tags.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Unacked> {
+        let outstanding = self.deliveries.iter().filter(|delivery| delivery.state == DeliveryState::Outstanding);
+        outstanding.map(|delivery| &delivery.unacked)
     }
 
     /// Takes out the oldest delivery, if its tag is at most this.
@@ -289,20 +331,26 @@ impl Outstanding {
         while let Some(first) = self.deliveries.front()
             && first.unacked.tag <= up_to
         {
-            let Delivery { unacked, is_hole } = self.deliveries.pop_front()?;
-            if !is_hole {
-                return Some(unacked);
+            let Delivery { unacked, state } = self.deliveries.pop_front()?;
+            match state {
+                DeliveryState::Outstanding => return Some(unacked),
+                DeliveryState::Settled => self.holes -= 1,
+                DeliveryState::TakenBack => self.taken_back -= 1,
             }
-            self.holes -= 1;
         }
         None
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.deliveries.len() == self.holes
+    /// How many are outstanding.
+    pub(crate) fn len(&self) -> usize {
+        self.deliveries.len() - self.holes - self.taken_back
     }
 
-    /// Whether a delivery is outstanding.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a delivery may be settled.
     pub(crate) fn contains(&self, tag: DeliveryTag) -> bool {
         self.find(tag).is_some()
     }
@@ -312,8 +360,8 @@ impl Outstanding {
         if taken.len() == 0 {
             return;
         }
-        let whole = self.deliveries.drain(..).filter(|delivery| !delivery.is_hole);
-        let taken = taken.map(|unacked| Delivery { unacked, is_hole: false });
+        let whole = self.deliveries.drain(..).filter(|delivery| delivery.state != DeliveryState::Settled);
+        let taken = taken.map(|unacked| Delivery { unacked, state: DeliveryState::Outstanding });
         let mut deliveries: Vec<_> = whole.chain(taken).collect();
         deliveries.sort_by_key(|delivery| delivery.unacked.tag);
         self.deliveries = deliveries.into();
@@ -326,16 +374,17 @@ impl Outstanding {
             Some(front) if front.unacked.tag == tag => 0,
             _ => self.deliveries.binary_search_by_key(&tag, |delivery| delivery.unacked.tag).ok()?,
         };
-        (!self.deliveries[at].is_hole).then_some(at)
+        (self.deliveries[at].state != DeliveryState::Settled).then_some(at)
     }
 
     fn sweep(&mut self) {
-        while self.deliveries.front().is_some_and(|front| front.is_hole) {
+        let is_hole = |delivery: &Delivery| delivery.state == DeliveryState::Settled;
+        while self.deliveries.front().is_some_and(is_hole) {
             self.deliveries.pop_front();
             self.holes -= 1;
         }
         if self.holes > HOLES_SWEPT_FROM && self.holes > self.deliveries.len() / 2 {
-            self.deliveries.retain(|delivery| !delivery.is_hole);
+            self.deliveries.retain(|delivery| !is_hole(delivery));
             self.holes = 0;
         }
     }
@@ -345,12 +394,15 @@ impl Outstanding {
 mod tests {
     use super::*;
 
+    const CONSUMER: ConsumerId = ConsumerId { slot: 0, number: 7 };
+
     fn outstanding(count: u64) -> Outstanding {
         let mut outstanding = Outstanding::default();
         for position in 0..count {
             let tag = outstanding.next_tag().number();
             let position = Position(position);
-            outstanding.push(Unacked { tag, queue: QueueId::default(), position, consumer: None });
+            let consumer = position.0.is_multiple_of(2).then_some(CONSUMER);
+            outstanding.push(Unacked { tag, delivered_ms: 0, queue: QueueId::default(), position, consumer });
         }
         outstanding
     }
@@ -362,9 +414,9 @@ mod tests {
     #[test]
     fn a_tag_is_taken_once() {
         let mut outstanding = outstanding(3);
-        assert!(outstanding.take(tag(2)).is_some());
-        assert!(outstanding.take(tag(2)).is_none(), "twice");
-        assert!(outstanding.take(tag(4)).is_none(), "never given");
+        assert!(matches!(outstanding.take(tag(2)), Ok(Some(_))));
+        assert_eq!(outstanding.take(tag(2)).err(), Some(UnknownTag), "twice");
+        assert_eq!(outstanding.take(tag(4)).err(), Some(UnknownTag), "never given");
         let rest: Vec<_> = std::iter::from_fn(|| outstanding.take_first(u64::MAX)).map(|taken| taken.tag).collect();
         assert_eq!(rest, [1, 3]);
         assert!(outstanding.is_empty());
@@ -374,10 +426,24 @@ mod tests {
     fn a_delivery_that_is_never_settled_does_not_keep_the_holes_behind_it() {
         let mut outstanding = outstanding(10_000);
         for number in 2..=10_000 {
-            assert!(outstanding.take(tag(number)).is_some());
+            assert!(matches!(outstanding.take(tag(number)), Ok(Some(_))));
         }
         assert!(outstanding.deliveries.len() <= 2 * HOLES_SWEPT_FROM);
-        assert!(outstanding.take(tag(1)).is_some());
+        assert!(matches!(outstanding.take(tag(1)), Ok(Some(_))));
         assert!(outstanding.is_empty());
+    }
+
+    #[test]
+    fn what_was_taken_back_can_be_settled_once_to_no_effect() {
+        let mut outstanding = outstanding(5);
+        let tags = |outstanding: &Outstanding| outstanding.iter().map(|unacked| unacked.tag).collect::<Vec<_>>();
+        assert_eq!(tags(&outstanding.take_back(CONSUMER)), [1, 3, 5]);
+        assert_eq!(tags(&outstanding), [2, 4]);
+        assert!(outstanding.contains(tag(5)));
+        assert!(matches!(outstanding.take(tag(3)), Ok(None)));
+        assert_eq!(outstanding.take(tag(3)).err(), Some(UnknownTag));
+        let rest: Vec<_> = std::iter::from_fn(|| outstanding.take_first(5)).map(|taken| taken.tag).collect();
+        assert_eq!(rest, [2, 4]);
+        assert!(outstanding.is_empty() && outstanding.deliveries.is_empty());
     }
 }

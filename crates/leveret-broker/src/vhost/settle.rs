@@ -29,7 +29,8 @@ impl VirtualHost {
         let unknown = |tag: u64| Err(Refusal::UnknownDeliveryTag { tag });
         let up_to = match target {
             AckTarget::One(tag) => {
-                let Some(unacked) = channel.unacked.take(tag) else { return unknown(tag.number()) };
+                let Ok(taken) = channel.unacked.take(tag) else { return unknown(tag.number()) };
+                let Some(unacked) = taken else { return Ok(()) };
                 if let Some(transaction) = &mut channel.transaction {
                     transaction.settlements.push((unacked, settlement));
                 } else {
@@ -119,6 +120,10 @@ impl VirtualHost {
         }
         if let Some(consumer) = session.consumer(id) {
             consumer.unacked = consumer.unacked.saturating_sub(1);
+            if consumer.unacked == 0 {
+                let (queue, seat) = (consumer.queue, consumer.seat);
+                self.hand_over(queue, seat);
+            }
         }
         if whole_channel.is_empty() {
             self.offer_turn(from, id);

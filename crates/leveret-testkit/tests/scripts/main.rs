@@ -16,4 +16,6 @@ mod queues;
 mod replies;
 mod room;
 mod settling;
+mod single_active;
+mod timeouts;
 mod transactions;

@@ -86,6 +86,16 @@ pub enum ArgumentFault {
     Value(String),
 }
 
+impl ArgumentFault {
+    /// What is wrong with the value alone, without saying of what.
+    pub(crate) fn value(&self) -> String {
+        match self {
+            ArgumentFault::NotOfType(what) | ArgumentFault::NoName(what) => (*what).into(),
+            ArgumentFault::Value(fault) => fault.clone(),
+        }
+    }
+}
+
 impl std::fmt::Display for ArgumentFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -99,7 +109,6 @@ impl std::fmt::Display for ArgumentFault {
 /// Known to RabbitMQ, not to Leveret: refused by name rather than ignored.
 const NOT_SUPPORTED: &[&str] = &[
     "x-consumer-disconnected-timeout",
-    "x-consumer-timeout",
     "x-dead-letter-strategy",
     "x-delayed-retry-max",
     "x-delayed-retry-min",
@@ -107,10 +116,12 @@ const NOT_SUPPORTED: &[&str] = &[
     "x-delivery-limit",
     "x-max-age",
     "x-max-priority",
-    "x-single-active-consumer",
     "x-stream-filter-size-bytes",
     "x-stream-max-segment-size-bytes",
 ];
+
+/// How long a delivery may be held; for a queue, and for a consumer.
+pub(crate) const CONSUMER_TIMEOUT: &str = "x-consumer-timeout";
 
 /// What RabbitMQ has for queues of type quorum only.
 const QUORUM_ONLY: &[&str] = &["x-max-in-memory-bytes", "x-max-in-memory-length", "x-quorum-initial-group-size"];
@@ -128,7 +139,7 @@ pub(crate) const COMPARED: &[&str] = &[
     "x-max-length-bytes",
     "x-overflow",
     "x-single-active-consumer",
-    "x-consumer-timeout",
+    CONSUMER_TIMEOUT,
     "x-queue-type",
 ];
 
@@ -152,7 +163,7 @@ impl QueueArguments {
             max_length_bytes: count(table, "x-max-length-bytes")?,
             overflow,
             single_active_consumer: flag(table, "x-single-active-consumer")?,
-            consumer_timeout: milliseconds(table, "x-consumer-timeout", 1)?,
+            consumer_timeout: milliseconds(table, CONSUMER_TIMEOUT, 1)?,
         };
         // These change nothing here, and what RabbitMQ does not understand in them is refused all the same.
         count(table, "x-max-in-memory-length")?;
@@ -292,7 +303,11 @@ fn value_fault(argument: &'static str, fault: String) -> ArgumentError {
 }
 
 /// A duration in milliseconds, from `least` up to ten years. Faults are worded as RabbitMQ's.
-fn milliseconds(table: Table<'_>, argument: &'static str, least: i64) -> Result<Option<Duration>, ArgumentError> {
+pub(crate) fn milliseconds(
+    table: Table<'_>,
+    argument: &'static str,
+    least: i64,
+) -> Result<Option<Duration>, ArgumentError> {
     let Some(value) = table.get(argument) else { return Ok(None) };
     let refuse = |fault: String| Err(value_fault(argument, fault));
     let Some(number) = value.as_integer() else {

@@ -1,9 +1,11 @@
 //! The consumers of one queue, and whose turn it is.
 //!
-//! Owns: round-robin among consumers of equal priority that can take a message; higher priorities first.
+//! Owns: round-robin among consumers of equal priority that can take a message, higher priorities first; or which one of
+//! them is active, where only one is.
 //! Must not know: credit. Whoever delivers takes a consumer's turn and puts it back while it has credit left.
 //! Invariant: a consumer waits for at most one turn.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::vhost::ConnectionId;
@@ -30,10 +32,32 @@ struct Level {
     ring: VecDeque<Seat>,
 }
 
+/// Which consumers of a queue are served. RabbitMQ: single active consumer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// All of them.
+    #[default]
+    All,
+    /// The one that came first; when it goes, the one that came next.
+    First,
+    /// The one of the highest priority that came first. It takes over from another as soon as that holds nothing.
+    Highest,
+}
+
+/// The one consumer that is served, if only one is.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    seat: Seat,
+    /// Another one is to take over.
+    is_yielding: bool,
+}
+
 /// The consumers of a queue.
 #[derive(Debug, Default)]
 pub(crate) struct Consumers {
-    seats: BTreeMap<Seat, ConsumerKey>,
+    sharing: Sharing,
+    active: Option<Active>,
+    seats: BTreeMap<Seat, (ConsumerKey, Priority)>,
     last_seat: u64,
     /// Highest priority first; about as many as there are consumers, at most.
     levels: Vec<Level>,
@@ -45,6 +69,10 @@ pub(crate) struct Consumers {
 const LEFT_SWEPT_FROM: usize = 64;
 
 impl Consumers {
+    pub(crate) fn new(sharing: Sharing) -> Self {
+        Consumers { sharing, ..Consumers::default() }
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.seats.len()
     }
@@ -55,23 +83,81 @@ impl Consumers {
 
     /// In the order in which they came.
     pub(crate) fn into_keys(self) -> impl Iterator<Item = ConsumerKey> {
-        self.seats.into_values()
+        self.seats.into_values().map(|(key, _)| key)
     }
 
-    /// Takes in a consumer, which waits for its turn.
+    /// Takes in a consumer; its turn may come if [`Self::may_serve`] says so.
     pub(crate) fn add(&mut self, key: ConsumerKey, priority: Priority) -> Seat {
         self.last_seat += 1;
         let seat = Seat(self.last_seat);
-        self.seats.insert(seat, key);
-        self.wait_for_turn(seat, priority);
+        self.seats.insert(seat, (key, priority));
+        match (self.sharing, &mut self.active) {
+            (Sharing::All, _) => {}
+            (_, None) => self.active = Some(Active { seat, is_yielding: false }),
+            (Sharing::First, Some(_)) => {}
+            (Sharing::Highest, Some(active)) => {
+                let (_, current) = self.seats[&active.seat];
+                active.is_yielding |= priority > current;
+            }
+        }
+        if self.may_serve(seat) {
+            self.wait_for_turn(seat, priority);
+        }
         seat
     }
 
-    /// Lets a consumer go. Its place in the ring is found empty later, or swept.
-    pub(crate) fn remove(&mut self, seat: Seat, is_waiting: bool) {
+    /// Whether a consumer may be given messages.
+    pub(crate) fn may_serve(&self, seat: Seat) -> bool {
+        match (self.sharing, self.active) {
+            (Sharing::All, _) => true,
+            (Sharing::First | Sharing::Highest, active) => {
+                active.is_some_and(|active| active.seat == seat && !active.is_yielding)
+            }
+        }
+    }
+
+    /// The consumer that is to make way for another as soon as it holds nothing.
+    pub(crate) fn yielding(&self) -> Option<(Seat, ConsumerKey)> {
+        let active = self.active.filter(|active| active.is_yielding)?;
+        self.seats.get(&active.seat).map(|&(key, _)| (active.seat, key))
+    }
+
+    /// Whether it is this one.
+    pub(crate) fn is_yielding(&self, seat: Seat) -> bool {
+        self.yielding().is_some_and(|(yielding, _)| yielding == seat)
+    }
+
+    /// Whether only one is served.
+    pub(crate) fn has_single_active(&self) -> bool {
+        self.sharing != Sharing::All
+    }
+
+    /// The one whose turn it is to be active becomes so.
+    pub(crate) fn activate_next(&mut self) -> Option<ConsumerKey> {
+        let next = match self.sharing {
+            Sharing::All => None,
+            Sharing::First => self.seats.first_key_value(),
+            Sharing::Highest => self.seats.iter().max_by_key(|&(&seat, &(_, priority))| (priority, Reverse(seat))),
+        };
+        let (seat, key) = next.map(|(&seat, &(key, _))| (seat, key)).unzip();
+        self.active = seat.map(|seat| Active { seat, is_yielding: false });
+        key
+    }
+
+    /// Whether the active one has to make way for none of those that are left.
+    fn has_nobody_to_yield_to(&self) -> bool {
+        let Some((active, _)) = self.yielding() else { return false };
+        let priority = self.seats.get(&active).map(|&(_, priority)| priority);
+        self.seats.values().all(|&(_, other)| Some(other) <= priority)
+    }
+
+    /// Lets a consumer go. Its place in the ring is found empty later, or swept. Returns who becomes active instead.
+    pub(crate) fn remove(&mut self, seat: Seat, is_waiting: bool) -> Option<ConsumerKey> {
         if self.seats.remove(&seat).is_some() && is_waiting {
             self.waiting -= 1;
         }
+        let is_active = self.active.is_some_and(|active| active.seat == seat);
+        let next = if is_active || self.has_nobody_to_yield_to() { self.activate_next() } else { None };
         for level in &mut self.levels {
             if level.ring.len() > 2 * self.waiting + LEFT_SWEPT_FROM {
                 let seats = &self.seats;
@@ -82,6 +168,7 @@ impl Consumers {
             let seats = &self.seats;
             self.levels.retain(|level| level.ring.iter().any(|seat| seats.contains_key(seat)));
         }
+        next
     }
 
     /// Whether anybody may take a message.
@@ -105,7 +192,7 @@ impl Consumers {
     pub(crate) fn take_turn(&mut self) -> Option<(Seat, ConsumerKey)> {
         for level in &mut self.levels {
             while let Some(seat) = level.ring.pop_front() {
-                if let Some(&key) = self.seats.get(&seat) {
+                if let Some(&(key, _)) = self.seats.get(&seat) {
                     self.waiting -= 1;
                     return Some((seat, key));
                 }

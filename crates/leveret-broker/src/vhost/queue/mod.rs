@@ -15,7 +15,7 @@ use std::ops::Range;
 use leveret_amqp::FieldTable;
 
 pub(crate) use self::arguments::{ArgumentError, ArgumentFault, DeadLetters, Overflow, QueueArguments, QueueType};
-pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat};
+pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing};
 pub(crate) use self::dying::Dying;
 pub(crate) use self::index::{Body, Detached, Entry, Index, Known, Position, Settled};
 use crate::change::{DeathReason, JournalPosition, QueueNumber};
@@ -98,10 +98,15 @@ pub(crate) struct Queue {
 impl Queue {
     /// An empty queue, whose memory is added up in `meter`.
     pub(crate) fn new(declared: Declared, now: Moment, meter: Meter) -> Self {
+        let sharing = match declared.arguments.queue_type {
+            _ if !declared.arguments.single_active_consumer => Sharing::All,
+            QueueType::Classic => Sharing::First,
+            QueueType::Quorum => Sharing::Highest,
+        };
         Queue {
             declared,
             bound_to: BTreeSet::new(),
-            consumers: Consumers::default(),
+            consumers: Consumers::new(sharing),
             exclusive_consumer: None,
             runnable: false,
             parked: None,

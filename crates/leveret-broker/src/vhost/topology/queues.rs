@@ -18,7 +18,7 @@ use crate::vhost::refusal::Refusal;
 use crate::vhost::replies::is_reply_address;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
 use crate::vhost::work::Work;
-use crate::vhost::{ConnectionId, QueueId, VirtualHost};
+use crate::vhost::{ConnectionId, QueueId, Timer, VirtualHost};
 
 impl VirtualHost {
     /// `queue.declare`
@@ -312,7 +312,7 @@ impl VirtualHost {
         self.queue_names.remove(&queue.declared.name);
         self.durable_queues.remove(&queue.declared.number);
         if let Some(deadline) = queue.timer {
-            self.timers.remove(&(deadline, id));
+            self.timers.remove(&(deadline, Timer::Queue(id)));
         }
         for &source in &queue.bound_to {
             self.unbind_target(source, Target::Queue(id));

@@ -1,0 +1,118 @@
+//! Consumers that do not settle what they hold. RabbitMQ 4.3: consumer timeouts.
+//!
+//! Owns: how long a delivery may be held, and what becomes of those that are held too long: they go back to their queues,
+//! and their consumer is cancelled, by `basic.cancel` if its client knows that, else with its channel. A channel that
+//! holds a message of `basic.get`, or of a consumer that it has cancelled, is closed.
+//!
+//! A channel has one timer, for the first delivery that may be late; when it is due, all that the channel holds is looked
+//! through. Off unless a setting, the queue or the consumer says how long.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::connection::reply::Exception;
+use crate::moment::{Deadline, Moment};
+use crate::names::ChannelId;
+use crate::vhost::command::ConsumerId;
+use crate::vhost::effects::{Answer, Effects};
+use crate::vhost::refusal::Refusal;
+use crate::vhost::session::Unacked;
+use crate::vhost::work::Work;
+use crate::vhost::{ConnectionId, QueueId, Timer, VirtualHost};
+
+impl VirtualHost {
+    /// How long a delivery may be held whose queue and consumer say nothing of it; none is for ever. Setting
+    /// `consumer_timeout`.
+    pub fn set_consumer_timeout(&mut self, timeout: Option<Duration>) {
+        self.consumer_timeout = timeout;
+    }
+
+    /// How long a delivery of a queue may be held if its consumer does not say.
+    pub(super) fn queue_timeout(&self, id: QueueId) -> Option<Duration> {
+        let own = self.queues.get(id).and_then(|queue| queue.declared.arguments.consumer_timeout);
+        own.or(self.consumer_timeout)
+    }
+
+    /// Makes sure that a channel is looked through when a delivery becomes late.
+    pub(super) fn arm_channel(&mut self, connection: ConnectionId, id: ChannelId, deadline: Deadline) {
+        let Some(channel) = self.sessions.get_mut(connection).and_then(|session| session.channel(id)) else {
+            return;
+        };
+        if channel.timer.is_some_and(|known| known <= deadline) {
+            return;
+        }
+        let timer = Timer::Channel(connection, id);
+        if let Some(known) = channel.timer.replace(deadline) {
+            self.timers.remove(&(known, timer));
+        }
+        self.timers.insert((deadline, timer));
+    }
+
+    /// A channel goes, and with it its timer.
+    pub(super) fn disarm_channel(&mut self, connection: ConnectionId, id: ChannelId) {
+        let channel = self.sessions.get_mut(connection).and_then(|session| session.channel(id));
+        if let Some(deadline) = channel.and_then(|channel| channel.timer.take()) {
+            self.timers.remove(&(deadline, Timer::Channel(connection, id)));
+        }
+    }
+
+    /// A delivery on a channel may be late.
+    pub(super) fn time_out(&mut self, now: Moment, connection: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        let Some(channel) = self.sessions.get_mut(connection).and_then(|session| session.channel(id)) else {
+            return;
+        };
+        channel.timer = None;
+        let held: Vec<Unacked> = channel.unacked.iter().copied().collect();
+        let mut late = BTreeMap::new();
+        let mut next: Option<Deadline> = None;
+        for Unacked { delivered_ms, queue, consumer, .. } in held {
+            let session = self.sessions.get_mut(connection);
+            let known = consumer.and_then(|consumer| session?.consumer(consumer));
+            let (consumer, timeout) = known.map(|known| (known.id, known.timeout)).unzip();
+            let timeout = timeout.unwrap_or_else(|| self.queue_timeout(queue));
+            let Some(timeout) = timeout else { continue };
+            let deadline = Deadline(Duration::from_millis(delivered_ms).saturating_add(timeout));
+            if now.has_reached(deadline) {
+                late.entry(consumer).or_insert(timeout);
+            } else {
+                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+            }
+        }
+        if let Some(&timeout) = late.get(&None) {
+            let refusal = Refusal::ConsumerTimeout { channel: id, timeout };
+            return self.fail_channel(connection, id, Exception::from(&refusal), effects);
+        }
+        for (consumer, timeout) in late {
+            if let Some(consumer) = consumer {
+                self.time_out_consumer(now, connection, id, consumer, timeout, effects);
+            }
+        }
+        if let Some(next) = next {
+            self.arm_channel(connection, id, next);
+        }
+    }
+
+    fn time_out_consumer(
+        &mut self,
+        now: Moment,
+        connection: ConnectionId,
+        id: ChannelId,
+        consumer: ConsumerId,
+        timeout: Duration,
+        effects: &mut Effects,
+    ) {
+        let Some(channel) = self.sessions.get_mut(connection).and_then(|session| session.channel(id)) else {
+            return;
+        };
+        let held = channel.unacked.take_back(consumer);
+        channel.delivered = channel.delivered.saturating_sub(held.len() as u64);
+        let others = channel.consumers.clone();
+        self.work.push_back(Work::Return(held));
+        self.cancel(now, connection, consumer, effects);
+        // What counts for the channel as a whole may be less now.
+        for other in others {
+            self.offer_turn(connection, other);
+        }
+        self.answer(connection, id, Answer::ConsumerTimedOut { consumer, timeout }, effects);
+    }
+}

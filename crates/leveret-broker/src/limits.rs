@@ -74,6 +74,13 @@ pub const CLOSE_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 /// Longest time to live of a message or queue: ten years. RabbitMQ: `?MAX_EXPIRY_TIMER`. Channel 406.
 pub const TTL_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
+/// How often a message may fail in a queue of type quorum that does not say. RabbitMQ 4.0: delivery limit. It goes on
+/// as a dead letter, or is gone.
+pub const DELIVERY_LIMIT_DEFAULT: u64 = 20;
+
+/// How long a dead letter waits that has to be kept and that no queue takes, before it is tried again.
+pub const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
+
 /// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
 

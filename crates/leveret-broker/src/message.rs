@@ -160,6 +160,31 @@ impl Message {
         self.block.len()
     }
 
+    /// The same with another route, other properties, and the keys that nobody sees.
+    pub(crate) fn rewritten<'k>(
+        &self,
+        (exchange, routing_key): (ShortStr<'_>, ShortStr<'_>),
+        hidden_keys: impl Iterator<Item = &'k str>,
+        header: &ContentHeader<'_>,
+    ) -> Message {
+        let mut block = Vec::with_capacity(self.bytes());
+        write_route(&mut block, exchange, routing_key);
+        for key in hidden_keys {
+            // An exchange may have a longer name than the one before; then the last keys may find no room.
+            let _fits = write_hidden_key(&mut block, ShortStr::truncated(key));
+        }
+        let header_at = u16::try_from(block.len()).expect("a route is at most 512 bytes, and keys beyond fit");
+        header.encode(&mut block);
+        let body_at = u32::try_from(block.len()).expect("a header is at most one frame and what the broker adds");
+        block.extend_from_slice(self.body());
+        Message::new(&block, header_at, body_at, self.delivery_mode).with_history(self.history)
+    }
+
+    /// Exchange and routing key, as they go on the wire.
+    pub(crate) fn route_strings(&self) -> (ShortStr<'_>, ShortStr<'_>) {
+        (ShortStr::truncated(self.exchange()), ShortStr::truncated(self.routing_key()))
+    }
+
     /// Whether its headers tell how it died.
     pub fn history(&self) -> History {
         self.history

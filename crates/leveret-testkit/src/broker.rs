@@ -434,6 +434,10 @@ impl Wire for Broker {
 
     fn restart(&mut self, after: Stop) {
         if after == Stop::InGoodOrder {
+            for peer in self.peers.values_mut() {
+                peer.connection.handle_shutdown(self.now, "shutdown", &mut peer.unheard);
+            }
+            self.settle_all();
             self.disconnect_all();
             self.vhost.handle_stop(&mut self.effects);
             self.hand_on(Progress::Done);

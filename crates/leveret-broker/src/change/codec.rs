@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use super::page::Form;
 use super::{
     Change, DeathReason, Enqueued, Expiry, JournalPosition, NodeChange, PageEntries, QueueNumber, QueuePosition,
+    Tries,
 };
 use crate::message::{DeliveryMode, History, Message};
 use crate::names::{ExchangeName, QueueName, VhostName};
@@ -35,6 +36,7 @@ mod kind {
     pub(super) const CHECKPOINT_ENDED: u8 = 14;
     pub(super) const MESSAGES_CONDEMNED: u8 = 15;
     pub(super) const COUNTED_QUEUE_PAGE: u8 = 16;
+    pub(super) const MESSAGES_RETURNED: u8 = 17;
 }
 
 impl NodeChange {
@@ -104,6 +106,15 @@ impl Change {
                     out.push(death(*reason));
                 }
             }
+            Change::MessagesReturned { queue, messages } => {
+                put_numbers(out, kind::MESSAGES_RETURNED, &[queue.0]);
+                put_count(out, messages.len());
+                for (position, Tries { acquired, failed }) in messages {
+                    out.extend_from_slice(&position.0.to_le_bytes());
+                    out.extend_from_slice(&acquired.to_le_bytes());
+                    out.extend_from_slice(&failed.to_le_bytes());
+                }
+            }
             Change::QueuePurged { queue, below, except } => {
                 put_numbers(out, kind::QUEUE_PURGED, &[queue.0, below.0]);
                 put_count(out, except.len());
@@ -168,6 +179,15 @@ impl Change {
                     messages.push((reader.position()?, reader.death()?));
                 }
                 Change::MessagesCondemned { queue, messages }
+            }
+            kind::MESSAGES_RETURNED => {
+                let queue = reader.queue()?;
+                let mut messages = SmallVec::new();
+                for _ in 0..reader.u32()? {
+                    let position = reader.position()?;
+                    messages.push((position, Tries { acquired: reader.u32()?, failed: reader.u32()? }));
+                }
+                Change::MessagesReturned { queue, messages }
             }
             kind::QUEUE_PURGED => {
                 let (queue, below) = (reader.queue()?, reader.position()?);
@@ -421,6 +441,13 @@ mod tests {
             Change::MessagesCondemned {
                 queue,
                 messages: smallvec![(position, DeathReason::Rejected), (QueuePosition(1), DeathReason::Expired)],
+            },
+            Change::MessagesReturned {
+                queue,
+                messages: smallvec![
+                    (position, Tries { acquired: 70_000, failed: 1 }),
+                    (QueuePosition(1), Tries::default())
+                ],
             },
             Change::MessageSettled { queue, position },
             Change::QueuePurged { queue, below: position, except: vec![QueuePosition(1), QueuePosition(2)] },

@@ -66,6 +66,16 @@ pub struct Expiry {
     pub time_to_live_ms: u64,
 }
 
+/// How often a message was given to somebody and came back. RabbitMQ: quorum queues, headers `x-acquired-count` and
+/// `x-delivery-count`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tries {
+    /// All of these times.
+    pub acquired: u32,
+    /// Those of them that count as failures.
+    pub failed: u32,
+}
+
 /// Why a message leaves a queue without having been consumed. RabbitMQ: dead lettering, field `reason` of `x-death`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeathReason {
@@ -119,6 +129,7 @@ impl Change {
             Change::MessageEnqueued { message, queues } => message.bytes() + queues.len() * size_of::<Enqueued>(),
             Change::QueuePurged { except, .. } => except.len() * size_of::<QueuePosition>(),
             Change::MessagesCondemned { messages, .. } => size_of_val(&messages[..]),
+            Change::MessagesReturned { messages, .. } => size_of_val(&messages[..]),
             Change::QueueDeclared { arguments, .. } | Change::ExchangeDeclared { arguments, .. } => {
                 arguments.as_table().as_bytes().len()
             }
@@ -170,6 +181,13 @@ pub enum Change {
         queue: QueueNumber,
         /// The place that the message had in it.
         position: QueuePosition,
+    },
+    /// Messages came back to a durable queue that counts how often.
+    MessagesReturned {
+        /// The queue.
+        queue: QueueNumber,
+        /// Their places in it, and how often each was given away and came back by now.
+        messages: SmallVec<[(QueuePosition, Tries); 1]>,
     },
     /// Journaled messages of a durable queue are to be dead-lettered, and are not delivered any more. They are settled once
     /// they have gone on.

@@ -327,10 +327,12 @@ impl Connection {
                 Command::Settle(id, ack_target(delivery_tag, multiple)?, Settlement::Ack, SettledBy::Ack)
             }
             Method::BasicNack { delivery_tag, multiple, requeue } => {
-                Command::Settle(id, ack_target(delivery_tag, multiple)?, settlement(requeue), SettledBy::Nack)
+                let settlement = if requeue { Settlement::Requeue } else { Settlement::Discard };
+                Command::Settle(id, ack_target(delivery_tag, multiple)?, settlement, SettledBy::Nack)
             }
             Method::BasicReject { delivery_tag, requeue } => {
-                Command::Settle(id, ack_target(delivery_tag, false)?, settlement(requeue), SettledBy::Reject)
+                let settlement = if requeue { Settlement::Fail } else { Settlement::Discard };
+                Command::Settle(id, ack_target(delivery_tag, false)?, settlement, SettledBy::Reject)
             }
             Method::BasicRecover { requeue: true } => Command::Recover(id, Wait::Answer),
             Method::BasicRecoverAsync { requeue: true } => Command::Recover(id, Wait::NoWait),
@@ -520,10 +522,6 @@ fn ack_mode(no_ack: bool) -> AckMode {
 
 fn existence(passive: bool) -> Existence {
     if passive { Existence::Passive } else { Existence::Declare }
-}
-
-fn settlement(requeue: bool) -> Settlement {
-    if requeue { Settlement::Requeue } else { Settlement::Discard }
 }
 
 /// Tag 0 means "all outstanding" with `multiple`, and nothing without.

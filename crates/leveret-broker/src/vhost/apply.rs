@@ -109,6 +109,14 @@ impl VirtualHost {
                     }
                 }
             }
+            Change::MessagesReturned { queue, messages } => {
+                let id = self.durable_queue(queue)?;
+                for (place, tries) in messages {
+                    if !self.queues.get_mut(id).is_some_and(|queue| queue.restore_tries(place, tries)) {
+                        return Err(ApplyError::Place { queue: queue.0, position: place.0 });
+                    }
+                }
+            }
             Change::QueuePurged { queue, below, except } => {
                 self.apply_purged_in_pages(queue, below, &except);
                 let id = self.durable_queue(queue)?;

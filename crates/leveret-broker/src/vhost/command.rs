@@ -70,8 +70,10 @@ pub enum AckTarget {
 pub enum Settlement {
     /// The consumer has done its work: the message is gone. `basic.ack`
     Ack,
-    /// Back to its place in the queue. `basic.nack` and `basic.reject` with `requeue`
+    /// Back to its place in the queue. `basic.nack` with `requeue`, `basic.recover`
     Requeue,
+    /// The same, as a failure, which some queues count. `basic.reject` with `requeue`, or a channel that goes
+    Fail,
     /// Gone without success. `basic.nack` and `basic.reject` without `requeue`
     Discard,
 }

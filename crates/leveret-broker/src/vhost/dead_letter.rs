@@ -3,7 +3,8 @@
 //!
 //! A message whose queue has no exchange for it is gone. Any other goes on: it is put into the queues that the exchange
 //! leads to and taken from its own, in one list of changes, so after a crash it is in one place. If its body is not in
-//! memory, it is *condemned* first: that is a durable fact of its own, so it is not delivered any more from then on.
+//! memory, it is *condemned* first: that is a durable fact of its own, so it is not delivered any more from then on. So is
+//! one that has to be kept (`x-dead-letter-strategy`) and that no queue takes; it is tried again.
 
 mod deaths;
 
@@ -12,10 +13,11 @@ use smallvec::smallvec;
 
 use self::deaths::{Address, Death};
 use crate::change::{Change, DeathReason};
+use crate::limits::DEAD_LETTER_RETRY;
 use crate::message::Message;
 use crate::moment::Moment;
 use crate::vhost::effects::{Effects, Fetch, FetchFor};
-use crate::vhost::queue::{Known, Position};
+use crate::vhost::queue::{Known, Position, Queue};
 use crate::vhost::route::Route;
 use crate::vhost::{QueueId, VirtualHost};
 
@@ -49,10 +51,12 @@ impl VirtualHost {
         }
         let is_first = queue.dying().is_empty();
         let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
-        if let Some(message) = message.filter(|_| is_first) {
-            self.dead_letter(now, id, &message, reason, effects);
+        if let Some(message) = message.filter(|_| is_first)
+            && self.dead_letter(now, id, &message, reason, effects)
+        {
             return self.settle_taken(id, position, effects);
         }
+        let Some(queue) = self.queues.get_mut(id) else { return };
         queue.condemn(position, reason);
         if journaled {
             let queue = queue.declared.number;
@@ -65,6 +69,9 @@ impl VirtualHost {
     pub(super) fn bury(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
         while self.units > 0 {
             let Some(queue) = self.queues.get_mut(id) else { return };
+            if queue.dying().retry_at().is_some_and(|at| !now.has_reached(at)) {
+                return;
+            }
             let Some((position, reason, fetched)) = queue.dying().first() else { return };
             let Some(message) = fetched.or_else(|| queue.known(position)?.message) else {
                 if queue.dying_mut().begin_fetch() {
@@ -75,8 +82,13 @@ impl VirtualHost {
                 return;
             };
             self.units -= 1;
+            let is_gone = self.dead_letter(now, id, &message, reason, effects);
+            let Some(queue) = self.queues.get_mut(id) else { return };
+            queue.dying_mut().set_retry((!is_gone).then(|| now.deadline(DEAD_LETTER_RETRY)));
+            if !is_gone {
+                return;
+            }
             queue.dying_mut().remove(position);
-            self.dead_letter(now, id, &message, reason, effects);
             self.settle_taken(id, position, effects);
         }
     }
@@ -91,7 +103,8 @@ impl VirtualHost {
     }
 
     /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. What a full queue does
-    /// not take may go on from there in turn, until it comes round to a queue where it was.
+    /// not take may go on from there in turn, until it comes round to a queue where it was. False if the message has to
+    /// stay where it is.
     pub(super) fn dead_letter(
         &mut self,
         now: Moment,
@@ -99,26 +112,31 @@ impl VirtualHost {
         message: &Message,
         reason: DeathReason,
         effects: &mut Effects,
-    ) {
+    ) -> bool {
+        let must_arrive = self.queues.get(id).is_some_and(Queue::keeps_dead_letters);
         let mut letters = vec![(id, message.clone(), reason)];
         while let Some((id, message, reason)) = letters.pop() {
             self.units = self.units.saturating_sub(1);
-            let Some((letter, mut route)) = self.letter(now, id, &message, reason) else { continue };
+            let Some(Letter { message: letter, mut route, is_routed }) = self.letter(now, id, &message, reason)
+            else {
+                if must_arrive {
+                    return false;
+                }
+                continue;
+            };
             let full = self.take_full(&letter, &mut route);
+            if must_arrive && !(is_routed && full.is_empty()) {
+                return false;
+            }
             let goes_on = full.into_iter().filter(|&id| self.dead_letters_overflow(id));
             letters.extend(goes_on.map(|id| (id, letter.clone(), DeathReason::MaxLen)));
             self.place(now, letter, None, &route, effects);
         }
+        true
     }
 
-    /// A message as it goes on from a queue, and the queues that it goes to.
-    fn letter(
-        &mut self,
-        now: Moment,
-        id: QueueId,
-        message: &Message,
-        reason: DeathReason,
-    ) -> Option<(Message, Route)> {
+    /// A message as it goes on from a queue.
+    fn letter(&mut self, now: Moment, id: QueueId, message: &Message, reason: DeathReason) -> Option<Letter> {
         let declared = &self.queues.get(id)?.declared;
         let to = declared.arguments.dead_letters.as_ref()?;
         let exchange = match to.exchange.as_str() {
@@ -134,6 +152,7 @@ impl VirtualHost {
         let mut keys = deaths::visible_keys(&letter, &header);
         keys.extend(letter.hidden_keys());
         let (mut route, _) = self.queues_behind(exchange, &keys, &letter);
+        let is_routed = !route.is_empty();
         if reason != DeathReason::Rejected {
             let headers = header.properties.headers.unwrap_or_default();
             route.retain(|&mut target| {
@@ -141,6 +160,15 @@ impl VirtualHost {
                 !target.is_some_and(|name| deaths::is_cycle(headers, name))
             });
         }
-        Some((letter, route))
+        Some(Letter { message: letter, route, is_routed })
     }
+}
+
+/// A dead letter on its way.
+struct Letter {
+    message: Message,
+    /// The queues that it goes to.
+    route: Route,
+    /// Whether there are any, or were before those were left out where it has been.
+    is_routed: bool,
 }

@@ -14,6 +14,7 @@ use crate::vhost::queue::arguments::{CONSUMER_TIMEOUT, milliseconds, not_an_inte
 use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
+use crate::vhost::tries::with_tries;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
 impl VirtualHost {
@@ -198,6 +199,7 @@ impl VirtualHost {
             consumer.waiting = false;
             return;
         }
+        let tries = queue.told_tries(head);
         let Some(entry) = queue.entry(head) else { return };
         let Body::Resident(message) = &entry.body else {
             queue.parked = Some(head);
@@ -207,7 +209,9 @@ impl VirtualHost {
             effects.fetches.extend(wanted.map(fetch));
             return;
         };
-        let (journaled, window) = (entry.journaled, window_bytes(message));
+        let journaled = entry.journaled;
+        let rewritten = tries.map(|tries| with_tries(message, tries));
+        let window = window_bytes(rewritten.as_ref().unwrap_or(message));
         let redelivered = queue.is_redelivered(head);
         let after = if journaled { self.grant(id, head, effects) } else { JournalPosition::default() };
         let Some(queue) = self.queues.get_mut(id) else { return };
@@ -235,6 +239,7 @@ impl VirtualHost {
         session.use_window(window);
         if let Some(message) = message {
             let (channel, consumer) = (channel_id, key.consumer);
+            let message = rewritten.unwrap_or(message);
             effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
         }
         if let Some((queue, position)) = settled {
@@ -382,6 +387,7 @@ impl VirtualHost {
             queue.parked = None;
         }
         let redelivered = queue.is_redelivered(position);
+        let tries = queue.told_tries(position);
         let entry = queue.entry(position)?;
         let body = match &entry.body {
             Body::Resident(message) => Ok(message.clone()),
@@ -394,8 +400,8 @@ impl VirtualHost {
             let (tag, delivered_ms) = (tag.number(), now.monotonic_ms());
             state.unacked.push(Unacked { tag, delivered_ms, queue: queue_id, position, consumer: None });
         }
-        let getting =
-            Getting { channel, queue: queue_id, position, ack_mode, tag, redelivered, after, message_count };
+        let queue = queue_id;
+        let getting = Getting { channel, queue, position, ack_mode, tag, redelivered, tries, after, message_count };
         if let Some(timeout) = self.queue_timeout(queue_id).filter(|_| ack_mode == AckMode::Manual) {
             self.arm_channel(from, channel, now.deadline(timeout));
         }
@@ -430,7 +436,8 @@ impl VirtualHost {
         message: Message,
         effects: &mut Effects,
     ) {
-        let Getting { channel, queue, position, ack_mode, tag, redelivered, after, message_count } = getting;
+        let Getting { channel, queue, position, ack_mode, tag, redelivered, tries, after, message_count } = getting;
+        let message = tries.map(|tries| with_tries(&message, tries)).unwrap_or(message);
         if ack_mode == AckMode::Automatic {
             let (tag, delivered_ms) = (tag.number(), now.monotonic_ms());
             let unacked = Unacked { tag, delivered_ms, queue, position, consumer: None };

@@ -27,6 +27,7 @@ mod settle;
 mod timeout;
 mod topology;
 mod transaction;
+mod tries;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -34,13 +35,13 @@ use std::time::Duration;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use leveret_amqp::ShortString;
+use leveret_amqp::{ReplyCode, ShortString};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use slotmap::SlotMap;
 
 use self::checkpoint::Restating;
-use self::command::{Command, Commands, Farewell, Wait};
+use self::command::{Command, Commands, Farewell, Settlement, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 use self::exchange::{Exchanges, MatchScratch};
 use self::queue::{Body, Detached, Position, Queue};
@@ -380,7 +381,7 @@ impl VirtualHost {
             Command::Written(written) => return self.written(from, written),
             Command::FailChannel(channel, exception) => {
                 if self.channel_is_open(from, channel) {
-                    self.fail_channel(from, channel, exception, effects);
+                    self.fail_channel(from, channel, exception, Settlement::Fail, effects);
                 }
                 return;
             }
@@ -454,7 +455,8 @@ impl VirtualHost {
             Command::Bind(channel, bind) => (channel, self.bind(from, channel, &bind, effects)),
         };
         if let Err(refusal) = result {
-            self.fail_channel(from, channel, Exception::from(&refusal).during(method), effects);
+            let exception = Exception::from(&refusal).during(method);
+            self.fail_channel(from, channel, exception, Settlement::Fail, effects);
         }
     }
 
@@ -465,8 +467,15 @@ impl VirtualHost {
 
     /// A channel exception: what the channel holds goes back, and until the client has answered, what it still
     /// sends there is dropped.
-    fn fail_channel(&mut self, from: ConnectionId, id: ChannelId, exception: Exception, effects: &mut Effects) {
-        self.release_channel(from, id);
+    fn fail_channel(
+        &mut self,
+        from: ConnectionId,
+        id: ChannelId,
+        exception: Exception,
+        settlement: Settlement,
+        effects: &mut Effects,
+    ) {
+        self.release_channel(from, id, settlement);
         if let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) {
             channel.failed = true;
         }
@@ -474,12 +483,12 @@ impl VirtualHost {
     }
 
     fn close_channel(&mut self, from: ConnectionId, id: ChannelId, wait: Wait) {
-        self.release_channel(from, id);
+        self.release_channel(from, id, Settlement::Fail);
         self.work.push_back(Work::CloseChannel(from, id, wait));
     }
 
-    /// Ends the consumers of a channel and gives its unacked messages back.
-    fn release_channel(&mut self, from: ConnectionId, id: ChannelId) {
+    /// Ends the consumers of a channel and gives its unacked messages back, as failures or not.
+    fn release_channel(&mut self, from: ConnectionId, id: ChannelId, settlement: Settlement) {
         self.cancel_replies(from, id, None);
         self.disarm_channel(from, id);
         let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { return };
@@ -491,15 +500,20 @@ impl VirtualHost {
             self.work.push_back(Work::Cancel(from, std::mem::take(&mut channel.consumers)));
         }
         if !channel.unacked.is_empty() {
-            self.work.push_back(Work::Return(std::mem::take(&mut channel.unacked)));
+            self.work.push_back(Work::Return(std::mem::take(&mut channel.unacked), settlement));
         }
     }
 
     fn disconnect(&mut self, from: ConnectionId, farewell: Farewell) {
         let Some(session) = self.sessions.get_mut(from) else { return };
         let exclusive = std::mem::take(&mut session.exclusive_queues);
+        // When the broker stops, nobody has failed.
+        let settlement = match &farewell {
+            Farewell::Close(exception) if exception.code == ReplyCode::ConnectionForced => Settlement::Requeue,
+            Farewell::Close(_) | Farewell::CloseOk | Farewell::Silent => Settlement::Fail,
+        };
         for channel in session.channel_ids() {
-            self.release_channel(from, channel);
+            self.release_channel(from, channel, settlement);
         }
         self.work.push_back(Work::Delete(exclusive));
         self.work.push_back(Work::Leave(from, farewell));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use leveret_amqp::ShortString;
 
 use crate::access::Login;
-use crate::change::JournalPosition;
+use crate::change::{JournalPosition, Tries};
 use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES};
 use crate::moment::Deadline;
 use crate::names::{ChannelId, QueueName};
@@ -47,6 +47,8 @@ pub(crate) struct Getting {
     pub(crate) ack_mode: AckMode,
     pub(crate) tag: DeliveryTag,
     pub(crate) redelivered: bool,
+    /// What it says of deliveries before this one.
+    pub(crate) tries: Option<Tries>,
     /// What must be durable before it is handed out.
     pub(crate) after: JournalPosition,
     pub(crate) message_count: u32,

@@ -9,6 +9,7 @@ use crate::vhost::command::{AckTarget, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::Unacked;
+use crate::vhost::tries::Failure;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, VirtualHost};
 
@@ -97,12 +98,8 @@ impl VirtualHost {
         match settlement {
             Settlement::Ack => self.settle_taken(id, position, effects),
             Settlement::Discard => self.discard_taken(now, id, position, DeathReason::Rejected, effects),
-            Settlement::Requeue => {
-                if let Some(queue) = self.queues.get_mut(id) {
-                    queue.return_unacked(position);
-                    self.mark_runnable(id);
-                }
-            }
+            Settlement::Requeue => self.give_back(now, id, position, Failure::No, effects),
+            Settlement::Fail => self.give_back(now, id, position, Failure::Yes, effects),
         }
     }
 

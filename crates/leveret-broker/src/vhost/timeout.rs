@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::connection::reply::Exception;
 use crate::moment::{Deadline, Moment};
 use crate::names::ChannelId;
-use crate::vhost::command::ConsumerId;
+use crate::vhost::command::{ConsumerId, Settlement};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::Unacked;
@@ -80,7 +80,8 @@ impl VirtualHost {
         }
         if let Some(&timeout) = late.get(&None) {
             let refusal = Refusal::ConsumerTimeout { channel: id, timeout };
-            return self.fail_channel(connection, id, Exception::from(&refusal), effects);
+            let exception = Exception::from(&refusal);
+            return self.fail_channel(connection, id, exception, Settlement::Requeue, effects);
         }
         for (consumer, timeout) in late {
             if let Some(consumer) = consumer {
@@ -107,7 +108,7 @@ impl VirtualHost {
         let held = channel.unacked.take_back(consumer);
         channel.delivered = channel.delivered.saturating_sub(held.len() as u64);
         let others = channel.consumers.clone();
-        self.work.push_back(Work::Return(held));
+        self.work.push_back(Work::Return(held, Settlement::Requeue));
         self.cancel(now, connection, consumer, effects);
         // What counts for the channel as a whole may be less now.
         for other in others {

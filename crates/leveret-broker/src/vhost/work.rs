@@ -23,8 +23,8 @@ use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 pub(super) enum Work {
     /// Settle what is outstanding on a channel up to a tag.
     Settle { from: ConnectionId, channel: ChannelId, up_to: u64, settlement: Settlement },
-    /// Put deliveries of a closed channel back into their queues.
-    Return(Outstanding),
+    /// Put deliveries back into their queues, as failures or not.
+    Return(Outstanding, Settlement),
     /// Enqueue and settle what a transaction held, then answer.
     Commit {
         from: ConnectionId,
@@ -56,7 +56,7 @@ impl Work {
         match self {
             Work::Commit { .. } | Work::DeleteExchange(_) => true,
             Work::Settle { .. }
-            | Work::Return(_)
+            | Work::Return(..)
             | Work::Cancel(..)
             | Work::Notify(_)
             | Work::Purge(_)
@@ -94,9 +94,9 @@ impl VirtualHost {
                 self.settle_on(now, *from, *channel, unacked, *settlement, effects);
                 self.give_credit(*from, *channel, unacked);
             }
-            Work::Return(outstanding) => {
+            Work::Return(outstanding, settlement) => {
                 let Some(unacked) = outstanding.take_first(u64::MAX) else { return false };
-                self.settle_one(now, unacked, Settlement::Requeue, effects);
+                self.settle_one(now, unacked, *settlement, effects);
             }
             Work::Commit { from, channel, publishes, settlements } => {
                 if let Some((publish, route)) = publishes.next() {

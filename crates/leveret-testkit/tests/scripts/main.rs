@@ -13,6 +13,7 @@ mod hostile;
 mod limits;
 mod publishing;
 mod queues;
+mod quorum;
 mod replies;
 mod room;
 mod settling;

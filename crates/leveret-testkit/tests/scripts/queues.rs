@@ -321,11 +321,9 @@ fn quorum_and_classic_are_accepted_as_queue_types() {
 fn arguments_that_are_not_supported_are_refused_by_name() {
     for argument in [
         "x-consumer-disconnected-timeout",
-        "x-dead-letter-strategy",
         "x-delayed-retry-max",
         "x-delayed-retry-min",
         "x-delayed-retry-type",
-        "x-delivery-limit",
         "x-max-age",
         "x-max-priority",
         "x-stream-filter-size-bytes",

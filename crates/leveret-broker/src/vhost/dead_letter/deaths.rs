@@ -10,7 +10,7 @@ use std::time::Duration;
 use leveret_amqp::{Array, ContentHeader, FieldTable, ShortStr, Table, Value};
 
 use crate::change::DeathReason;
-use crate::message::{History, Message, write_hidden_key, write_route};
+use crate::message::{History, Message};
 
 /// What happened to a message.
 #[derive(Clone, Copy, Debug)]
@@ -79,19 +79,11 @@ pub(super) fn with_death(
     properties.headers = Some(told.as_table());
     properties.expiration = None;
 
-    let mut block = Vec::with_capacity(message.bytes() + told.as_table().as_bytes().len());
-    write_route(&mut block, to.exchange, to.routing_key.unwrap_or(ShortStr::truncated(message.routing_key())));
-    if to.routing_key.is_none() {
-        for key in message.hidden_keys() {
-            // Exchanges may have longer names than the one before.
-            let _fits = write_hidden_key(&mut block, ShortStr::truncated(key));
-        }
-    }
-    let header_at = u16::try_from(block.len()).expect("keys that do not fit were left out");
-    ContentHeader { properties, ..*header }.encode(&mut block);
-    let body_at = u32::try_from(block.len()).expect("headers grow by a record for each queue, far below 4 GiB");
-    block.extend_from_slice(message.body());
-    Message::new(&block, header_at, body_at, message.delivery_mode()).with_history(History::Deaths)
+    let header = ContentHeader { properties, ..*header };
+    let (_, routing_key) = message.route_strings();
+    let route = (to.exchange, to.routing_key.unwrap_or(routing_key));
+    let hidden_keys = message.hidden_keys().filter(|_| to.routing_key.is_none());
+    message.rewritten(route, hidden_keys, &header).with_history(History::Deaths)
 }
 
 /// Whether a message that is about to enter a queue was there before and came back without any client's doing: nobody

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leveret_amqp::{ShortString, Table, Value};
 
-use crate::limits::TTL_MAX;
+use crate::limits::{DELIVERY_LIMIT_DEFAULT, TTL_MAX};
 use crate::names::ExchangeName;
 
 /// What the arguments ask for, checked.
@@ -25,6 +25,8 @@ pub(crate) struct QueueArguments {
     pub(crate) overflow: Overflow,
     /// `x-single-active-consumer`
     pub(crate) single_active_consumer: bool,
+    /// `x-delivery-limit`: how often a message may fail; none is without end.
+    pub(crate) delivery_limit: Option<u64>,
     /// `x-consumer-timeout`
     pub(crate) consumer_timeout: Option<Duration>,
 }
@@ -35,6 +37,18 @@ pub(crate) struct DeadLetters {
     pub(crate) exchange: ExchangeName,
     /// Instead of the keys that a message was published with.
     pub(crate) routing_key: Option<ShortString>,
+    pub(crate) strategy: Strategy,
+}
+
+/// What becomes of a dead letter that no queue takes. Argument `x-dead-letter-strategy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Strategy {
+    /// It is gone.
+    #[default]
+    AtMostOnce,
+    /// It stays in its queue, undelivered, until every queue that it goes to takes it. RabbitMQ: only where the queue
+    /// rejects what is too much; where it drops the oldest, this would stand in the way.
+    AtLeastOnce,
 }
 
 /// What happens to a queue that is longer than it may be. Argument `x-overflow`.
@@ -109,11 +123,9 @@ impl std::fmt::Display for ArgumentFault {
 /// Known to RabbitMQ, not to Leveret: refused by name rather than ignored.
 const NOT_SUPPORTED: &[&str] = &[
     "x-consumer-disconnected-timeout",
-    "x-dead-letter-strategy",
     "x-delayed-retry-max",
     "x-delayed-retry-min",
     "x-delayed-retry-type",
-    "x-delivery-limit",
     "x-max-age",
     "x-max-priority",
     "x-stream-filter-size-bytes",
@@ -124,7 +136,13 @@ const NOT_SUPPORTED: &[&str] = &[
 pub(crate) const CONSUMER_TIMEOUT: &str = "x-consumer-timeout";
 
 /// What RabbitMQ has for queues of type quorum only.
-const QUORUM_ONLY: &[&str] = &["x-max-in-memory-bytes", "x-max-in-memory-length", "x-quorum-initial-group-size"];
+const QUORUM_ONLY: &[&str] = &[
+    "x-dead-letter-strategy",
+    "x-delivery-limit",
+    "x-max-in-memory-bytes",
+    "x-max-in-memory-length",
+    "x-quorum-initial-group-size",
+];
 
 /// What RabbitMQ has for queues of type classic only.
 const CLASSIC_ONLY: &[&str] = &["x-queue-mode", "x-queue-version"];
@@ -135,10 +153,12 @@ pub(crate) const COMPARED: &[&str] = &[
     "x-message-ttl",
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
     "x-max-length",
     "x-max-length-bytes",
     "x-overflow",
     "x-single-active-consumer",
+    "x-delivery-limit",
     CONSUMER_TIMEOUT,
     "x-queue-type",
 ];
@@ -148,12 +168,19 @@ impl QueueArguments {
     pub(crate) fn parse(table: Table<'_>) -> Result<Self, ArgumentError> {
         let exchange = dead_letter_exchange(table)?;
         let queue_type = queue_type(table)?;
-        let dead_letters = dead_letters(table, exchange)?;
+        let mut dead_letters = dead_letters(table, exchange)?;
+        let strategy = match queue_type {
+            QueueType::Classic => None,
+            QueueType::Quorum => one_of(table, "x-dead-letter-strategy", STRATEGIES, "invalid_dlx_strategy")?,
+        };
         let overflow = match one_of(table, "x-overflow", OVERFLOWS, "invalid_overflow")? {
             // RabbitMQ: quorum queues take it for the default.
             Some(Overflow::RejectPublishDlx) if queue_type == QueueType::Quorum => Overflow::DropHead,
             given => given.unwrap_or_default(),
         };
+        if let Some(dead_letters) = dead_letters.as_mut().filter(|_| overflow == Overflow::RejectPublish) {
+            dead_letters.strategy = strategy.unwrap_or_default();
+        }
         let parsed = QueueArguments {
             queue_type,
             message_ttl: milliseconds(table, "x-message-ttl", 0)?,
@@ -163,6 +190,7 @@ impl QueueArguments {
             max_length_bytes: count(table, "x-max-length-bytes")?,
             overflow,
             single_active_consumer: flag(table, "x-single-active-consumer")?,
+            delivery_limit: delivery_limit(table, queue_type)?,
             consumer_timeout: milliseconds(table, CONSUMER_TIMEOUT, 1)?,
         };
         // These change nothing here, and what RabbitMQ does not understand in them is refused all the same.
@@ -190,6 +218,9 @@ const OVERFLOWS: &[(&str, Overflow)] = &[
     ("reject-publish", Overflow::RejectPublish),
     ("reject-publish-dlx", Overflow::RejectPublishDlx),
 ];
+
+const STRATEGIES: &[(&str, Strategy)] =
+    &[("at-most-once", Strategy::AtMostOnce), ("at-least-once", Strategy::AtLeastOnce)];
 
 const LEADER_LOCATORS: &[(&str, ())] =
     &[("client-local", ()), ("balanced", ()), ("random", ()), ("least-leaders", ()), ("min-masters", ())];
@@ -220,7 +251,7 @@ fn dead_letters(table: Table<'_>, exchange: Option<ExchangeName>) -> Result<Opti
         None => None,
     };
     match exchange {
-        Some(exchange) => Ok(Some(DeadLetters { exchange, routing_key })),
+        Some(exchange) => Ok(Some(DeadLetters { exchange, routing_key, strategy: Strategy::default() })),
         None if routing_key.is_some() => Err(value_fault(argument, "routing_key_but_no_dlx_defined".into())),
         None => Ok(None),
     }
@@ -228,6 +259,20 @@ fn dead_letters(table: Table<'_>, exchange: Option<ExchangeName>) -> Result<Opti
 
 fn short(argument: &'static str, text: &str) -> Result<ShortString, ArgumentError> {
     ShortString::new(text).map_err(|_| value_fault(argument, "\"longer than 255 bytes\"".into()))
+}
+
+/// How often a message may fail. RabbitMQ 4: 20 times in a quorum queue unless it says otherwise; a negative number is no
+/// limit.
+fn delivery_limit(table: Table<'_>, queue_type: QueueType) -> Result<Option<u64>, ArgumentError> {
+    let argument = "x-delivery-limit";
+    match (queue_type, table.get(argument)) {
+        (QueueType::Classic, _) => Ok(None),
+        (QueueType::Quorum, None) => Ok(Some(DELIVERY_LIMIT_DEFAULT)),
+        (QueueType::Quorum, Some(value)) => {
+            let number = value.as_integer().ok_or_else(|| value_fault(argument, not_an_integer(value)))?;
+            Ok(u64::try_from(number).ok())
+        }
+    }
 }
 
 fn check_group_size(table: Table<'_>) -> Result<(), ArgumentError> {

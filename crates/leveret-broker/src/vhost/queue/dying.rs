@@ -11,6 +11,7 @@ use crate::change::DeathReason;
 use crate::limits::{BODY_OVERHEAD_BYTES, READ_AHEAD_ENTRIES};
 use crate::memory::{Lease, Meter};
 use crate::message::Message;
+use crate::moment::Deadline;
 
 /// What a message takes here beside its body, about.
 const DYING_BYTES: usize = 80;
@@ -24,6 +25,8 @@ pub(crate) struct Dying {
     messages: BTreeMap<Position, (DeathReason, Option<Message>)>,
     /// A body was asked for and has not come.
     is_fetching: bool,
+    /// No queue takes the first of them; when it is tried again.
+    retry_at: Option<Deadline>,
     memory: Lease,
 }
 
@@ -31,7 +34,7 @@ impl Dying {
     /// None yet; what they take is added up in `meter`.
     pub(crate) fn new(meter: Meter) -> Self {
         let (order, messages) = (VecDeque::new(), BTreeMap::new());
-        Dying { order, messages, is_fetching: false, memory: Lease::new(meter) }
+        Dying { order, messages, is_fetching: false, retry_at: None, memory: Lease::new(meter) }
     }
 
     /// Whether none can go on.
@@ -41,7 +44,23 @@ impl Dying {
 
     /// Whether no more should come before some have gone on, where that can wait.
     pub(crate) fn is_full(&self) -> bool {
-        self.order.len() >= READ_AHEAD_ENTRIES
+        // Whoever waits for a queue to take something may wait for long.
+        self.order.len() >= READ_AHEAD_ENTRIES && self.retry_at.is_none()
+    }
+
+    /// How many can go on.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// When the first is tried again, if no queue took it.
+    pub(crate) fn retry_at(&self) -> Option<Deadline> {
+        self.retry_at
+    }
+
+    /// No queue takes the first one; or it has gone on.
+    pub(crate) fn set_retry(&mut self, at: Option<Deadline>) {
+        self.retry_at = at;
     }
 
     pub(crate) fn contains(&self, position: Position) -> bool {
@@ -102,7 +121,7 @@ impl Dying {
         for position in self.messages.keys().copied().collect::<Vec<_>>() {
             self.remove(position);
         }
-        self.is_fetching = false;
+        (self.is_fetching, self.retry_at) = (false, None);
     }
 
     /// Whether bodies may be asked for; then none may until one has come.

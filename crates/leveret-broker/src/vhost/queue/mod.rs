@@ -9,16 +9,18 @@ mod consumers;
 mod dying;
 mod index;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use leveret_amqp::FieldTable;
 
-pub(crate) use self::arguments::{ArgumentError, ArgumentFault, DeadLetters, Overflow, QueueArguments, QueueType};
+pub(crate) use self::arguments::{
+    ArgumentError, ArgumentFault, DeadLetters, Overflow, QueueArguments, QueueType, Strategy,
+};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing};
 pub(crate) use self::dying::Dying;
 pub(crate) use self::index::{Body, Detached, Entry, Index, Known, Position, Settled};
-use crate::change::{DeathReason, JournalPosition, QueueNumber};
+use crate::change::{DeathReason, JournalPosition, QueueNumber, Tries};
 use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
@@ -93,6 +95,8 @@ pub(crate) struct Queue {
     /// Bytes of their bodies, if the queue counts those.
     taken_bytes: u64,
     dying: Dying,
+    /// How often messages came back, if the queue counts that; only of those that did.
+    tries: BTreeMap<Position, Tries>,
 }
 
 impl Queue {
@@ -121,6 +125,7 @@ impl Queue {
             taken: 0,
             taken_bytes: 0,
             dying: Dying::new(meter),
+            tries: BTreeMap::new(),
         }
     }
 
@@ -148,9 +153,52 @@ impl Queue {
         u32::try_from(self.consumers.count()).unwrap_or(u32::MAX)
     }
 
+    /// How often a message came back.
+    pub(crate) fn tries(&self, position: Position) -> Tries {
+        self.tries.get(&position).copied().unwrap_or_default()
+    }
+
+    /// How often each message came back that did.
+    pub(crate) fn all_tries(&self) -> impl Iterator<Item = (Position, Tries)> {
+        self.tries.iter().map(|(&position, &tries)| (position, tries))
+    }
+
+    /// A message came back so often; false if it is not there.
+    pub(crate) fn set_tries(&mut self, position: Position, tries: Tries) -> bool {
+        let is_here = self.index.known(position).is_some();
+        if is_here {
+            self.tries.insert(position, tries);
+        }
+        is_here
+    }
+
+    /// After a restart: a message came back so often; false if it is not there.
+    pub(crate) fn restore_tries(&mut self, position: Position, tries: Tries) -> bool {
+        self.index.flag_redelivered(position) && self.set_tries(position, tries)
+    }
+
+    /// What a delivery says of those before it: nothing if it is the first, or if the queue does not count.
+    pub(crate) fn told_tries(&self, position: Position) -> Option<Tries> {
+        let counts = self.declared.arguments.queue_type == QueueType::Quorum;
+        if !counts || !self.is_redelivered(position) {
+            return None;
+        }
+        // After a crash it may have been given away without having come back.
+        let Tries { acquired, failed } = self.tries(position);
+        Some(Tries { acquired: acquired.max(1), failed })
+    }
+
     /// Whether one more ready message, with a body of so many bytes, would be too many.
     pub(crate) fn would_overflow(&self, body_bytes: usize) -> bool {
-        self.exceeds(self.ready() as u64 + 1, self.ready_bytes() + body_bytes as u64)
+        // RabbitMQ: what has to be kept until somebody takes it counts, too.
+        let kept = if self.keeps_dead_letters() { self.dying.len() } else { 0 };
+        self.exceeds((self.ready() + kept) as u64 + 1, self.ready_bytes() + body_bytes as u64)
+    }
+
+    /// Whether a dead letter stays until it is taken.
+    pub(crate) fn keeps_dead_letters(&self) -> bool {
+        let dead_letters = self.declared.arguments.dead_letters.as_ref();
+        dead_letters.is_some_and(|dead_letters| dead_letters.strategy == Strategy::AtLeastOnce)
     }
 
     /// Whether there are more ready messages than there may be.
@@ -195,6 +243,7 @@ impl Queue {
     /// Removes a message after a restart, when none is delivered yet; false if it is not there.
     pub(crate) fn settle(&mut self, position: Position) -> bool {
         let is_dying = self.dying.remove(position);
+        self.tries.remove(&position);
         let settled = self.index.settle(position);
         if let Some(settled) = settled.as_ref().filter(|_| is_dying) {
             self.give_back(settled.counted);
@@ -205,6 +254,13 @@ impl Queue {
     /// Removes all messages before a place but these, after a restart.
     pub(crate) fn settle_below(&mut self, below: Position, except: &[Position]) {
         self.index.settle_below(below, except);
+        self.forget_tries();
+    }
+
+    /// Forgets how often messages came back that are not there any more.
+    fn forget_tries(&mut self) {
+        let index = &self.index;
+        self.tries.retain(|&position, _| index.known(position).is_some());
     }
 
     /// Has these messages and no others, after a restart.
@@ -213,6 +269,7 @@ impl Queue {
         self.index = index;
         self.journaled_end = journaled_end;
         self.dying.clear();
+        self.tries.clear();
         (self.taken, self.taken_bytes) = (0, 0);
     }
 
@@ -396,6 +453,7 @@ impl Queue {
     /// Removes the head for good.
     pub(crate) fn settle_head(&mut self, head: Position) -> Option<Settled> {
         self.advance(head);
+        self.tries.remove(&head);
         self.index.settle(head)
     }
 
@@ -410,6 +468,7 @@ impl Queue {
 
     /// Removes a message for good that was taken.
     pub(crate) fn settle_taken(&mut self, position: Position) -> Option<Settled> {
+        self.tries.remove(&position);
         let settled = self.index.settle(position)?;
         self.give_back(settled.counted);
         Some(settled)
@@ -446,12 +505,15 @@ impl Queue {
         if self.dying.last().is_some_and(|last| last >= self.cursor) {
             return (count, Detached::default());
         }
-        if self.taken > 0 {
-            return (count, self.index.detach_behind(self.cursor));
-        }
-        self.returned.clear();
-        let detached = self.index.detach();
-        self.cursor = self.index.next();
+        let detached = if self.taken > 0 {
+            self.index.detach_behind(self.cursor)
+        } else {
+            self.returned.clear();
+            let detached = self.index.detach();
+            self.cursor = self.index.next();
+            detached
+        };
+        self.forget_tries();
         (count, detached)
     }
 
@@ -483,7 +545,7 @@ impl Queue {
     /// When something happens to this queue by itself: a message expires, or the unused queue does.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
         let message = self.index.first_due().filter(|_| !self.dying.is_full());
-        message.into_iter().chain(self.expires_at()).min()
+        message.into_iter().chain(self.expires_at()).chain(self.dying.retry_at()).min()
     }
 
     /// When the queue goes because nobody used it.
@@ -494,7 +556,7 @@ impl Queue {
 
     /// Whether it ever has to be looked at without being used.
     pub(crate) fn is_timed(&self) -> bool {
-        self.index.first_due().is_some() || self.timer.is_some() || self.declared.arguments.expires.is_some()
+        self.next_deadline().is_some() || self.timer.is_some()
     }
 
     /// Lets go of bodies for which `store` found another place, but not of so many bytes that will be delivered next.

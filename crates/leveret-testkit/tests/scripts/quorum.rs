@@ -1,0 +1,287 @@
+//! Queues of type quorum, on one node. RabbitMQ 4.3: quorum queues.
+
+use leveret_testkit::script;
+
+/// Queue `q` of type quorum, in which a message may fail twice, and `dead`, where it goes then.
+const QUEUES: &str = "
+    C: queue.declare queue='dead' durable
+    S: queue.declare-ok 'dead' 0 0
+    C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-delivery-limit=2 x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
+    S: queue.declare-ok 'q' 0 0
+    ";
+
+#[test]
+fn every_message_is_persistent() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum'}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' delivery-mode=1 body='1'
+        crash
+        C: basic.get queue='q'
+        S: basic.get-ok 1 delivery-mode=1 body='1'
+        ",
+    );
+}
+
+#[test]
+fn a_message_that_fails_too_often_goes_on_as_a_dead_letter() {
+    script(&format!(
+        "{QUEUES}
+        C: basic.publish routing-key='q' body='1' headers={{k='v' x-delivery-count=i64:7}}
+        C: basic.get queue='q'
+        S: basic.get-ok 1 headers={{k='v' x-delivery-count=i64:7}}
+        C: basic.reject delivery-tag=1 requeue
+        C: basic.get queue='q'
+        S: basic.get-ok 2 redelivered headers={{k='v' x-acquired-count=i64:1 x-delivery-count=i64:1}}
+        C: basic.reject delivery-tag=2 requeue
+        C: basic.get queue='q'
+        S: basic.get-ok 3 redelivered headers={{k='v' x-acquired-count=i64:2 x-delivery-count=i64:2}}
+        C: basic.reject delivery-tag=3 requeue
+        C: basic.get queue='q'
+        S: basic.get-empty
+        C: basic.get queue='dead'
+        S: basic.get-ok 4 '' 'dead' 0 headers={{k='v' x-death=[{{count=i64:1 reason='delivery_limit' queue='q' time=ts:1790000000 exchange='' routing-keys=['q']}}] x-delivery-count=i64:7 x-first-death-exchange='' x-first-death-queue='q' x-first-death-reason='delivery_limit' x-last-death-exchange='' x-last-death-queue='q' x-last-death-reason='delivery_limit'}} body='1'
+        "
+    ));
+}
+
+/// RabbitMQ 4.3: a nack hands a message back; a reject says that it failed. So does a channel that goes.
+#[test]
+fn a_nack_is_no_failure_and_a_channel_that_goes_is_one() {
+    script(&format!(
+        "{QUEUES}
+        C: basic.publish routing-key='q' body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 1
+        C: basic.nack delivery-tag=1 requeue
+        C: basic.get queue='q'
+        S: basic.get-ok 2 redelivered headers={{x-acquired-count=i64:1}}
+        C: basic.recover requeue
+        S: basic.recover-ok
+        C/2: basic.consume queue='q' consumer-tag='t'
+        S/2: basic.consume-ok 't'
+        S/2: basic.deliver 't' 1 redelivered headers={{x-acquired-count=i64:2}}
+        C/2: channel.close
+        S/2: channel.close-ok
+        Cb: basic.get queue='q'
+        Sb: basic.get-ok 1 redelivered headers={{x-acquired-count=i64:3 x-delivery-count=i64:1}}
+        Cb: end
+        C: basic.get queue='q'
+        S: basic.get-ok 3 redelivered headers={{x-acquired-count=i64:4 x-delivery-count=i64:2}}
+        C: basic.nack delivery-tag=3 requeue
+        C: basic.get queue='q'
+        S: basic.get-ok 4 redelivered headers={{x-acquired-count=i64:5 x-delivery-count=i64:2}}
+        C: basic.reject delivery-tag=4 requeue
+        C: basic.get queue='dead'
+        S: basic.get-ok 5 body='1'
+        "
+    ));
+}
+
+#[test]
+fn a_consumer_that_is_late_has_not_failed() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-consumer-timeout=1000}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.consume queue='q' consumer-tag='t'
+        S: basic.consume-ok 't'
+        S: basic.deliver 't' 1
+        wait 1s
+        S: basic.cancel 't' nowait
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 2 redelivered headers={x-acquired-count=i64:1}
+        ",
+    );
+}
+
+#[test]
+fn counts_are_durable() {
+    script(&format!(
+        "{QUEUES}
+        C: basic.publish routing-key='q' body='1'
+        C: basic.publish routing-key='q' body='2'
+        C: basic.get queue='q'
+        S: basic.get-ok 1 body='1'
+        C: basic.reject delivery-tag=1 requeue
+        C: basic.get queue='q'
+        S: basic.get-ok 2 redelivered body='1'
+        C: basic.reject delivery-tag=2 requeue
+        C: basic.qos prefetch-count=1
+        S: basic.qos-ok
+        crash
+        checkpoint
+        crash
+        C: basic.get queue='q'
+        S: basic.get-ok 1 redelivered headers={{x-acquired-count=i64:2 x-delivery-count=i64:2}} body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 2 redelivered headers={{x-acquired-count=i64:1}} body='2'
+        C: basic.reject delivery-tag=1 requeue
+        C: basic.get queue='dead' no-ack
+        S: basic.get-ok 3 body='1'
+        restart
+        C: basic.get queue='q'
+        S: basic.get-ok 1 redelivered headers={{x-acquired-count=i64:1}} body='2'
+        "
+    ));
+}
+
+#[test]
+fn twenty_failures_are_the_limit_unless_the_queue_says() {
+    let fail = |count: usize| -> String {
+        let once = |tag: usize| {
+            let flag = if tag > 1 { "redelivered" } else { "" };
+            format!(
+                "C: basic.get queue='q'\nS: basic.get-ok {tag} {flag}\nC: basic.reject delivery-tag={tag} requeue\n"
+            )
+        };
+        (1..=count).map(once).collect()
+    };
+    script(&format!(
+        "
+        C: queue.declare queue='q' durable arguments={{x-queue-type='quorum'}}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        {}
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 1 0
+        C: basic.get queue='q'
+        S: basic.get-ok 21 redelivered
+        C: basic.reject delivery-tag=21 requeue
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 0 0
+        ",
+        fail(20)
+    ));
+    script(&format!(
+        "
+        C: queue.declare queue='q' durable arguments={{x-queue-type='quorum' x-delivery-limit=-1}}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        {}
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 1 0
+        ",
+        fail(30)
+    ));
+}
+
+#[test]
+fn a_dead_letter_that_must_arrive_stays_until_it_does() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-max-length=2 x-overflow='reject-publish' x-dead-letter-strategy='at-least-once' x-dead-letter-exchange='later' x-dead-letter-routing-key='k'}
+        S: queue.declare-ok 'q' 0 0
+        C: confirm.select
+        S: confirm.select-ok
+        C: basic.publish routing-key='q' body='1'
+        S: basic.ack 1
+        C: basic.get queue='q'
+        S: basic.get-ok 1 body='1'
+        C+: basic.reject delivery-tag=1
+        C: basic.qos prefetch-count=1
+        S: basic.qos-ok
+        C: basic.publish routing-key='q' body='2'
+        S: basic.ack 2
+        C: basic.publish routing-key='q' body='it counts for the length of its queue'
+        S: basic.nack 3
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 1 0
+        crash
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 1 0
+        C: exchange.declare exchange='later' type='fanout' durable
+        S: exchange.declare-ok
+        wait 1s
+        C: queue.declare queue='dead' durable arguments={x-max-length=0 x-overflow='reject-publish'}
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.bind queue='dead' exchange='later'
+        S: queue.bind-ok
+        wait 2s
+        C: queue.delete queue='dead'
+        S: queue.delete-ok 0
+        C: queue.declare queue='dead' durable
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.bind queue='dead' exchange='later'
+        S: queue.bind-ok
+        wait 1s
+        C: basic.get queue='dead'
+        S: basic.get-ok 1 'later' 'k' 0 body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 2 redelivered body='2'
+        ",
+    );
+}
+
+/// RabbitMQ: it would stand in the way of dropping the oldest, so there it is not kept.
+#[test]
+fn a_queue_that_drops_its_oldest_keeps_no_dead_letters() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-dead-letter-strategy='at-least-once' x-dead-letter-exchange='later'}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 1
+        C: basic.reject delivery-tag=1
+        C: exchange.declare exchange='later' type='fanout'
+        S: exchange.declare-ok
+        C: queue.declare queue='dead'
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.bind queue='dead' exchange='later'
+        S: queue.bind-ok
+        wait 1h
+        C: basic.get queue='dead'
+        S: basic.get-empty
+        ",
+    );
+}
+
+#[test]
+fn arguments_of_quorum_queues_are_checked() {
+    for (arguments, fault) in [
+        (
+            "x-delivery-limit='2'",
+            "invalid arg 'x-delivery-limit' for queue 'q' in vhost '/': \\x22expected integer, got longstr\\x22",
+        ),
+        (
+            "x-dead-letter-strategy='twice'",
+            "invalid arg 'x-dead-letter-strategy' for queue 'q' in vhost '/': invalid_dlx_strategy",
+        ),
+        (
+            "x-quorum-initial-group-size=0",
+            "invalid arg 'x-quorum-initial-group-size' for queue 'q' in vhost '/': {value_zero,0}",
+        ),
+        ("x-queue-mode='lazy'", "invalid arg 'x-queue-mode' for queue 'q' in vhost '/' of queue type quorum"),
+        ("x-queue-version=2", "invalid arg 'x-queue-version' for queue 'q' in vhost '/' of queue type quorum"),
+    ] {
+        script(&format!(
+            "
+            C: queue.declare queue='q' durable arguments={{x-queue-type='quorum' {arguments}}}
+            S: channel.close 406 \"PRECONDITION_FAILED - {fault}\" 50 10
+            "
+        ));
+    }
+    for argument in ["x-delivery-limit=5", "x-dead-letter-strategy='at-least-once'", "x-max-in-memory-length=1"] {
+        let name = argument.split('=').next().unwrap_or_default();
+        script(&format!(
+            "
+            C: queue.declare queue='q' durable arguments={{{argument}}}
+            S: channel.close 406 \"PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/' of queue type classic\" 50 10
+            "
+        ));
+    }
+}
+
+/// One node is a group of one, and every message is on disk in any case.
+#[test]
+fn arguments_that_change_nothing_on_one_node_are_taken() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-quorum-initial-group-size=3 x-max-in-memory-length=0 x-queue-leader-locator='balanced' x-max-in-memory-bytes=5}
+        S: queue.declare-ok 'q' 0 0
+        ",
+    );
+}

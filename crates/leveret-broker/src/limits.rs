@@ -78,6 +78,12 @@ pub const TTL_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 /// as a dead letter, or is gone.
 pub const DELIVERY_LIMIT_DEFAULT: u64 = 20;
 
+/// The highest priority in a queue of type quorum. RabbitMQ 4.3. Higher ones count as this.
+pub const QUORUM_PRIORITY_MAX: u8 = 31;
+
+/// The priority of a message that has none, in a queue of type quorum. RabbitMQ 4.3.
+pub const QUORUM_PRIORITY_DEFAULT: u8 = 4;
+
 /// How long a dead letter waits that has to be kept and that no queue takes, before it is tried again.
 pub const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 

@@ -150,6 +150,11 @@ impl Message {
         ContentHeader::decode(self.header())
     }
 
+    /// Property `priority`, looked up in the content header.
+    pub(crate) fn priority(&self) -> Option<u8> {
+        self.decode_header().ok()?.properties.priority
+    }
+
     /// The body.
     pub fn body(&self) -> &[u8] {
         &self.block[self.body_at as usize..]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use leveret_testkit::{Broker, Variation, run_script};
@@ -11,23 +13,32 @@ use rand::{Rng, SeedableRng};
 #[derive(Clone, Debug)]
 struct Message {
     body: String,
+    priority: u8,
     persistent: bool,
     redelivered: bool,
     /// The tag it was delivered with and not settled.
     held: Option<u64>,
 }
 
-/// How many queues there are: two that a fan-out reaches, the second of which sends what is rejected on to the first; and
-/// one that holds so many ready messages and sends older ones on.
+/// How many queues there are: two that a fan-out reaches, the second of which knows priorities, and sends what is rejected
+/// on to the first; and one that holds so many ready messages and sends older ones on.
 const QUEUES: usize = 3;
+const WITH_PRIORITIES: usize = 1;
+const MAX_PRIORITY: u8 = 3;
 const LIMITED: usize = 2;
 const LIMIT: usize = 3;
 
 #[derive(Debug, Default)]
 struct Queue {
     messages: Vec<Message>,
-    /// A journaled message was handed out since the last stop in good order: after a crash, all may have been.
-    granted: bool,
+    /// Ranks of which a journaled message was handed out since the last stop in good order: after a crash, all of them may
+    /// have been.
+    granted: BTreeSet<u8>,
+}
+
+/// The priority that counts for a message in a queue.
+fn rank(queue: usize, message: &Message) -> u8 {
+    if queue == WITH_PRIORITIES { message.priority.min(MAX_PRIORITY) } else { 0 }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +67,17 @@ impl Model {
 
     fn message(&mut self, persistent: bool) -> Message {
         self.last_message += 1;
-        Message { body: format!("m{}", self.last_message), persistent, redelivered: false, held: None }
+        let priority = u8::try_from(self.last_message * 7 % 11 % 6).unwrap();
+        Message { body: format!("m{}", self.last_message), priority, persistent, redelivered: false, held: None }
     }
 
     fn publish(&mut self, queue: usize, persistent: bool) {
         let message = self.message(persistent);
         let mode = if persistent { 2 } else { 1 };
-        self.say(format!("C: basic.publish routing-key='q{queue}' delivery-mode={mode} body='{}'", message.body));
+        let Message { body, priority, .. } = &message;
+        self.say(format!(
+            "C: basic.publish routing-key='q{queue}' delivery-mode={mode} priority={priority} body='{body}'"
+        ));
         self.queues[queue].messages.push(message);
         self.drop_overflow();
     }
@@ -87,7 +102,8 @@ impl Model {
 
     fn fan_out(&mut self) {
         let message = self.message(true);
-        self.say(format!("C: basic.publish exchange='fan' delivery-mode=2 body='{}'", message.body));
+        let Message { body, priority, .. } = &message;
+        self.say(format!("C: basic.publish exchange='fan' delivery-mode=2 priority={priority} body='{body}'"));
         self.queues[..LIMITED].iter_mut().for_each(|queue| queue.messages.push(message.clone()));
     }
 
@@ -95,12 +111,16 @@ impl Model {
         let no_ack = if keep { "" } else { " no-ack" };
         self.say(format!("C: basic.get queue='q{queue}'{no_ack}"));
         let state = &mut self.queues[queue];
-        let Some(at) = state.messages.iter().position(|message| message.held.is_none()) else {
+        let ready = state.messages.iter().enumerate().filter(|(_, message)| message.held.is_none());
+        let first = ready.max_by_key(|(at, message)| (rank(queue, message), Reverse(*at)));
+        let Some(at) = first.map(|(at, _)| at) else {
             return self.say("S: basic.get-empty");
         };
         self.last_tag += 1;
         let message = state.messages[at].clone();
-        state.granted |= message.persistent;
+        if message.persistent {
+            state.granted.insert(rank(queue, &message));
+        }
         if keep {
             state.messages[at].held = Some(self.last_tag);
         } else {
@@ -165,7 +185,7 @@ impl Model {
         let arguments = match queue {
             0 => String::new(),
             LIMITED => format!("x-max-length={LIMIT} {dead_letters}"),
-            _ => dead_letters.into(),
+            _ => format!("x-max-priority={MAX_PRIORITY} {dead_letters}"),
         };
         self.say(format!("C: queue.declare queue='q{queue}' durable arguments={{{arguments}}}"));
         self.say(format!("S: queue.declare-ok 'q{queue}' 0 0"));
@@ -180,7 +200,10 @@ impl Model {
             self.say("C/2: tx.select\nS/2: tx.select-ok");
         }
         let message = self.message(true);
-        self.say(format!("C/2: basic.publish routing-key='q{queue}' delivery-mode=2 body='{}'", message.body));
+        let Message { body, priority, .. } = &message;
+        self.say(format!(
+            "C/2: basic.publish routing-key='q{queue}' delivery-mode=2 priority={priority} body='{body}'"
+        ));
         self.in_transaction.push((queue, message));
     }
 
@@ -209,12 +232,15 @@ impl Model {
             }
             self.drop_overflow();
         }
-        for queue in &mut self.queues {
+        for (at, queue) in self.queues.iter_mut().enumerate() {
             queue.messages.retain(|message| message.persistent);
             for message in &mut queue.messages {
-                message.redelivered |= message.held.take().is_some() || (crash && queue.granted);
+                let may_have_been = crash && queue.granted.contains(&rank(at, message));
+                message.redelivered |= message.held.take().is_some() || may_have_been;
             }
-            queue.granted &= crash;
+            if !crash {
+                queue.granted.clear();
+            }
         }
         self.drop_overflow();
         self.last_tag = 0;

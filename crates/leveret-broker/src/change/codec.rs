@@ -37,6 +37,7 @@ mod kind {
     pub(super) const MESSAGES_CONDEMNED: u8 = 15;
     pub(super) const COUNTED_QUEUE_PAGE: u8 = 16;
     pub(super) const MESSAGES_RETURNED: u8 = 17;
+    pub(super) const LEVEL_RESTATED: u8 = 18;
 }
 
 impl NodeChange {
@@ -153,6 +154,9 @@ impl Change {
                 put_short(out, name.as_short_str());
                 put_table(out, arguments);
             }
+            Change::LevelRestated { queue, next, granted } => {
+                put_numbers(out, kind::LEVEL_RESTATED, &[queue.0, next.0, granted.0]);
+            }
             Change::CheckpointEnded { begun } => put_numbers(out, kind::CHECKPOINT_ENDED, &[begun.0]),
         }
     }
@@ -219,6 +223,10 @@ impl Change {
                 let name = QueueName::from(reader.short()?);
                 let arguments = reader.table()?;
                 Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages }
+            }
+            kind::LEVEL_RESTATED => {
+                let (queue, next, granted) = (reader.queue()?, reader.position()?, reader.position()?);
+                Change::LevelRestated { queue, next, granted }
             }
             kind::CHECKPOINT_ENDED => Change::CheckpointEnded { begun: JournalPosition(reader.u64()?) },
             _ => return Err(DecodeChangeError("its kind is unknown")),
@@ -474,6 +482,7 @@ mod tests {
                 granted: QueuePosition(3),
                 messages: 2,
             },
+            Change::LevelRestated { queue, next: QueuePosition(u64::MAX), granted: position },
             Change::CheckpointEnded { begun: JournalPosition(1 << 33) },
         ]
     }

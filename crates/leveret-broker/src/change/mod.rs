@@ -32,8 +32,8 @@ impl JournalPosition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueNumber(pub u64);
 
-/// A place in a queue. Messages are delivered in the order of their positions; none is given twice in the life of
-/// its queue.
+/// A place in a queue. Messages of one priority are delivered in the order of their positions; none is given twice in the
+/// life of its queue. The ten highest bits say the priority, as how much it is lower than that of a message without one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueuePosition(pub u64);
 
@@ -141,6 +141,7 @@ impl Change {
             | Change::DeliveryGranted { .. }
             | Change::ExchangeDeleted { .. }
             | Change::CheckpointBegun { .. }
+            | Change::LevelRestated { .. }
             | Change::CheckpointEnded { .. } => 0,
         };
         // Names are at most 255 bytes; they go with the overhead.
@@ -266,6 +267,15 @@ pub enum Change {
         granted: QueuePosition,
         /// How many messages its pages have.
         messages: u64,
+    },
+    /// Part of a checkpoint: messages of a priority of their own in a durable queue, which was restated just before.
+    LevelRestated {
+        /// What changes call the queue.
+        queue: QueueNumber,
+        /// The place that the next message of this priority will get.
+        next: QueuePosition,
+        /// Messages of this priority may be handed out up to this place.
+        granted: QueuePosition,
     },
     /// All was said that a checkpoint says.
     CheckpointEnded {

@@ -15,7 +15,7 @@ use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::checkpoint::QueueRestated;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
-use crate::vhost::queue::{Declared, Entry, QueueArguments};
+use crate::vhost::queue::{Declared, Entry, Queue, QueueArguments};
 use crate::vhost::topology::alternate_of;
 use crate::vhost::{QueueId, Timer, VirtualHost};
 
@@ -165,6 +165,13 @@ impl VirtualHost {
                 let restated = QueueRestated { queue, name, auto_delete, arguments, next, granted, messages };
                 return self.apply_queue_restated(now, restated);
             }
+            Change::LevelRestated { queue, next, granted } => {
+                let id = self.durable_queue(queue)?;
+                let queue_here = self.queues.get_mut(id);
+                if !queue_here.is_some_and(|queue| queue.restate_level(next, granted, position)) {
+                    return Err(ApplyError::Place { queue: queue.0, position: next.0 });
+                }
+            }
             Change::CheckpointEnded { begun } => return self.apply_checkpoint_ended(begun),
         }
         Ok(())
@@ -276,10 +283,11 @@ impl VirtualHost {
     /// The node stops in good order, and all clients are gone: says exactly what was delivered, so that nothing else
     /// carries the flag `redelivered` after the restart.
     pub fn handle_stop(&mut self, effects: &mut Effects) {
-        let exact = |(&number, &id): (&QueueNumber, &QueueId)| -> Option<(QueueNumber, QueuePosition)> {
-            Some((number, self.queues.get(id)?.exact_grant()?))
+        let exact = |(&number, &id): (&QueueNumber, &QueueId)| -> Vec<(QueueNumber, QueuePosition)> {
+            let grants = self.queues.get(id).map(Queue::exact_grants).unwrap_or_default();
+            grants.into_iter().map(|below| (number, below)).collect()
         };
-        for (queue, below) in self.durable_queues.iter().filter_map(exact).collect::<Vec<_>>() {
+        for (queue, below) in self.durable_queues.iter().flat_map(exact).collect::<Vec<_>>() {
             if let Some(queue) = self.durable_queue(queue).ok().and_then(|id| self.queues.get_mut(id)) {
                 queue.set_grant(below, self.position.next());
             }
@@ -296,7 +304,6 @@ mod tests {
     use super::*;
     use crate::Node;
     use crate::message::DeliveryMode;
-    use crate::vhost::queue::Queue;
 
     #[test]
     fn what_is_missing_gives_no_number_away() {

@@ -25,7 +25,7 @@ use crate::vhost::VirtualHost;
 use crate::vhost::apply::ApplyError;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, ExchangeId};
-use crate::vhost::queue::{Body, Entry, Index, Position, Queue};
+use crate::vhost::queue::{Body, Entry, Levels, Position, Queue};
 
 /// A durable queue as a checkpoint repeats it.
 pub(super) struct QueueRestated {
@@ -70,7 +70,8 @@ enum Stage {
 /// How far one queue was walked.
 #[derive(Clone, Copy, Debug, Default)]
 struct Walk {
-    from: Position,
+    /// Where to go on; none is the beginning.
+    from: Option<Position>,
     messages: u64,
 }
 
@@ -186,13 +187,14 @@ impl VirtualHost {
             checkpoint.living.push((entry.id, entry.bytes));
         });
         let declared = &queue.declared;
+        let ordinary = queue.levels().ordinary();
         let restated = end.is_none().then(|| Change::QueueRestated {
             queue: number,
             name: declared.name.clone(),
             auto_delete: declared.auto_delete,
             arguments: declared.raw_arguments.clone(),
-            next: queue.next_position(),
-            granted: queue.grant_below(),
+            next: ordinary.next_position(),
+            granted: ordinary.grant_below(),
             messages: walk.messages,
         });
         if !entries.is_empty() {
@@ -203,6 +205,11 @@ impl VirtualHost {
         }
         if let Some(restated) = restated {
             self.checkpoint_part(restated, checkpoint, effects);
+            let Some(queue) = self.queues.get(id) else { return Some(following) };
+            let others: Vec<_> = queue.levels().others().collect();
+            for (next, granted) in others {
+                self.checkpoint_part(Change::LevelRestated { queue: number, next, granted }, checkpoint, effects);
+            }
             let Some(queue) = self.queues.get(id) else { return Some(following) };
             let journaled = |&(position, _): &_| queue.known(position).is_some_and(|known| known.journaled);
             let messages: SmallVec<_> = queue.dying().in_order().filter(journaled).collect();
@@ -218,10 +225,10 @@ impl VirtualHost {
             }
             return Some(following);
         }
-        let behind = self.queues.get(id).map_or(walk.from, Queue::next_position);
-        walk.from = end.map_or(behind, |end| end.min(behind));
+        walk.from = end;
         // A queue that is filled as fast as it is walked must come to its end all the same.
-        if *units == 0 && behind.0 - walk.from.0 <= rest {
+        let level = end.and_then(|end| Some((end, self.queues.get(id)?.levels().of(end)?)));
+        if *units == 0 && level.is_none_or(|(end, level)| level.next_position().0 - end.0 <= rest) {
             *units = 1;
         }
         Some((number, walk))
@@ -242,14 +249,13 @@ pub(super) struct Restating {
 /// The pages of a queue that was not restated yet.
 #[derive(Debug)]
 struct Restated {
-    index: Index,
+    levels: Levels,
     messages: u64,
-    journaled_end: QueuePosition,
 }
 
 impl Restated {
     fn new(meter: Meter) -> Self {
-        Restated { index: Index::new(meter), messages: 0, journaled_end: QueuePosition::default() }
+        Restated { levels: Levels::new(meter), messages: 0 }
     }
 }
 
@@ -295,11 +301,10 @@ impl VirtualHost {
             let expires = expires.map(|expiry| now.restored(expiry));
             let (body, journaled, redelivered) = (Body::Stored, true, false);
             let entry = Entry { id, body, expires, bytes, counted, journaled, redelivered };
-            if !staged.index.push_at(position, entry) {
+            if !staged.levels.begin_of(position).push_at(position, entry) {
                 return Err(ApplyError::Place { queue: queue.0, position: position.0 });
             }
             staged.messages += 1;
-            staged.journaled_end = position.next();
         }
         Ok(())
     }
@@ -307,7 +312,8 @@ impl VirtualHost {
     /// Takes a message from the pages of a queue; false if they have none there.
     pub(super) fn apply_settled_in_pages(&mut self, queue: QueueNumber, position: QueuePosition) -> bool {
         let staged = self.restating.as_mut().and_then(|restating| restating.queues.get_mut(&queue));
-        staged.is_some_and(|staged| staged.index.settle(position).is_some())
+        let level = staged.and_then(|staged| staged.levels.of_mut(position));
+        level.is_some_and(|level| level.settle(position).is_some())
     }
 
     pub(super) fn apply_purged_in_pages(
@@ -316,8 +322,9 @@ impl VirtualHost {
         below: QueuePosition,
         except: &[QueuePosition],
     ) {
-        if let Some(staged) = self.restating.as_mut().and_then(|restating| restating.queues.get_mut(&queue)) {
-            staged.index.settle_below(below, except);
+        let staged = self.restating.as_mut().and_then(|restating| restating.queues.get_mut(&queue));
+        if let Some(level) = staged.and_then(|staged| staged.levels.of_mut(below)) {
+            level.settle_below(below, except);
         }
     }
 
@@ -332,7 +339,7 @@ impl VirtualHost {
         let QueueRestated { queue: number, name, auto_delete, arguments, next, granted, messages } = restated;
         let meter = self.memory.clone();
         let Some(restating) = &mut self.restating else { return Err(ApplyError::NoCheckpoint) };
-        let mut staged = restating.queues.remove(&number).unwrap_or_else(|| Restated::new(meter));
+        let staged = restating.queues.remove(&number).unwrap_or_else(|| Restated::new(meter));
         let is_whole = staged.messages == messages;
         restating.is_whole &= is_whole;
         let is_known = self.durable_queues.contains_key(&number);
@@ -340,13 +347,10 @@ impl VirtualHost {
             self.apply_declared(now, number, name, auto_delete, arguments)?;
         }
         if is_whole || !is_known {
-            let has_next = staged.index.skip_forward(next);
             let id = self.durable_queue(number)?;
-            if let Some(queue) = self.queues.get_mut(id) {
-                queue.restate(staged.index, staged.journaled_end);
-                queue.set_grant(granted, self.position);
-            }
-            if !has_next {
+            let Some(queue) = self.queues.get_mut(id) else { return Err(ApplyError::NoQueue(number.0)) };
+            queue.restate(staged.levels);
+            if !queue.restate_level(next, granted, self.position) {
                 return Err(ApplyError::Place { queue: number.0, position: next.0 });
             }
         }

@@ -93,7 +93,8 @@ impl VirtualHost {
             self.answer(from, channel_id, answer, effects);
         }
         // Before the first message comes, so that it need not wait.
-        if let Some(first) = self.queues.get(queue_id).filter(|queue| queue.declared.durable).map(Queue::cursor) {
+        let durable = self.queues.get(queue_id).filter(|queue| queue.declared.durable);
+        for first in durable.map(Queue::cursors).unwrap_or_default() {
             self.grant(queue_id, first, effects);
         }
         self.mark_runnable(queue_id);

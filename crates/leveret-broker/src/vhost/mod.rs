@@ -88,7 +88,8 @@ enum Timer {
 pub struct Sweep {
     /// Queues that it has not looked at yet; the last one is next.
     queues: Vec<QueueId>,
-    from: Position,
+    /// Where to go on in the next one; none is its beginning.
+    from: Option<Position>,
 }
 
 /// One virtual host.
@@ -337,7 +338,7 @@ impl VirtualHost {
             let queue = self.queues.get_mut(id);
             match queue.and_then(|queue| queue.evict(from, kept_bytes, &mut entries, &mut store)) {
                 Some(from) => {
-                    sweep.from = from;
+                    sweep.from = Some(from);
                     return true;
                 }
                 None => _ = sweep.queues.pop(),

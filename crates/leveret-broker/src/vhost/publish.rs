@@ -116,7 +116,8 @@ impl VirtualHost {
             let Some(body) = body else { continue };
             let expires = time_to_live.map(|time| now.deadline(time));
             let counted = queue.counted(body.body().len());
-            let position = queue.push(Entry { counted, ..Entry::new(id, body, expires, journaled) });
+            let rank = queue.rank(|| body.priority());
+            let position = queue.push(rank, Entry { counted, ..Entry::new(id, body, expires, journaled) });
             if journaled {
                 let expires = time_to_live.map(|time| now.expiry(time));
                 durable_queues.push(Enqueued { queue: number, position, expires });

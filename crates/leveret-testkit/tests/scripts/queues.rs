@@ -290,7 +290,6 @@ fn arguments_are_checked() {
             "x-queue-type='stream'",
             "invalid arg 'x-queue-type' for queue 'q' in vhost '/': \\x22unsupported queue type 'stream'\\x22",
         ),
-        ("x-max-priority=1", "invalid arg 'x-max-priority' for queue 'q' in vhost '/' of queue type classic"),
         ("x-queue-type='quorum'", "invalid property 'non-durable' for queue 'q' in vhost '/'"),
     ] {
         script(&format!(
@@ -325,7 +324,6 @@ fn arguments_that_are_not_supported_are_refused_by_name() {
         "x-delayed-retry-min",
         "x-delayed-retry-type",
         "x-max-age",
-        "x-max-priority",
         "x-stream-filter-size-bytes",
         "x-stream-max-segment-size-bytes",
     ] {

@@ -21,6 +21,8 @@ pub(crate) struct QueueArguments {
     pub(crate) max_length: Option<u64>,
     /// `x-max-length-bytes`: of the bodies of ready messages.
     pub(crate) max_length_bytes: Option<u64>,
+    /// `x-max-priority`: the highest priority that makes a difference; 0 if none does.
+    pub(crate) max_priority: u8,
     /// `x-overflow`
     pub(crate) overflow: Overflow,
     /// `x-single-active-consumer`
@@ -127,7 +129,6 @@ const NOT_SUPPORTED: &[&str] = &[
     "x-delayed-retry-min",
     "x-delayed-retry-type",
     "x-max-age",
-    "x-max-priority",
     "x-stream-filter-size-bytes",
     "x-stream-max-segment-size-bytes",
 ];
@@ -147,21 +148,28 @@ const QUORUM_ONLY: &[&str] = &[
 /// What RabbitMQ has for queues of type classic only.
 const CLASSIC_ONLY: &[&str] = &["x-queue-mode", "x-queue-version"];
 
-/// Those that a redeclaration must repeat. RabbitMQ compares the arguments of the queue type only.
-pub(crate) const COMPARED: &[&str] = &[
+/// Those that a redeclaration must repeat, for a queue of any type.
+const COMPARED: &[&str] = &[
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
-    "x-dead-letter-strategy",
     "x-max-length",
     "x-max-length-bytes",
     "x-overflow",
     "x-single-active-consumer",
-    "x-delivery-limit",
     CONSUMER_TIMEOUT,
     "x-queue-type",
 ];
+
+/// Those that a redeclaration must repeat. RabbitMQ compares the arguments of the queue type only.
+pub(crate) fn compared(queue_type: QueueType) -> impl Iterator<Item = &'static str> {
+    let of_type: &[&str] = match queue_type {
+        QueueType::Classic => &["x-max-priority"],
+        QueueType::Quorum => &["x-dead-letter-strategy", "x-delivery-limit"],
+    };
+    of_type.iter().chain(COMPARED).copied()
+}
 
 impl QueueArguments {
     /// Checks the arguments. Names that nobody defined are accepted, as RabbitMQ does.
@@ -188,6 +196,7 @@ impl QueueArguments {
             dead_letters,
             max_length: count(table, "x-max-length")?,
             max_length_bytes: count(table, "x-max-length-bytes")?,
+            max_priority: max_priority(table, queue_type)?,
             overflow,
             single_active_consumer: flag(table, "x-single-active-consumer")?,
             delivery_limit: delivery_limit(table, queue_type)?,
@@ -271,6 +280,18 @@ fn delivery_limit(table: Table<'_>, queue_type: QueueType) -> Result<Option<u64>
         (QueueType::Quorum, Some(value)) => {
             let number = value.as_integer().ok_or_else(|| value_fault(argument, not_an_integer(value)))?;
             Ok(u64::try_from(number).ok())
+        }
+    }
+}
+
+/// RabbitMQ: queues of type quorum pass over it, as they know priorities anyhow.
+fn max_priority(table: Table<'_>, queue_type: QueueType) -> Result<u8, ArgumentError> {
+    let argument = "x-max-priority";
+    match (queue_type, table.get(argument)) {
+        (QueueType::Quorum, _) | (_, None) => Ok(0),
+        (QueueType::Classic, Some(_)) => {
+            let number = count(table, argument)?.unwrap_or_default();
+            u8::try_from(number).map_err(|_| value_fault(argument, format!("{{max_value_exceeded,{number}}}")))
         }
     }
 }

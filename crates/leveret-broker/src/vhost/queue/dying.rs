@@ -72,11 +72,6 @@ impl Dying {
         self.messages.keys().copied()
     }
 
-    /// The last of those.
-    pub(crate) fn last(&self) -> Option<Position> {
-        self.messages.last_key_value().map(|(&position, _)| position)
-    }
-
     /// In the order in which they died.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = (Position, DeathReason)> {
         self.order.iter().filter_map(|&position| Some((position, self.messages.get(&position)?.0)))

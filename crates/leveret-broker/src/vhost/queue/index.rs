@@ -217,6 +217,11 @@ impl Index {
         Index { meter, ..Index::default() }
     }
 
+    /// An empty one gives this place first.
+    pub(crate) fn begin_at(&mut self, position: Position) {
+        (self.base, self.next) = (position, position);
+    }
+
     /// How many messages lie in the queue, delivered or not.
     pub(crate) fn live(&self) -> usize {
         self.live

@@ -8,9 +8,9 @@ pub(crate) mod arguments;
 mod consumers;
 mod dying;
 mod index;
+mod level;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 use leveret_amqp::FieldTable;
 
@@ -19,9 +19,10 @@ pub(crate) use self::arguments::{
 };
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing};
 pub(crate) use self::dying::Dying;
-pub(crate) use self::index::{Body, Detached, Entry, Index, Known, Position, Settled};
+pub(crate) use self::index::{Body, Detached, Entry, Known, Position, Settled};
+pub(crate) use self::level::{Level, Levels, Rank};
 use crate::change::{DeathReason, JournalPosition, QueueNumber, Tries};
-use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
+use crate::limits::{QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
@@ -44,25 +45,6 @@ pub(crate) struct Declared {
     pub(crate) raw_arguments: FieldTable,
 }
 
-/// How far journaled messages may be handed out: only below a durable grant, so that a restart knows which may have
-/// been delivered. It is written far ahead and renewed in time, so that deliveries do not wait for it.
-#[derive(Debug, Default)]
-struct Grant {
-    below: Position,
-    at: JournalPosition,
-    /// The grant before, which is enough for what lies below it.
-    before: (Position, JournalPosition),
-}
-
-impl Grant {
-    fn covers(&self, position: Position) -> Result<JournalPosition, Position> {
-        if position.0 + GRANT_AHEAD / 2 >= self.below.0 {
-            return Err(Position(position.0 + GRANT_AHEAD));
-        }
-        Ok(if position < self.before.0 { self.before.1 } else { self.at })
-    }
-}
-
 /// A queue with all that is in it.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -80,16 +62,7 @@ pub(crate) struct Queue {
     pub(crate) timer: Option<Deadline>,
     /// When it was used last; what `x-expires` counts from.
     pub(crate) last_used: Moment,
-    index: Index,
-    grant: Grant,
-    /// Everything before it may have been delivered before a restart.
-    flagged_below: Position,
-    /// The place behind the last journaled message: where a restart goes on.
-    journaled_end: Position,
-    /// Everything from here on was never delivered.
-    cursor: Position,
-    /// Before the cursor, and ready again.
-    returned: BTreeSet<Position>,
+    levels: Levels,
     /// Messages that are delivered, or that die.
     taken: usize,
     /// Bytes of their bodies, if the queue counts those.
@@ -116,12 +89,7 @@ impl Queue {
             parked: None,
             timer: None,
             last_used: now,
-            index: Index::new(meter.clone()),
-            grant: Grant::default(),
-            flagged_below: Position::default(),
-            journaled_end: Position::default(),
-            cursor: Position::default(),
-            returned: BTreeSet::new(),
+            levels: Levels::new(meter.clone()),
             taken: 0,
             taken_bytes: 0,
             dying: Dying::new(meter),
@@ -131,17 +99,17 @@ impl Queue {
 
     /// Messages that lie in it, delivered or not.
     pub(crate) fn len(&self) -> usize {
-        self.index.live()
+        self.levels.iter().map(Level::live).sum()
     }
 
     /// Messages that wait to be delivered.
     pub(crate) fn ready(&self) -> usize {
-        self.index.live() - self.taken
+        self.len() - self.taken
     }
 
     /// Bytes of the bodies of those, if the queue has a limit on them.
     pub(crate) fn ready_bytes(&self) -> u64 {
-        self.index.counted() - self.taken_bytes
+        self.levels.iter().map(Level::counted).sum::<u64>() - self.taken_bytes
     }
 
     /// [`Self::ready`] as `declare-ok` and its like carry it.
@@ -165,7 +133,7 @@ impl Queue {
 
     /// A message came back so often; false if it is not there.
     pub(crate) fn set_tries(&mut self, position: Position, tries: Tries) -> bool {
-        let is_here = self.index.known(position).is_some();
+        let is_here = self.known(position).is_some();
         if is_here {
             self.tries.insert(position, tries);
         }
@@ -174,7 +142,8 @@ impl Queue {
 
     /// After a restart: a message came back so often; false if it is not there.
     pub(crate) fn restore_tries(&mut self, position: Position, tries: Tries) -> bool {
-        self.index.flag_redelivered(position) && self.set_tries(position, tries)
+        self.levels.of_mut(position).is_some_and(|level| level.flag_redelivered(position))
+            && self.set_tries(position, tries)
     }
 
     /// What a delivery says of those before it: nothing if it is the first, or if the queue does not count.
@@ -217,65 +186,82 @@ impl Queue {
         if counts { u32::try_from(body_bytes).unwrap_or(u32::MAX) } else { 0 }
     }
 
-    pub(crate) fn push(&mut self, entry: Entry) -> Position {
-        let journaled = entry.journaled;
-        let position = self.index.push(entry);
-        if journaled {
-            self.journaled_end = position.next();
-        }
-        position
+    /// The place of a message of this priority among others. RabbitMQ: one that has none counts as 0, in quorum queues as 4.
+    pub(crate) fn rank(&self, priority: impl FnOnce() -> Option<u8>) -> Rank {
+        let QueueArguments { queue_type, max_priority, .. } = self.declared.arguments;
+        let (most, without) = match queue_type {
+            QueueType::Classic => (max_priority, 0),
+            QueueType::Quorum => (QUORUM_PRIORITY_MAX, QUORUM_PRIORITY_DEFAULT),
+        };
+        let priority = if most > 0 { priority() } else { None };
+        priority.map_or(Rank::default(), |priority| Rank::of(priority.min(most), without))
+    }
+
+    /// Puts a message behind all others of its rank.
+    pub(crate) fn push(&mut self, rank: Rank, entry: Entry) -> Position {
+        self.levels.begin(rank).push(entry)
     }
 
     /// The same after a restart; false if that place is taken, or is no place.
     pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
-        let is_put = self.index.push_at(position, entry);
-        if is_put {
-            self.journaled_end = position.next();
-        }
-        is_put
+        self.levels.begin_of(position).push_at(position, entry)
     }
 
     /// The next so many places stay empty, for good.
     pub(crate) fn leave_gap(&mut self, places: u64) {
-        self.index.leave_gap(places);
+        self.levels.leave_gap(places);
     }
 
     /// Removes a message after a restart, when none is delivered yet; false if it is not there.
     pub(crate) fn settle(&mut self, position: Position) -> bool {
         let is_dying = self.dying.remove(position);
         self.tries.remove(&position);
-        let settled = self.index.settle(position);
+        let settled = self.levels.of_mut(position).and_then(|level| level.settle(position));
         if let Some(settled) = settled.as_ref().filter(|_| is_dying) {
             self.give_back(settled.counted);
         }
         settled.is_some()
     }
 
-    /// Removes all messages before a place but these, after a restart.
+    /// Removes all messages of a level before a place but these, after a restart.
     pub(crate) fn settle_below(&mut self, below: Position, except: &[Position]) {
-        self.index.settle_below(below, except);
+        if let Some(level) = self.levels.of_mut(below) {
+            level.settle_below(below, except);
+        }
         self.forget_tries();
     }
 
     /// Forgets how often messages came back that are not there any more.
     fn forget_tries(&mut self) {
-        let index = &self.index;
-        self.tries.retain(|&position, _| index.known(position).is_some());
+        let levels = &self.levels;
+        let is_here = |position| levels.of(position).is_some_and(|level| level.known(position).is_some());
+        self.tries.retain(|&position, _| is_here(position));
     }
 
     /// Has these messages and no others, after a restart.
-    pub(crate) fn restate(&mut self, index: Index, journaled_end: Position) {
-        self.index.detach();
-        self.index = index;
-        self.journaled_end = journaled_end;
+    pub(crate) fn restate(&mut self, levels: Levels) {
+        self.levels = levels;
         self.dying.clear();
         self.tries.clear();
         (self.taken, self.taken_bytes) = (0, 0);
     }
 
+    /// After a restart: the next message of a level gets this place, and those before another may be handed out. False if
+    /// that place was given already.
+    pub(crate) fn restate_level(&mut self, next: Position, granted: Position, at: JournalPosition) -> bool {
+        let level = self.levels.begin_of(next);
+        level.set_grant(granted, at);
+        level.skip_forward(next)
+    }
+
+    /// Its messages by their priority, in the order in which they are delivered.
+    pub(crate) fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
     /// After a restart: a message is to be dead-lettered, and waits for its body; false if it is not there.
     pub(crate) fn condemn_again(&mut self, position: Position, reason: DeathReason) -> bool {
-        let Some(counted) = self.index.known(position).map(|known| known.counted) else { return false };
+        let Some(counted) = self.known(position).map(|known| known.counted) else { return false };
         if self.dying.push(position, reason) {
             self.taken += 1;
             self.taken_bytes += u64::from(counted);
@@ -303,7 +289,7 @@ impl Queue {
     pub(crate) fn dying_bodies(&self, mut bytes: usize) -> Vec<(Position, MessageId)> {
         let mut found = Vec::new();
         for (position, _) in self.dying.in_order().take(READ_AHEAD_ENTRIES) {
-            let Some(known) = self.index.known(position) else { continue };
+            let Some(known) = self.known(position) else { continue };
             found.push((position, known.id));
             let Some(left) = bytes.checked_sub(known.bytes as usize) else { break };
             bytes = left;
@@ -313,7 +299,7 @@ impl Queue {
 
     /// What is known of a message, wherever it is.
     pub(crate) fn known(&self, position: Position) -> Option<Known> {
-        self.index.known(position)
+        self.levels.of(position)?.known(position)
     }
 
     fn give_back(&mut self, counted: u32) {
@@ -321,57 +307,51 @@ impl Queue {
         self.taken_bytes -= u64::from(counted);
     }
 
-    /// Hands out the journaled messages of the first page that has one at or behind `from`. Returns where the next page
-    /// begins; none if there was no message.
-    pub(crate) fn page_from(&self, from: Position, each: impl FnMut(Position, &Entry)) -> Option<Position> {
-        self.index.page_from(from, each)
-    }
-
-    /// Messages may be handed out up to this place.
-    pub(crate) fn grant_below(&self) -> Position {
-        self.grant.below
-    }
-
-    /// The place that the next message will get.
-    pub(crate) fn next_position(&self) -> Position {
-        self.index.next()
+    /// Hands out the journaled messages of the first page that has one at or behind `from`, or of the first page of all.
+    /// Returns where to go on; none if there was no message.
+    pub(crate) fn page_from(
+        &self,
+        from: Option<Position>,
+        mut each: impl FnMut(Position, &Entry),
+    ) -> Option<Position> {
+        self.levels.iter_from(from).find_map(|(from, level)| level.page_from(from, &mut each))
     }
 
     /// Whether a message may have been delivered before.
     pub(crate) fn is_redelivered(&self, position: Position) -> bool {
-        position < self.flagged_below || self.index.is_redelivered(position)
+        self.levels.of(position).is_some_and(|level| level.is_redelivered(position))
     }
 
-    /// Nothing from here on was delivered since the start.
-    pub(crate) fn cursor(&self) -> Position {
-        self.cursor
+    /// The first place of each level at which nothing was delivered since the start.
+    pub(crate) fn cursors(&self) -> Vec<Position> {
+        self.levels.iter().map(Level::cursor).collect()
     }
 
     /// What the delivery of a journaled message rests on, or the grant that is needed first.
     pub(crate) fn granted(&self, position: Position) -> Result<JournalPosition, Position> {
-        self.grant.covers(position)
+        match self.levels.of(position) {
+            Some(level) => level.granted(position),
+            None => Err(position.next()),
+        }
     }
 
-    /// Messages before a place may be handed out once `at` is durable.
+    /// Messages of a level before a place may be handed out once `at` is durable.
     pub(crate) fn set_grant(&mut self, below: Position, at: JournalPosition) {
-        let before = (self.grant.below, self.grant.at);
-        self.grant = Grant { below, at, before };
+        self.levels.begin_of(below).set_grant(below, at);
     }
 
     /// After a restart: whatever was granted may have been delivered.
     pub(crate) fn flag_granted(&mut self) {
-        // What will be enqueued at the places behind is new.
-        self.flagged_below = self.grant.below.min(self.index.next());
+        self.levels.iter_mut().for_each(Level::flag_granted);
     }
 
-    /// The grant that says exactly what was delivered, if it is another than the one in force.
-    pub(crate) fn exact_grant(&self) -> Option<Position> {
-        let exact = self.cursor.max(self.flagged_below).min(self.journaled_end);
-        (exact < self.grant.below).then_some(exact)
+    /// The grants that say exactly what was delivered, where they are others than those in force.
+    pub(crate) fn exact_grants(&self) -> Vec<Position> {
+        self.levels.iter().filter_map(Level::exact_grant).collect()
     }
 
     pub(crate) fn entry(&mut self, position: Position) -> Option<&Entry> {
-        self.index.open(position)
+        self.levels.of_mut(position)?.open(position)
     }
 
     /// Brings a body back that was fetched.
@@ -380,7 +360,9 @@ impl Queue {
         if self.parked == Some(position) {
             self.parked = None;
         }
-        self.index.restore(position, message);
+        if let Some(level) = self.levels.of_mut(position) {
+            level.restore(position, message);
+        }
     }
 
     /// The head cannot be read back. It stays where it is, and nobody gets it before the next start.
@@ -396,46 +378,26 @@ impl Queue {
 
     /// The bodies that will be needed next, from the head on: those that are not in memory, until so many bytes or the
     /// first that is.
-    pub(crate) fn stored_from(&mut self, head: Position, mut bytes: usize) -> Vec<(Position, MessageId)> {
-        let mut found = Vec::new();
-        let mut next = Some(head);
-        while let Some(position) = next {
-            let Some(entry) = self.index.open(position) else { break };
-            if matches!(entry.body, Body::Resident(_)) || found.len() == READ_AHEAD_ENTRIES {
-                break;
-            }
-            found.push((position, entry.id));
-            let Some(left) = bytes.checked_sub(entry.bytes as usize) else { break };
-            bytes = left;
-            next = if position < self.cursor {
-                self.returned.range(position.next()..).next().copied()
-            } else {
-                self.index.first_from(position.next())
-            };
-        }
-        found
+    pub(crate) fn stored_from(&mut self, head: Position, bytes: usize) -> Vec<(Position, MessageId)> {
+        self.levels.of_mut(head).map(|level| level.stored_from(head, bytes)).unwrap_or_default()
     }
 
     /// The ready message that comes first.
     pub(crate) fn head(&mut self) -> Option<Position> {
-        if let Some(&position) = self.returned.first() {
-            return Some(position);
+        if let Some(level) = self.levels.only_mut() {
+            return level.head(&self.dying);
         }
-        let mut found = self.index.first_from(self.cursor);
-        while let Some(position) = found.filter(|&position| self.dying.contains(position)) {
-            found = self.index.first_from(position.next());
-        }
-        self.cursor = found.unwrap_or(self.index.next());
-        found
+        self.levels.iter_mut().find_map(|level| level.head(&self.dying))
     }
 
     /// Takes a ready message out of turn, as if it had been delivered; false if it is not there any more.
     pub(crate) fn take(&mut self, position: Position) -> bool {
-        let Some(counted) = self.index.known(position).map(|known| known.counted) else { return false };
+        let Some(level) = self.levels.of_mut(position) else { return false };
+        let Some(counted) = level.known(position).map(|known| known.counted) else { return false };
         if self.parked == Some(position) {
             self.parked = None;
         }
-        self.returned.remove(&position);
+        level.take(position);
         self.taken += 1;
         self.taken_bytes += u64::from(counted);
         true
@@ -446,7 +408,7 @@ impl Queue {
         self.advance(head);
         self.taken += 1;
         if self.declared.arguments.max_length_bytes.is_some() {
-            self.taken_bytes += self.index.known(head).map_or(0, |known| known.counted.into());
+            self.taken_bytes += self.known(head).map_or(0, |known| known.counted.into());
         }
     }
 
@@ -454,67 +416,54 @@ impl Queue {
     pub(crate) fn settle_head(&mut self, head: Position) -> Option<Settled> {
         self.advance(head);
         self.tries.remove(&head);
-        self.index.settle(head)
+        self.levels.of_mut(head)?.settle(head)
     }
 
     fn advance(&mut self, head: Position) {
-        if head < self.cursor {
-            let was_returned = self.returned.remove(&head);
-            debug_assert!(was_returned);
-        } else {
-            self.cursor = head.next();
+        if let Some(level) = self.levels.of_mut(head) {
+            level.advance(head);
         }
     }
 
     /// Removes a message for good that was taken.
     pub(crate) fn settle_taken(&mut self, position: Position) -> Option<Settled> {
         self.tries.remove(&position);
-        let settled = self.index.settle(position)?;
+        let settled = self.levels.of_mut(position)?.settle(position)?;
         self.give_back(settled.counted);
         Some(settled)
     }
 
     /// The ready messages of the next page in which some are due, in their order; none if no message is due.
     pub(crate) fn take_due(&mut self, now: Moment) -> Option<Vec<Position>> {
-        let Queue { index, cursor, returned, dying, .. } = self;
-        let is_ready = |position| {
-            if position < *cursor { returned.contains(&position) } else { !dying.contains(position) }
-        };
-        index.take_due(now, is_ready)
+        self.levels.iter_mut().find_map(|level| level.take_due(now, &self.dying))
     }
 
     /// Puts an unacked message back to its place.
     pub(crate) fn return_unacked(&mut self, position: Position) {
-        if self.index.flag_redelivered(position) {
-            if self.index.expiring() > 0 {
-                self.index.note_due(position);
-            }
-            let counts = self.declared.arguments.max_length_bytes.is_some();
-            let counted = if counts { self.index.known(position).map_or(0, |known| known.counted) } else { 0 };
+        let counts = self.declared.arguments.max_length_bytes.is_some();
+        let Some(level) = self.levels.of_mut(position) else { return };
+        if level.flag_redelivered(position) {
+            let counted = if counts { level.known(position).map_or(0, |known| known.counted) } else { 0 };
+            level.put_back(position);
             self.give_back(counted);
-            let is_new = self.returned.insert(position);
-            assert!(is_new, "a message is returned once for each time it was delivered");
         }
     }
 
     /// Takes out at once what can be: everything if nothing is unacked, else all whole pages that were never
     /// delivered. [`Self::purge_head`] takes the rest. Returns how many there were, and what is left to free.
-    pub(crate) fn purge(&mut self) -> (u32, Detached) {
+    pub(crate) fn purge(&mut self) -> (u32, Vec<Detached>) {
         let count = self.message_count();
         self.parked = None;
-        if self.dying.last().is_some_and(|last| last >= self.cursor) {
-            return (count, Detached::default());
-        }
-        let detached = if self.taken > 0 {
-            self.index.detach_behind(self.cursor)
-        } else {
-            self.returned.clear();
-            let detached = self.index.detach();
-            self.cursor = self.index.next();
-            detached
-        };
+        let is_any_taken = self.taken > 0;
+        let detached = self.levels.iter_mut().map(|level| level.purge(&self.dying, is_any_taken));
+        let detached = detached.filter(|detached| !detached.is_empty()).collect();
         self.forget_tries();
         (count, detached)
+    }
+
+    /// What a purge says of each level: it means the messages before a place, but for these.
+    pub(crate) fn purged(&self) -> impl Iterator<Item = (Position, Vec<Position>)> {
+        self.levels.iter().map(|level| (level.next_position(), level.taken_positions(&self.dying)))
     }
 
     /// Takes out one ready message; false if there is none.
@@ -523,28 +472,14 @@ impl Queue {
         self.settle_head(head).is_some()
     }
 
-    /// Positions of messages that are delivered, or that die, in order.
-    pub(crate) fn taken_positions(&self) -> Vec<Position> {
-        let mut found = Vec::with_capacity(self.taken);
-        let mut from = self.index.base();
-        while let Some(position) = self.index.first_from(from).filter(|&position| position < self.cursor) {
-            if !self.returned.contains(&position) {
-                found.push(position);
-            }
-            from = position.next();
-        }
-        found.extend(self.dying.positions().filter(|&position| position >= self.cursor));
-        found
-    }
-
     /// Whether any message has a deadline.
     pub(crate) fn has_expiring(&self) -> bool {
-        self.index.expiring() > 0
+        self.levels.iter().any(|level| level.expiring() > 0)
     }
 
     /// When something happens to this queue by itself: a message expires, or the unused queue does.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
-        let message = self.index.first_due().filter(|_| !self.dying.is_full());
+        let message = self.levels.iter().filter_map(Level::first_due).min().filter(|_| !self.dying.is_full());
         message.into_iter().chain(self.expires_at()).chain(self.dying.retry_at()).min()
     }
 
@@ -560,31 +495,28 @@ impl Queue {
     }
 
     /// Lets go of bodies for which `store` found another place, but not of so many bytes that will be delivered next.
-    /// Looks at about `entries` from a place on, and counts them down; returns where to go on, unless it came to the end.
+    /// Looks at about `entries` from a place on, or from the first, and counts them down; returns where to go on, unless it
+    /// came to the end.
     pub(crate) fn evict(
         &mut self,
-        from: Position,
+        from: Option<Position>,
         kept_bytes: usize,
         entries: &mut usize,
         store: &mut dyn FnMut(&Entry) -> bool,
     ) -> Option<Position> {
-        let keep = self.window(kept_bytes);
-        self.index.evict(from, &keep, entries, store)
-    }
-
-    /// The places that hold so many bytes from the cursor on, about; none if nobody consumes.
-    fn window(&mut self, bytes: usize) -> Range<Position> {
-        let start = self.index.first_from(self.cursor).unwrap_or(self.cursor);
-        if bytes == 0 || self.consumers.is_empty() {
-            return start..start;
+        let kept_bytes = if self.consumers.is_empty() { 0 } else { kept_bytes };
+        let starts: Vec<_> = self.levels.iter_from(from).map(|(from, _)| from).collect();
+        for from in starts {
+            let Some(level) = self.levels.of_mut(from) else { continue };
+            let keep = level.window(kept_bytes);
+            if let Some(next) = level.evict(from, &keep, entries, store) {
+                return Some(next);
+            }
         }
-        // Its neighbours are likely as large.
-        let Some(entry) = self.index.open(start) else { return start..start };
-        let entry_bytes = entry.bytes.max(1) as usize;
-        start..Position(start.0 + bytes.div_ceil(entry_bytes).min(READ_AHEAD_ENTRIES) as u64)
+        None
     }
 
-    pub(crate) fn detach(&mut self) -> Detached {
-        self.index.detach()
+    pub(crate) fn detach(&mut self) -> Vec<Detached> {
+        self.levels.detach()
     }
 }

@@ -12,7 +12,7 @@ use crate::names::{ChannelId, QueueName};
 use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::Target;
-use crate::vhost::queue::arguments::COMPARED;
+use crate::vhost::queue::arguments::compared;
 use crate::vhost::queue::{DeadLetters, Declared, Queue, QueueArguments, QueueType};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::replies::is_reply_address;
@@ -205,9 +205,9 @@ impl VirtualHost {
             }
         }
         let (received, current) = (declare.arguments.as_table(), declared.raw_arguments.as_table());
-        for argument in COMPARED {
+        for argument in compared(declared.arguments.queue_type) {
             // An absent queue type is the default one.
-            let default = (*argument == "x-queue-type").then_some(Value::LongStr(b"classic"));
+            let default = (argument == "x-queue-type").then_some(Value::LongStr(b"classic"));
             let (received, current) = (received.get(argument), current.get(argument));
             if !equivalent(received.or(default), current.or(default)) {
                 let (received, current) = described(received, current);
@@ -232,13 +232,12 @@ impl VirtualHost {
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         let (message_count, detached) = queue.purge();
         if queue.declared.durable && message_count > 0 {
-            let (below, except) = (queue.next_position(), queue.taken_positions());
-            let change = Change::QueuePurged { queue: queue.declared.number, below, except };
-            self.change_topology(change, effects);
+            let queue_number = queue.declared.number;
+            for (below, except) in queue.purged().collect::<Vec<_>>() {
+                self.change_topology(Change::QueuePurged { queue: queue_number, below, except }, effects);
+            }
         }
-        if !detached.is_empty() {
-            self.detached.push(detached);
-        }
+        self.detached.extend(detached);
         self.work.push_back(Work::Purge(id));
         self.mark_runnable(id);
         if wait == Wait::Answer {
@@ -317,10 +316,7 @@ impl VirtualHost {
         for &source in &queue.bound_to {
             self.unbind_target(source, Target::Queue(id));
         }
-        let detached = queue.detach();
-        if !detached.is_empty() {
-            self.detached.push(detached);
-        }
+        self.detached.extend(queue.detach());
         Some(queue)
     }
 }

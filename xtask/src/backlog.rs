@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::expiry::{self, Pending};
 use crate::memory::{Backlog, Peak, open, start};
 use crate::workspace::target;
 
@@ -56,6 +57,8 @@ pub(crate) fn run(binary: &Path) -> Result<()> {
         let figures = measure(binary, backlog, 256, true)?;
         println!("restart with {messages} ready messages of 100 bytes: {:.2} s", figures.restart_seconds);
     }
+    let (due, first_due, limit_mib) = (10_000, Duration::from_mins(3), 256);
+    println!("{}", expiry::measure(binary, Pending { messages: 10_000_000, due, first_due, limit_mib })?);
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod broker;
 mod check;
 mod clients;
 mod conformance;
+mod expiry;
 mod files;
 mod measure;
 mod memory;

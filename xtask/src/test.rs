@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must pass.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -7,6 +8,7 @@ use anyhow::{Result, ensure};
 use crate::broker;
 use crate::clients::{self, SUITES};
 use crate::conformance;
+use crate::expiry;
 use crate::memory;
 use crate::process::{self, Show};
 use crate::space;
@@ -24,7 +26,7 @@ struct Row {
 
 /// Runs the tests, the protocol scripts over sockets and all client suites, or only the suites that are named.
 pub(crate) fn run(only: &[String]) -> Result<Tally> {
-    let names: Vec<_> = [conformance::SUITE, memory::SUITE, space::SUITE]
+    let names: Vec<_> = [conformance::SUITE, memory::SUITE, space::SUITE, expiry::SUITE]
         .into_iter()
         .chain(SUITES.iter().map(|suite| suite.name))
         .collect();
@@ -44,17 +46,16 @@ pub(crate) fn run(only: &[String]) -> Result<Tally> {
         let tally = conformance::run_suite(&binary)?;
         rows.push(Row { name: conformance::SUITE, tally, took: started.elapsed() });
     }
-    if is_wanted(memory::SUITE) {
-        let started = Instant::now();
-        println!("\n== {} ==", memory::SUITE);
-        let tally = memory::run(&binary);
-        rows.push(Row { name: memory::SUITE, tally, took: started.elapsed() });
-    }
-    if is_wanted(space::SUITE) {
-        let started = Instant::now();
-        println!("\n== {} ==", space::SUITE);
-        let tally = space::run(&binary);
-        rows.push(Row { name: space::SUITE, tally, took: started.elapsed() });
+    for (name, run) in [
+        (memory::SUITE, memory::run as fn(&Path) -> Tally),
+        (space::SUITE, space::run),
+        (expiry::SUITE, expiry::run),
+    ] {
+        if is_wanted(name) {
+            let started = Instant::now();
+            println!("\n== {name} ==");
+            rows.push(Row { name, tally: run(&binary), took: started.elapsed() });
+        }
     }
     for suite in SUITES.iter().filter(|suite| is_wanted(suite.name)) {
         let started = Instant::now();

@@ -38,6 +38,16 @@ pub(crate) fn segment_name(generation: u64) -> String {
     format!("{generation:010}{SUFFIX}")
 }
 
+/// What a segment is called when it has left the journal and something in it could not be read.
+pub(crate) fn damaged_name(generation: u64) -> String {
+    format!("damaged-{}", segment_name(generation))
+}
+
+/// How the name of each copy of a damaged region begins.
+pub(crate) fn damaged_region_prefix(generation: u64) -> String {
+    format!("damaged-{generation:010}-")
+}
+
 pub(crate) fn generation_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let generation = digits.parse().ok()?;

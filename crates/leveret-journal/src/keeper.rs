@@ -1,12 +1,13 @@
 //! Taking room back: segments in which nothing lives any more, and those in which little does.
 //!
 //! Must not know: what a record means, and how anybody knows that one is needed no more.
-//! Invariant: a segment from which a start would read is never touched.
+//! Invariants: a segment from which a start would read is never touched. One that is damaged, or could not be read, is
+//! never removed and never copied; when nothing lives in it, it leaves the journal with its bytes.
 //!
 //! What is left of some segments that follow each other is copied to a new file, which then takes the name of the first
 //! of them. Until that is durable, all of them stay; a start that finds both believes the new one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,11 +16,11 @@ use roaring::RoaringTreemap;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BATCH_HEADER_BYTES, HeaderFound, RECORD_HEADER_BYTES, Record, Seeds, SegmentHeader, begin_record, end_record,
-    padded, seal, segment_name,
+    BATCH_HEADER_BYTES, HeaderFound, RECORD_HEADER_BYTES, Record, Seeds, SegmentHeader, begin_record, damaged_name,
+    end_record, padded, seal, segment_name,
 };
 use crate::limits::{COMPACTED_BATCH_BYTES, OLD_BYTES_PERCENT, THIN_PERCENT};
-use crate::map::{Candidates, Map};
+use crate::map::{Candidates, Condition, Map};
 use crate::reader::{ReadError, Reader};
 use crate::recovery::read_header;
 use crate::spares::Spares;
@@ -35,7 +36,7 @@ fn compacted_name(generation: u64) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct Living {
     sequences: BTreeMap<u32, RoaringTreemap>,
-    /// By segment: bytes of those in it.
+    /// By segment: bytes of those in it. At 0, of those that no segment is known to hold.
     bytes: BTreeMap<u64, u64>,
 }
 
@@ -53,7 +54,7 @@ impl Living {
 /// What became of a journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Segments that were removed.
+    /// Segments that left the journal.
     pub removed: usize,
     /// Segments of which only what lives was kept.
     pub compacted: usize,
@@ -70,13 +71,21 @@ pub struct Keeper {
     /// Where files go that are not needed.
     spares: Arc<Spares>,
     segment_bytes: u64,
-    /// Segments that cannot be read as a whole, and therefore stay.
-    damaged: BTreeSet<u64>,
+}
+
+/// A segment that a start does not read.
+#[derive(Clone, Copy, Debug)]
+struct Old {
+    generation: u64,
+    bytes: u64,
+    /// Bytes of what lives in it.
+    weight: u64,
+    condition: Condition,
 }
 
 impl Keeper {
     pub(crate) fn new(reader: Reader, replay: Arc<AtomicU64>, spares: Arc<Spares>, segment_bytes: u64) -> Self {
-        Keeper { reader, replay, spares, segment_bytes, damaged: BTreeSet::new() }
+        Keeper { reader, replay, spares, segment_bytes }
     }
 
     /// Notes that records of a stream are needed, each with the bytes of its payload, about. If a record is noted again, its
@@ -88,8 +97,7 @@ impl Keeper {
         for (sequence, bytes) in records {
             let bytes = if sequences.insert(sequence) { bytes + RECORD_HEADER_BYTES as u64 } else { more };
             if !(around.1..around.2).contains(&sequence) {
-                let Some(found) = map.segment_around(stream, sequence) else { continue };
-                around = found;
+                around = map.segment_around(stream, sequence).unwrap_or((0, sequence, sequence + 1));
             }
             *living.bytes.entry(around.0).or_default() += bytes;
         }
@@ -105,24 +113,34 @@ impl Keeper {
     pub fn sweep(&mut self, living: &Living, must_stop: &dyn Fn() -> bool) -> Result<Swept, ReadError> {
         let mut swept = Swept::default();
         let replay = self.replay.load(Ordering::Acquire);
-        let weight = |generation: &u64| living.bytes.get(generation).copied().unwrap_or_default();
-        let mut old = Vec::new();
-        for (generation, bytes) in self.reader.parts().2.read().before(replay) {
-            old.push((generation, bytes, weight(&generation).min(bytes)));
+        let weight = |generation: u64| living.bytes.get(&generation).copied().unwrap_or_default();
+        let (mut old, mut empty, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lives_before = weight(0) > 0;
+        for (generation, bytes, condition) in self.reader.parts().2.read().before(replay) {
+            let weight = weight(generation).min(bytes);
+            lives_before |= weight > 0;
+            match condition {
+                Condition::Whole if weight == 0 => empty.push(generation),
+                Condition::Damaged if weight == 0 => damaged.push(generation),
+                // What is thought to lie before it may lie in it.
+                Condition::Unknown if !lives_before => damaged.push(generation),
+                Condition::Whole | Condition::Damaged | Condition::Unknown => {
+                    old.push(Old { generation, bytes, weight, condition });
+                }
+            }
         }
-        let empty: Vec<_> =
-            old.extract_if(.., |(_, _, weight)| *weight == 0).map(|(generation, ..)| generation).collect();
-        swept.removed = empty.len();
+        swept.removed = empty.len() + damaged.len();
         self.reader.parts().2.write().remove(&empty);
         self.recycle(&empty)?;
+        self.set_aside(&damaged)?;
         let living_bytes = living.bytes();
         loop {
-            swept.old_bytes = old.iter().map(|(_, bytes, _)| bytes).sum();
+            swept.old_bytes = old.iter().map(|segment| segment.bytes).sum();
             let may_stay = living_bytes / 100 * OLD_BYTES_PERCENT + self.segment_bytes;
             let Some(run) = self.thinnest(&old).filter(|_| swept.old_bytes > may_stay && !must_stop()) else {
                 break;
             };
-            let generations: Vec<_> = old[run.clone()].iter().map(|(generation, ..)| *generation).collect();
+            let generations: Vec<_> = old[run.clone()].iter().map(|segment| segment.generation).collect();
             let compacted = self.compact(&generations, living, must_stop);
             if !matches!(compacted, Ok(Some(_))) {
                 // What there is of it takes room. If it cannot be removed now, the next start does.
@@ -131,13 +149,19 @@ impl Keeper {
             match compacted {
                 Ok(Some(bytes)) => {
                     swept.compacted += generations.len();
-                    old.splice(run, [(generations[0], bytes, bytes)]);
+                    let (generation, condition) = (generations[0], Condition::Whole);
+                    old.splice(run, [Old { generation, bytes, weight: bytes, condition }]);
                 }
                 Ok(None) => break,
                 // It stays as it is, with all that can be read of it; the others are tried without it.
                 Err(ReadError::Damaged { file, .. }) => {
-                    self.damaged
-                        .extend(generations.into_iter().filter(|&generation| segment_name(generation) == file));
+                    for segment in &mut old[run] {
+                        if segment_name(segment.generation) == file {
+                            segment.condition = Condition::Damaged;
+                            let mut map = self.reader.parts().2.write();
+                            map.set_condition(segment.generation, segment.condition, segment.bytes);
+                        }
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -146,31 +170,31 @@ impl Keeper {
     }
 
     /// The segment in which least lives of what it takes, with those around it that have room beside it in one file.
-    fn thinnest(&self, old: &[(u64, u64, u64)]) -> Option<std::ops::Range<usize>> {
-        let is_fit = |&(generation, bytes, weight): &(u64, u64, u64)| {
+    fn thinnest(&self, old: &[Old]) -> Option<std::ops::Range<usize>> {
+        let is_fit = |&Old { bytes, weight, condition, .. }: &Old| {
             let is_thin = weight < bytes / 100 * THIN_PERCENT;
-            (is_thin || bytes < self.segment_bytes / 4) && !self.damaged.contains(&generation)
+            (is_thin || bytes < self.segment_bytes / 4) && condition == Condition::Whole
         };
-        let thin = |(generation, bytes, weight): &(u64, u64, u64)| {
-            let share = weight.saturating_mul(100) / (*bytes).max(1);
-            (share < THIN_PERCENT && !self.damaged.contains(generation)).then_some(share)
+        let thin = |&Old { bytes, weight, condition, .. }: &Old| {
+            let share = weight.saturating_mul(100) / bytes.max(1);
+            (share < THIN_PERCENT && condition == Condition::Whole).then_some(share)
         };
         let candidates = old.iter().enumerate().filter_map(|(at, segment)| Some((thin(segment)?, at)));
         let (_, at) = candidates.min()?;
         let mut run = at..at + 1;
-        let mut weight = old[at].2;
+        let mut weight = old[at].weight;
         while let Some(before) = run.start.checked_sub(1).map(|before| &old[before])
             && is_fit(before)
-            && weight + before.2 <= self.segment_bytes
+            && weight + before.weight <= self.segment_bytes
         {
-            weight += before.2;
+            weight += before.weight;
             run.start -= 1;
         }
         while let Some(behind) = old.get(run.end)
             && is_fit(behind)
-            && weight + behind.2 <= self.segment_bytes
+            && weight + behind.weight <= self.segment_bytes
         {
-            weight += behind.2;
+            weight += behind.weight;
             run.end += 1;
         }
         Some(run)
@@ -183,6 +207,22 @@ impl Keeper {
         }
         let names = generations.iter().map(|&generation| segment_name(generation)).collect();
         self.spares.recycle(names).map_err(|error| ReadError::Disk { file: "the folder".into(), error })
+    }
+
+    /// These segments leave the journal, with all that is in them. When this returns, that is durable.
+    fn set_aside(&self, generations: &[u64]) -> Result<(), ReadError> {
+        let (disk, _, map) = self.reader.parts();
+        for &generation in generations {
+            let name = segment_name(generation);
+            if let Err(error) = disk.rename(&name, &damaged_name(generation)) {
+                return Err(ReadError::Disk { file: name, error });
+            }
+            map.write().remove(&[generation]);
+        }
+        if generations.is_empty() {
+            return Ok(());
+        }
+        disk.sync_directory().map_err(|error| ReadError::Disk { file: "the folder".into(), error })
     }
 
     /// Copies what lives in these segments to one file, and puts that in their place. Returns its bytes; none if it was

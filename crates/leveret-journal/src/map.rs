@@ -49,9 +49,22 @@ pub(crate) struct Map {
     segments: BTreeMap<u64, Segment>,
 }
 
+/// How much of what is in a segment is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// What it holds is what the map says, as far as anybody has looked.
+    #[default]
+    Whole,
+    /// Something in it does not verify, or could not be read.
+    Damaged,
+    /// The same of its header and, perhaps, of everything: it may hold any record that a segment before it is thought to hold.
+    Unknown,
+}
+
 /// One segment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Segment {
+    condition: Condition,
     /// Counts how often the file was exchanged for a shorter one.
     edition: u64,
     /// The last of the segments of which it holds what is left; 0 if it is whole.
@@ -84,6 +97,12 @@ impl Map {
         let segment = self.segments.entry(header.generation).or_default();
         (segment.end, segment.first_sequence) = (end, header.first_sequence);
         segment.through = header.compacted_through;
+    }
+
+    /// Something is wrong with a segment whose file has so many bytes.
+    pub(crate) fn set_condition(&mut self, generation: u64, condition: Condition, bytes: u64) {
+        let segment = self.segments.entry(generation).or_default();
+        (segment.condition, segment.end) = (condition, segment.end.max(bytes));
     }
 
     /// Takes in the candidates of a batch whose records begin at `begin` and end at `end`. What lies before `whole_from`
@@ -171,9 +190,10 @@ impl Map {
         self.segments.get(&generation).map(|segment| segment.first_sequence)
     }
 
-    /// All segments before one, each with the bytes of its file.
-    pub(crate) fn before(&self, generation: u64) -> Vec<(u64, u64)> {
-        self.segments.range(..generation).map(|(&generation, segment)| (generation, segment.end)).collect()
+    /// All segments before one, each with the bytes of its file and what is known of it.
+    pub(crate) fn before(&self, generation: u64) -> impl Iterator<Item = (u64, u64, Condition)> {
+        let before = self.segments.range(..generation);
+        before.map(|(&generation, segment)| (generation, segment.end, segment.condition))
     }
 
     /// Segments are no more.

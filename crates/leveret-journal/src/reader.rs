@@ -172,7 +172,7 @@ impl Reader {
 
     /// Bytes of all segments.
     pub fn journal_bytes(&self) -> u64 {
-        self.map.read().before(u64::MAX).iter().map(|(_, bytes)| bytes).sum()
+        self.map.read().before(u64::MAX).map(|(_, bytes, _)| bytes).sum()
     }
 
     /// Lets go of what the last reads needed.

@@ -9,11 +9,12 @@ use std::ops::Range;
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record, Replay,
-    SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, StreamState, VERSION, generation_of, records,
+    SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, StreamState, VERSION, damaged_region_prefix, generation_of,
+    records,
 };
 use crate::keeper::COMPACTED_SUFFIX;
 use crate::limits::{READ_BYTES, UNREADABLE_BLOCK_BYTES};
-use crate::map::{Candidates, Map};
+use crate::map::{Candidates, Condition, Map};
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +131,8 @@ struct Segment {
     header: Option<SegmentHeader>,
     seeds: Seeds,
     length: u64,
+    /// An earlier start found damage in it, and left a copy of that.
+    was_damaged: bool,
 }
 
 impl Segment {
@@ -169,7 +172,10 @@ pub(crate) fn read(
         replay,
         replay_from,
     };
-    let (map, candidates) = (Map::default(), Candidates::default());
+    let (mut map, candidates) = (Map::default(), Candidates::default());
+    for segment in segments.iter().filter(|segment| segment.was_damaged) {
+        map.set_condition(segment.generation, Condition::Damaged, segment.length);
+    }
     let mut reader = Reading { disk, repair, segments: &segments, recovery, end, map, candidates };
     let mut has_ended = false;
     for (at, segment) in segments.iter().enumerate() {
@@ -202,7 +208,9 @@ pub(crate) fn read(
             }
             file.sync()?;
         }
-        let is_damaged = |segment: &Segment| recovery.damage.iter().any(|damage| damage.file == segment.name);
+        let is_damaged = |segment: &Segment| {
+            segment.was_damaged || recovery.damage.iter().any(|damage| damage.file == segment.name)
+        };
         let behind =
             segments.iter().filter(|segment| segment.generation > end.generation.max(end.replay.generation));
         for leftover in behind.filter(|segment| !is_damaged(segment)) {
@@ -229,17 +237,20 @@ struct Files {
 
 fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     let mut segments = Vec::new();
-    for name in disk.list()? {
-        let Some(generation) = generation_of(&name) else { continue };
-        let file = disk.open(&name)?;
+    let names = disk.list()?;
+    for name in &names {
+        let Some(generation) = generation_of(name) else { continue };
+        let file = disk.open(name)?;
         let length = file.length()?;
+        let region = damaged_region_prefix(generation);
+        let (name, was_damaged) = (name.clone(), names.iter().any(|name| name.starts_with(&region)));
         let header = match read_header(&*file, length) {
             HeaderFound::Valid(header) => Some(header).filter(|header| header.generation == generation),
             HeaderFound::Newer(found) => return Err(OpenError::Newer { file: name, found }),
             HeaderFound::Invalid => None,
         };
         let seeds = Seeds::new(&Salt::default(), generation);
-        segments.push(Segment { name, generation, header, seeds, length });
+        segments.push(Segment { name, generation, header, seeds, length, was_damaged });
     }
     segments.sort_by_key(|segment| segment.generation);
     // What is left of some of them is in the first of these.
@@ -391,16 +402,26 @@ impl Reading<'_> {
             return if self.repair { Ok(()) } else { self.look_through(segment, header, end) };
         }
         let Contents { bytes, .. } = contents(self.disk, segment)?;
+        let bytes = &bytes[..self.limit(at, &bytes)];
+        let mut before = self.segments[..at].iter().rev().filter_map(|before| before.header.as_ref());
+        let before = before.next().map_or(1, |before| before.first_sequence);
+        let behind = self.segments[at + 1..].iter().find_map(|behind| behind.header.as_ref());
+        let mut verified = SegmentHeader::bytes_with(behind.map_or(0, |behind| behind.streams.len()));
+        let mut missing = behind.map_or(u64::MAX, |behind| behind.first_sequence.saturating_sub(before));
         let mut from = 0;
-        while let Some((offset, _)) = next_batch(&bytes, from, segment.seeds, 0)
+        while let Some((offset, _)) = next_batch(bytes, from, segment.seeds, 0)
             && let Some(batch) = FoundBatch::decode(&bytes[offset..], segment.seeds)
         {
             let records_at = offset + BATCH_HEADER_BYTES;
             let place = records_at..records_at + batch.payload_bytes();
-            self.take(segment, place, if from == offset { 0 } else { offset }, batch.records(), &mut |_| {});
+            let whole_from = if from == offset { 0 } else { offset };
+            let found = self.take(segment, place, whole_from, batch.records(), &mut |_| {});
+            missing = missing.saturating_sub(found);
+            verified += batch.bytes();
             from = offset + batch.bytes();
         }
-        self.missing(segment, 0, 0);
+        self.map.set_condition(segment.generation, Condition::Unknown, segment.length);
+        self.missing(segment, 0, missing.min(most_records(bytes.len().saturating_sub(verified))));
         Ok(())
     }
 
@@ -498,7 +519,8 @@ impl Reading<'_> {
     }
 
     fn damaged(&mut self, segment: &Segment, bytes: &[u8], offset: usize, end: usize, records_missing: u64) {
-        let name = format!("damaged-{:010}-{offset}", segment.generation);
+        self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
+        let name = format!("{}{offset}", damaged_region_prefix(segment.generation));
         // The segment stays as it is; a disk that takes no copy is no reason not to start.
         let is_set_aside = self.repair && set_aside(self.disk, &name, &bytes[offset..end]).is_ok();
         let set_aside = is_set_aside.then_some(name);

@@ -723,3 +723,78 @@ fn damage_of_old_segments_is_found_by_a_check_and_takes_nothing_else() {
         assert_eq!(log.reader().read(1, 75).unwrap(), payload(75, 100));
     }
 }
+
+/// What a keeper does when these are needed of stream 1.
+fn sweep(log: &Log, needed: impl Iterator<Item = u64>) -> crate::Swept {
+    let (mut keeper, mut living) = (log.keeper(), Living::default());
+    keeper.note(&mut living, 1, needed.map(|sequence| (sequence, 100)), 0);
+    keeper.sweep(&living, &|| false).unwrap()
+}
+
+#[test]
+fn an_old_segment_that_cannot_be_read_at_one_start_is_all_there_at_the_next() {
+    let needed = || (1..=200).filter(|sequence| sequence % 15 == 0 || *sequence > 180);
+    let name = |generation: u32| format!("{generation:010}.segment");
+    for generation in 1..=3 {
+        let disk = MemoryDisk::default();
+        drop(mostly_old(&disk));
+        let bytes = disk.snapshot().remove(&name(generation)).unwrap();
+        *disk.unreadable.lock().unwrap() = Some((name(generation), 0..1 << 20));
+        let (log, found, recovery) = open(&disk, MIDDLE);
+        assert_eq!(found, records(181, 200, 100));
+        let missing = recovery.records_missing();
+        assert!(recovery.damage.len() == 1 && (30..=120).contains(&missing), "{generation}: {recovery:?}");
+        let swept = sweep(&log, needed());
+        assert!(swept.compacted > 1, "the others are rewritten, {generation}: {swept:?}");
+        drop(log);
+        *disk.unreadable.lock().unwrap() = None;
+        let (log, _, recovery) = open(&disk, MIDDLE);
+        assert_eq!(recovery.damage, [], "{generation}");
+        let mut reader = log.reader();
+        for sequence in needed() {
+            assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 100), "{generation}: {sequence}");
+        }
+        // It may hold what is needed as long as anything is that could lie in it; then it goes, but not its bytes.
+        drop(log);
+        *disk.unreadable.lock().unwrap() = Some((name(generation), 0..1 << 20));
+        let (log, ..) = open(&disk, MIDDLE);
+        sweep(&log, 15..=200);
+        assert_eq!(disk.snapshot().get(&name(generation)), Some(&bytes), "{generation}");
+        sweep(&log, 181..=200);
+        assert!(!disk.snapshot().contains_key(&name(generation)), "{generation}");
+        assert_eq!(disk.snapshot().get(&format!("damaged-{}", name(generation))), Some(&bytes), "{generation}");
+        drop(log);
+        let (_, found, recovery) = open(&disk, MIDDLE);
+        assert_eq!((found, recovery.damage), (records(181, 200, 100), Vec::new()), "{generation}");
+    }
+}
+
+#[test]
+fn a_segment_in_which_records_are_missing_is_never_removed() {
+    for restarts in [false, true] {
+        let disk = MemoryDisk::default();
+        let (mut log, _, _) = open(&disk, MIDDLE);
+        for first in (1..=191).step_by(10) {
+            append(&mut log, first, first + 9, 100).unwrap();
+        }
+        log.mark().unwrap();
+        drop(log);
+        let name = SEGMENT.replace('1', "2");
+        let bytes = disk.snapshot().remove(&name).unwrap();
+        *disk.unreadable.lock().unwrap() = Some((name.clone(), 0..1 << 20));
+        let (mut log, found, recovery) = open(&disk, MIDDLE);
+        assert_eq!(found.len() as u64 + recovery.records_missing(), 200);
+        // Nobody knows of what is missing, and so nobody needs it.
+        let next = recovery.streams[&1] + 1;
+        append(&mut log, next, next, 10).unwrap();
+        log.begin_replay_at(&BTreeMap::from([(1, next)])).unwrap();
+        if restarts {
+            drop(log);
+            *disk.unreadable.lock().unwrap() = None;
+            log = open(&disk, MIDDLE).0;
+        }
+        assert!(sweep(&log, std::iter::once(next)).removed > 2);
+        assert!(!disk.snapshot().contains_key(&name));
+        assert_eq!(disk.snapshot().get(&format!("damaged-{name}")), Some(&bytes), "restarts: {restarts}");
+    }
+}

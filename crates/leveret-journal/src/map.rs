@@ -123,9 +123,9 @@ impl Map {
         }
     }
 
-    /// Remembers a record that was passed in a segment that was not read.
-    pub(crate) fn learn(&mut self, generation: u64, stream: u32, mark: Mark) {
-        let segment = self.segments.get_mut(&generation);
+    /// Remembers a record that was passed in a segment that was not read, unless its file was exchanged meanwhile.
+    pub(crate) fn learn(&mut self, file: File, stream: u32, mark: Mark) {
+        let segment = self.segments.get_mut(&file.generation).filter(|segment| segment.edition == file.edition);
         if let Some(marks) = segment.and_then(|segment| segment.marks.get_mut(&stream))
             && marks.last().is_some_and(|last| mark.offset >= last.offset + MARK_EVERY_BYTES)
         {

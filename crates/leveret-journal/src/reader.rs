@@ -146,7 +146,7 @@ impl Reader {
                 if walk.offset >= walk.learnt + MARK_EVERY_BYTES {
                     walk.learnt = walk.offset;
                     let mark = Mark { sequence: found, offset: walk.offset, end: walk.end };
-                    self.map.write().learn(file.generation, found_stream, mark);
+                    self.map.write().learn(file, found_stream, mark);
                 }
                 walk.offset += bytes;
                 walk.passed = if found_stream == stream { (stream, found) } else { walk.passed };

@@ -158,6 +158,75 @@ impl DiskFile for MemoryFile {
     }
 }
 
+/// Something that happens once, after the next read of a file that was opened.
+type Meanwhile = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+/// A disk on which something happens while somebody waits for it.
+struct SlowDisk(MemoryDisk, Meanwhile);
+
+struct SlowFile(Arc<dyn DiskFile>, Meanwhile);
+
+impl Disk for SlowDisk {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.0.create(name)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(SlowFile(self.0.open(name)?, Arc::clone(&self.1))))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.0.list()
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.0.sync_directory()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.0.free_bytes()
+    }
+}
+
+impl DiskFile for SlowFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read_at(offset, buffer);
+        let meanwhile = self.1.lock().unwrap().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        read
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn preallocate(&self, end: u64) -> io::Result<()> {
+        self.0.preallocate(end)
+    }
+
+    fn truncate(&self, end: u64) -> io::Result<()> {
+        self.0.truncate(end)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+}
+
 const SALT: Salt = *b"a secret of ours";
 const SMALL: Options = Options { segment_bytes: 1024, salt: SALT };
 
@@ -796,5 +865,38 @@ fn a_segment_in_which_records_are_missing_is_never_removed() {
         assert!(sweep(&log, std::iter::once(next)).removed > 2);
         assert!(!disk.snapshot().contains_key(&name));
         assert_eq!(disk.snapshot().get(&format!("damaged-{name}")), Some(&bytes), "restarts: {restarts}");
+    }
+}
+
+#[test]
+fn what_a_reader_learns_of_a_file_is_not_believed_of_the_one_that_takes_its_place() {
+    let meanwhile = Meanwhile::default();
+    let disk: Arc<dyn Disk> = Arc::new(SlowDisk(MemoryDisk::default(), Arc::clone(&meanwhile)));
+    let options = Options { segment_bytes: 1 << 20, salt: SALT };
+    let open = || Log::open(Arc::clone(&disk), options, &mut |_| {}).unwrap().0;
+    let mut log = open();
+    for first in (1..=2991).step_by(10) {
+        append(&mut log, first, first + 9, 1000).unwrap();
+    }
+    log.begin_replay_at(&BTreeMap::from([(1, 2981)])).unwrap();
+    drop(log);
+    let log = open();
+    let needed = || (1..=3000).filter(|sequence| sequence % 20 == 0 || *sequence > 2900);
+    let mut reader = log.reader();
+    reader.read(1, 20).unwrap();
+    // While the next read waits for the disk, its segment is rewritten.
+    let (mut keeper, swept) = (log.keeper(), Arc::new(Mutex::new(None)));
+    let told = Arc::clone(&swept);
+    *meanwhile.lock().unwrap() = Some(Box::new(move || {
+        let mut living = Living::default();
+        keeper.note(&mut living, 1, needed().map(|sequence| (sequence, 1000)), 0);
+        *told.lock().unwrap() = Some(keeper.sweep(&living, &|| false).unwrap());
+    }));
+    assert_eq!(reader.read(1, 660).unwrap(), payload(660, 1000));
+    assert!(swept.lock().unwrap().take().is_some_and(|swept| swept.compacted > 1));
+    for reader in [&mut reader, &mut log.reader()] {
+        for sequence in needed() {
+            assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 1000), "{sequence}");
+        }
     }
 }

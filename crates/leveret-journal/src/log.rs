@@ -381,8 +381,9 @@ fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::R
     Ok((spare.file, spare.length))
 }
 
-/// Gives back what of its room a segment has not used. Durably, as the header that says where it ends may be gone before it.
-fn end_segment(file: &dyn DiskFile, end: u64) -> io::Result<()> {
+/// Gives back what of its room a segment has not used. Durably, as the header that says where it ends may be gone before it:
+/// before a segment is removed, the one before it has ended so, by whoever began the next one or by the start after that.
+pub(crate) fn end_segment(file: &dyn DiskFile, end: u64) -> io::Result<()> {
     file.truncate(end)?;
     file.sync()
 }

@@ -14,6 +14,7 @@ use crate::format::{
 };
 use crate::keeper::COMPACTED_SUFFIX;
 use crate::limits::{READ_BYTES, UNREADABLE_BLOCK_BYTES};
+use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
 
 /// Why a journal cannot be opened.
@@ -187,6 +188,7 @@ pub(crate) fn read(
             has_ended = !reader.segment(at, each)?;
         }
     }
+    let ends: Vec<_> = (0..segments.len()).map(|at| reader.end_of(at)).collect();
     let Reading { mut recovery, end, map, .. } = reader;
     let missing = recovery.records_missing();
     if missing > 0 {
@@ -213,6 +215,12 @@ pub(crate) fn read(
         };
         let behind =
             segments.iter().filter(|segment| segment.generation > end.generation.max(end.replay.generation));
+        // A power cut may have come before that.
+        for (segment, end) in segments.iter().zip(ends).filter(|(segment, _)| !is_damaged(segment)) {
+            if end < segment.length {
+                end_segment(&*disk.open(&segment.name)?, end)?;
+            }
+        }
         for leftover in behind.filter(|segment| !is_damaged(segment)) {
             disk.remove(&leftover.name)?;
         }
@@ -394,9 +402,7 @@ impl Reading<'_> {
                 self.saw(stream, state.last);
             }
             let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
-            let is_whole = !segment.is_compacted();
-            let end = next.filter(|next| is_whole && next.previous_generation == segment.generation);
-            let end = end.map_or(segment.length, |next| next.previous_end.min(segment.length));
+            let end = self.end_of(at);
             self.map.add_unread(header, next, end);
             // A start must not take longer because of what it does not need; somebody who asks has time.
             return if self.repair { Ok(()) } else { self.look_through(segment, header, end) };
@@ -491,11 +497,17 @@ impl Reading<'_> {
     }
 
     /// Where a segment ends by what the next one says, or else where its file does.
-    fn limit(&self, at: usize, bytes: &[u8]) -> usize {
+    fn end_of(&self, at: usize) -> u64 {
         let segment = &self.segments[at];
         let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
-        let end = next.filter(|next| next.previous_generation == segment.generation);
-        end.and_then(|next| usize::try_from(next.previous_end).ok()).map_or(bytes.len(), |end| end.min(bytes.len()))
+        let is_meant =
+            |next: &&SegmentHeader| next.previous_generation == segment.generation && !segment.is_compacted();
+        next.filter(is_meant).map_or(segment.length, |next| next.previous_end.min(segment.length))
+    }
+
+    /// The same in the bytes of the segment.
+    fn limit(&self, at: usize, bytes: &[u8]) -> usize {
+        usize::try_from(self.end_of(at)).map_or(bytes.len(), |end| end.min(bytes.len()))
     }
 
     /// Where the journal went on behind a segment, by the header of a later one or, if that is damaged, by its first

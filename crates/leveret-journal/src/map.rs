@@ -41,6 +41,18 @@ pub(crate) struct File {
     edition: u64,
 }
 
+/// Where a record is, if it exists.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) file: File,
+    /// Where that ends.
+    pub(crate) end: u64,
+    /// Not behind the record.
+    pub(crate) mark: Mark,
+    /// From this sequence on, the records of the stream are in another file.
+    pub(crate) behind: u64,
+}
+
 /// All segments.
 #[derive(Debug, Default)]
 pub(crate) struct Map {
@@ -133,14 +145,14 @@ impl Map {
         }
     }
 
-    /// The file that holds a record, if it exists, where that ends, and a mark not behind the record.
-    pub(crate) fn find(&self, stream: u32, sequence: u64) -> Option<(File, u64, Mark)> {
-        let generation = self.segment_of(stream, sequence)?;
+    /// Where a record is, if it exists.
+    pub(crate) fn find(&self, stream: u32, sequence: u64) -> Option<Place> {
+        let (generation, _, behind) = self.segment_around(stream, sequence)?;
         let segment = self.segments.get(&generation)?;
         let marks = segment.marks.get(&stream)?;
-        let behind = marks.partition_point(|mark| mark.sequence <= sequence);
-        let file = File { generation, edition: segment.edition };
-        Some((file, segment.end, *marks.get(behind.checked_sub(1)?)?))
+        let after = marks.partition_point(|mark| mark.sequence <= sequence);
+        let mark = *marks.get(after.checked_sub(1)?)?;
+        Some(Place { file: File { generation, edition: segment.edition }, end: segment.end, mark, behind })
     }
 
     /// Where a segment ends.

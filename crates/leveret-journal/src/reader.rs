@@ -8,11 +8,11 @@ use parking_lot::RwLock;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    BATCH_HEADER_BYTES, BatchHeader, HeaderFound, RECORD_HEADER_BYTES, Record, Salt, Seeds, decode_record, padded,
-    peek_record, segment_name,
+    ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, HeaderFound, RECORD_HEADER_BYTES, Record, Salt, Seeds,
+    decode_record, peek_record, segment_name,
 };
 use crate::limits::{MARK_EVERY_BYTES, READ_BYTES};
-use crate::map::{File, Map, Mark};
+use crate::map::{File, Map, Mark, Place};
 use crate::recovery::{read_blocks, read_header};
 
 /// Why a record was not read.
@@ -73,8 +73,10 @@ struct Walk {
     offset: u64,
     /// Where the records of this batch end.
     end: u64,
-    /// The last record that was passed.
+    /// The last record of the stream that is looked for that was passed; those behind it are not before `offset`.
     passed: (u32, u64),
+    /// Where something begins, behind that record and before `offset`, that does not verify.
+    lost: Option<u64>,
     /// The map has learnt of a record about there.
     learnt: u64,
 }
@@ -90,16 +92,15 @@ impl Reader {
     /// If it cannot be read: see [`ReadError`]. Another record may be readable all the same.
     pub fn read(&mut self, stream: u32, sequence: u64) -> Result<&[u8], ReadError> {
         loop {
-            let Some((file, end, mark)) = self.map.read().find(stream, sequence) else {
+            let Some(place) = self.map.read().find(stream, sequence) else {
                 return Err(ReadError::Unknown { stream, sequence });
             };
-            match self.read_in((file, end, mark), stream, sequence) {
+            match self.read_in(place, stream, sequence) {
                 Ok(found) => return Ok(self.buffer.get(found).unwrap_or_default()),
                 Err(error) => {
-                    self.open = None;
                     // Its file may have been exchanged since we knew where to look.
                     let found = self.map.read().find(stream, sequence);
-                    if found.is_none_or(|(now, ..)| now == file) {
+                    if found.is_none_or(|now| now.file == place.file) {
                         return Err(error);
                     }
                 }
@@ -108,66 +109,52 @@ impl Reader {
     }
 
     /// Finds a record, and says where its payload lies in the buffer.
-    fn read_in(
-        &mut self,
-        (file, segment_end, mark): (File, u64, Mark),
-        stream: u32,
-        sequence: u64,
-    ) -> Result<Range<usize>, ReadError> {
-        let unknown = ReadError::Unknown { stream, sequence };
+    fn read_in(&mut self, place: Place, stream: u32, sequence: u64) -> Result<Range<usize>, ReadError> {
+        let Place { file, end, mark, behind } = place;
         let mut walk = match self.open.take().filter(|walk| walk.is_of == file) {
             Some(walk) => walk,
             None => self.open(file)?,
         };
-        walk.segment_end = segment_end;
+        walk.segment_end = end;
         let is_on_the_way = walk.offset > mark.offset && walk.passed.0 == stream && walk.passed.1 < sequence;
         if !is_on_the_way {
             (walk.offset, walk.end, walk.passed) = (mark.offset, mark.end, (stream, 0));
-            walk.learnt = mark.offset;
+            (walk.learnt, walk.lost) = (mark.offset, None);
         }
         let walk = self.open.insert(walk);
-        loop {
+        while !walk.has_ended() {
             if walk.offset >= walk.end {
-                if walk.has_ended() {
-                    return Err(unknown);
+                if !walk.next_batch(&mut self.buffer) {
+                    walk.find_again(&mut self.buffer, stream, behind);
                 }
-                walk.next_batch(&mut self.buffer)?;
-                continue;
-            }
-            let header = walk.bytes(&mut self.buffer, walk.offset, RECORD_HEADER_BYTES)?;
-            let (bytes, found_stream, found) = peek_record(header);
-            if walk.offset + bytes > walk.end {
-                // Where the records of this batch are, nothing tells any more.
-                walk.offset = walk.end;
                 continue;
             }
             let begin = walk.offset;
-            if found_stream != stream || found < sequence {
-                if walk.offset >= walk.learnt + MARK_EVERY_BYTES {
-                    walk.learnt = walk.offset;
-                    let mark = Mark { sequence: found, offset: walk.offset, end: walk.end };
-                    self.map.write().learn(file, found_stream, mark);
-                }
-                walk.offset += bytes;
-                walk.passed = if found_stream == stream { (stream, found) } else { walk.passed };
+            let Some(record) = walk.record(&mut self.buffer) else {
+                walk.find_again(&mut self.buffer, stream, behind);
                 continue;
-            }
-            if found > sequence {
-                return Err(unknown);
-            }
-            let length = usize::try_from(bytes).map_err(|_| walk.damaged())?;
-            // Not `bytes()`, whose error would keep the buffer borrowed.
-            walk.fill(&mut self.buffer, begin, length)?;
-            walk.offset += bytes;
-            walk.passed = (stream, sequence);
-            let at = usize::try_from(begin - walk.buffered_from).unwrap_or(usize::MAX);
-            let record = self.buffer.get(at..at.saturating_add(length));
-            let record = record.and_then(|bytes| decode_record(bytes, walk.seeds));
-            return match record {
-                Some(_) => Ok(at + RECORD_HEADER_BYTES..at + length),
-                None => Err(ReadError::Damaged { file: walk.name.clone(), offset: begin }),
             };
+            let (found_stream, found, bytes) = (record.stream, record.sequence, record.payload.len());
+            if found_stream == stream && found > sequence {
+                break;
+            }
+            walk.pass(found_stream, found, bytes);
+            if found_stream == stream && found == sequence {
+                let header_at = usize::try_from(begin - walk.buffered_from).unwrap_or(usize::MAX);
+                let at = header_at.saturating_add(RECORD_HEADER_BYTES);
+                return Ok(at..at.saturating_add(bytes));
+            }
+            if begin >= walk.learnt + MARK_EVERY_BYTES {
+                walk.learnt = begin;
+                let mark = Mark { sequence: found, offset: begin, end: walk.end };
+                self.map.write().learn(file, found_stream, mark);
+            }
         }
+        // The next one may be missing for the same reason, and is looked for from here on.
+        Err(match walk.lost {
+            Some(offset) => ReadError::Damaged { file: walk.name.clone(), offset },
+            None => ReadError::Unknown { stream, sequence },
+        })
     }
 
     /// Bytes of all segments.
@@ -197,18 +184,13 @@ impl Reader {
         };
         (walk.offset, walk.end) = (header.bytes() as u64, header.bytes() as u64);
         while !walk.has_ended() {
-            let expected = walk.end.next_multiple_of(padded(1) as u64) + BATCH_HEADER_BYTES as u64;
-            walk.next_batch(&mut self.buffer)?;
-            if walk.offset != expected {
+            if !walk.next_batch(&mut self.buffer) {
                 return Err(walk.damaged());
             }
             while walk.offset < walk.end {
-                let (bytes, ..) = peek_record(walk.bytes(&mut self.buffer, walk.offset, RECORD_HEADER_BYTES)?);
-                let length = usize::try_from(bytes).map_err(|_| walk.damaged())?;
-                let (offset, seeds, damaged) = (walk.offset, walk.seeds, walk.damaged());
-                let record = decode_record(walk.bytes(&mut self.buffer, offset, length)?, seeds).ok_or(damaged)?;
+                let Some(record) = walk.record(&mut self.buffer) else { return Err(walk.damaged()) };
                 take(record)?;
-                walk.offset += bytes;
+                walk.pass(record.stream, record.sequence, record.payload.len());
             }
         }
         self.rest();
@@ -229,8 +211,9 @@ impl Reader {
         };
         self.buffer.clear();
         let seeds = Seeds::new(&self.salt, generation);
-        let (segment_end, buffered_from, offset, end, learnt) = (0, 0, 0, 0, 0);
-        Ok(Walk { is_of, name, seeds, file, segment_end, buffered_from, offset, end, passed: (0, 0), learnt })
+        let (segment_end, buffered_from, offset, end) = (0, 0, 0, 0);
+        let (passed, lost, learnt) = ((0, 0), None, 0);
+        Ok(Walk { is_of, name, seeds, file, segment_end, buffered_from, offset, end, passed, lost, learnt })
     }
 }
 
@@ -240,41 +223,81 @@ impl Walk {
     }
 
     fn has_ended(&self) -> bool {
-        self.end.next_multiple_of(padded(1) as u64) >= self.segment_end
+        self.offset >= self.end && padded_offset(self.end) >= self.segment_end
     }
 
-    fn next_batch(&mut self, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
-        let alignment = padded(1) as u64;
-        let mut at = self.end.next_multiple_of(alignment);
+    /// Enters the batch behind this one, if its header verifies.
+    fn next_batch(&mut self, buffer: &mut Vec<u8>) -> bool {
+        self.enter_batch(buffer, padded_offset(self.end))
+    }
+
+    fn enter_batch(&mut self, buffer: &mut Vec<u8>, at: u64) -> bool {
         let seeds = self.seeds;
-        let header = loop {
-            let header = self.bytes(buffer, at, BATCH_HEADER_BYTES)?;
-            if let Some(header) = BatchHeader::decode(header, seeds) {
-                break header;
-            }
-            // What is damaged may lie in the way of what is not.
-            at += alignment;
-        };
+        let header = self.bytes(buffer, at, BATCH_HEADER_BYTES);
+        let Some(header) = header.and_then(|header| BatchHeader::decode(header, seeds)) else { return false };
         self.offset = at + BATCH_HEADER_BYTES as u64;
         self.end = self.offset + header.payload_bytes as u64;
-        Ok(())
+        true
     }
 
-    fn bytes<'b>(&mut self, buffer: &'b mut Vec<u8>, at: u64, length: usize) -> Result<&'b [u8], ReadError> {
+    /// The next record of this batch, if it verifies.
+    fn record<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Option<Record<'b>> {
+        let (begin, seeds) = (self.offset, self.seeds);
+        let (bytes, ..) = peek_record(self.bytes(buffer, begin, RECORD_HEADER_BYTES)?);
+        if begin + bytes > self.end {
+            return None;
+        }
+        let length = usize::try_from(bytes).ok()?;
+        decode_record(self.bytes(buffer, begin, length)?, seeds)
+    }
+
+    /// Goes on behind a record that verifies.
+    fn pass(&mut self, stream: u32, sequence: u64, payload_bytes: usize) {
+        self.offset += (RECORD_HEADER_BYTES + payload_bytes) as u64;
+        if stream == self.passed.0 {
+            (self.passed, self.lost) = ((stream, sequence), None);
+        }
+    }
+
+    /// Where something does not verify, goes on at the next thing that does: a batch, or a record of this stream from
+    /// before `behind`.
+    fn find_again(&mut self, buffer: &mut Vec<u8>, stream: u32, behind: u64) {
+        self.lost.get_or_insert(self.offset);
+        let begin = if self.offset < self.end { self.offset + 1 } else { self.offset };
+        for at in begin..self.segment_end {
+            if at.is_multiple_of(ALIGNMENT as u64) && self.enter_batch(buffer, at) {
+                return;
+            }
+            let Some(header) = self.bytes(buffer, at, RECORD_HEADER_BYTES) else { break };
+            let (bytes, found_stream, sequence) = peek_record(header);
+            if found_stream != stream || sequence <= self.passed.1 || sequence >= behind {
+                continue;
+            }
+            let before = (self.offset, self.end);
+            (self.offset, self.end) = (at, self.end.max(at + bytes));
+            if self.record(buffer).is_some() {
+                return;
+            }
+            (self.offset, self.end) = before;
+        }
+        (self.offset, self.end) = (self.segment_end, self.segment_end);
+    }
+
+    fn bytes<'b>(&mut self, buffer: &'b mut Vec<u8>, at: u64, length: usize) -> Option<&'b [u8]> {
         self.fill(buffer, at, length)?;
-        let from = usize::try_from(at - self.buffered_from).unwrap_or(usize::MAX);
-        buffer.get(from..from.saturating_add(length)).ok_or_else(|| self.damaged())
+        let from = usize::try_from(at - self.buffered_from).ok()?;
+        buffer.get(from..from.checked_add(length)?)
     }
 
-    /// Makes sure that the buffer holds these bytes of the segment.
-    fn fill(&mut self, buffer: &mut Vec<u8>, at: u64, length: usize) -> Result<(), ReadError> {
+    /// Makes sure that the buffer holds these bytes of the segment, if it has them.
+    fn fill(&mut self, buffer: &mut Vec<u8>, at: u64, length: usize) -> Option<()> {
         let has_until = self.buffered_from + buffer.len() as u64;
         if at >= self.buffered_from && at + length as u64 <= has_until {
-            return Ok(());
+            return Some(());
         }
         let left = usize::try_from(self.segment_end.saturating_sub(at)).unwrap_or(usize::MAX);
         if left < length {
-            return Err(self.damaged());
+            return None;
         }
         buffer.resize(length.max(READ_BYTES).min(left), 0);
         buffer.shrink_to(READ_BYTES);
@@ -283,6 +306,11 @@ impl Walk {
             Ok(count) => buffer.truncate(count),
             Err(_) => read_blocks(&*self.file, at, buffer, |_| {}),
         }
-        if buffer.len() < length { Err(self.damaged()) } else { Ok(()) }
+        (buffer.len() >= length).then_some(())
     }
+}
+
+/// Where a batch begins whose predecessor's records end there.
+fn padded_offset(end: u64) -> u64 {
+    end.next_multiple_of(ALIGNMENT as u64)
 }

@@ -769,7 +769,7 @@ fn damage_of_old_segments_is_found_by_a_check_and_takes_nothing_else() {
     drop(log);
     let batch_bytes = (40 + 10 * (24 + 100_usize)).next_multiple_of(8);
     // The second batch of the first segment; a record's length; the segment's own header.
-    for (at, count, lost) in [(HEADER + batch_bytes, 40, 0), (HEADER + 40, 4, 10), (0, 8, 0)] {
+    for (at, count, lost) in [(HEADER + batch_bytes, 40, 0), (HEADER + 40, 4, 1), (0, 8, 0)] {
         let mut files = disk.snapshot();
         files.get_mut(SEGMENT).unwrap()[at..at + count].fill(0xEE);
         let damaged = MemoryDisk::of(files);
@@ -781,8 +781,7 @@ fn damage_of_old_segments_is_found_by_a_check_and_takes_nothing_else() {
         let readable = whole.iter().filter(|(stream, sequence, payload)| {
             reader.read(*stream, *sequence).is_ok_and(|read| read == payload.as_slice())
         });
-        let missing = whole.len() - readable.count();
-        assert!(missing <= lost.max(if at == 0 { 0 } else { 10 }), "damaged at {at}: {missing} are not found");
+        assert_eq!(whole.len() - readable.count(), lost, "damaged at {at}: these are not found");
         // It stays as it is, however little of it is needed, and the others do not.
         let mut keeper = log.keeper();
         let mut living = Living::default();
@@ -897,6 +896,40 @@ fn what_a_reader_learns_of_a_file_is_not_believed_of_the_one_that_takes_its_plac
     for reader in [&mut reader, &mut log.reader()] {
         for sequence in needed() {
             assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 1000), "{sequence}");
+        }
+    }
+}
+
+#[test]
+fn a_rotten_byte_of_an_old_segment_takes_one_record_at_most() {
+    let disk = MemoryDisk::default();
+    let (log, whole) = mostly_old(&disk);
+    drop(log);
+    let (record_bytes, nth) = (24 + 100_usize, 3);
+    let batch_bytes = (40 + 10 * record_bytes).next_multiple_of(8);
+    // The header of the second batch, and the fourth record in it: its header, and the first of its payload.
+    let begin = HEADER + batch_bytes;
+    let of_record = begin + 40 + nth * record_bytes;
+    let one = (begin..begin + 40).chain(of_record..of_record + 30).map(|at| vec![at]);
+    // The batch's header, and the lengths of every other record.
+    let many =
+        std::iter::once(begin).chain((0..10).step_by(2).map(|nth| begin + 40 + nth * record_bytes)).collect();
+    for rotten in one.chain([many]) {
+        let mut files = disk.snapshot();
+        for &at in &rotten {
+            files.get_mut(SEGMENT).unwrap()[at] ^= 0x0C;
+        }
+        let (log, ..) = open(&MemoryDisk::of(files), MIDDLE);
+        let lost = |at: &usize| at.checked_sub(begin + 40).map(|at| 11 + (at / record_bytes) as u64);
+        let lost: Vec<_> = rotten.iter().filter_map(lost).collect();
+        let mut reader = log.reader();
+        let there = whole.iter().map(|(_, sequence, _)| *sequence);
+        for sequence in there.clone().chain(there.clone().rev()).chain(there.map(|nth| nth * 77 % 200 + 1)) {
+            match reader.read(1, sequence) {
+                Ok(read) => assert_eq!(read, payload(sequence, 100), "{rotten:?}: {sequence}"),
+                Err(ReadError::Damaged { .. }) => assert!(lost.contains(&sequence), "{rotten:?}: {sequence}"),
+                Err(error) => panic!("{rotten:?}: {error}"),
+            }
         }
     }
 }

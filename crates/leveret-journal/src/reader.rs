@@ -18,7 +18,7 @@ use crate::recovery::{read_blocks, read_header};
 /// Why a record was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The disk refuses.
+    /// The disk refuses, now. It may not refuse later.
     #[error("{file} cannot be read: {error}")]
     Disk {
         /// The segment.
@@ -26,7 +26,7 @@ pub enum ReadError {
         /// Why.
         error: io::Error,
     },
-    /// It is not where it was written.
+    /// It is not where it was written, and will not be.
     #[error("{file} is damaged at offset {offset}")]
     Damaged {
         /// The segment.
@@ -77,6 +77,8 @@ struct Walk {
     passed: (u32, u64),
     /// Where something begins, behind that record and before `offset`, that does not verify.
     lost: Option<u64>,
+    /// Why some of that could not be read.
+    unreadable: Option<io::Error>,
     /// The map has learnt of a record about there.
     learnt: u64,
 }
@@ -119,7 +121,7 @@ impl Reader {
         let is_on_the_way = walk.offset > mark.offset && walk.passed.0 == stream && walk.passed.1 < sequence;
         if !is_on_the_way {
             (walk.offset, walk.end, walk.passed) = (mark.offset, mark.end, (stream, 0));
-            (walk.learnt, walk.lost) = (mark.offset, None);
+            (walk.learnt, walk.lost, walk.unreadable) = (mark.offset, None, None);
         }
         let walk = self.open.insert(walk);
         while !walk.has_ended() {
@@ -150,10 +152,16 @@ impl Reader {
                 self.map.write().learn(file, found_stream, mark);
             }
         }
-        // The next one may be missing for the same reason, and is looked for from here on.
-        Err(match walk.lost {
-            Some(offset) => ReadError::Damaged { file: walk.name.clone(), offset },
-            None => ReadError::Unknown { stream, sequence },
+        let (name, lost) = (walk.name.clone(), walk.lost);
+        Err(match (walk.unreadable.take(), lost) {
+            (Some(error), Some(_)) => {
+                // What the buffer holds is not what the next try would find.
+                self.open = None;
+                ReadError::Disk { file: name, error }
+            }
+            // The next one may be missing for the same reason, and is looked for from here on.
+            (None, Some(offset)) => ReadError::Damaged { file: name, offset },
+            (_, None) => ReadError::Unknown { stream, sequence },
         })
     }
 
@@ -212,8 +220,21 @@ impl Reader {
         self.buffer.clear();
         let seeds = Seeds::new(&self.salt, generation);
         let (segment_end, buffered_from, offset, end) = (0, 0, 0, 0);
-        let (passed, lost, learnt) = ((0, 0), None, 0);
-        Ok(Walk { is_of, name, seeds, file, segment_end, buffered_from, offset, end, passed, lost, learnt })
+        let (passed, lost, unreadable, learnt) = ((0, 0), None, None, 0);
+        Ok(Walk {
+            is_of,
+            name,
+            seeds,
+            file,
+            segment_end,
+            buffered_from,
+            offset,
+            end,
+            passed,
+            lost,
+            unreadable,
+            learnt,
+        })
     }
 }
 
@@ -255,7 +276,7 @@ impl Walk {
     fn pass(&mut self, stream: u32, sequence: u64, payload_bytes: usize) {
         self.offset += (RECORD_HEADER_BYTES + payload_bytes) as u64;
         if stream == self.passed.0 {
-            (self.passed, self.lost) = ((stream, sequence), None);
+            (self.passed, self.lost, self.unreadable) = ((stream, sequence), None, None);
         }
     }
 
@@ -304,7 +325,19 @@ impl Walk {
         self.buffered_from = at;
         match self.file.read_at(at, buffer) {
             Ok(count) => buffer.truncate(count),
-            Err(_) => read_blocks(&*self.file, at, buffer, |_| {}),
+            Err(error) => {
+                let mut unreadable = None;
+                read_blocks(&*self.file, at, buffer, |block| _ = unreadable.get_or_insert(block));
+                match unreadable {
+                    None => {}
+                    // Nobody asked for what is there yet.
+                    Some(block) if block.start >= length => buffer.truncate(block.start),
+                    Some(block) => {
+                        buffer.truncate(block.end.max(length));
+                        self.unreadable = Some(error);
+                    }
+                }
+            }
         }
         (buffer.len() >= length).then_some(())
     }

@@ -933,3 +933,42 @@ fn a_rotten_byte_of_an_old_segment_takes_one_record_at_most() {
         }
     }
 }
+
+#[test]
+fn what_the_disk_cannot_read_now_is_no_damage_and_is_read_later() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 1 << 20, salt: SALT };
+    let (mut log, ..) = open(&disk, options);
+    for first in (1..=391).step_by(10) {
+        append(&mut log, first, first + 9, 1000).unwrap();
+    }
+    let file = Arc::clone(&disk.files.lock().unwrap()[SEGMENT]);
+    let is_bad = |range: Sectors| {
+        *disk.unreadable.lock().unwrap() = Some((SEGMENT.into(), range.clone()));
+        *file.unreadable.lock().unwrap() = Some(range);
+    };
+    for (nth, sector) in [3, 20, 21, 70].into_iter().enumerate() {
+        let mut reader = log.reader();
+        is_bad(sector * 4096..sector * 4096 + 512);
+        let mut refused = Vec::new();
+        for sequence in (1..=400).chain((1..=400).rev()).chain((1..=400).map(|nth| nth * 77 % 400 + 1)) {
+            match reader.read(1, sequence) {
+                Ok(read) => assert_eq!(read, payload(sequence, 1000), "{sequence}"),
+                Err(ReadError::Disk { .. }) => refused.push(sequence),
+                Err(error) => panic!("sector {sector}, {sequence}: {error}"),
+            }
+        }
+        assert!((3..=24).contains(&refused.len()), "sector {sector}: {refused:?}");
+        is_bad(0..0);
+        for sequence in refused {
+            assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 1000), "{sequence}");
+        }
+        // What has rotted besides stays damage.
+        let rotten = 100 + nth as u64;
+        let begin = HEADER as u64 + rotten / 10 * 40 + (rotten - 1) * 1024;
+        file.bytes.lock().unwrap()[usize::try_from(begin).unwrap() + 200] ^= 1;
+        reader.rest();
+        assert!(matches!(reader.read(1, rotten), Err(ReadError::Damaged { .. })), "{rotten}");
+        file.bytes.lock().unwrap()[usize::try_from(begin).unwrap() + 200] ^= 1;
+    }
+}

@@ -22,7 +22,7 @@ use crate::limits::{
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
 use crate::recovery::{self, OpenError, Recovery};
-use crate::spares::{Spare, Spares, is_full};
+use crate::spares::{Spare, Spares, has_no_descriptor, is_full};
 
 /// What can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,8 @@ impl Options {
 /// Why a batch was not appended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
-    /// The disk has no room. Nothing of the batch counts as written; it may be tried again.
+    /// The disk has no room, or the process no descriptor for another file. Nothing of the batch counts as written; it
+    /// may be tried again.
     #[error("there is no room for the journal: {0}")]
     Full(String),
     /// A write or a sync has failed, now or earlier. What of the batch is on disk is unknown, and nothing more is taken.
@@ -338,7 +339,9 @@ impl Log {
             Ok,
         );
         let spare = match spare {
-            Err(error) if is_full(&error) => return Err(LogError::Full(error.to_string())),
+            Err(error) if is_full(&error) || has_no_descriptor(&error) => {
+                return Err(LogError::Full(error.to_string()));
+            }
             spare => spare.map_err(|error| self.fail(&error))?,
         };
         let name = spare.name.clone();
@@ -349,11 +352,9 @@ impl Log {
             }
             begun => begun.map_err(|error| self.fail(&error))?,
         };
-        self.file = file;
+        let previous = std::mem::replace(&mut self.file, file);
         if self.end < self.length {
-            let previous = self.disk.open(&segment_name(self.generation));
-            let ended = previous.and_then(|previous| end_segment(&*previous, self.end));
-            ended.map_err(|error| self.fail(&error))?;
+            end_segment(&*previous, self.end).map_err(|error| self.fail(&error))?;
         }
         self.durable_replay.store(self.replay.generation, Ordering::Release);
         self.map.write().begin(header.generation, self.next_sequence);

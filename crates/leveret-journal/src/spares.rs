@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
 
 use crate::disk::{Disk, DiskFile};
 use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR, SPARE_BYTES_MIN};
@@ -58,6 +59,11 @@ pub(crate) struct Spare {
 /// Whether a disk has said that it has no room.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether a file could not be opened because others are, in this process or in the system.
+pub(crate) fn has_no_descriptor(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 impl Spares {

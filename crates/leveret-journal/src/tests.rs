@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, DiskFile};
@@ -19,6 +20,8 @@ struct MemoryDisk {
     room: Arc<Mutex<Option<u64>>>,
     /// A range of one file that cannot be read.
     unreadable: Arc<Mutex<Option<(String, Sectors)>>>,
+    /// Whether the process has as many files open as it may.
+    is_out_of_descriptors: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -56,6 +59,13 @@ impl MemoryDisk {
         disk
     }
 
+    fn check_descriptors(&self) -> io::Result<()> {
+        if self.is_out_of_descriptors.load(Ordering::Relaxed) {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        Ok(())
+    }
+
     fn fails_after(&self, operations: Option<u64>) {
         *self.left.lock().unwrap() = operations;
     }
@@ -64,6 +74,7 @@ impl MemoryDisk {
 impl Disk for MemoryDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         spend(&self.left)?;
+        self.check_descriptors()?;
         let mut files = self.files.lock().unwrap();
         if files.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -75,6 +86,7 @@ impl Disk for MemoryDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.check_descriptors()?;
         let file = self.files.lock().unwrap().get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
         let unreadable = self.unreadable.lock().unwrap();
         let range = unreadable.as_ref().filter(|(file, _)| file == name).map(|(_, range)| range.clone());
@@ -427,6 +439,24 @@ fn without_room_for_a_segment_nothing_is_written_and_it_may_be_tried_again() {
     drop(log);
     *disk.room.lock().unwrap() = None;
     assert_eq!(open(&disk, SMALL).1, records(1, 2, 800));
+}
+
+#[test]
+fn without_descriptors_the_journal_goes_on_with_spares_and_then_waits() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    log.spares().keep(1, 1).unwrap();
+    append(&mut log, 1, 1, 500).unwrap();
+    disk.is_out_of_descriptors.store(true, Ordering::Relaxed);
+    append(&mut log, 2, 2, 800).unwrap();
+    assert!(matches!(append(&mut log, 3, 3, 800), Err(LogError::Full(_))));
+    assert!(matches!(log.reader().read(1, 1), Err(ReadError::Disk { .. })));
+    disk.is_out_of_descriptors.store(false, Ordering::Relaxed);
+    append(&mut log, 3, 3, 800).unwrap();
+    assert_eq!(log.reader().read(1, 1).unwrap(), payload(1, 500));
+    drop(log);
+    let expected: Found = [(1, 500), (2, 800), (3, 800)].map(|(nth, bytes)| (1, nth, payload(nth, bytes))).into();
+    assert_eq!(open(&disk, SMALL).1, expected);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! durable when the call returns.
 
 pub mod disk;
+mod folder;
 mod format;
 mod keeper;
 pub mod limits;

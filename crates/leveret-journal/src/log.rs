@@ -1,7 +1,7 @@
 //! Appending: one batch, one write, one sync.
 //!
 //! Owns: the segment that is written, and the numbers of what comes next.
-//! Invariant: after a write or sync has failed, nothing is written any more.
+//! Invariant: after a write or sync has failed, or anybody's sync of the folder, nothing is written any more.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::RwLock;
 
 use crate::disk::{Disk, DiskFile};
+use crate::folder::Folder;
 use crate::format::{
     BATCH_HEADER_BYTES, Record, Replay, Salt, Seeds, SegmentHeader, StreamState, begin_record, end_record, padded,
     seal, segment_name,
@@ -109,7 +110,7 @@ impl Batch {
 
 /// The end of the journal, where it grows.
 pub struct Log {
-    disk: Arc<dyn Disk>,
+    disk: Arc<Folder>,
     options: Options,
     file: Arc<dyn DiskFile>,
     generation: u64,
@@ -153,6 +154,8 @@ impl Log {
         options: Options,
         each: &mut dyn FnMut(Record<'_>),
     ) -> Result<(Log, Recovery), OpenError> {
+        let disk = Arc::new(Folder::new(disk));
+        let shared: Arc<dyn Disk> = Arc::<Folder>::clone(&disk);
         let (recovery, end, mut map) = recovery::read(&*disk, true, each)?;
         let salt = end.salt.unwrap_or(options.salt);
         let header = SegmentHeader {
@@ -165,7 +168,7 @@ impl Log {
             compacted_through: 0,
             streams: end.streams(&recovery),
         };
-        let spares = Spares::find(&disk)?;
+        let spares = Spares::find(&shared)?;
         spares.set_segment_bytes(options.segment_bytes);
         // A small one, so that starting stays quick and starting often takes little room.
         let wanted = options.segment_bytes.min(SEGMENT_BYTES_MIN).max(header.bytes() as u64);
@@ -206,7 +209,8 @@ impl Log {
 
     /// Something that reads what was appended.
     pub fn reader(&self) -> Reader {
-        Reader::new(Arc::clone(&self.disk), self.salt, Arc::clone(&self.map))
+        let disk: Arc<dyn Disk> = Arc::<Folder>::clone(&self.disk);
+        Reader::new(disk, self.salt, Arc::clone(&self.map))
     }
 
     /// Something that takes back the room of what nobody needs.
@@ -277,9 +281,7 @@ impl Log {
     /// # Errors
     /// If the disk refuses: see [`LogError`]. Unless it says [`LogError::Full`], nothing more is taken.
     pub fn begin_replay_at(&mut self, streams: &BTreeMap<u32, u64>) -> Result<(), LogError> {
-        if let Some(failed) = &self.failed {
-            return Err(failed.clone());
-        }
+        self.check()?;
         for (stream, &sequence) in streams {
             if let Some(state) = self.streams.get_mut(stream) {
                 state.replay_from = sequence.max(state.replay_from);
@@ -300,9 +302,7 @@ impl Log {
     }
 
     fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {
-        if let Some(failed) = &self.failed {
-            return Err(failed.clone());
-        }
+        self.check()?;
         let needed = padded(bytes.len()) as u64;
         if self.end + needed > self.length {
             self.roll(needed)?;
@@ -363,6 +363,14 @@ impl Log {
         self.end = header.bytes() as u64;
         self.length = length;
         Ok(())
+    }
+
+    /// Whether anything is taken.
+    fn check(&mut self) -> Result<(), LogError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        self.disk.check().map_err(|error| self.fail(&error))
     }
 
     fn fail(&mut self, error: &io::Error) -> LogError {

@@ -22,6 +22,7 @@ struct MemoryDisk {
     unreadable: Arc<Mutex<Option<(String, Sectors)>>>,
     /// Whether the process has as many files open as it may.
     is_out_of_descriptors: Arc<AtomicBool>,
+    fails_sync_of_folder: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -112,7 +113,11 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        spend(&self.left)
+        spend(&self.left)?;
+        if self.fails_sync_of_folder.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the folder is gone"));
+        }
+        Ok(())
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -425,6 +430,21 @@ fn a_failed_write_or_sync_is_the_end() {
     disk.fails_after(None);
     assert_eq!(append(&mut log, 3, 4, 10).unwrap_err(), error, "a later success proves nothing");
     assert_eq!(log.mark().unwrap_err(), error);
+}
+
+#[test]
+fn a_failed_sync_of_the_folder_is_the_end_whoever_asked_for_it() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = mostly_old(&disk);
+    let mut keeper = log.keeper();
+    let before = disk.snapshot();
+    disk.fails_sync_of_folder.store(true, Ordering::Relaxed);
+    assert!(keeper.sweep(&Living::default(), &|| false).is_err());
+    disk.fails_sync_of_folder.store(false, Ordering::Relaxed);
+    assert!(disk.snapshot().len() < before.len());
+    assert!(matches!(append(&mut log, 201, 201, 10), Err(LogError::Failed(_))), "a later success proves nothing");
+    assert!(matches!(log.begin_replay_at(&BTreeMap::new()), Err(LogError::Failed(_))));
+    assert!(log.spares().keep(1, 1).is_err());
 }
 
 #[test]

@@ -60,6 +60,8 @@ struct State {
     lies: bool,
     /// The operation that fails if it syncs a file, and whether it has.
     fails_sync_at: Option<u64>,
+    /// The same if it syncs the folder.
+    fails_folder_sync_at: Option<u64>,
     has_failed: bool,
 }
 
@@ -93,6 +95,11 @@ impl SimDisk {
     /// never reach the disk, but is still read from the cache, and later syncs succeed without it.
     pub fn fail_sync_at(&self, operation: u64) {
         self.lock().fails_sync_at = Some(operation);
+    }
+
+    /// The same for a sync of the folder: the names that changed since the last one never reach the disk.
+    pub fn fail_folder_sync_at(&self, operation: u64) {
+        self.lock().fails_folder_sync_at = Some(operation);
     }
 
     /// Whether a sync has failed so.
@@ -268,8 +275,20 @@ impl Disk for SimDisk {
         if state.lies {
             return Ok(());
         }
-        state.durable_names = state.names.clone();
-        state.pending.retain(|pending| !matches!(pending, Pending::Name { .. } | Pending::Rename { .. }));
+        let state = &mut *state;
+        let fails = state.fails_folder_sync_at == Some(state.operations);
+        let State { pending, durable, durable_names, .. } = state;
+        pending.retain(|pending| {
+            let is_name = matches!(pending, Pending::Name { .. } | Pending::Rename { .. });
+            if is_name && !fails {
+                pending.happen(Fate::Kept, durable, durable_names);
+            }
+            !is_name
+        });
+        if fails {
+            state.has_failed = true;
+            return Err(io::Error::other("the disk has failed"));
+        }
         Ok(())
     }
 

@@ -130,7 +130,6 @@ impl Keeper {
             }
         }
         swept.removed = empty.len() + damaged.len();
-        self.reader.parts().2.write().remove(&empty);
         self.recycle(&empty)?;
         self.set_aside(&damaged)?;
         let living_bytes = living.bytes();
@@ -205,8 +204,9 @@ impl Keeper {
         if generations.is_empty() {
             return Ok(());
         }
-        let names = generations.iter().map(|&generation| segment_name(generation)).collect();
-        self.spares.recycle(names).map_err(|error| ReadError::Disk { file: "the folder".into(), error })
+        // Nobody looks for anything in them; the map forgets only what is not on the disk any more.
+        let gone = |generation| self.reader.parts().2.write().remove(&[generation]);
+        self.spares.recycle(generations, gone).map_err(|error| ReadError::Disk { file: "the folder".into(), error })
     }
 
     /// These segments leave the journal, with all that is in them. When this returns, that is durable.

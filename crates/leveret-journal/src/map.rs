@@ -170,12 +170,13 @@ impl Map {
         self.segments.get(&generation).map_or(generation, |segment| segment.through.max(generation))
     }
 
-    /// The file of the first of these segments holds what is left of all of them, and this is where.
+    /// The file of the first of these segments holds what is left of all of them, and this is where. In the others nothing is
+    /// looked for any more.
     pub(crate) fn exchange(&mut self, run: &[u64], through: u64, left: &Map) {
         let Some(&first) = run.first() else { return };
         let (edition, first_sequence) =
             self.segments.get(&first).map_or((0, 0), |segment| (segment.edition, segment.first_sequence));
-        self.remove(run);
+        self.places.retain(|_, place| !run.contains(place));
         let mut segment = left.segments.get(&first).cloned().unwrap_or_default();
         (segment.edition, segment.through, segment.first_sequence) = (edition + 1, through, first_sequence);
         self.segments.insert(first, segment);

@@ -2,7 +2,8 @@
 //! needed any more.
 //!
 //! Owns: which such files there are, and how large the next segment is.
-//! Invariant: every segment was a spare first, and had its header before it had its name.
+//! Invariants: every segment was a spare first, and had its header before it had its name. A file that could not be removed
+//! is among the spares all the same, and tried again.
 //!
 //! What a spare holds from an earlier life never verifies in the segment that it becomes.
 
@@ -15,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
 use crate::disk::{Disk, DiskFile};
+use crate::format::segment_name;
 use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR, SPARE_BYTES_MIN};
 
 const PREFIX: &str = "spare-";
@@ -122,23 +124,19 @@ impl Spares {
             if missing == 0 {
                 break;
             }
-            let spare = match self.make(bytes) {
+            match self.make_ready(bytes) {
                 // Little is better than nothing; what there is may soon be gone.
                 Err(error) if is_full(&error) && self.count() < count => {
                     let mut bytes = bytes / 2;
                     while bytes >= SPARE_BYTES_MIN && self.count() < count {
-                        match self.make(bytes) {
-                            Ok(spare) => self.offer(spare),
-                            Err(_) => bytes /= 2,
+                        if self.make_ready(bytes).is_err() {
+                            bytes /= 2;
                         }
                     }
                     return Err(error);
                 }
                 made => made?,
-            };
-            // Its room is on the disk before anybody counts on it, and whoever takes it does not wait for that.
-            spare.file.sync()?;
-            self.offer(spare);
+            }
         }
         loop {
             let mut ready = self.ready.lock();
@@ -149,9 +147,31 @@ impl Spares {
             let spare = ready.swap_remove(at);
             self.count.store(ready.len(), Ordering::Release);
             drop(ready);
-            self.disk.remove(&spare.name)?;
+            self.discard(spare)?;
         }
         Ok(())
+    }
+
+    /// Makes one with so many bytes ready.
+    fn make_ready(&self, bytes: u64) -> io::Result<()> {
+        let spare = self.make(bytes)?;
+        // Its room is on the disk before anybody counts on it, and whoever takes it does not wait for that.
+        if let Err(error) = spare.file.sync() {
+            self.discard(spare)?;
+            return Err(error);
+        }
+        self.offer(spare);
+        Ok(())
+    }
+
+    /// Gives the room of a file back, now or when somebody looks the next time.
+    fn discard(&self, spare: Spare) -> io::Result<()> {
+        let removed = self.disk.remove(&spare.name);
+        if removed.is_err() {
+            // It has no room for anything.
+            self.offer(Spare { length: 0, ..spare });
+        }
+        removed
     }
 
     /// Bytes that are free on the disk.
@@ -214,25 +234,30 @@ impl Spares {
         let file = self.disk.create(&name)?;
         let taken = file.preallocate(bytes);
         self.has_refused.store(taken.is_err(), Ordering::Relaxed);
+        let spare = Spare { name, file, length: bytes, is_used: false };
         if let Err(error) = taken {
-            // If it cannot be removed either, the next start takes it for what it is.
-            let _ = self.disk.remove(&name);
+            let _ = self.discard(spare);
             return Err(error);
         }
-        Ok(Spare { name, file, length: bytes, is_used: false })
+        Ok(spare)
     }
 
-    /// Makes spares of files that are not needed any more, as many as there should be, and removes the rest. Others that are
-    /// too many then go when somebody looks.
-    pub(crate) fn recycle(&self, names: Vec<String>) -> io::Result<()> {
+    /// Makes spares of segments that are not needed any more, as many as there should be, and removes the rest. Others that
+    /// are too many then go when somebody looks. Those for which `gone` is not called are still there.
+    pub(crate) fn recycle(&self, segments: &[u64], mut gone: impl FnMut(u64)) -> io::Result<()> {
         let used = self.ready.lock().iter().filter(|spare| spare.is_used).count();
         let missing = self.reserve.load(Ordering::Relaxed).saturating_sub(used);
-        let mut spares = Vec::new();
-        for old in names {
-            if spares.len() < missing {
-                spares.push(self.rename(&old)?);
+        let (mut spares, mut result) = (Vec::new(), Ok(()));
+        for &generation in segments {
+            let old = segment_name(generation);
+            let done = if spares.len() < missing {
+                self.rename(&old).map(|spare| spares.push(spare))
             } else {
-                self.disk.remove(&old)?;
+                self.disk.remove(&old)
+            };
+            match done {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
+                _ => gone(generation),
             }
         }
         // Under its old name, nobody may find in it what it becomes.
@@ -241,11 +266,11 @@ impl Spares {
             match self.fit(&spare) {
                 Ok(length) => self.offer(Spare { length, ..spare }),
                 // Its room is needed for others.
-                Err(_) => self.disk.remove(&spare.name)?,
+                Err(_) => result = self.discard(spare).and(result),
             }
         }
         self.wake();
-        Ok(())
+        result
     }
 
     fn rename(&self, old: &str) -> io::Result<Spare> {

@@ -14,8 +14,7 @@ type Sectors = std::ops::Range<u64>;
 #[derive(Clone, Default)]
 struct MemoryDisk {
     files: Arc<Mutex<BTreeMap<String, Arc<MemoryFile>>>>,
-    /// Operations until every further one fails.
-    left: Arc<Mutex<Option<u64>>>,
+    refusal: Arc<Mutex<Option<Refusal>>>,
     /// Bytes that there is room for.
     room: Arc<Mutex<Option<u64>>>,
     /// A range of one file that cannot be read.
@@ -28,15 +27,29 @@ struct MemoryDisk {
 #[derive(Default)]
 struct MemoryFile {
     bytes: Mutex<Vec<u8>>,
-    left: Arc<Mutex<Option<u64>>>,
+    refusal: Arc<Mutex<Option<Refusal>>>,
     room: Arc<Mutex<Option<u64>>>,
     unreadable: Mutex<Option<Sectors>>,
 }
 
-fn spend(left: &Mutex<Option<u64>>) -> io::Result<()> {
-    match &mut *left.lock().unwrap() {
-        Some(0) => Err(io::Error::other("the disk is gone")),
-        Some(left) => {
+/// What a disk refuses.
+#[derive(Clone, Copy)]
+enum Refusal {
+    /// Everything after so many operations.
+    After(u64),
+    /// The one after so many operations, but no sync of the folder.
+    OnceAfter(u64),
+}
+
+fn spend(refusal: &Mutex<Option<Refusal>>) -> io::Result<()> {
+    let mut refusal = refusal.lock().unwrap();
+    match &mut *refusal {
+        Some(Refusal::After(0)) => Err(io::Error::other("the disk is gone")),
+        Some(Refusal::OnceAfter(0)) => {
+            *refusal = None;
+            Err(io::Error::other("the disk refuses once"))
+        }
+        Some(Refusal::After(left) | Refusal::OnceAfter(left)) => {
             *left -= 1;
             Ok(())
         }
@@ -53,8 +66,8 @@ impl MemoryDisk {
     fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
         let disk = MemoryDisk::default();
         for (name, bytes) in files {
-            let (left, room) = (Arc::clone(&disk.left), Arc::clone(&disk.room));
-            let file = Arc::new(MemoryFile { bytes: Mutex::new(bytes), left, room, ..MemoryFile::default() });
+            let (refusal, room) = (Arc::clone(&disk.refusal), Arc::clone(&disk.room));
+            let file = Arc::new(MemoryFile { bytes: Mutex::new(bytes), refusal, room, ..MemoryFile::default() });
             disk.files.lock().unwrap().insert(name, file);
         }
         disk
@@ -68,20 +81,24 @@ impl MemoryDisk {
     }
 
     fn fails_after(&self, operations: Option<u64>) {
-        *self.left.lock().unwrap() = operations;
+        *self.refusal.lock().unwrap() = operations.map(Refusal::After);
+    }
+
+    fn refuses_once_after(&self, operations: u64) {
+        *self.refusal.lock().unwrap() = Some(Refusal::OnceAfter(operations));
     }
 }
 
 impl Disk for MemoryDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        spend(&self.left)?;
+        spend(&self.refusal)?;
         self.check_descriptors()?;
         let mut files = self.files.lock().unwrap();
         if files.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let (left, room) = (Arc::clone(&self.left), Arc::clone(&self.room));
-        let file = Arc::new(MemoryFile { left, room, ..MemoryFile::default() });
+        let (refusal, room) = (Arc::clone(&self.refusal), Arc::clone(&self.room));
+        let file = Arc::new(MemoryFile { refusal, room, ..MemoryFile::default() });
         files.insert(name.into(), Arc::clone(&file));
         Ok(file)
     }
@@ -100,7 +117,7 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        spend(&self.left)?;
+        spend(&self.refusal)?;
         let mut files = self.files.lock().unwrap();
         let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         files.insert(to.into(), file);
@@ -108,12 +125,15 @@ impl Disk for MemoryDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        spend(&self.left)?;
+        spend(&self.refusal)?;
         self.files.lock().unwrap().remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        spend(&self.left)?;
+        let refuses_once = matches!(*self.refusal.lock().unwrap(), Some(Refusal::OnceAfter(_)));
+        if !refuses_once {
+            spend(&self.refusal)?;
+        }
         if self.fails_sync_of_folder.load(Ordering::Relaxed) {
             return Err(io::Error::other("the folder is gone"));
         }
@@ -127,7 +147,7 @@ impl Disk for MemoryDisk {
 
 impl DiskFile for MemoryFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        spend(&self.left)?;
+        spend(&self.refusal)?;
         let at = usize::try_from(offset).unwrap();
         let mut file = self.bytes.lock().unwrap();
         if file.len() < at + bytes.len() {
@@ -150,11 +170,11 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        spend(&self.left)
+        spend(&self.refusal)
     }
 
     fn preallocate(&self, end: u64) -> io::Result<()> {
-        spend(&self.left)?;
+        spend(&self.refusal)?;
         let mut bytes = self.bytes.lock().unwrap();
         if let Some(room) = &mut *self.room.lock().unwrap() {
             *room = room.checked_sub(end.saturating_sub(bytes.len() as u64)).ok_or(io::ErrorKind::StorageFull)?;
@@ -165,7 +185,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn truncate(&self, end: u64) -> io::Result<()> {
-        spend(&self.left)?;
+        spend(&self.refusal)?;
         self.bytes.lock().unwrap().truncate(usize::try_from(end).unwrap());
         Ok(())
     }
@@ -1020,5 +1040,52 @@ fn what_the_disk_cannot_read_now_is_no_damage_and_is_read_later() {
         reader.rest();
         assert!(matches!(reader.read(1, rotten), Err(ReadError::Damaged { .. })), "{rotten}");
         file.bytes.lock().unwrap()[usize::try_from(begin).unwrap() + 200] ^= 1;
+    }
+}
+
+#[test]
+fn what_could_not_be_removed_is_removed_the_next_time() {
+    let needed =
+        || (1..=200).filter(|sequence| sequence % 15 == 0 || (30..60).contains(sequence) || *sequence > 180);
+    let files = |disk: &MemoryDisk| disk.snapshot().keys().cloned().collect::<Vec<_>>();
+    let expected = {
+        let disk = MemoryDisk::default();
+        let (log, _) = mostly_old(&disk);
+        sweep(&log, needed());
+        sweep(&log, needed());
+        sweep(&log, 181..=200);
+        log.spares().keep(0, 0).unwrap();
+        files(&disk)
+    };
+    for spares in [0, 2] {
+        let mut refusals = 0;
+        for operation in 0..200 {
+            let disk = MemoryDisk::default();
+            let (log, _) = mostly_old(&disk);
+            log.spares().keep(spares, 0).unwrap();
+            let mut keeper = log.keeper();
+            for sequences in [needed().collect::<Vec<_>>(), (181..=200).collect()] {
+                let mut living = Living::default();
+                keeper.note(&mut living, 1, sequences.iter().map(|&sequence| (sequence, 100)), 0);
+                disk.refuses_once_after(operation);
+                refusals += u64::from(keeper.sweep(&living, &|| false).is_err());
+                disk.fails_after(None);
+                keeper.sweep(&living, &|| false).unwrap();
+                let mut reader = log.reader();
+                for &sequence in &sequences {
+                    assert_eq!(
+                        reader.read(1, sequence).unwrap(),
+                        payload(sequence, 100),
+                        "{operation}: {sequence}"
+                    );
+                }
+            }
+            disk.refuses_once_after(operation);
+            let _ = log.spares().keep(0, 2);
+            disk.fails_after(None);
+            log.spares().keep(0, 0).unwrap();
+            assert_eq!(files(&disk), expected, "refused once after {operation} operations, with {spares} spares");
+        }
+        assert!(refusals > 4, "{refusals}");
     }
 }

@@ -7,6 +7,7 @@
 //! What is left of some segments that follow each other is copied to a new file, which then takes the name of the first
 //! of them. Until that is durable, all of them stay; a start that finds both believes the new one.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub struct Swept {
 #[derive(Debug)]
 pub struct Keeper {
     reader: Reader,
-    /// The first segment that a start would read, by a header that is durable.
+    /// The first segment that a start would read, by whichever of the last two headers.
     replay: Arc<AtomicU64>,
     /// Where files go that are not needed.
     spares: Arc<Spares>,
@@ -120,7 +121,7 @@ impl Keeper {
             let weight = weight(generation).min(bytes);
             lives_before |= weight > 0;
             match condition {
-                Condition::Whole if weight == 0 => empty.push(generation),
+                Condition::Whole if weight == 0 => empty.push((bytes, generation)),
                 Condition::Damaged if weight == 0 => damaged.push(generation),
                 // What is thought to lie before it may lie in it.
                 Condition::Unknown if !lives_before => damaged.push(generation),
@@ -130,6 +131,9 @@ impl Keeper {
             }
         }
         swept.removed = empty.len() + damaged.len();
+        // Those that have most room are worth most to whoever uses them again.
+        empty.sort_unstable_by_key(|&(bytes, _)| Reverse(bytes));
+        let empty: Vec<_> = empty.into_iter().map(|(_, generation)| generation).collect();
         self.recycle(&empty)?;
         self.set_aside(&damaged)?;
         let living_bytes = living.bytes();

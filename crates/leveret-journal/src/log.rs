@@ -125,9 +125,11 @@ pub struct Log {
     /// The journal sequence of the next record.
     next_sequence: u64,
     streams: BTreeMap<u32, StreamState>,
-    /// Where a start begins to read.
+    /// Where a start begins to read, as the next header says.
     replay: Replay,
-    /// The same, of the header that is durable.
+    /// The same, as the last header says.
+    last_replay: Replay,
+    /// The same, as the last header and the one before it say: should one be damaged, the other is not.
     durable_replay: Arc<AtomicU64>,
     /// What segments are made of.
     spares: Arc<Spares>,
@@ -198,6 +200,7 @@ impl Log {
             next_sequence: end.next_sequence,
             streams: header.streams,
             replay: header.replay,
+            last_replay: header.replay,
             durable_replay: Arc::new(AtomicU64::new(header.replay.generation)),
             spares,
             // The header of the segment says so.
@@ -298,14 +301,15 @@ impl Log {
             self.replay = Replay { generation, sequence };
         }
         drop(map);
-        self.roll(0)
+        self.roll(0, Size::Header)?;
+        self.roll(0, Size::Segment)
     }
 
     fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {
         self.check()?;
         let needed = padded(bytes.len()) as u64;
         if self.end + needed > self.length {
-            self.roll(needed)?;
+            self.roll(needed, Size::Segment)?;
         }
         seal(bytes, self.seeds, count, self.next_sequence, self.next_sequence);
         let unpadded = bytes.len();
@@ -322,7 +326,7 @@ impl Log {
     }
 
     /// Goes on in a new segment.
-    fn roll(&mut self, needed: u64) -> Result<(), LogError> {
+    fn roll(&mut self, needed: u64, size: Size) -> Result<(), LogError> {
         let header = SegmentHeader {
             generation: self.generation + 1,
             first_sequence: self.next_sequence,
@@ -334,10 +338,13 @@ impl Log {
             streams: self.streams.clone(),
         };
         let least = header.bytes() as u64 + needed;
-        let spare = self.spares.take(least).map_or_else(
-            || self.spares.make(self.spares.segment_bytes().max(least)).inspect(|_| self.spares.wake()),
-            Ok,
-        );
+        let spare = match size {
+            Size::Header => self.spares.make(least).or_else(|error| self.spares.take(least).ok_or(error)),
+            Size::Segment => self.spares.take(least).map_or_else(
+                || self.spares.make(self.spares.segment_bytes().max(least)).inspect(|_| self.spares.wake()),
+                Ok,
+            ),
+        };
         let spare = match spare {
             Err(error) if is_full(&error) || has_no_descriptor(&error) => {
                 return Err(LogError::Full(error.to_string()));
@@ -356,7 +363,8 @@ impl Log {
         if self.end < self.length {
             end_segment(&*previous, self.end).map_err(|error| self.fail(&error))?;
         }
-        self.durable_replay.store(self.replay.generation, Ordering::Release);
+        self.durable_replay.store(self.last_replay.generation, Ordering::Release);
+        self.last_replay = header.replay;
         self.map.write().begin(header.generation, self.next_sequence);
         self.generation = header.generation;
         self.seeds = Seeds::new(&self.salt, header.generation);
@@ -376,6 +384,15 @@ impl Log {
     fn fail(&mut self, error: &io::Error) -> LogError {
         self.failed.insert(LogError::Failed(error.to_string())).clone()
     }
+}
+
+/// How much room a new segment has.
+#[derive(Clone, Copy, Debug)]
+enum Size {
+    /// As much as its header takes: it is there to say where a start begins.
+    Header,
+    /// What segments have now, or what is needed.
+    Segment,
 }
 
 /// Makes a segment, and says how long it is. When this returns, it is there also after a power cut; before, either the

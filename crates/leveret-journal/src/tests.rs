@@ -1089,3 +1089,23 @@ fn what_could_not_be_removed_is_removed_the_next_time() {
         assert!(refusals > 4, "{refusals}");
     }
 }
+
+#[test]
+fn the_last_header_may_be_damaged_right_after_a_sweep() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = mostly_old(&disk);
+    for begun_at in [200, 300, 400] {
+        let from = begun_at - 19;
+        log.begin_replay_at(&BTreeMap::from([(1, from)])).unwrap();
+        assert!(sweep(&log, from..=begun_at).removed > 0, "{begun_at}");
+        for last in (begun_at..begun_at + 100).step_by(10) {
+            let mut files = disk.snapshot();
+            let name = files.keys().rfind(|name| name.ends_with(".segment")).unwrap().clone();
+            files.get_mut(&name).unwrap()[30] ^= 1;
+            let (_, found, recovery) = open(&MemoryDisk::of(files), MIDDLE);
+            assert_eq!(recovery.records_missing(), 0, "{last}: {recovery:?}");
+            assert!(found == records(from, last, 100), "{last}: {} records", found.len());
+            append(&mut log, last + 1, last + 10, 100).unwrap();
+        }
+    }
+}

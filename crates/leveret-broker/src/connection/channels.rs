@@ -303,7 +303,8 @@ impl Connection {
                 return Err(ClientError::NotImplemented("active=false".into()));
             }
             Method::ChannelFlow { active: true } => Command::Answer(id, Answer::ChannelFlowOk { active: true }),
-            Method::ChannelFlowOk { .. } => return Ok(()),
+            // The broker never sends `channel.flow`.
+            Method::ChannelFlowOk { .. } => return Err(ClientError::NothingToAnswer("channel.flow-ok")),
             Method::AccessRequest { .. } => Command::Answer(id, Answer::AccessRequestOk),
             Method::ConfirmSelect { nowait } => {
                 match &mut channel.mode {

@@ -197,13 +197,24 @@ impl Peer {
     /// Reads once, and takes in what came.
     fn read(&mut self, address: SocketAddr) {
         READ_BUFFER.with_borrow_mut(|buffer| {
-            let kept = self.carry.len();
+            // What is kept of a small frame goes before what is read. That of a large one stays where it is and grows:
+            // copied for every read, it would cost the square of its length.
+            let is_large = self.carry.len() > READ_BYTES;
+            let kept = if is_large { 0 } else { self.carry.len() };
             if buffer.len() < kept + READ_BYTES {
                 buffer.resize(kept + READ_BYTES, 0);
             }
-            buffer[..kept].copy_from_slice(&self.carry);
+            buffer[..kept].copy_from_slice(&self.carry[..kept]);
             match self.stream.try_read(&mut buffer[kept..]) {
-                Ok(count) if count > 0 => self.take_in(&buffer[..kept + count], address),
+                Ok(count) if count > 0 && is_large => {
+                    self.carry.extend_from_slice(&buffer[..count]);
+                    self.take_in_carry(address);
+                }
+                Ok(count) if count > 0 => {
+                    let input = &buffer[..kept + count];
+                    let used = self.take_in(input, address);
+                    self.carry = input[used..].to_vec();
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(_) | Err(_) => {
                     self.is_gone = true;
@@ -213,22 +224,26 @@ impl Peer {
         });
     }
 
-    /// Feeds input to the connection and its commands to the virtual host, until both want more.
-    fn take_in(&mut self, mut input: &[u8], address: SocketAddr) {
+    /// Takes in what was kept, and goes on keeping what is left.
+    fn take_in_carry(&mut self, address: SocketAddr) {
+        let carry = std::mem::take(&mut self.carry);
+        let used = self.take_in(&carry, address);
+        self.carry = if used == 0 { carry } else { carry[used..].to_vec() };
+    }
+
+    /// Feeds input to the connection and its commands to the virtual host, until both want more. Returns how many bytes
+    /// were used.
+    fn take_in(&mut self, input: &[u8], address: SocketAddr) -> usize {
         self.borrow_spare();
+        let mut all_used = 0;
         loop {
-            let used = self.connection.handle_input(self.shared.clock.now(), input, &mut self.unsent);
-            input = &input[used..];
+            let used = self.connection.handle_input(self.shared.clock.now(), &input[all_used..], &mut self.unsent);
+            all_used += used;
             self.attach(address);
             self.execute();
-            if used == 0 || input.is_empty() {
-                break;
+            if used == 0 || all_used == input.len() {
+                return all_used;
             }
-        }
-        self.carry.clear();
-        self.carry.extend_from_slice(input);
-        if input.is_empty() && self.carry.capacity() > 0 {
-            self.carry = Vec::new();
         }
     }
 
@@ -239,8 +254,7 @@ impl Peer {
         // What could be told only now may have ended a channel.
         self.execute();
         if self.connection.input_waits() {
-            let carry = std::mem::take(&mut self.carry);
-            self.take_in(&carry, address);
+            self.take_in_carry(address);
             self.catch_up();
         }
     }
@@ -333,5 +347,90 @@ impl Peer {
             SPARE.set(spare);
         }
         Ok(has_written && self.connection.handle_written(self.shared.clock.now(), Written::All))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use leveret_amqp::content::BASIC_CLASS;
+    use leveret_amqp::frame::{write_content, write_method};
+    use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
+    use leveret_broker::Settings;
+
+    use super::*;
+    use crate::server::{Server, ServerConfig};
+
+    const FRAME_MAX: u32 = 8 * 1024 * 1024;
+
+    /// Publishes a body in one frame, gets it back, and gives all that the broker has said.
+    fn publish_and_get(address: SocketAddr, body: &[u8]) -> Vec<u8> {
+        let text = ShortStr::truncated;
+        let mut bytes = PROTOCOL_HEADER.to_vec();
+        let start_ok = Method::ConnectionStartOk {
+            client_properties: Table::EMPTY,
+            mechanism: text("PLAIN"),
+            response: b"\0guest\0guest",
+            locale: text("en_US"),
+        };
+        write_method(&mut bytes, 0, &start_ok);
+        write_method(
+            &mut bytes,
+            0,
+            &Method::ConnectionTuneOk { channel_max: 0, frame_max: FRAME_MAX, heartbeat: 0 },
+        );
+        let open = Method::ConnectionOpen { virtual_host: text("/"), capabilities: text(""), insist: false };
+        write_method(&mut bytes, 0, &open);
+        write_method(&mut bytes, 1, &Method::ChannelOpen { out_of_band: text("") });
+        let declare = Method::QueueDeclare {
+            ticket: 0,
+            queue: text("q"),
+            passive: false,
+            durable: false,
+            exclusive: false,
+            auto_delete: false,
+            nowait: false,
+            arguments: Table::EMPTY,
+        };
+        write_method(&mut bytes, 1, &declare);
+        let publish = Method::BasicPublish {
+            ticket: 0,
+            exchange: text(""),
+            routing_key: text("q"),
+            mandatory: false,
+            immediate: false,
+        };
+        write_method(&mut bytes, 1, &publish);
+        let mut header = Vec::new();
+        let properties = BasicProperties::default();
+        ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
+        write_content(&mut bytes, 1, &header, body, FRAME_MAX);
+        write_method(&mut bytes, 1, &Method::BasicGet { ticket: 0, queue: text("q"), no_ack: true });
+        let close =
+            Method::ConnectionClose { reply_code: 200, reply_text: text("Goodbye"), class_id: 0, method_id: 0 };
+        write_method(&mut bytes, 0, &close);
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        heard
+    }
+
+    /// What is copied for each read is no more than the buffer holds, whatever the length of the frame.
+    #[test]
+    fn a_large_frame_is_not_copied_again_for_every_read() {
+        // One thread, so that its buffer is the one that was read through.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let settings = Settings { frame_max: FRAME_MAX, ..Settings::default() };
+        let server = runtime.block_on(Server::start(ServerConfig { settings, ..ServerConfig::default() })).unwrap();
+        let address = server.addresses()[0];
+        let body: Vec<u8> = (0..FRAME_MAX - 8).map(|at| (at % 251) as u8).collect();
+        let sent = body.clone();
+        let heard = runtime.block_on(runtime.spawn_blocking(move || publish_and_get(address, &sent))).unwrap();
+        assert!(heard.windows(body.len()).any(|window| window == body), "it arrives as it was sent");
+        READ_BUFFER.with_borrow(|buffer| assert!(buffer.len() <= 2 * READ_BYTES, "{} bytes", buffer.len()));
     }
 }

@@ -227,7 +227,7 @@ fn announce(server: &ServerHandle) {
         let port = server.addresses().first().map_or(AMQP_PORT, std::net::SocketAddr::port);
         let broker = if port == AMQP_PORT { String::new() } else { format!(" --url {url}") };
         for command in ["declare queue hello", "publish hello 'Hello, World!'", "get hello"] {
-            let _ = writeln!(text, "  {program} {command}{broker}");
+            let _ = writeln!(text, "  {} {command}{broker}", shell_words::quote(&program));
         }
         text.push_str("Ctrl-C stops the broker.\n");
     }

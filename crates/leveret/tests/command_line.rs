@@ -517,6 +517,22 @@ mod client_commands {
     }
 
     #[test]
+    fn a_command_that_is_offered_can_be_pasted_into_a_shell() {
+        let broker = Broker::start();
+        let offered = |arguments: &[&str]| {
+            let stderr = broker.client(arguments).run().stderr;
+            stderr.trim_end_matches('\n').split_once(" with: leveret declare ").unwrap().1.to_owned()
+        };
+        assert_eq!(offered(&["publish", "two words", "x"]), "queue 'two words'");
+        assert_eq!(offered(&["publish", "it's", "x"]), r"queue 'it'\''s'");
+        assert_eq!(offered(&["publish", "x", "--", "-q"]), "queue x");
+        assert_eq!(offered(&["publish", "--", "-q", "x"]), "queue -- -q");
+        let publish = ["publish", "--exchange", "amq.topic", "x", "--routing-key"];
+        assert_eq!(offered(&[&publish[..], &["a b;c"]].concat()), "binding amq.topic QUEUE 'a b;c'");
+        assert_eq!(offered(&[&publish[..], &[""]].concat()), "binding amq.topic QUEUE ''");
+    }
+
+    #[test]
     fn a_queue_that_is_empty_is_3() {
         let broker = Broker::start();
         broker.ask(&["declare", "queue", "q"]);

@@ -67,10 +67,11 @@ enum Failure {
         #[from]
         error: leveret_client::Error,
     },
-    #[error("no queue '{queue}'; create it with: leveret declare queue {queue}")]
+    #[error("no queue '{queue}'; create it with: leveret declare queue {}", words(&[queue]))]
     NoQueue { queue: String },
     #[error(
-        "no queue is bound to exchange '{exchange}' for routing key '{routing_key}'; bind one with: leveret declare binding {exchange} QUEUE {routing_key}"
+        "no queue is bound to exchange '{exchange}' for routing key '{routing_key}'; bind one with: leveret declare binding {}",
+        words(&[exchange, "QUEUE", routing_key])
     )]
     Unroutable { exchange: String, routing_key: String },
     #[error(
@@ -89,6 +90,12 @@ enum Failure {
     Output(io::Error),
     #[error("cannot listen for Ctrl-C: {0}")]
     Signals(io::Error),
+}
+
+/// Names as the shell takes them, behind a command that we offer: what is in them may come from anywhere.
+fn words(names: &[&str]) -> String {
+    let end_of_options = names.iter().any(|name| name.starts_with('-')).then_some("--");
+    shell_words::join(end_of_options.iter().chain(names))
 }
 
 fn with_advice(error: &leveret_client::Error) -> String {

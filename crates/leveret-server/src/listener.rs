@@ -20,6 +20,9 @@ pub enum BindError {
         "cannot listen on {0}: {1}; choose another address with --bind ADDR or another port with --amqp-port N"
     )]
     Refused(SocketAddr, io::Error),
+    /// One of the addresses stands for another, too.
+    #[error("the addresses {0} and {1} overlap; leave one of them out of --bind")]
+    Overlap(IpAddr, IpAddr),
     /// No port is free on all addresses at once.
     #[error("found no port that is free on all of the addresses; name one with --amqp-port N")]
     NoFreePort,
@@ -32,6 +35,7 @@ pub(crate) const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAdd
 ///
 /// Without addresses it listens on loopback; there, a machine without IPv6 is no error.
 pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, BindError> {
+    check_overlap(addresses)?;
     let tries = if port == 0 { FREE_PORT_TRIES } else { 1 };
     for _ in 0..tries {
         match bind_once(addresses, port) {
@@ -40,6 +44,19 @@ pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, 
         }
     }
     Err(BindError::NoFreePort)
+}
+
+/// The second of two addresses that overlap would find the port in use, by ourselves.
+fn check_overlap(addresses: &[IpAddr]) -> Result<(), BindError> {
+    for (at, &first) in addresses.iter().enumerate() {
+        let covers = |a: IpAddr, b: IpAddr| a == b || (a.is_unspecified() && a.is_ipv4() == b.is_ipv4());
+        if let Some(&second) =
+            addresses[at + 1..].iter().find(|&&second| covers(first, second) || covers(second, first))
+        {
+            return Err(BindError::Overlap(first, second));
+        }
+    }
+    Ok(())
 }
 
 fn bind_once(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, BindError> {

@@ -14,8 +14,8 @@ use clap::builder::FalseyValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
 use leveret_server::{
-    DataDirError, MemoryLimit, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, Server, ServerConfig,
-    ServerHandle, StartError, Storage,
+    BindError, DataDirError, MemoryLimit, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, Server,
+    ServerConfig, ServerHandle, StartError, Storage,
 };
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::LevelFilter;
@@ -140,6 +140,7 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
         Err(error) => {
             let code = match &error {
                 StartError::DataDir(DataDirError::InUse { .. }) => DATA_DIR_IN_USE,
+                StartError::Bind(BindError::Overlap(..)) => BAD_OPTION,
                 StartError::DataDir(DataDirError::Unusable { .. } | DataDirError::Journal(_))
                 | StartError::Bind(_)
                 | StartError::Thread(_) => START_FAILED,

@@ -193,6 +193,22 @@ mod not_starting {
     }
 
     #[test]
+    fn addresses_that_overlap_are_2_and_both_are_named() {
+        for (first, second) in [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::")] {
+            for port in ["0", "5672"] {
+                let (code, error) =
+                    refused(&["--in-memory", "--amqp-port", port, "--bind", first, "--bind", second]);
+                assert_eq!(code, 2);
+                assert!(error.contains(&format!("{first} and {second} overlap")), "{error}");
+            }
+        }
+        let all = leveret(&["--in-memory", "--amqp-port", "0", "--bind", "0.0.0.0", "--bind", "::1"]);
+        if has_ipv6() {
+            drop(all.start());
+        }
+    }
+
+    #[test]
     fn one_port_for_both_purposes_is_2() {
         let (code, error) = refused(&["--in-memory", "--amqp-port", "5672", "--management-port", "5672"]);
         assert_eq!(code, 2);

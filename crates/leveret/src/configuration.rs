@@ -15,12 +15,17 @@ pub(crate) enum ConfigurationError {
     #[error("{file} is not valid TOML: {fault}", file = .0.display(), fault = .1)]
     NotToml(PathBuf, String),
     #[error("unknown setting '{0}'; the nearest is '{1}'")]
-    Unknown(String, &'static str),
+    Misspelled(String, &'static str),
+    #[error("unknown setting '{0}'; there are {names}", names = KEYS.iter().map(|key| key.name).collect::<Vec<_>>().join(", "))]
+    Unknown(String),
     #[error("--set takes KEY=VALUE, for example --set heartbeat=30; '{0}' has no '='")]
     NoValue(String),
     #[error("setting '{key}' takes {takes}; '{value}' is not that")]
     Invalid { key: &'static str, takes: &'static str, value: String },
 }
+
+/// From so much on, of 1, two names are taken for one and a misspelling of it.
+const SIMILARITY_MIN: f64 = 0.8;
 
 /// Ten years, as for other times that clients give.
 const TTL_MAX_MS: u64 = 315_360_000_000;
@@ -146,10 +151,13 @@ fn read(file: &Path) -> Result<Vec<(String, String)>, ConfigurationError> {
 
 fn set(settings: &mut Settings, name: &str, value: &str) -> Result<(), ConfigurationError> {
     let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-        let nearest = KEYS
-            .iter()
-            .max_by(|a, b| strsim::jaro_winkler(a.name, name).total_cmp(&strsim::jaro_winkler(b.name, name)));
-        return Err(ConfigurationError::Unknown(name.into(), nearest.map_or("", |key| key.name)));
+        let similar = KEYS.iter().map(|key| (strsim::jaro_winkler(key.name, name), key.name));
+        let nearest =
+            similar.filter(|(similarity, _)| *similarity >= SIMILARITY_MIN).max_by(|a, b| a.0.total_cmp(&b.0));
+        return Err(match nearest {
+            Some((_, nearest)) => ConfigurationError::Misspelled(name.into(), nearest),
+            None => ConfigurationError::Unknown(name.into()),
+        });
     };
     (key.set)(settings, value).ok_or_else(|| ConfigurationError::Invalid {
         key: key.name,
@@ -178,10 +186,22 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_names_the_nearest() {
+    fn an_unknown_key_names_the_nearest_or_if_none_is_near_all() {
         let unknown = |key: &str| from(&[&format!("{key}=1")]).unwrap_err();
-        assert_eq!(unknown("heartbeats"), ConfigurationError::Unknown("heartbeats".into(), "heartbeat"));
-        assert_eq!(unknown("max_frame"), ConfigurationError::Unknown("max_frame".into(), "max_message_size"));
+        for (misspelled, meant) in [
+            ("heartbeats", "heartbeat"),
+            ("frame-max", "frame_max"),
+            ("max_message", "max_message_size"),
+            ("product.name", "product"),
+        ] {
+            assert_eq!(unknown(misspelled), ConfigurationError::Misspelled(misspelled.into(), meant));
+        }
+        for other in ["foo", "max_frame", "vm_memory_high_watermark", ""] {
+            assert_eq!(unknown(other), ConfigurationError::Unknown(other.into()));
+        }
+        let text = unknown("foo").to_string();
+        assert!(text.starts_with("unknown setting 'foo'; there are product, version, "), "{text}");
+        assert!(KEYS.iter().all(|key| text.contains(key.name)), "{text}");
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
-use clap::builder::FalseyValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
 use leveret_server::{
@@ -47,7 +46,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Keep everything in memory; no file is touched, nothing outlives the broker
-    #[arg(long, env = "LEVERET_IN_MEMORY", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "LEVERET_IN_MEMORY", value_parser = is_set)]
     pub(crate) in_memory: bool,
     /// Bytes of one file of the journal, from 1048576 (1 MiB); the first file is small
     #[arg(long, value_name = "BYTES", env = "LEVERET_SEGMENT_SIZE", default_value_t = SEGMENT_BYTES_DEFAULT,
@@ -274,6 +273,15 @@ impl StopSignals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+/// The variable of a flag; empty is as good as none.
+fn is_set(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "true" => Ok(true),
+        "0" | "false" | "" => Ok(false),
+        _ => Err("it is 1 or true, or 0 or false".to_owned()),
     }
 }
 

@@ -163,6 +163,15 @@ mod not_starting {
     }
 
     #[test]
+    fn a_variable_that_is_neither_yes_nor_no_is_2() {
+        for neither in ["banana", "yes", "2"] {
+            let finished = leveret(&["--amqp-port", "0"]).env("LEVERET_IN_MEMORY", neither).run();
+            assert_eq!(finished.code, Some(2), "{neither}");
+            assert!(finished.stderr.contains("it is 1 or true, or 0 or false"), "{}", finished.stderr);
+        }
+    }
+
+    #[test]
     fn an_unknown_setting_is_2_and_the_nearest_is_named() {
         let (code, error) = refused(&["--in-memory", "--set", "hartbeat=30"]);
         assert_eq!((code, error.as_str()), (2, "error: unknown setting 'hartbeat'; the nearest is 'heartbeat'"));

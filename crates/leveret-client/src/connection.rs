@@ -34,6 +34,8 @@ pub struct Connection {
     server_properties: FieldTable,
     /// Why the broker takes no messages for now: `connection.blocked`.
     blocked: Option<String>,
+    /// Who wants to hear of that.
+    on_blocked: fn(&str),
     /// Why the broker closed the connection.
     closed: Option<Reply>,
     answer_timeout: Duration,
@@ -84,6 +86,7 @@ impl Connection {
             channel_max: url.channel_max,
             server_properties: FieldTable::default(),
             blocked: None,
+            on_blocked: |_| {},
             closed: None,
             answer_timeout: ANSWER_TIMEOUT,
             scratch: Vec::new(),
@@ -102,6 +105,12 @@ impl Connection {
     /// Changes how long an answer may take.
     pub fn set_answer_timeout(&mut self, timeout: Duration) {
         self.answer_timeout = timeout;
+    }
+
+    /// Has `tell` called with the broker's reason whenever it takes no messages for now, which whoever publishes then
+    /// waits for, up to the answer timeout.
+    pub fn on_blocked(&mut self, tell: fn(&str)) {
+        self.on_blocked = tell;
     }
 
     /// Opens a channel.
@@ -407,7 +416,10 @@ impl Connection {
                 return Err(Error::Unexpected("content on channel 0".to_owned()));
             }
             match Method::decode(frame.payload)? {
-                Method::ConnectionBlocked { reason } => self.blocked = Some(reason.as_str().to_owned()),
+                Method::ConnectionBlocked { reason } => {
+                    (self.on_blocked)(reason.as_str());
+                    self.blocked = Some(reason.as_str().to_owned());
+                }
                 Method::ConnectionUnblocked {} => self.blocked = None,
                 method => {
                     let (name, reason) = (method.name(), close_reason(&method));

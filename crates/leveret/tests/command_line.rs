@@ -413,6 +413,16 @@ mod restarts {
         assert!(refused.code == Some(2) && refused.stderr.contains("for example 50MB"), "{refused:?}");
     }
 
+    #[test]
+    fn a_publisher_that_has_to_wait_is_told_why() {
+        let broker = leveret(&["--amqp-port", "0", "--disk-free-limit", "9000PB"]).start();
+        broker.process.stderr.wait_for("low on disk", "the warning");
+        for arguments in [&["publish", "q", "held"][..], &["publish", "q", "held", "--confirm"]] {
+            let publisher = broker.client(arguments).spawn();
+            publisher.stderr.wait_for("the broker takes no messages: low on disk; waiting\n", "the reason");
+        }
+    }
+
     /// What rots on disk while the broker runs is never handed out; everything else is.
     #[test]
     fn a_message_that_cannot_be_read_back_is_passed_over() {

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Read};
 use leveret_client::{BasicProperties, Channel, Confirm, FieldTable, PublishTo, Verdict};
 
 use super::arguments::{Pair, Property, parse_pair, parse_property, table};
-use super::{BrokerUrl, Failure};
+use super::{BrokerUrl, Failure, one_line};
 
 /// How many publishes may await their confirm.
 const WINDOW: usize = 1000;
@@ -73,6 +73,7 @@ impl Publish {
         }
         let body = body.map_or_else(read_standard_input, |body| Ok(body.into_bytes()))?;
         let mut connection = self.broker.connect()?;
+        connection.on_blocked(|reason| eprintln!("the broker takes no messages: {}; waiting", one_line(reason)));
         let mut channel = connection.open_channel()?;
         let to = PublishTo { exchange: &exchange, routing_key: &routing_key, mandatory: true };
         let headers = table(&self.headers);

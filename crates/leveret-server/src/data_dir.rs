@@ -24,9 +24,7 @@ pub enum DataDirError {
         holder: String,
     },
     /// It cannot be made or written.
-    #[error(
-        "the data folder {folder} cannot be used: {error}; choose another with --data-dir DIR, or run with --in-memory"
-    )]
+    #[error("the data folder {folder} cannot be used: {error}; choose another with --data-dir DIR")]
     Unusable {
         /// The folder.
         folder: PathBuf,

@@ -144,7 +144,9 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
                 | StartError::Bind(_)
                 | StartError::Thread(_) => START_FAILED,
             };
-            return fail(code, &error);
+            let is_unusable = matches!(error, StartError::DataDir(DataDirError::Unusable { .. }));
+            let advice = if is_unusable { ", or run with --in-memory" } else { "" };
+            return fail(code, &format!("{error}{advice}"));
         }
     };
     if is_remote {

@@ -232,6 +232,14 @@ mod not_starting {
         let (code, error) = refused(&["--amqp-port", "0", "--data-dir", file.to_str().unwrap()]);
         assert_eq!(code, 1);
         assert!(error.contains(file.to_str().unwrap()), "{error}");
+        assert!(error.ends_with("choose another with --data-dir DIR, or run with --in-memory"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_check_cannot_read_is_2_and_the_advice_is_one_that_check_takes() {
+        let (code, error) = refused(&["check", "--data-dir", "missing"]);
+        assert_eq!(code, 2);
+        assert!(error.contains("missing") && error.ends_with("choose another with --data-dir DIR"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use leveret_journal::OpenError;
+
 use crate::recovery::JournalError;
 
 /// The file that is locked; it says who holds it.
@@ -31,9 +33,29 @@ pub enum DataDirError {
         /// Why.
         error: io::Error,
     },
+    /// A file of the journal cannot be opened, or something else has its name.
+    #[error("the journal cannot be read: {file}: {error}; {}", MEND_OR_CHOOSE)]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// What is in it cannot be read, or nothing can be added to it.
-    #[error(transparent)]
+    #[error("{0}{way_out}", way_out = way_out(.0))]
     Journal(#[from] JournalError),
+}
+
+const MEND_OR_CHOOSE: &str = "mend that, or choose another folder with --data-dir DIR";
+
+fn way_out(error: &JournalError) -> String {
+    match error {
+        // It says itself what to do.
+        JournalError::Open { error: OpenError::Newer { .. }, .. } => String::new(),
+        JournalError::Open { error: OpenError::Disk(_), .. } | JournalError::Write { .. } => {
+            format!("; {MEND_OR_CHOOSE}")
+        }
+    }
 }
 
 /// A data folder that is ours until this is dropped.
@@ -56,6 +78,7 @@ impl DataDir {
                 // Over what is there: a full disk has no room for more.
                 file.write_all(holder.as_bytes()).map_err(unusable)?;
                 file.set_len(holder.len() as u64).map_err(unusable)?;
+                check_files(folder)?;
                 Ok(DataDir { _lock: file })
             }
             Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),
@@ -66,18 +89,40 @@ impl DataDir {
     /// Keeps others from writing to a folder while it is looked at. Nothing is changed, not even the lock file.
     pub(crate) fn look(folder: &Path) -> Result<Option<Self>, DataDirError> {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-        let file = match File::open(folder.join(LOCK_FILE)) {
-            Ok(file) => file,
+        let lock = match File::open(folder.join(LOCK_FILE)) {
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => Some(DataDir { _lock: file }),
+                Err(TryLockError::WouldBlock) => return Err(in_use(folder, file)),
+                Err(TryLockError::Error(error)) => return Err(unusable(error)),
+            },
             // Nobody ever used it, or not with this.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(unusable(error)),
         };
-        match file.try_lock_shared() {
-            Ok(()) => Ok(Some(DataDir { _lock: file })),
-            Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),
-            Err(TryLockError::Error(error)) => Err(unusable(error)),
-        }
+        check_files(folder)?;
+        Ok(lock)
     }
+}
+
+/// The journal says what the disk refuses, but not of which file.
+fn check_files(folder: &Path) -> Result<(), DataDirError> {
+    let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
+    for entry in fs::read_dir(folder).map_err(unusable)? {
+        let entry = entry.map_err(unusable)?;
+        let name = entry.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_suffix(".segment"));
+        if !digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit())) {
+            continue;
+        }
+        let file = entry.path();
+        let opened = match fs::metadata(&file) {
+            Ok(metadata) if !metadata.is_file() => Err(io::Error::other("not a file")),
+            Ok(_) => File::open(&file).map(drop),
+            Err(error) => Err(error),
+        };
+        opened.map_err(|error| DataDirError::File { file, error })?;
+    }
+    Ok(())
 }
 
 fn in_use(folder: &Path, mut file: File) -> DataDirError {

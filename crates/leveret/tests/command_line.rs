@@ -243,6 +243,32 @@ mod not_starting {
     }
 
     #[test]
+    fn what_is_in_the_way_of_the_journal_is_named_with_a_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().to_str().unwrap();
+        let segment = folder.path().join("0000000050.segment");
+        let refusals =
+            || [refused(&["--amqp-port", "0", "--data-dir", data]), refused(&["check", "--data-dir", data])];
+        let is_helpful = |error: &str| {
+            error.contains(segment.to_str().unwrap())
+                && error.ends_with("mend that, or choose another folder with --data-dir DIR")
+        };
+        fs::create_dir(&segment).unwrap();
+        let [(starting, error), (checking, other_error)] = refusals();
+        assert_eq!((starting, checking), (1, 2));
+        assert!(is_helpful(&error) && is_helpful(&other_error), "{error}, {other_error}");
+        fs::remove_dir(&segment).unwrap();
+        std::os::unix::fs::symlink("nowhere", &segment).unwrap();
+        let [(_, error), (_, other_error)] = refusals();
+        assert!(is_helpful(&error) && is_helpful(&other_error), "{error}, {other_error}");
+        fs::remove_file(&segment).unwrap();
+        // No segment, so only the journal knows.
+        fs::create_dir(folder.path().join("0000000050.segment.compacted")).unwrap();
+        let (code, error) = refused(&["--amqp-port", "0", "--data-dir", data]);
+        assert!(code == 1 && error.ends_with("mend that, or choose another folder with --data-dir DIR"), "{error}");
+    }
+
+    #[test]
     fn a_data_folder_in_use_is_73_and_its_user_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");

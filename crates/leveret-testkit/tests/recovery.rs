@@ -37,6 +37,8 @@ const BEGINNING: &str = "
     S: queue.declare-ok 'dead' 0 0
     C: queue.declare queue='short' durable arguments={x-max-length=2 x-max-length-bytes=30 x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
     S: queue.declare-ok 'short' 0 0
+    C: queue.declare queue='counted' durable arguments={x-queue-type='quorum' x-delivery-limit=1 x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
+    S: queue.declare-ok 'counted' 0 0
     Cb: tx.select
     Sb: tx.select-ok
     ";
@@ -49,6 +51,10 @@ const FAN_OUT: &str = "C: basic.publish exchange='fan' delivery-mode=2 body='to 
 const TO_SHORT: &str = "to short";
 /// Takes a message from there and rejects it.
 const REJECT: &str = "Cd: basic.get queue='short'\nCd: basic.nack multiple";
+/// To a queue that counts how often a message came back, and knows priorities.
+const TO_COUNTED: &str = "to counted";
+/// Takes a message from there and gives it back as failed: what has failed twice goes on.
+const FAIL: &str = "fail";
 const TO_SHORT_IN_TRANSACTION: &str = "to short in transaction";
 const GET: &str = "C: basic.get queue='q'";
 const TRANSACTION: &str = "
@@ -86,6 +92,8 @@ const WORK: &[&str] = &[
 const DEAD_LETTERS: &[&str] = &[
     TO_SHORT, TO_SHORT, TO_SHORT, TO_SHORT, STEP, REJECT, TO_SHORT, STEP, STEP, REJECT, STEP, REJECT, CHECKPOINT,
     TO_SHORT, TO_SHORT_IN_TRANSACTION, STEP, TO_SHORT, CHECKPOINT, TO_SHORT, STEP, REJECT, REJECT, CHECKPOINT,
+    TO_COUNTED, TO_COUNTED, TO_COUNTED, FAIL, STEP, TO_COUNTED, FAIL, STEP, STEP, FAIL, CHECKPOINT, TO_COUNTED, FAIL, STEP,
+    FAIL, STEP, STEP, FAIL, CHECKPOINT, CHECKPOINT,
 ];
 
 /// What the thread that writes a journal is asked to do.
@@ -103,19 +111,28 @@ fn decode(record: &[u8]) -> Change {
 /// What the broker journals while it does this work: as few batches as possible, or as many.
 fn actions(work: &[&[&str]], variation: Variation) -> Vec<Action> {
     let mut broker = Broker::new(variation);
-    let mut to_short = 0;
+    let (mut published, mut failed) = (0, 0);
     run_script(&mut broker, BEGINNING).unwrap();
     let (mut actions, mut taken, mut complete) = (Vec::new(), 0, 0);
     for step in [""].iter().chain(work.iter().copied().flatten()) {
-        let mut numbered = |connection: char| {
-            to_short += 1;
-            format!("C{connection}: basic.publish routing-key='short' delivery-mode=2 body='number {to_short:03}'")
+        let mut numbered = |connection: char, queue: &str| {
+            published += 1;
+            let priority = published % 3 * 10;
+            format!(
+                "C{connection}: basic.publish routing-key='{queue}' delivery-mode=2 priority={priority} body='number {published:03}'"
+            )
         };
         let script = match *step {
             MANY => vec![PUBLISH; 800].join("\n"),
-            TO_SHORT => numbered('d'),
+            TO_SHORT => numbered('d', "short"),
             TO_SHORT_IN_TRANSACTION => {
-                [numbered('b'), numbered('b'), numbered('b'), "Cb: tx.commit".into()].join("\n")
+                let [one, two, three] = std::array::from_fn(|_| numbered('b', "short"));
+                [one, two, three, "Cb: tx.commit".into()].join("\n")
+            }
+            TO_COUNTED => numbered('d', "counted"),
+            FAIL => {
+                failed += 1;
+                format!("Ce: basic.get queue='counted'\nCe: basic.reject delivery-tag={failed} requeue")
             }
             step => step.to_owned(),
         };
@@ -187,7 +204,7 @@ fn run(disk: &SimDisk, actions: &[Action]) -> (u64, usize) {
     (durable, swept)
 }
 
-/// The body of a message that was published to the short queue.
+/// The body of a message that has one of its own.
 fn number_of(record: &[u8]) -> Option<String> {
     let Change::MessageEnqueued { message, .. } = decode(record) else { return None };
     let body = String::from_utf8_lossy(message.body()).into_owned();
@@ -287,6 +304,7 @@ fn check_all_power_cuts(actions: &[Action]) {
                 Change::CheckpointBegun { .. }
                 | Change::QueuePage { .. }
                 | Change::QueueRestated { .. }
+                | Change::LevelRestated { .. }
                 | Change::CheckpointEnded { .. } => {
                     vhost.skip(*position);
                     Ok(())
@@ -331,7 +349,7 @@ fn check_all_power_cuts(actions: &[Action]) {
                 assert_eq!(read, changes[at].1, "message {} is another one", entry.message.0);
                 numbered.extend(number_of(read));
             }
-            // Whatever was published to the short queue lies there or among the dead letters, and nowhere twice.
+            // Whatever was published to these queues lies there or among the dead letters, and nowhere twice.
             numbered.sort();
             let published: BTreeSet<_> = changes
                 .iter()

@@ -6,9 +6,11 @@
 //! assembled, for the few that the broker needs; the rest is never looked at.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use leveret_amqp::{ContentHeader, DecodeError, ShortStr};
+
+use triomphe::ThinArc;
 
 use crate::change::JournalPosition;
 
@@ -47,9 +49,13 @@ pub enum DeliveryMode {
 }
 
 /// A message with all that goes back on the wire.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Message {
-    block: Arc<[u8]>,
+#[derive(Clone)]
+pub struct Message(ThinArc<Facts, u8>);
+
+/// What is known of a message beside its block.
+struct Facts {
+    /// How many queues have it in memory.
+    holders: AtomicU32,
     body_at: u32,
     header_at: u16,
     delivery_mode: DeliveryMode,
@@ -72,15 +78,39 @@ impl Message {
     /// # Panics
     /// If the two are not offsets into the block in this order.
     pub(crate) fn new(block: &[u8], header_at: u16, body_at: u32, delivery_mode: DeliveryMode) -> Self {
-        assert!(usize::from(header_at) <= body_at as usize);
-        assert!(body_at as usize <= block.len());
-        Message { block: block.into(), body_at, header_at, delivery_mode, history: History::None }
+        Message::with_history(block, header_at, body_at, delivery_mode, History::None)
     }
 
-    /// The same with headers that the broker wrote.
-    #[must_use]
-    pub(crate) fn with_history(self, history: History) -> Self {
-        Message { history, ..self }
+    /// The same with headers that somebody wrote.
+    pub(crate) fn with_history(
+        block: &[u8],
+        header_at: u16,
+        body_at: u32,
+        delivery_mode: DeliveryMode,
+        history: History,
+    ) -> Self {
+        assert!(usize::from(header_at) <= body_at as usize);
+        assert!(body_at as usize <= block.len());
+        let facts = Facts { holders: AtomicU32::new(0), body_at, header_at, delivery_mode, history };
+        Message(ThinArc::from_header_and_slice(facts, block))
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.0.header.header
+    }
+
+    fn block(&self) -> &[u8] {
+        &self.0.slice
+    }
+
+    /// A queue has it in memory from now on; true if it is the first.
+    pub(crate) fn begin_hold(&self) -> bool {
+        self.facts().holders.fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// A queue lets go of it; true if it is the last.
+    pub(crate) fn end_hold(&self) -> bool {
+        self.facts().holders.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     /// The same for a block from a journal, which may hold anything.
@@ -89,6 +119,7 @@ impl Message {
         header_at: u16,
         body_at: u32,
         delivery_mode: DeliveryMode,
+        history: History,
     ) -> Option<Self> {
         let route = block.get(..usize::from(header_at))?;
         let (&exchange_bytes, rest) = route.split_first()?;
@@ -102,27 +133,29 @@ impl Message {
         }
         let header = ContentHeader::decode(block.get(usize::from(header_at)..body_at as usize)?).ok()?;
         let body_bytes = block.len() - body_at as usize;
-        (header.body_bytes == body_bytes as u64).then(|| Message::new(block, header_at, body_at, delivery_mode))
+        (header.body_bytes == body_bytes as u64)
+            .then(|| Message::with_history(block, header_at, body_at, delivery_mode, history))
     }
 
     /// The block, and where header payload and body begin in it.
     pub(crate) fn parts(&self) -> (&[u8], u16, u32) {
-        (&self.block, self.header_at, self.body_at)
+        (self.block(), self.facts().header_at, self.facts().body_at)
     }
 
     /// Exchange and routing key, each a short string with its length octet.
     pub fn route(&self) -> &[u8] {
-        &self.block[..self.route_bytes()]
+        &self.block()[..self.route_bytes()]
     }
 
     fn route_bytes(&self) -> usize {
-        let key_at = 1 + usize::from(self.block[0]);
-        key_at + 1 + usize::from(self.block[key_at])
+        let block = self.block();
+        let key_at = 1 + usize::from(block[0]);
+        key_at + 1 + usize::from(block[key_at])
     }
 
     /// Routing keys that it was published with, too, and that no consumer sees: header `BCC`.
     pub(crate) fn hidden_keys(&self) -> impl Iterator<Item = &str> {
-        short_strings(&self.block[self.route_bytes()..usize::from(self.header_at)])
+        short_strings(&self.block()[self.route_bytes()..usize::from(self.facts().header_at)])
     }
 
     /// The exchange it was published to.
@@ -132,17 +165,18 @@ impl Message {
 
     /// The routing key it was published with.
     pub fn routing_key(&self) -> &str {
-        self.route_string(1 + usize::from(self.block[0]))
+        self.route_string(1 + usize::from(self.block()[0]))
     }
 
     fn route_string(&self, at: usize) -> &str {
-        let length = usize::from(self.block[at]);
-        std::str::from_utf8(&self.block[at + 1..=at + length]).unwrap_or_default()
+        let block = self.block();
+        let length = usize::from(block[at]);
+        std::str::from_utf8(&block[at + 1..=at + length]).unwrap_or_default()
     }
 
     /// The payload of the content header.
     pub fn header(&self) -> &[u8] {
-        &self.block[usize::from(self.header_at)..self.body_at as usize]
+        &self.block()[usize::from(self.facts().header_at)..self.facts().body_at as usize]
     }
 
     /// The content header, decoded again.
@@ -157,12 +191,12 @@ impl Message {
 
     /// The body.
     pub fn body(&self) -> &[u8] {
-        &self.block[self.body_at as usize..]
+        &self.block()[self.facts().body_at as usize..]
     }
 
     /// Bytes it takes on the wire, about, and in memory.
     pub fn bytes(&self) -> usize {
-        self.block.len()
+        self.block().len()
     }
 
     /// The same with another route, other properties, and the keys that nobody sees.
@@ -171,6 +205,7 @@ impl Message {
         (exchange, routing_key): (ShortStr<'_>, ShortStr<'_>),
         hidden_keys: impl Iterator<Item = &'k str>,
         header: &ContentHeader<'_>,
+        history: History,
     ) -> Message {
         let mut block = Vec::with_capacity(self.bytes());
         write_route(&mut block, exchange, routing_key);
@@ -182,7 +217,7 @@ impl Message {
         header.encode(&mut block);
         let body_at = u32::try_from(block.len()).expect("a header is at most one frame and what the broker adds");
         block.extend_from_slice(self.body());
-        Message::new(&block, header_at, body_at, self.delivery_mode).with_history(self.history)
+        Message::with_history(&block, header_at, body_at, self.delivery_mode(), history)
     }
 
     /// Exchange and routing key, as they go on the wire.
@@ -192,14 +227,23 @@ impl Message {
 
     /// Whether its headers tell how it died.
     pub fn history(&self) -> History {
-        self.history
+        self.facts().history
     }
 
     /// Whether the publisher asked for it to survive a restart.
     pub fn delivery_mode(&self) -> DeliveryMode {
-        self.delivery_mode
+        self.facts().delivery_mode
     }
 }
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        let known = |message: &Message| (message.delivery_mode(), message.history());
+        self.parts() == other.parts() && known(self) == known(other)
+    }
+}
+
+impl Eq for Message {}
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

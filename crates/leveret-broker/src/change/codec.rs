@@ -386,8 +386,8 @@ impl<'a> Reader<'a> {
                 if expires { Some(Expiry { wall_ms: self.u64()?, time_to_live_ms: self.u64()? }) } else { None };
             queues.push(Enqueued { queue, position, expires });
         }
-        let message = Message::from_parts(self.0, header_at, body_at, delivery_mode);
-        let message = message.ok_or(DecodeChangeError("the message in it is malformed"))?.with_history(history);
+        let message = Message::from_parts(self.0, header_at, body_at, delivery_mode, history);
+        let message = message.ok_or(DecodeChangeError("the message in it is malformed"))?;
         Ok(Change::MessageEnqueued { message, queues })
     }
 
@@ -416,11 +416,10 @@ mod tests {
         let (queue, position) = (QueueNumber(7), QueuePosition(1 << 40));
         let mut block = vec![1, b'x', 3, b'k', b'e', b'y'];
         block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
-        let message = Message::from_parts(&block, 6, 20, DeliveryMode::Persistent).unwrap();
+        let message = Message::from_parts(&block, 6, 20, DeliveryMode::Persistent, History::None).unwrap();
         let mut block = vec![1, b'x', 3, b'k', b'e', b'y', 2, b'c', b'c'];
         block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
-        let dead_letter = Message::from_parts(&block, 9, 23, DeliveryMode::Transient).unwrap();
-        let dead_letter = dead_letter.with_history(History::Deaths);
+        let dead_letter = Message::from_parts(&block, 9, 23, DeliveryMode::Transient, History::Deaths).unwrap();
         assert_eq!(dead_letter.hidden_keys().collect::<Vec<_>>(), ["cc"]);
         let expires = Some(Expiry { wall_ms: 1_790_000_000_000, time_to_live_ms: 60_000 });
         let queues = [Enqueued { queue, position, expires }, Enqueued { queue, position, expires: None }];

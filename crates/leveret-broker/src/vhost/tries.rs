@@ -67,5 +67,6 @@ pub(super) fn with_tries(message: &Message, tries: Tries) -> Message {
     let told = told.as_table().sorted();
     let mut properties = header.properties;
     properties.headers = Some(told.as_table());
-    message.rewritten(message.route_strings(), message.hidden_keys(), &ContentHeader { properties, ..header })
+    let header = ContentHeader { properties, ..header };
+    message.rewritten(message.route_strings(), message.hidden_keys(), &header, message.history())
 }

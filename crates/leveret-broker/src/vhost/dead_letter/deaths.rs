@@ -83,7 +83,7 @@ pub(super) fn with_death(
     let (_, routing_key) = message.route_strings();
     let route = (to.exchange, to.routing_key.unwrap_or(routing_key));
     let hidden_keys = message.hidden_keys().filter(|_| to.routing_key.is_none());
-    message.rewritten(route, hidden_keys, &header).with_history(History::Deaths)
+    message.rewritten(route, hidden_keys, &header, History::Deaths)
 }
 
 /// Whether a message that is about to enter a queue was there before and came back without any client's doing: nobody

@@ -6,8 +6,8 @@
 //! Invariant: positions grow and are never given twice; a settled entry never comes back.
 //!
 //! Entries live in pages. A page whose entries are all settled is freed, wherever it lies, so a few messages that
-//! nobody acks do not keep the others in memory. A full page whose bodies are all elsewhere is packed to a few bytes an
-//! entry; it is opened again when one of its messages is wanted, but not to settle or return one.
+//! nobody acks do not keep the others in memory. A page whose bodies are all elsewhere is packed to a few bytes an entry;
+//! it is opened again when a message is put into it or one of its messages is wanted, but not to settle or return one.
 
 mod due;
 mod packed;
@@ -33,10 +33,25 @@ pub(crate) enum Body {
 }
 
 impl Body {
-    fn memory(&self) -> usize {
-        match self {
-            Body::Resident(message) => message.bytes() + BODY_OVERHEAD_BYTES,
-            Body::Stored => 0,
+    fn is_resident(&self) -> bool {
+        matches!(self, Body::Resident(_))
+    }
+
+    /// A queue has it from now on. A body that lies in several queues is in memory once, and counts once.
+    fn count(&self, meter: &Meter) {
+        if let Body::Resident(message) = self
+            && message.begin_hold()
+        {
+            meter.add(message.bytes() + BODY_OVERHEAD_BYTES);
+        }
+    }
+
+    /// A queue has it no longer.
+    fn discount(&self, meter: &Meter) {
+        if let Body::Resident(message) = self
+            && message.end_hold()
+        {
+            meter.subtract(message.bytes() + BODY_OVERHEAD_BYTES);
         }
     }
 }
@@ -88,9 +103,10 @@ struct Open {
     live: usize,
     expiring: usize,
     counted: u64,
-    /// Bodies in memory, and the bytes they take.
+    /// Bodies in memory.
     resident: usize,
-    resident_bytes: usize,
+    /// A message was put into it since it was looked at last.
+    is_growing: bool,
 }
 
 impl Default for Page {
@@ -125,13 +141,14 @@ impl Page {
     fn is_full(&self) -> bool {
         match self {
             Page::Open(open) => open.entries.len() == PAGE_ENTRIES,
-            Page::Packed(_) => true,
+            Page::Packed(packed) => packed.slots() == PAGE_ENTRIES,
         }
     }
 
+    /// What it takes beside the bodies.
     fn memory(&self) -> usize {
         match self {
-            Page::Open(open) => open.entries.len() * ENTRY_BYTES + open.resident_bytes,
+            Page::Open(open) => open.entries.len() * ENTRY_BYTES,
             Page::Packed(packed) => packed.memory(),
         }
     }
@@ -150,30 +167,28 @@ impl Page {
 
 impl Open {
     fn push(&mut self, entry: Entry) {
+        self.is_growing = true;
         self.live += 1;
         self.expiring += usize::from(entry.expires.is_some());
         self.counted += u64::from(entry.counted);
-        self.resident += usize::from(matches!(entry.body, Body::Resident(_)));
-        self.resident_bytes += entry.body.memory();
+        self.resident += usize::from(entry.body.is_resident());
         self.entries.push(Some(entry));
     }
 
-    /// The same packed, if it is full and the journal has all bodies.
+    /// The same packed, if the journal has all bodies.
     fn pack(&self) -> Option<Page> {
-        let is_packable = self.resident == 0
-            && self.entries.len() == PAGE_ENTRIES
-            && self.entries.iter().flatten().all(|entry| entry.journaled);
+        let is_packable =
+            self.live > 0 && self.resident == 0 && self.entries.iter().flatten().all(|entry| entry.journaled);
         is_packable.then(|| Page::Packed(Packed::pack(&self.entries)))
     }
 
-    /// Puts another body in the place of one that is there. Returns what the two take, the old one first.
-    fn replace(&mut self, slot: usize, body: Body) -> Option<(usize, usize)> {
-        let entry = self.entries.get_mut(slot)?.as_mut()?;
-        let (old, new) = (entry.body.memory(), body.memory());
-        self.resident = self.resident + usize::from(new > 0) - usize::from(old > 0);
-        self.resident_bytes = self.resident_bytes + new - old;
-        entry.body = body;
-        Some((old, new))
+    /// Puts another body in the place of one that is there; false if there is none.
+    fn replace(&mut self, slot: usize, body: Body, meter: &Meter) -> bool {
+        let Some(Some(entry)) = self.entries.get_mut(slot) else { return false };
+        self.resident = self.resident + usize::from(body.is_resident()) - usize::from(entry.body.is_resident());
+        body.count(meter);
+        std::mem::replace(&mut entry.body, body).discount(meter);
+        true
     }
 }
 
@@ -262,14 +277,14 @@ impl Index {
             }
             self.pages.push_back(Some(Box::default()));
         }
+        self.open_page(position);
         let Some(Some(Page::Open(page))) = self.pages.back_mut().map(Option::as_deref_mut) else {
-            unreachable!(
-                "the last page is freed only together with room for a new one, and packed only when it is full"
-            );
+            unreachable!("the last page is freed only together with room for a new one, and was opened just now");
         };
         self.expiring += usize::from(entry.expires.is_some());
         self.counted += u64::from(entry.counted);
-        self.meter.add(ENTRY_BYTES + entry.body.memory());
+        self.meter.add(ENTRY_BYTES);
+        entry.body.count(&self.meter);
         if let Some(deadline) = entry.expires {
             self.due.note(Position(position.0 - offset % PAGE_ENTRIES as u64), deadline);
         }
@@ -441,6 +456,7 @@ impl Index {
 
     /// Makes the last page so long with empty places.
     fn pad(&mut self, page: usize, entries: usize) {
+        self.open_page(Position(self.base.0 + (page * PAGE_ENTRIES) as u64));
         if let Some(Some(Page::Open(open))) = self.pages.get_mut(page).map(Option::as_deref_mut)
             && open.entries.len() < entries
         {
@@ -488,11 +504,8 @@ impl Index {
 
     /// Brings the body of a message back; false if the message is not there any more.
     pub(crate) fn restore(&mut self, position: Position, message: Message) -> bool {
-        let Some((page, slot)) = self.open_page(position) else { return false };
-        let Some((old, new)) = page.replace(slot, Body::Resident(message)) else { return false };
-        self.meter.add(new);
-        self.meter.subtract(old);
-        true
+        let meter = self.meter.clone();
+        self.open_page(position).is_some_and(|(page, slot)| page.replace(slot, Body::Resident(message), &meter))
     }
 
     /// Notes that a message was delivered before; false if it is not there.
@@ -527,13 +540,11 @@ impl Index {
         let (settled, expires) = match page {
             Page::Open(open) => {
                 let entry = open.entries.get_mut(slot)?.take()?;
-                let memory = entry.body.memory();
+                entry.body.discount(&self.meter);
                 open.live -= 1;
                 open.expiring -= usize::from(entry.expires.is_some());
                 open.counted -= u64::from(entry.counted);
-                open.resident -= usize::from(memory > 0);
-                open.resident_bytes -= memory;
-                self.meter.subtract(memory);
+                open.resident -= usize::from(entry.body.is_resident());
                 let message = if let Body::Resident(message) = entry.body { Some(message) } else { None };
                 let Entry { journaled, counted, expires, .. } = entry;
                 (Settled { journaled, counted, message }, expires.is_some())
@@ -624,7 +635,6 @@ impl Index {
             if let Some(page) = self.pages.get_mut(at).and_then(Option::as_deref_mut)
                 && let Page::Open(open) = page
             {
-                let before = open.resident_bytes;
                 for slot in first..if open.resident > 0 { open.entries.len() } else { 0 } {
                     let position = Position(begin.0 + slot as u64);
                     *entries = entries.saturating_sub(1);
@@ -633,13 +643,17 @@ impl Index {
                         && !keep.contains(&position)
                         && store(entry)
                     {
-                        open.replace(slot, Body::Stored);
+                        open.replace(slot, Body::Stored, &self.meter);
                     }
                 }
-                self.meter.subtract(before - open.resident_bytes);
                 let end = Position(begin.0 + PAGE_ENTRIES as u64);
                 let is_apart = keep.is_empty() || end <= keep.start || keep.end <= begin;
-                if is_apart && let Some(packed) = open.pack() {
+                // A page that still grows would be opened again at once.
+                let is_done = !std::mem::take(&mut open.is_growing) || open.entries.len() == PAGE_ENTRIES;
+                if is_apart
+                    && is_done
+                    && let Some(packed) = open.pack()
+                {
                     self.meter.add(packed.memory());
                     self.meter.subtract(page.memory());
                     *page = packed;
@@ -699,7 +713,12 @@ impl Detached {
     /// Frees one page; false when there was none left.
     pub(crate) fn free_page(&mut self) -> bool {
         let Some(page) = self.pages.pop_front() else { return false };
-        self.meter.subtract(page.map_or(0, |page| page.memory()));
+        if let Some(page) = page.as_deref() {
+            self.meter.subtract(page.memory());
+            if let Page::Open(open) = page {
+                open.entries.iter().flatten().for_each(|entry| entry.body.discount(&self.meter));
+            }
+        }
         true
     }
 }

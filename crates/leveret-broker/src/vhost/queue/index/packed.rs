@@ -55,11 +55,13 @@ pub(super) struct Packed {
     redelivered: Bits,
     expiring: usize,
     counted: u64,
+    /// How long the page was.
+    slots: usize,
     bytes: Box<[u8]>,
 }
 
 impl Packed {
-    /// Packs a full page. All entries must be journaled and their bodies stored.
+    /// Packs a page. All entries must be journaled and their bodies stored.
     pub(super) fn pack(entries: &[Option<Entry>]) -> Self {
         let (mut written, mut redelivered) = (Bits::default(), Bits::default());
         let (mut expiring, mut counted, mut last_id) = (0, 0, 0);
@@ -84,13 +86,13 @@ impl Packed {
                 write_number(&mut bytes, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
             }
         }
-        Packed { written, live: written, redelivered, expiring, counted, bytes: bytes.into() }
+        Packed { written, live: written, redelivered, expiring, counted, slots: entries.len(), bytes: bytes.into() }
     }
 
     /// Hands out what each slot of the page holds, in order.
     pub(super) fn unpack(&self, mut each: impl FnMut(Option<Entry>)) {
         let mut entries = self.entries();
-        for slot in 0..PAGE_ENTRIES {
+        for slot in 0..self.slots {
             let entry = if self.written.has(slot) { entries.next() } else { None };
             each(entry.filter(|_| self.live.has(slot)).map(|mut entry| {
                 entry.redelivered = self.redelivered.has(slot);
@@ -126,6 +128,10 @@ impl Packed {
 
     pub(super) fn expiring(&self) -> usize {
         self.expiring
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.slots
     }
 
     pub(super) fn counted(&self) -> u64 {

@@ -13,6 +13,70 @@ fn entry(id: u64) -> Entry {
     Entry { id, body, expires, bytes: 0, counted: 0, journaled: false, redelivered: false }
 }
 
+/// What the pages of an index take, and the bodies in them.
+fn memory(index: &Index) -> usize {
+    let body =
+        |entry: &Entry| if entry.body.is_resident() { entry.bytes as usize + BODY_OVERHEAD_BYTES } else { 0 };
+    let bodies = |page: &Page| match page {
+        Page::Open(open) => open.entries.iter().flatten().map(body).sum(),
+        Page::Packed(_) => 0,
+    };
+    index.pages.iter().flatten().map(|page| page.memory() + bodies(page)).sum()
+}
+
+#[test]
+fn a_body_in_many_queues_counts_once_until_the_last_lets_go_of_it() {
+    let meter = Meter::default();
+    let message = Message::new(&[b'x'; 10_000], 0, 0, DeliveryMode::Persistent);
+    let mut queues: Vec<_> = (0..100).map(|_| Index::new(meter.clone())).collect();
+    for index in &mut queues {
+        index.push(Entry::new(MessageId::transient(1), message.clone(), None, false));
+    }
+    let whole = meter.bytes();
+    assert!(whole < 10_000 + 100 * 200, "{whole} bytes");
+    for index in &mut queues[1..] {
+        assert!(index.settle(Position(0)).is_some());
+    }
+    assert!(meter.bytes() >= 10_000, "one queue still has it");
+    drop(queues[0].detach());
+    assert!(meter.bytes() < 100 * 200);
+}
+
+/// Many short queues have many last pages.
+#[test]
+fn a_page_that_is_not_full_is_packed_and_goes_on() {
+    let meter = Meter::default();
+    let mut index = Index::new(meter.clone());
+    let message = || Message::new(&[b'x'; 100], 0, 0, DeliveryMode::Persistent);
+    let push = |index: &mut Index, id: u64| {
+        index.push(Entry::new(MessageId::journaled(JournalPosition(id)), message(), None, true))
+    };
+    for round in 0..10 {
+        for nth in 1..=30 {
+            push(&mut index, round * 30 + nth);
+        }
+        // What was put in just now is about to be followed by more.
+        for _ in 0..2 {
+            assert!(index.evict(Position(0), &(Position(0)..Position(0)), &mut 4096, &mut |_| true).is_none());
+        }
+        assert!(meter.bytes() < 2000, "{} bytes", meter.bytes());
+    }
+    assert_eq!(index.live(), 300);
+    for place in 0..300 {
+        assert_eq!(index.first_from(Position(place)), Some(Position(place)));
+        assert_eq!(
+            index.open(Position(place)).map(|entry| entry.id),
+            Some(MessageId::journaled(JournalPosition(place + 1)))
+        );
+    }
+    assert!(index.skip_forward(Position(700)));
+    assert_eq!(push(&mut index, 1000), Position(700));
+    for place in (0..300).chain([700]) {
+        assert!(index.settle(Position(place)).is_some(), "{place}");
+    }
+    assert_eq!((index.live(), push(&mut index, 1001)), (0, Position(701)));
+}
+
 #[test]
 fn a_message_that_is_never_acked_does_not_keep_the_others_in_memory() {
     let mut index = Index::default();
@@ -146,7 +210,7 @@ fn packed_pages_hold_what_open_ones_do() {
             assert_eq!(index.first_from(any), model.range(any..).next().map(|(&position, _)| position));
             let redelivered = model.get(&any).is_some_and(|known| known.2);
             assert_eq!(index.is_redelivered(any), redelivered);
-            assert_eq!(meter.bytes(), index.pages.iter().flatten().map(|page| page.memory()).sum::<usize>());
+            assert_eq!(meter.bytes(), memory(&index));
         }
         while index.evict(Position(0), &(Position(0)..Position(0)), &mut 1_000_000, &mut |_| true).is_some() {}
         let packed = index.pages.iter().flatten().filter(|page| matches!(***page, Page::Packed(_))).count();

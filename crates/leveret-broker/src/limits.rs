@@ -9,6 +9,13 @@ pub const INITIAL_FRAME_BYTES_MAX: u32 = 8192;
 /// Largest body any configuration allows, in bytes. RabbitMQ: the hard cap of `max_message_size`. Connection 501.
 pub const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// So many messages of the largest size may be on their way on one connection, each on a channel of its own and none
+/// complete. Connection 506.
+pub const UNFINISHED_MESSAGES_MAX: usize = 4;
+
+/// Bytes of them that any configuration allows.
+pub const UNFINISHED_BYTES_MIN: usize = 16 * 1024 * 1024;
+
 /// Bytes handed to a connection and not yet written to its socket, above which its consumers get no more.
 pub const DELIVERY_WINDOW_BYTES: usize = 1024 * 1024;
 

@@ -8,6 +8,7 @@ use leveret_amqp::{BasicProperties, ContentHeader, ShortStr, ShortString, Table,
 
 use crate::connection::reply::ClientError;
 use crate::limits::{BODY_BYTES_MAX, TTL_MAX};
+use crate::memory::{Lease, Meter};
 use crate::message::{DeliveryMode, Message, write_hidden_key, write_route};
 use crate::names::UserName;
 use crate::vhost::replies::PSEUDO_QUEUE;
@@ -16,10 +17,12 @@ use crate::vhost::replies::PSEUDO_QUEUE;
 const KEPT_BLOCK_BYTES: usize = 64 * 1024;
 
 /// What a channel has of a content.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Assembly {
     state: State,
     block: Vec<u8>,
+    /// What the block of a content that is not complete takes.
+    unfinished: Lease,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +62,11 @@ pub(super) struct Assembled {
 }
 
 impl Assembly {
+    /// No content yet; the bytes of one that is not complete are added up in `unfinished`.
+    pub(super) fn new(unfinished: Meter) -> Self {
+        Assembly { state: State::default(), block: Vec::new(), unfinished: Lease::new(unfinished) }
+    }
+
     /// Whether a method may arrive on the channel.
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.state, State::Idle)
@@ -117,6 +125,7 @@ impl Assembly {
         let header_at = u16::try_from(self.block.len()).expect("a route is at most 512 bytes, and keys beyond fit");
         append_header(&mut self.block, payload, &header, reply_to);
         let body_at = u32::try_from(self.block.len()).expect("a header is at most one frame");
+        self.unfinished.take(self.block.len());
         let parts = Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys };
         self.state = State::AwaitingBody { parts, bytes_left };
         Ok(if bytes_left == 0 { self.finish() } else { None })
@@ -130,7 +139,10 @@ impl Assembly {
         *bytes_left = bytes_left.checked_sub(payload.len() as u64).ok_or(ClientError::BodyTooLong)?;
         let is_complete = *bytes_left == 0;
         match self.state {
-            State::AwaitingBody { .. } => self.block.extend_from_slice(payload),
+            State::AwaitingBody { .. } => {
+                self.block.extend_from_slice(payload);
+                self.unfinished.take(payload.len());
+            }
             State::Dropping { .. } | State::Idle | State::AwaitingHeader { .. } => {}
         }
         Ok(if is_complete { self.finish() } else { None })
@@ -138,6 +150,7 @@ impl Assembly {
 
     fn finish(&mut self) -> Option<Assembled> {
         let State::AwaitingBody { parts, .. } = std::mem::take(&mut self.state) else { return None };
+        self.unfinished.give_back(self.unfinished.bytes());
         let Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys } = parts;
         let message = Message::new(&self.block, header_at, body_at, delivery_mode);
         if self.block.capacity() > KEPT_BLOCK_BYTES {

@@ -19,6 +19,8 @@ use crate::connection::Connection;
 use crate::connection::assembly::{Assembled, Assembly};
 use crate::connection::confirms::Confirms;
 use crate::connection::reply::{ClientError, Exception};
+use crate::limits::{UNFINISHED_BYTES_MIN, UNFINISHED_MESSAGES_MAX};
+use crate::memory::Meter;
 use crate::names::{ChannelId, ConsumerTag, UserName, strip_line_breaks};
 use crate::vhost::command::{
     AckMode, AckTarget, Bind, BindAction, BindTo, Command, Consume, ConsumerId, DeclareExchange, DeclareQueue,
@@ -26,6 +28,9 @@ use crate::vhost::command::{
 };
 use crate::vhost::effects::Answer;
 use crate::vhost::replies::PSEUDO_QUEUE;
+
+/// Class and method id of the method that announces every content.
+const BASIC_PUBLISH: (u16, u16) = (60, 40);
 
 /// Whether the next frame may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub(super) struct Channels {
     pub(super) slots: Vec<Slot>,
     pub(super) channel_max: u16,
     pub(super) max_message_size: u64,
+    /// Bytes of contents that are not complete.
+    unfinished: Meter,
     pub(super) user: Option<UserName>,
     pub(super) consumers: ConsumerTags,
 }
@@ -76,7 +83,7 @@ impl Slot {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Channel {
     pub(super) assembly: Assembly,
     pub(super) mode: Mode,
@@ -84,12 +91,25 @@ pub(super) struct Channel {
     pub(super) reply_key: Option<(ConsumerId, ShortString)>,
 }
 
+impl Channel {
+    fn new(unfinished: Meter) -> Self {
+        Channel { assembly: Assembly::new(unfinished), mode: Mode::default(), reply_key: None }
+    }
+}
+
 impl Channels {
+    /// Bytes that contents which are not complete may take together.
+    fn unfinished_max(&self) -> usize {
+        let largest = usize::try_from(self.max_message_size).unwrap_or(usize::MAX);
+        largest.saturating_mul(UNFINISHED_MESSAGES_MAX).max(UNFINISHED_BYTES_MIN)
+    }
+
     pub(super) fn new(random: StdRng) -> Self {
         Channels {
             slots: Vec::new(),
             channel_max: 0,
             max_message_size: 0,
+            unfinished: Meter::default(),
             user: None,
             consumers: ConsumerTags {
                 entries: Vec::new(),
@@ -215,8 +235,9 @@ impl Connection {
                 }
             }
             (Slot::Open(_), None) => self.handle_content_frame(id, frame)?,
-            (slot @ Slot::Closed, Some(Method::ChannelOpen { .. })) => {
-                *slot = Slot::Open(Box::default());
+            (Slot::Closed, Some(Method::ChannelOpen { .. })) => {
+                let channel = Channel::new(self.channels.unfinished.clone());
+                *self.channels.slot(id) = Slot::Open(Box::new(channel));
                 self.commands.push(Command::OpenChannel(id));
             }
             (Slot::ClosedByClient(_), Some(Method::ChannelOpen { .. })) => return Ok(Flow::Pause),
@@ -251,10 +272,14 @@ impl Connection {
             FrameKind::Body | FrameKind::Method | FrameKind::Heartbeat => channel.assembly.body(frame.payload),
         };
         match assembled {
-            Ok(None) => {}
+            Ok(None) => {
+                let limit = self.channels.unfinished_max();
+                if self.channels.unfinished.bytes() > limit {
+                    return Err(Exception::from(&ClientError::TooMuchUnfinished { limit }).during(BASIC_PUBLISH));
+                }
+            }
             Ok(Some(assembled)) => self.publish(id, assembled),
             Err(error) => {
-                const BASIC_PUBLISH: (u16, u16) = (60, 40);
                 let exception = Exception::from(&error).during(BASIC_PUBLISH);
                 return self.raise(id, exception);
             }

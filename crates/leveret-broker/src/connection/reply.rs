@@ -82,6 +82,11 @@ pub enum ClientError {
     ConsumerTagInUse(String),
     /// A body longer than its header said.
     BodyTooLong,
+    /// Contents on many channels, none of them complete, that take more than this together.
+    TooMuchUnfinished {
+        /// Bytes.
+        limit: usize,
+    },
     /// A body above what any configuration allows.
     BodyBeyondAllLimits(u64),
     /// A body above `max_message_size`.
@@ -199,6 +204,12 @@ impl From<&ClientError> for Exception {
             ClientError::BodyTooLong => {
                 Exception::new(Code::FrameError, "content body is longer than its header said")
             }
+            ClientError::TooMuchUnfinished { limit } => Exception::new(
+                Code::ResourceError,
+                &format!(
+                    "contents that are not complete take more than {limit} bytes on this connection; end some first"
+                ),
+            ),
             ClientError::BodyBeyondAllLimits(bytes) => {
                 let text =
                     format!("message size {bytes} is larger than any configuration allows ({BODY_BYTES_MAX})");

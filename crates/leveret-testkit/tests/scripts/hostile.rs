@@ -1,6 +1,6 @@
 //! Bytes that no honest client sends. Only the guilty connection suffers.
 
-use leveret_testkit::script;
+use leveret_testkit::{Broker, Variation, run_script, script};
 
 /// After an open connection with a channel, `input` gets `reply`; a bystander notices nothing.
 fn refused(input: &str, reply: &str) {
@@ -183,4 +183,26 @@ fn before_login_a_frame_is_at_most_8_kib() {
         Sx/0: end
         ",
     );
+}
+
+/// Each channel may be in the middle of a content, but all of them together not in the middle of very many: they take
+/// four times the largest message at most. What is closed or complete does not count.
+#[test]
+fn contents_that_are_never_complete_are_506_before_they_take_the_memory() {
+    let mut text = String::from("Cby: basic.qos\nSby: basic.qos-ok\n");
+    let rest = |channel: u16| format!("C/{channel}: content-body 130000*x\n");
+    let begin = |channel: u16| {
+        format!("C/{channel}: basic.publish routing-key='q'\nC/{channel}: content-header 520000\n")
+            + &rest(channel).repeat(3)
+    };
+    text.extend((1..=170).map(begin));
+    text.extend((1..=170).map(rest));
+    text.extend((1..=172).map(begin));
+    text.push_str("S/0: nothing\n");
+    text.push_str(&begin(173));
+    text.push_str("S/0: connection.close 506 'RESOURCE_ERROR - contents that are not complete take more than 67108864 bytes on this connection; end some first' 60 40\nCby: basic.qos\nSby: basic.qos-ok\n");
+    if let Err(failure) = run_script(&mut Broker::new(Variation::ALL[0]), &text) {
+        let failure: String = failure.chars().take(500).collect();
+        panic!("{failure}");
+    }
 }

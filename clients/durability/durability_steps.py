@@ -39,8 +39,9 @@ SHUTDOWN_IOCTL, WITHOUT_FLUSHING = 0x8004587D, 2
 class Broker:
     """The process, started again and again on one data folder."""
 
-    def __init__(self, folder, wrapper=(), options=()):
-        self.folder, self.wrapper, self.options = folder, list(wrapper), list(options)
+    # Small files, so that checkpoints are written and room is taken back all the time.
+    def __init__(self, folder, wrapper=(), options=(), segments=("--segment-size", "1048576")):
+        self.folder, self.wrapper, self.options = folder, list(wrapper), [*segments, *options]
         self.process = None
         self.starts = 0
 
@@ -50,8 +51,7 @@ class Broker:
         self.starts += 1
         log = open(os.path.join(SCRATCH, "broker.log"), "ab")
         command = [*self.wrapper, BINARY, "serve", "--data-dir", self.folder, "--amqp-port", "0"]
-        # Small files, so that checkpoints are written and room is taken back all the time.
-        command += ["--memory-limit", memory, "--segment-size", "1048576", *self.options]
+        command += ["--memory-limit", memory, *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         started = time.monotonic()
         line = self.process.stdout.readline().decode()
@@ -456,6 +456,67 @@ def full_disk_holds_publishers_and_nobody_else():
     assert counts["confirmed"] > 1000, counts
 
 
+async def publish_until_none_is_confirmed(url, queue, body, window):
+    """One publisher, until nothing was confirmed for two seconds; what it has under way goes on waiting."""
+    connection = await aiormq.connect(url)
+    channel = await connection.channel(publisher_confirms=True)
+    await channel.queue_declare(queue, durable=True)
+    counted, waiting = [0], set()
+
+    async def one():
+        await channel.basic_publish(body, routing_key=queue, properties=PERSISTENT)
+        counted[0] += 1
+
+    while True:
+        waiting |= {asyncio.ensure_future(one()) for _ in range(window - len(waiting))}
+        done, waiting = await asyncio.wait(waiting, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return connection, waiting, lambda: counted[0]
+
+
+async def drain_until_confirmed(url, queue, confirmed, held, seconds):
+    """Acks all that comes, until the publisher that was held goes on. Returns how many that were."""
+    connection = await aiormq.connect(url)
+    channel = await connection.channel()
+    await channel.basic_qos(prefetch_count=5000)
+    counted = [0]
+
+    async def take(delivery):
+        counted[0] += 1
+        if counted[0] % 100 == 0 or counted[0] == held:
+            await channel.basic_ack(delivery.delivery.delivery_tag, multiple=True)
+
+    await channel.basic_consume(queue, take)
+    try:
+        await wait_until(lambda: confirmed() > held, seconds, f"going on after {held} messages were consumed")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {counted[0]} came")
+    await connection.close()
+    return counted[0]
+
+
+async def fill_and_drain(broker, body, window, seconds):
+    connection, waiting, confirmed = await publish_until_none_is_confirmed(broker.url, "drained", body, window)
+    held = confirmed()
+    started = time.monotonic()
+    consumed = await drain_until_confirmed(broker.url, "drained", confirmed, held, seconds)
+    print(f"   {held} messages of {len(body)} bytes until publishers were held, {consumed} consumed until they "
+          f"went on, after {time.monotonic() - started:.1f} s")
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await connection.close()
+
+
+def publishers_go_on_when_a_small_disk_is_drained_with_no_option_set():
+    with Mount("small", 128) as mount:
+        broker = Broker(os.path.join(mount.folder, "data"), segments=())
+        for _ in (0, 1):
+            broker.start()
+            run_async(fill_and_drain(broker, bytes(20_000), 100, 30))
+            broker.kill()
+
+
 def read_only_folder_is_refused_with_words():
     with Mount("readonly", 16) as mount:
         mount.remount("ro")
@@ -473,6 +534,7 @@ STEPS = [
     (faked_syncs_are_found_out, True),
     (failed_sync_ends_the_broker, True),
     (full_disk_holds_publishers_and_nobody_else, True),
+    (publishers_go_on_when_a_small_disk_is_drained_with_no_option_set, True),
     (read_only_folder_is_refused_with_words, True),
 ]
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_journal::{Keeper, Living, Swept};
@@ -17,8 +18,8 @@ use crate::hub::Hub;
 use crate::journal::{Growth, Orders, WriterEnded};
 use crate::limits::{
     CHECKPOINT_GROWTH, CHECKPOINT_GROWTH_MIN, CHECKPOINT_INTERVALS_MAX, CHECKPOINT_LIVING_PART,
-    CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, ENQUEUED_RECORD_BYTES, MESSAGE_RECORD_BYTES,
-    SHORT_CONSUMED_PART,
+    CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, DISK_SHORT_LOOK_EVERY, ENQUEUED_RECORD_BYTES,
+    MESSAGE_RECORD_BYTES, SHORT_REST_FACTOR,
 };
 use crate::recovery::NODE_STREAM;
 use crate::space::Shortage;
@@ -90,6 +91,31 @@ struct Written {
     bytes: u64,
     messages: usize,
     living: Living,
+    /// Changes that it took.
+    changes: u64,
+}
+
+/// A checkpoint that a start may begin with.
+struct Begun {
+    /// Where it begins in each stream.
+    at: BTreeMap<u32, u64>,
+    /// Bytes of the journal that a start would have to read before it.
+    offset: u64,
+    /// How many changes there were before it, but those of checkpoints; none if an earlier process wrote it.
+    others: Option<u64>,
+}
+
+/// What the next checkpoint waits for.
+struct Next {
+    /// The journal has grown so far.
+    at: u64,
+    /// More than half of so many messages are gone.
+    messages: usize,
+    /// The disk is short of room, and there were more changes than these, but for those of checkpoints: a start reads what
+    /// came since, though it may need nothing of it.
+    others: Option<u64>,
+    /// What the last one took passed a few times, so that a disk that is short of room has time for others.
+    rested: Instant,
 }
 
 impl Written {
@@ -106,16 +132,23 @@ impl Thread {
         let Tools { hubs, orders, growth, segment_bytes, shortage, .. } = &self.tools;
         let recovered = hubs.iter().map(|hub| hub.recovered_checkpoint());
         let recovered = recovered.map(|(stream, begun)| Some((stream, begun?.0)));
-        let mut last = recovered.collect::<Option<BTreeMap<_, _>>>().map(|begun| (begun, 0));
-        let (mut next_at, mut messages) = (*segment_bytes, 0);
-        while self.wait(next_at, messages) {
+        let recovered = recovered.collect::<Option<BTreeMap<_, _>>>();
+        let mut last = recovered.map(|at| Begun { at, offset: 0, others: None });
+        let messages = hubs.iter().map(|hub| hub.durable_messages()).sum();
+        let mut next = Next { at: *segment_bytes, messages, others: None, rested: Instant::now() };
+        let mut own = 0;
+        while self.wait(&next, own) {
+            let (began, others) = (Instant::now(), self.changes() - own);
             let Some(written) = self.write()? else { break };
+            own += written.changes;
             shortage.set_checkpoint_bytes(written.bytes);
-            let before = last.replace((written.begun.clone(), written.offset));
-            let needed_from = before.as_ref().map_or(0, |(_, offset)| *offset);
-            if let Some((before, _)) = before
-                && orders.begin_replay_at(before)?
+            let begun = Begun { at: written.begun.clone(), offset: written.offset, others: Some(others) };
+            let before = last.replace(begun);
+            let needed_from = before.as_ref().map_or(0, |before| before.offset);
+            if let Some(Begun { at, others, .. }) = before
+                && orders.begin_replay_at(at)?
             {
+                next.others = others;
                 let is_stopping = &self.is_stopping;
                 match self.keeper.sweep(&written.living, &|| is_stopping.load(Ordering::Relaxed)) {
                     Ok(Swept { removed, compacted, old_bytes }) => {
@@ -128,33 +161,44 @@ impl Thread {
             let now = self.tools.recovered_bytes + growth.bytes();
             // What a start would have to read takes room, too.
             let is_long = now - needed_from > CHECKPOINT_INTERVALS_MAX * interval;
-            // Room is won when two checkpoints know of it.
-            let is_needed = shortage.is_short() && written.messages < messages;
-            next_at = if is_long || is_needed { now } else { written.offset + interval };
-            messages = written.messages;
+            next.at = if is_long { now } else { written.offset + interval };
+            next.messages = written.messages;
+            next.rested = Instant::now() + began.elapsed() * SHORT_REST_FACTOR;
         }
         Ok(())
     }
 
-    /// Waits until the journal has grown so far, or more than half of so many messages are gone, or a part of them and the
-    /// disk is short of room; false if the node stops.
-    fn wait(&self, next_at: u64, messages: usize) -> bool {
+    /// All changes that there were.
+    fn changes(&self) -> u64 {
+        self.tools.hubs.iter().map(|hub| hub.position().0).sum()
+    }
+
+    /// Waits for what the next checkpoint waits for, if so many changes were those of checkpoints; false if the node stops.
+    fn wait(&self, next: &Next, own: u64) -> bool {
         let Tools { hubs, growth, recovered_bytes, shortage, .. } = &self.tools;
-        growth.tell_at(next_at.saturating_sub(*recovered_bytes), self.wake.clone());
-        let mut seen = growth.bytes();
+        growth.tell_at(next.at.saturating_sub(*recovered_bytes), self.wake.clone());
+        let (mut seen, mut looked) = (growth.bytes(), Instant::now());
         loop {
-            let woken = self.woken.recv_timeout(CHECKPOINT_LOOK_EVERY);
+            let is_short = shortage.is_short();
+            let woken =
+                self.woken.recv_timeout(if is_short { DISK_SHORT_LOOK_EVERY } else { CHECKPOINT_LOOK_EVERY });
             if self.is_stopping.load(Ordering::Relaxed) || woken == Err(RecvTimeoutError::Disconnected) {
                 return false;
             }
-            let now = growth.bytes();
-            let is_short = shortage.is_short();
-            let most = if is_short { messages - messages / SHORT_CONSUMED_PART } else { messages / 2 };
-            let is_less = || hubs.iter().map(|hub| hub.durable_messages()).sum::<usize>() < most;
-            if woken.is_ok() || ((is_short || now != seen) && is_less()) {
+            // What was settled since takes room until two checkpoints know of it.
+            let is_due = || next.others.is_none_or(|others| self.changes() - own > others);
+            if woken.is_ok() || (is_short && Instant::now() >= next.rested && is_due()) {
                 return true;
             }
-            seen = now;
+            if looked.elapsed() < CHECKPOINT_LOOK_EVERY {
+                continue;
+            }
+            let now = growth.bytes();
+            let is_less = || hubs.iter().map(|hub| hub.durable_messages()).sum::<usize>() < next.messages / 2;
+            if now != seen && is_less() {
+                return true;
+            }
+            (seen, looked) = (now, Instant::now());
         }
     }
 
@@ -162,7 +206,7 @@ impl Thread {
     fn write(&self) -> Result<Option<Written>, WriterEnded> {
         let Tools { hubs, orders, growth, recovered_bytes, .. } = &self.tools;
         let (begun, living, offset) = (BTreeMap::new(), Living::default(), recovered_bytes + growth.bytes());
-        let mut written = Written { begun, offset, bytes: 0, messages: 0, living };
+        let mut written = Written { begun, offset, bytes: 0, messages: 0, living, changes: 0 };
         let node = orders.append_to_node(hubs.iter().map(|hub| hub.added()).collect())?;
         written.begun.insert(NODE_STREAM, node);
         for hub in hubs {
@@ -171,7 +215,9 @@ impl Thread {
                 if self.is_stopping.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
-                goes_on = hub.checkpoint(&mut checkpoint);
+                let changes;
+                (goes_on, changes) = hub.checkpoint(&mut checkpoint);
+                written.changes += changes;
                 let living = checkpoint.take_living();
                 written.messages += living.len();
                 let records = living.iter().filter_map(|&(message, bytes)| {

@@ -205,13 +205,20 @@ impl Hub {
         goes_on
     }
 
-    /// Goes one step on with a checkpoint; false once it is complete.
-    pub(crate) fn checkpoint(&self, checkpoint: &mut Checkpoint) -> bool {
+    /// Goes one step on with a checkpoint; false once it is complete. And how many changes that took.
+    pub(crate) fn checkpoint(&self, checkpoint: &mut Checkpoint) -> (bool, u64) {
         let mut state = self.lock();
         let State { vhost, effects, .. } = &mut *state;
+        let before = vhost.position().0;
         let goes_on = vhost.handle_checkpoint(self.clock.now(), checkpoint, UNITS_PER_HOLD, effects);
+        let changes = vhost.position().0 - before;
         self.hand_on(state, None);
-        goes_on
+        (goes_on, changes)
+    }
+
+    /// The position of the last change.
+    pub(crate) fn position(&self) -> JournalPosition {
+        self.lock().vhost.position()
     }
 
     /// Its virtual host as the node knows it: its stream and its name.

@@ -93,8 +93,8 @@ pub(crate) const DISK_SHORT_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often the journal tries to write what a full disk had no room for.
 pub(crate) const FULL_RETRY_EVERY: Duration = Duration::from_millis(100);
 
-/// While there is little room on the disk, a checkpoint is written when one in so many messages is gone.
-pub(crate) const SHORT_CONSUMED_PART: usize = 8;
+/// While there is little room on the disk, checkpoints follow each other; after each one passes so many times what it took.
+pub(crate) const SHORT_REST_FACTOR: u32 = 4;
 
 /// Bytes of changes that the journal takes together or not at all, though nothing asks for that: fewer pieces to count.
 pub(crate) const GROUP_BYTES: usize = 256 * 1024;

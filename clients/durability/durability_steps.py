@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ import zlib
 
 import aiormq
 import pika
-from pamqp.commands import Basic
+from pamqp import frame
+from pamqp.commands import Basic, Channel, Connection
 
 import history
 
@@ -332,14 +334,31 @@ def faked_syncs_are_found_out():
     assert numbers["lost"] >= 100, f"only {numbers['lost']} lost: this test proves nothing"
 
 
+def plain_connection(url):
+    """A socket on which a channel will be open when the broker has read all that was sent."""
+    connection = socket.create_connection(("127.0.0.1", int(url.split(":")[-1].split("/")[0])))
+    # Two frames of the handshake need what the broker says, but not that it was read.
+    methods = [(Connection.StartOk({}, "PLAIN", "\0guest\0guest", "en_US"), 0), (Connection.TuneOk(0, 131072, 0), 0)]
+    methods += [(Connection.Open("/"), 0), (Channel.Open(), 1)]
+    connection.sendall(b"AMQP\0\0\x09\x01" + b"".join(frame.marshal(*method) for method in methods))
+    return connection
+
+
 def failed_sync_ends_the_broker():
     folder = fresh("eio")
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync"]
     broker = Broker(folder, [*strace, "-e", "inject=fdatasync:error=EIO:when=60+"])
     clients = Clients()
     broker.start()
-    run_async(clients.load(broker.url, 0, 3, lambda: None))
-    assert broker.wait(20) == 74, broker.process.returncode
+    # Who does not answer is waited for, and nobody else may have the folder meanwhile.
+    with plain_connection(broker.url):
+        run_async(clients.load(broker.url, 0, 3, lambda: None))
+        assert broker.process.poll() is None, "the broker has ended too early for this test"
+        second = subprocess.run(
+            [BINARY, "serve", "--data-dir", folder, "--amqp-port", "0"], capture_output=True, text=True, timeout=20
+        )
+        assert second.returncode == 73 and "in use" in second.stderr, second
+        assert broker.wait(20) == 74, broker.process.returncode
     broker = Broker(folder)
     broker.start()
     clients.events.append(("up", 1))

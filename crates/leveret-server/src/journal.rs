@@ -22,7 +22,6 @@ use leveret_journal::{Batch, Log, LogError, Spares};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-use crate::data_dir::DataDir;
 #[cfg(test)]
 use crate::limits::PENDING_BYTES_MAX;
 use crate::limits::{FULL_RETRY_EVERY, GROUP_BYTES, IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
@@ -415,11 +414,9 @@ impl Growth {
 }
 
 impl Writer {
-    /// Starts the thread. It holds the data folder until it has written everything. `streams` says how far each is; while
-    /// more than `bytes_max` wait, publishers do, too.
+    /// Starts the thread. `streams` says how far each is; while more than `bytes_max` wait, publishers do, too.
     pub(crate) fn start(
         log: Log,
-        data_dir: DataDir,
         bytes_max: usize,
         node_sequence: u64,
         streams: &[(u32, JournalPosition)],
@@ -446,7 +443,6 @@ impl Writer {
                 tracing::error!("{error}; what was not confirmed is lost");
                 failing.send_replace(Some(error.to_string()));
             }
-            drop(data_dir);
         })?;
         Ok((Writer { pending, thread: Some(thread), failed, growth }, streams))
     }

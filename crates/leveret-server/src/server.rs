@@ -150,8 +150,10 @@ pub struct ServerHandle {
     /// Both are dropped before what they give orders to.
     checkpoints: Option<Checkpoints>,
     space: Option<Space>,
-    /// Dropped last: it writes what is left, and lets go of the data folder.
+    /// It writes what is left.
     writer: Option<Writer>,
+    /// Dropped last, when no thread is left that changes it.
+    data_dir: Option<DataDir>,
 }
 
 impl Server {
@@ -159,21 +161,22 @@ impl Server {
     pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
         let clock = Clock::start();
         let node = Arc::new(Node::default());
-        let data_dir = match &config.storage {
+        let storage = match &config.storage {
             Storage::InMemory => None,
             Storage::Folder(folder) => Some((folder.clone(), DataDir::lock(folder)?)),
         };
         let listeners = listener::bind(&config.bind, config.amqp_port)?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
-        let (mut keeping, mut spacing) = (None, None);
-        let (writer, bodies, vhosts) = match data_dir {
+        let (mut keeping, mut spacing, mut data_dir) = (None, None, None);
+        let (writer, bodies, vhosts) = match storage {
             None => {
                 let vhosts = node.vhosts().iter();
                 let vhosts = vhosts.map(|name| VirtualHost::new(name.clone(), rand::random()));
                 (None, None, vhosts.map(|vhost| (vhost, Stream::forgetful())).collect())
             }
-            Some((folder, data_dir)) => {
+            Some((folder, locked)) => {
+                data_dir = Some(locked);
                 let (now, names) = (clock.now(), node.vhosts().to_vec());
                 let bytes = memory.budget();
                 let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
@@ -188,8 +191,8 @@ impl Server {
                 keeping = Some((log.keeper(), bytes));
                 spacing = Some((log.spares(), log.reader()));
                 let bytes_max = memory.pending_bytes_max();
-                let (writer, streams) = Writer::start(log, data_dir, bytes_max, node_sequence, &positions)
-                    .map_err(StartError::Thread)?;
+                let (writer, streams) =
+                    Writer::start(log, bytes_max, node_sequence, &positions).map_err(StartError::Thread)?;
                 let vhosts: Vec<_> = vhosts.into_iter().map(|(_, vhost)| vhost).zip(streams).collect();
                 (Some(writer), Some(bodies), vhosts)
             }
@@ -240,6 +243,7 @@ impl Server {
             checkpoints,
             space,
             writer,
+            data_dir,
         })
     }
 }
@@ -267,10 +271,12 @@ impl ServerHandle {
             hub.stop();
         }
         let (checkpoints, space, writer) = (self.checkpoints.take(), self.space.take(), self.writer.take());
+        let data_dir = self.data_dir.take();
         let ending = move || {
             drop((checkpoints, space));
             // What is left takes one write and one sync.
             drop(writer);
+            drop(data_dir);
         };
         let _ = tokio::task::spawn_blocking(ending).await;
     }

@@ -222,12 +222,11 @@ impl Log {
         Keeper::new(self.reader(), replay, spares, self.options.segment_bytes)
     }
 
-    /// Bytes that the next batch may have, payloads and what goes with them: most of a segment or, on a full disk, of what is
-    /// left. More may find no room.
+    /// Bytes that the next batch may have, payloads and what goes with them: most of the largest spare, or of what is left of
+    /// the segment. More may find no room.
     pub fn batch_bytes(&self) -> u64 {
-        let Some(spare) = self.spares.most() else { return self.spares.segment_bytes() / 16 * 15 };
         let header = SegmentHeader::bytes_with(self.streams.len()) as u64;
-        let left = spare.saturating_sub(header).max(self.length - self.end);
+        let left = self.spares.most().saturating_sub(header).max(self.length - self.end);
         left.saturating_sub(BATCH_HEADER_BYTES as u64) / 16 * 15
     }
 
@@ -340,10 +339,10 @@ impl Log {
         let least = header.bytes() as u64 + needed;
         let spare = match size {
             Size::Header => self.spares.make(least).or_else(|error| self.spares.take(least).ok_or(error)),
-            Size::Segment => self.spares.take(least).map_or_else(
-                || self.spares.make(self.spares.segment_bytes().max(least)).inspect(|_| self.spares.wake()),
-                Ok,
-            ),
+            Size::Segment => self
+                .spares
+                .take(least)
+                .map_or_else(|| self.spares.make_larger(self.spares.segment_bytes().max(least), least), Ok),
         };
         let spare = match spare {
             Err(error) if is_full(&error) || has_no_descriptor(&error) => {

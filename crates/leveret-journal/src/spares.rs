@@ -9,7 +9,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -26,25 +26,24 @@ pub struct Spares {
     disk: Arc<dyn Disk>,
     /// Those that are ready.
     ready: Mutex<Vec<Spare>>,
-    count: AtomicUsize,
+    /// Bytes of those.
+    bytes: AtomicU64,
     /// The number of the next one.
     next: AtomicU64,
     /// Bytes of the next segment.
     segment_bytes: AtomicU64,
-    /// How many there should be at least.
-    reserve: AtomicUsize,
+    /// Bytes that should be ready at least.
+    reserve_bytes: AtomicU64,
     /// Room was taken since somebody looked last.
     is_taken: Mutex<bool>,
     taken: Condvar,
     /// There are fewer than there should be, and nobody has looked since.
     is_low: AtomicBool,
-    /// The disk had no room for the last one.
-    has_refused: AtomicBool,
 }
 
 impl std::fmt::Debug for Spares {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Spares").field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("Spares").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
 
@@ -83,21 +82,25 @@ impl Spares {
         }
         Ok(Arc::new(Spares {
             disk: Arc::clone(disk),
-            count: AtomicUsize::new(ready.len()),
+            bytes: AtomicU64::new(sum(&ready)),
             ready: Mutex::new(ready),
             next: AtomicU64::new(next),
             segment_bytes: AtomicU64::new(SEGMENT_BYTES_DEFAULT),
-            reserve: AtomicUsize::new(0),
+            reserve_bytes: AtomicU64::new(0),
             is_taken: Mutex::new(false),
             taken: Condvar::new(),
             is_low: AtomicBool::new(false),
-            has_refused: AtomicBool::new(false),
         }))
     }
 
     /// How many are ready.
     pub fn count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
+        self.ready.lock().len()
+    }
+
+    /// Bytes of those that are ready.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// Bytes of the next segment, unless a batch needs more.
@@ -110,25 +113,26 @@ impl Spares {
         self.segment_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Makes as many ready as are missing, each for a segment of the present size, and gives back the room of what is too
-    /// much or too large. When fewer than `reserve` are ready, [`Spares::is_low`] says so from then on.
+    /// Makes as many ready as are missing to the bytes of so many segments of the present size, and gives back the room of
+    /// what is too much or too large. When less than the bytes of `reserve` segments are ready, [`Spares::is_low`] says so
+    /// from then on.
     ///
     /// # Errors
     /// If the disk refuses. What is ready then is ready.
     pub fn keep(&self, reserve: usize, count: usize) -> io::Result<()> {
-        self.reserve.store(reserve, Ordering::Relaxed);
         let bytes = self.segment_bytes();
+        let wanted = bytes * count as u64;
+        self.reserve_bytes.store(bytes * reserve as u64, Ordering::Relaxed);
         let fits = |spare: &Spare| spare.length >= bytes / 2 && spare.length / SPARE_BYTES_FACTOR <= bytes;
-        loop {
-            let missing = count.saturating_sub(self.ready.lock().iter().filter(|spare| fits(spare)).count());
-            if missing == 0 {
-                break;
-            }
+        let fitting =
+            |ready: &[Spare]| ready.iter().filter(|spare| fits(spare)).map(|spare| spare.length).sum::<u64>();
+        while fitting(&self.ready.lock()) < wanted {
             match self.make_ready(bytes) {
+                Err(error) if is_full(&error) && self.remove_small(bytes)? => {}
                 // Little is better than nothing; what there is may soon be gone.
-                Err(error) if is_full(&error) && self.count() < count => {
+                Err(error) if is_full(&error) => {
                     let mut bytes = bytes / 2;
-                    while bytes >= SPARE_BYTES_MIN && self.count() < count {
+                    while bytes >= SPARE_BYTES_MIN && self.bytes() < wanted {
                         if self.make_ready(bytes).is_err() {
                             bytes /= 2;
                         }
@@ -140,12 +144,14 @@ impl Spares {
         }
         loop {
             let mut ready = self.ready.lock();
-            let is_too_many = ready.len() > count;
+            let too_much = fitting(&ready).saturating_sub(wanted);
             let unfit = ready.iter().position(|spare| !fits(spare));
-            let unused = || ready.iter().position(|spare| !spare.is_used).unwrap_or(0);
-            let Some(at) = unfit.or_else(|| is_too_many.then(unused)) else { break };
-            let spare = ready.swap_remove(at);
-            self.count.store(ready.len(), Ordering::Release);
+            let needless = || {
+                let needless = ready.iter().enumerate().filter(|(_, spare)| spare.length <= too_much);
+                needless.min_by_key(|(_, spare)| spare.is_used).map(|(at, _)| at)
+            };
+            let Some(at) = unfit.or_else(needless) else { break };
+            let spare = self.remove(&mut ready, at);
             drop(ready);
             self.discard(spare)?;
         }
@@ -172,6 +178,29 @@ impl Spares {
             self.offer(Spare { length: 0, ..spare });
         }
         removed
+    }
+
+    /// Removes those that are much smaller than so many bytes, if with what is free they have room for one that is not: one
+    /// large one holds what they cannot. False if they have not.
+    fn remove_small(&self, bytes: u64) -> io::Result<bool> {
+        let is_small = |spare: &Spare| spare.length < bytes / 2;
+        let mut ready = self.ready.lock();
+        let small: u64 = ready.iter().filter(|spare| is_small(spare)).map(|spare| spare.length).sum();
+        if small == 0 || small.saturating_add(self.free_bytes()?) < bytes {
+            return Ok(false);
+        }
+        let mut removed = Vec::new();
+        while let Some(at) = ready.iter().position(is_small) {
+            removed.push(self.remove(&mut ready, at));
+        }
+        drop(ready);
+        let mut result = Ok(true);
+        for spare in removed {
+            if let Err(error) = self.discard(spare) {
+                result = Err(error);
+            }
+        }
+        result
     }
 
     /// Bytes that are free on the disk.
@@ -207,10 +236,9 @@ impl Spares {
         self.is_low.store(false, Ordering::Release);
     }
 
-    /// Bytes of the largest one, if nothing larger can be had.
-    pub(crate) fn most(&self) -> Option<u64> {
-        let largest = || self.ready.lock().iter().map(|spare| spare.length).max().unwrap_or(0);
-        self.has_refused.load(Ordering::Relaxed).then(largest)
+    /// Bytes of the largest one.
+    pub(crate) fn most(&self) -> u64 {
+        self.ready.lock().iter().map(|spare| spare.length).max().unwrap_or(0)
     }
 
     /// One with room for at least so many bytes.
@@ -218,24 +246,62 @@ impl Spares {
         let mut ready = self.ready.lock();
         let fitting = ready.iter().enumerate().filter(|(_, spare)| spare.length >= needed);
         let (at, _) = fitting.min_by_key(|(_, spare)| (!spare.is_used, spare.length))?;
-        let spare = ready.swap_remove(at);
-        self.count.store(ready.len(), Ordering::Release);
-        if ready.len() < self.reserve.load(Ordering::Relaxed) {
-            self.is_low.store(true, Ordering::Release);
-        }
+        let spare = self.remove(&mut ready, at);
         drop(ready);
         self.wake();
         Some(spare)
+    }
+
+    /// One with so many bytes `wanted`, made now: none that is ready has the `least` that is needed. On a full disk it is
+    /// put together from those that are.
+    pub(crate) fn make_larger(&self, wanted: u64, least: u64) -> io::Result<Spare> {
+        let made = self.make(wanted).or_else(|error| if is_full(&error) { self.make(least) } else { Err(error) });
+        let made = match made {
+            Err(error) if is_full(&error) => self.put_together(least).unwrap_or(Err(error)),
+            made => made,
+        };
+        self.wake();
+        made
+    }
+
+    /// Makes the largest one longer, with what is free and the room of as many others as that takes; none if all of it is too
+    /// little.
+    fn put_together(&self, bytes: u64) -> Option<io::Result<Spare>> {
+        if self.bytes().saturating_add(self.free_bytes().unwrap_or(0)) < bytes {
+            return None;
+        }
+        let mut ready = self.ready.lock();
+        let (largest, _) = ready.iter().enumerate().max_by_key(|(_, spare)| spare.length)?;
+        let mut spare = self.remove(&mut ready, largest);
+        loop {
+            match spare.file.preallocate(bytes) {
+                Ok(()) => {
+                    spare.length = bytes;
+                    return Some(Ok(spare));
+                }
+                Err(error) if is_full(&error) && !ready.is_empty() => {
+                    let smallest = ready.iter().enumerate().min_by_key(|(_, spare)| spare.length);
+                    let smallest = smallest.map_or(0, |(at, _)| at);
+                    let other = self.remove(&mut ready, smallest);
+                    if let Err(error) = self.disk.remove(&other.name) {
+                        return Some(Err(error));
+                    }
+                }
+                Err(error) => {
+                    self.add(&mut ready, spare);
+                    return Some(Err(error));
+                }
+            }
+        }
     }
 
     /// A new one with so many bytes.
     pub(crate) fn make(&self, bytes: u64) -> io::Result<Spare> {
         let name = format!("{PREFIX}{}", self.next.fetch_add(1, Ordering::Relaxed));
         let file = self.disk.create(&name)?;
-        let taken = file.preallocate(bytes);
-        self.has_refused.store(taken.is_err(), Ordering::Relaxed);
         let spare = Spare { name, file, length: bytes, is_used: false };
-        if let Err(error) = taken {
+        if let Err(error) = spare.file.preallocate(bytes) {
+            // If it cannot be removed either, the next start takes it for what it is.
             let _ = self.discard(spare);
             return Err(error);
         }
@@ -245,12 +311,12 @@ impl Spares {
     /// Makes spares of segments that are not needed any more, as many as there should be, and removes the rest. Others that
     /// are too many then go when somebody looks. Those for which `gone` is not called are still there.
     pub(crate) fn recycle(&self, segments: &[u64], mut gone: impl FnMut(u64)) -> io::Result<()> {
-        let used = self.ready.lock().iter().filter(|spare| spare.is_used).count();
-        let missing = self.reserve.load(Ordering::Relaxed).saturating_sub(used);
+        let used = self.ready.lock().iter().filter(|spare| spare.is_used).map(|spare| spare.length).sum();
+        let missing = self.reserve_bytes.load(Ordering::Relaxed).saturating_sub(used);
         let (mut spares, mut result) = (Vec::new(), Ok(()));
         for &generation in segments {
             let old = segment_name(generation);
-            let done = if spares.len() < missing {
+            let done = if (spares.len() as u64) * self.segment_bytes() < missing {
                 self.rename(&old).map(|spare| spares.push(spare))
             } else {
                 self.disk.remove(&old)
@@ -292,8 +358,25 @@ impl Spares {
     }
 
     fn offer(&self, spare: Spare) {
-        let mut ready = self.ready.lock();
-        ready.push(spare);
-        self.count.store(ready.len(), Ordering::Release);
+        self.add(&mut self.ready.lock(), spare);
     }
+
+    fn add(&self, ready: &mut Vec<Spare>, spare: Spare) {
+        ready.push(spare);
+        self.bytes.store(sum(ready), Ordering::Release);
+    }
+
+    fn remove(&self, ready: &mut Vec<Spare>, at: usize) -> Spare {
+        let spare = ready.swap_remove(at);
+        let bytes = sum(ready);
+        self.bytes.store(bytes, Ordering::Release);
+        if bytes < self.reserve_bytes.load(Ordering::Relaxed) {
+            self.is_low.store(true, Ordering::Release);
+        }
+        spare
+    }
+}
+
+fn sum(ready: &[Spare]) -> u64 {
+    ready.iter().map(|spare| spare.length).sum()
 }

@@ -126,7 +126,11 @@ impl Disk for MemoryDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         spend(&self.refusal)?;
-        self.files.lock().unwrap().remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+        let removed = self.files.lock().unwrap().remove(name).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(room) = &mut *self.room.lock().unwrap() {
+            *room += removed.bytes.lock().unwrap().len() as u64;
+        }
+        Ok(())
     }
 
     fn sync_directory(&self) -> io::Result<()> {
@@ -530,6 +534,46 @@ fn spares_become_segments_where_there_is_no_room_for_new_ones() {
     log.spares().keep(0, 1).unwrap();
     let sizes = disk.snapshot().into_iter().filter(|(name, _)| name.starts_with("spare"));
     assert_eq!(sizes.map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [100_000], "one that is too small goes");
+}
+
+#[test]
+fn a_batch_has_as_many_bytes_as_the_largest_spare_and_one_that_has_more_is_given_several() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    let spares = log.spares();
+    spares.keep(3, 3).unwrap();
+    // Segments grow, and the disk has no room for such spares.
+    spares.set_segment_bytes(10_000);
+    *disk.room.lock().unwrap() = Some(100);
+    assert!((500..1024).contains(&log.batch_bytes()), "{} bytes", log.batch_bytes());
+    append(&mut log, 1, 1, 2000).unwrap();
+    assert_eq!((spares.count(), spares.bytes()), (0, 0), "two gave their room to the third");
+    assert!(spares.is_low());
+    assert!(matches!(append(&mut log, 2, 2, 2000), Err(LogError::Full(_))));
+    *disk.room.lock().unwrap() = Some(1024);
+    spares.set_segment_bytes(512);
+    spares.keep(2, 2).unwrap();
+    assert!(matches!(append(&mut log, 2, 2, 2000), Err(LogError::Full(_))));
+    assert_eq!(spares.bytes(), 1024, "all of them are too little, so they stay");
+    drop(log);
+    *disk.room.lock().unwrap() = None;
+    assert_eq!(open(&disk, SMALL).1, records(1, 1, 2000));
+}
+
+#[test]
+fn where_little_room_came_back_often_one_large_spare_is_made_of_many_small_ones() {
+    let disk = MemoryDisk::default();
+    let (log, _, _) = open(&disk, MIDDLE);
+    let spares = log.spares();
+    spares.set_segment_bytes(1 << 20);
+    for _ in 0..15 {
+        *disk.room.lock().unwrap() = Some(64 << 10);
+        assert!(spares.keep(1, 1).is_err());
+    }
+    assert_eq!((spares.count(), spares.bytes()), (15, 15 << 16));
+    *disk.room.lock().unwrap() = Some(64 << 10);
+    spares.keep(1, 1).unwrap();
+    assert_eq!((spares.count(), spares.bytes()), (1, 1 << 20));
 }
 
 #[test]

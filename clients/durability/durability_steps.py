@@ -6,6 +6,7 @@ FS_IOC_SHUTDOWN), so that whatever was not synced is gone. That needs root.
 """
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
@@ -16,13 +17,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
 import aiormq
 import pika
 from pamqp import frame
-from pamqp.commands import Basic, Channel, Connection
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Channel, Connection, Queue
+from pamqp.header import ContentHeader
 
 import history
 
@@ -334,16 +338,6 @@ def faked_syncs_are_found_out():
     assert numbers["lost"] >= 100, f"only {numbers['lost']} lost: this test proves nothing"
 
 
-def plain_connection(url):
-    """A socket on which a channel will be open when the broker has read all that was sent."""
-    connection = socket.create_connection(("127.0.0.1", int(url.split(":")[-1].split("/")[0])))
-    # Two frames of the handshake need what the broker says, but not that it was read.
-    methods = [(Connection.StartOk({}, "PLAIN", "\0guest\0guest", "en_US"), 0), (Connection.TuneOk(0, 131072, 0), 0)]
-    methods += [(Connection.Open("/"), 0), (Channel.Open(), 1)]
-    connection.sendall(b"AMQP\0\0\x09\x01" + b"".join(frame.marshal(*method) for method in methods))
-    return connection
-
-
 def failed_sync_ends_the_broker():
     folder = fresh("eio")
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync"]
@@ -536,6 +530,89 @@ def publishers_go_on_when_a_small_disk_is_drained_with_no_option_set():
             broker.kill()
 
 
+class Flood:
+    """Many small messages, as fast as the broker reads them, from a thread."""
+
+    def __init__(self, url, queue):
+        parts = [Basic.Publish(routing_key=queue), ContentHeader(body_size=4, properties=PERSISTENT)]
+        blob = b"".join(frame.marshal(part, 1) for part in [*parts, ContentBody(b"tiny")]) * 1000
+        self.socket, self.sent, self.seen = plain_connection(url), 0, (0, time.monotonic())
+        self.socket.sendall(frame.marshal(Queue.Declare(queue=queue, durable=True), 1))
+        threading.Thread(target=self.run, args=(blob,), daemon=True).start()
+
+    def run(self, blob):
+        with contextlib.suppress(OSError):
+            while True:
+                self.sent += self.socket.send(blob[self.sent % len(blob):])
+
+    def is_held(self):
+        """Whether nothing was taken for two seconds."""
+        sent, now = self.sent, time.monotonic()
+        if sent != self.seen[0]:
+            self.seen = (sent, now)
+        return now > self.seen[1] + 2
+
+    def end(self):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+def plain_connection(url):
+    """A socket on which a channel will be open when the broker has read all that was sent."""
+    connection = socket.create_connection(("127.0.0.1", int(url.split(":")[-1].split("/")[0])))
+    # Two frames of the handshake need what the broker says, but not that it was read.
+    methods = [(Connection.StartOk({}, "PLAIN", "\0guest\0guest", "en_US"), 0), (Connection.TuneOk(0, 131072, 0), 0)]
+    methods += [(Connection.Open("/"), 0), (Channel.Open(), 1)]
+    connection.sendall(b"AMQP\0\0\x09\x01" + b"".join(frame.marshal(*method) for method in methods))
+    return connection
+
+
+def discard(url, queue):
+    """Consumes without acks, as fast as it can, until the socket is closed."""
+    connection = plain_connection(url)
+    connection.sendall(frame.marshal(Basic.Consume(queue=queue, consumer_tag="t", no_ack=True), 1))
+
+    def read():
+        with contextlib.suppress(OSError):
+            while connection.recv(1 << 20):
+                pass
+
+    threading.Thread(target=read, daemon=True).start()
+    return connection
+
+
+async def drain_small_messages(broker):
+    flood = Flood(broker.url, "small")
+    await wait_until(flood.is_held, 60, "filling the disk")
+    sent, started = flood.sent, time.monotonic()
+    consumer = discard(broker.url, "small")
+    await wait_until(lambda: flood.sent > sent + (4 << 20), 60, "going on after messages were consumed")
+    gone_on = time.monotonic() - started
+    flood.end()
+    connection = await aiormq.connect(broker.url)
+    channel = await connection.channel()
+    deadline = time.monotonic() + 60
+    while (await channel.queue_declare("small", durable=True)).message_count > 0:
+        assert time.monotonic() < deadline, "the queue is not drained"
+        await asyncio.sleep(0.1)
+    await connection.close()
+    consumer.close()
+    print(f"   {sent >> 20} MiB until publishers were held, {gone_on:.1f} s until they went on")
+
+
+def small_messages_can_always_be_drained_from_a_short_disk():
+    with Mount("tiny", 80) as mount:
+        broker = Broker(os.path.join(mount.folder, "data"), options=["--disk-free-limit", "1000000"])
+        broker.start()
+        run_async(drain_small_messages(broker))
+        flood = Flood(broker.url, "small")
+        run_async(wait_until(flood.is_held, 60, "filling the disk"))
+        broker.kill()
+        broker.start()
+        run_async(drain_small_messages(broker))
+        broker.kill()
+
+
 def read_only_folder_is_refused_with_words():
     with Mount("readonly", 16) as mount:
         mount.remount("ro")
@@ -554,6 +631,7 @@ STEPS = [
     (failed_sync_ends_the_broker, True),
     (full_disk_holds_publishers_and_nobody_else, True),
     (publishers_go_on_when_a_small_disk_is_drained_with_no_option_set, True),
+    (small_messages_can_always_be_drained_from_a_short_disk, True),
     (read_only_folder_is_refused_with_words, True),
 ]
 

@@ -28,7 +28,6 @@ use crate::space::Shortage;
 pub(crate) struct Checkpoints {
     is_stopping: Arc<AtomicBool>,
     wake: Sender<()>,
-    orders: Orders,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,13 +48,12 @@ impl Checkpoints {
     pub(crate) fn start(tools: Tools, keeper: Keeper) -> std::io::Result<Self> {
         let (wake, woken) = channel();
         let is_stopping = Arc::new(AtomicBool::new(false));
-        let orders = tools.orders.clone();
         let thread = Thread { tools, keeper, is_stopping: Arc::clone(&is_stopping), wake: wake.clone(), woken };
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || {
             // It ends with the journal, which says why.
             let _: Result<(), WriterEnded> = thread.run();
         })?;
-        Ok(Checkpoints { is_stopping, wake, orders, thread: Some(thread) })
+        Ok(Checkpoints { is_stopping, wake, thread: Some(thread) })
     }
 }
 
@@ -64,8 +62,6 @@ impl Drop for Checkpoints {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         let _ = self.wake.send(());
-        // It may wait for the journal, and that for a full disk.
-        self.orders.give_up_when_full();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -93,6 +89,16 @@ struct Written {
     living: Living,
     /// Changes that it took.
     changes: u64,
+}
+
+/// How far a checkpoint came.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Whole,
+    /// It does not wait for room: what there is of it is worth nothing.
+    NoRoom,
+    /// The node stops.
+    Stopped,
 }
 
 /// A checkpoint that a start may begin with.
@@ -138,10 +144,25 @@ impl Thread {
         let mut next = Next { at: *segment_bytes, messages, others: None, rested: Instant::now() };
         let mut own = 0;
         while self.wait(&next, own) {
-            let (began, others) = (Instant::now(), self.changes() - own);
-            let Some(written) = self.write()? else { break };
+            let (began, others, short) = (Instant::now(), self.changes() - own, shortage.time());
+            let (written, outcome) = self.write()?;
             own += written.changes;
-            shortage.set_checkpoint_bytes(written.bytes);
+            let Written { bytes, messages, .. } = written;
+            tracing::debug!(bytes, messages, ?outcome, ?short, "a checkpoint ended");
+            next.rested = Instant::now() + began.elapsed() * SHORT_REST_FACTOR;
+            match outcome {
+                Outcome::Whole => {
+                    let alone = short.is_some() && short == shortage.time();
+                    shortage.set_checkpoint(written.bytes, written.messages, alone);
+                }
+                Outcome::NoRoom => {
+                    shortage.set_unfinished(written.bytes, written.messages);
+                    orders.set_acks_wait(false);
+                    let _ = self.woken.recv_timeout(CHECKPOINT_LOOK_EVERY);
+                    continue;
+                }
+                Outcome::Stopped => break,
+            }
             let begun = Begun { at: written.begun.clone(), offset: written.offset, others: Some(others) };
             let before = last.replace(begun);
             let needed_from = before.as_ref().map_or(0, |before| before.offset);
@@ -163,7 +184,6 @@ impl Thread {
             let is_long = now - needed_from > CHECKPOINT_INTERVALS_MAX * interval;
             next.at = if is_long { now } else { written.offset + interval };
             next.messages = written.messages;
-            next.rested = Instant::now() + began.elapsed() * SHORT_REST_FACTOR;
         }
         Ok(())
     }
@@ -175,49 +195,60 @@ impl Thread {
 
     /// Waits for what the next checkpoint waits for, if so many changes were those of checkpoints; false if the node stops.
     fn wait(&self, next: &Next, own: u64) -> bool {
-        let Tools { hubs, growth, recovered_bytes, shortage, .. } = &self.tools;
+        let Tools { hubs, orders, growth, recovered_bytes, shortage, .. } = &self.tools;
         growth.tell_at(next.at.saturating_sub(*recovered_bytes), self.wake.clone());
-        let (mut seen, mut looked) = (growth.bytes(), Instant::now());
+        let (mut seen, mut looked, mut is_grown) = (growth.bytes(), Instant::now(), false);
         loop {
             let is_short = shortage.is_short();
+            // What was settled since takes room until two checkpoints know of it.
+            let is_due = is_short && next.others.is_none_or(|others| self.changes() - own > others);
+            // Where none wins room, those who ack have nothing to wait for.
+            let (is_scarce, is_vain) = (orders.is_scarce(), is_short && (!is_due || shortage.is_out()));
+            orders.set_acks_wait(!is_scarce || !is_vain);
+            let is_rested = is_scarce || Instant::now() >= next.rested;
+            if !shortage.is_out() && (is_grown || (is_due && is_rested)) {
+                return true;
+            }
             let woken =
                 self.woken.recv_timeout(if is_short { DISK_SHORT_LOOK_EVERY } else { CHECKPOINT_LOOK_EVERY });
             if self.is_stopping.load(Ordering::Relaxed) || woken == Err(RecvTimeoutError::Disconnected) {
                 return false;
             }
-            // What was settled since takes room until two checkpoints know of it.
-            let is_due = || next.others.is_none_or(|others| self.changes() - own > others);
-            if woken.is_ok() || (is_short && Instant::now() >= next.rested && is_due()) {
-                return true;
-            }
+            is_grown |= woken.is_ok();
             if looked.elapsed() < CHECKPOINT_LOOK_EVERY {
                 continue;
             }
             let now = growth.bytes();
             let is_less = || hubs.iter().map(|hub| hub.durable_messages()).sum::<usize>() < next.messages / 2;
-            if now != seen && is_less() {
-                return true;
-            }
+            is_grown |= now != seen && is_less();
             (seen, looked) = (now, Instant::now());
         }
     }
 
-    /// Writes a checkpoint of all virtual hosts; none if the node stops.
-    fn write(&self) -> Result<Option<Written>, WriterEnded> {
+    /// Writes a checkpoint of all virtual hosts, and says how far that came.
+    fn write(&self) -> Result<(Written, Outcome), WriterEnded> {
         let Tools { hubs, orders, growth, recovered_bytes, .. } = &self.tools;
         let (begun, living, offset) = (BTreeMap::new(), Living::default(), recovered_bytes + growth.bytes());
         let mut written = Written { begun, offset, bytes: 0, messages: 0, living, changes: 0 };
-        let node = orders.append_to_node(hubs.iter().map(|hub| hub.added()).collect())?;
+        // Behind what has no room there would be none for this, either.
+        if !orders.flush()? {
+            return Ok((written, Outcome::NoRoom));
+        }
+        let Some(node) = orders.append_to_node(hubs.iter().map(|hub| hub.added()).collect())? else {
+            return Ok((written, Outcome::NoRoom));
+        };
         written.begun.insert(NODE_STREAM, node);
         for hub in hubs {
             let (mut checkpoint, mut goes_on, mut flushed) = (Checkpoint::default(), true, 0);
+            let bytes_before = written.bytes;
             while goes_on {
                 if self.is_stopping.load(Ordering::Relaxed) {
-                    return Ok(None);
+                    return Ok((written, Outcome::Stopped));
                 }
                 let changes;
                 (goes_on, changes) = hub.checkpoint(&mut checkpoint);
                 written.changes += changes;
+                written.bytes = bytes_before + checkpoint.bytes() as u64;
                 let living = checkpoint.take_living();
                 written.messages += living.len();
                 let records = living.iter().filter_map(|&(message, bytes)| {
@@ -227,12 +258,13 @@ impl Thread {
                 // Not more at once than a disk takes in its stride.
                 if !goes_on || checkpoint.bytes() - flushed >= CHECKPOINT_PENDING_BYTES {
                     flushed = checkpoint.bytes();
-                    orders.flush()?;
+                    if !orders.flush()? {
+                        return Ok((written, Outcome::NoRoom));
+                    }
                 }
             }
             written.begun.insert(hub.stream(), checkpoint.begun().0);
-            written.bytes += checkpoint.bytes() as u64;
         }
-        Ok(Some(written))
+        Ok((written, Outcome::Whole))
     }
 }

@@ -6,14 +6,16 @@
 //!
 //! Group commit that never waits: the writer takes all that is pending, writes and syncs it as one batch, and takes
 //! what came meanwhile. Changes that belong together are one group, which is never split. What a full disk has no room for
-//! waits. After a failed write or sync it takes nothing more, and nothing becomes durable any more.
+//! waits, while others pass it; nothing that the writer is asked to do does. After a failed write or sync it takes nothing
+//! more, and nothing becomes durable any more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use bytesize::ByteSize;
 use leveret_broker::change::NodeChange;
@@ -55,7 +57,7 @@ impl Stream {
             filled: Condvar::new(),
             congested,
             bytes_max: PENDING_BYTES_MAX,
-            room: AtomicUsize::new(usize::MAX),
+            room: Room::default(),
             spares: None,
         });
         Stream::kept(1, JournalPosition::default(), &pending)
@@ -185,13 +187,13 @@ impl Congestion {
     }
 }
 
-/// Something that the writer is asked to do between two batches. It answers when it is done; if it ends before, the answer's
-/// sender is dropped.
+/// Something that the writer is asked to do between two batches. It answers when it is done, or there is no room for it; if it
+/// ends before, the answer's sender is dropped.
 enum Order {
     /// Append records to the stream of the node; the answer is the sequence of the first.
-    Node(Vec<NodeChange>, SyncSender<u64>),
-    /// Write what came before this.
-    Flush(SyncSender<()>),
+    Node(Vec<NodeChange>, SyncSender<Option<u64>>),
+    /// Write what came before this; the answer is whether there was room for it.
+    Flush(SyncSender<bool>),
     /// Let a start begin to read each stream there; the answer is whether there was room to say so.
     BeginReplay(BTreeMap<u32, u64>, SyncSender<bool>),
 }
@@ -208,7 +210,7 @@ impl Orders {
     fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> Result<T, WriterEnded> {
         let (answer, answered) = sync_channel(1);
         let mut state = self.0.state.lock();
-        if state.has_failed || state.ending == Ending::WhenDone {
+        if state.has_failed || state.is_ending {
             return Err(WriterEnded);
         }
         state.orders.push(order(answer));
@@ -217,30 +219,40 @@ impl Orders {
         answered.recv().map_err(|_| WriterEnded)
     }
 
-    /// Appends records to the stream of the node. When this returns, they are durable. Returns the sequence of the first.
-    pub(crate) fn append_to_node(&self, changes: Vec<NodeChange>) -> Result<u64, WriterEnded> {
+    /// Appends records to the stream of the node. When this returns, they are durable. Returns the sequence of the first;
+    /// none if there is no room for them.
+    pub(crate) fn append_to_node(&self, changes: Vec<NodeChange>) -> Result<Option<u64>, WriterEnded> {
         self.ask(|answer| Order::Node(changes, answer))
     }
 
-    /// Returns when everything is durable that was appended before.
-    pub(crate) fn flush(&self) -> Result<(), WriterEnded> {
+    /// Returns when everything is durable that was appended before; false if there is no room for it.
+    pub(crate) fn flush(&self) -> Result<bool, WriterEnded> {
         self.ask(Order::Flush)
     }
 
-    /// The disk has room ready for so many bytes, and as little as there is has been dealt with.
-    pub(crate) fn set_room(&self, bytes: u64) {
-        self.0.room.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
-        let state = self.0.state.lock();
-        self.0.relieve(state.bytes * 2);
+    /// The disk has room ready for so many bytes of publishers, and as little as there is has been dealt with. Acks leave `least`
+    /// of what is ready to checkpoints.
+    pub(crate) fn set_room(&self, bytes: u64, least: u64) {
+        self.0.room.publishers.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
+        self.0.room.least.store(least, Ordering::Relaxed);
+        self.relieve();
     }
 
-    /// From now on the writer does not wait for a full disk: it ends.
-    pub(crate) fn give_up_when_full(&self) {
-        {
-            let mut state = self.0.state.lock();
-            state.ending = state.ending.max(Ending::WhenFull);
+    /// From now on those who ack wait while less is ready than must be left, or they do not, as nothing wins more.
+    pub(crate) fn set_acks_wait(&self, do_wait: bool) {
+        if self.0.room.acks_wait.swap(do_wait, Ordering::Relaxed) && !do_wait {
+            self.relieve();
         }
-        self.0.filled.notify_one();
+    }
+
+    /// Whether less is ready.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.0.is_scarce()
+    }
+
+    fn relieve(&self) {
+        let state = self.0.state.lock();
+        self.0.relieve(state.bytes * 2);
     }
 
     /// Lets a start begin to read each stream at a sequence; false if there is no room to say so.
@@ -256,23 +268,44 @@ struct Pending {
     congested: watch::Sender<Congestion>,
     /// Bytes from which on publishers wait; from twice as many on, others do, too.
     bytes_max: usize,
-    /// The same for publishers, by what the disk has ready.
-    room: AtomicUsize,
+    room: Room,
     /// What is ready.
     spares: Option<Arc<Spares>>,
 }
 
+/// What the disk allows.
+#[derive(Debug)]
+struct Room {
+    /// Bytes that may wait before publishers do.
+    publishers: AtomicUsize,
+    /// Bytes that acks leave ready.
+    least: AtomicU64,
+    /// They wait for that.
+    acks_wait: AtomicBool,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let (publishers, least) = (AtomicUsize::new(usize::MAX), AtomicU64::new(0));
+        Room { publishers, least, acks_wait: AtomicBool::new(true) }
+    }
+}
+
 impl Pending {
     fn congestion(&self, bytes: usize) -> Congestion {
-        if bytes > 2 * self.bytes_max {
+        if bytes > 2 * self.bytes_max || (self.room.acks_wait.load(Ordering::Relaxed) && self.is_scarce()) {
             Congestion::Changes
-        } else if bytes > self.bytes_max.min(self.room.load(Ordering::Relaxed))
+        } else if bytes > self.bytes_max.min(self.room.publishers.load(Ordering::Relaxed))
             || self.spares.as_ref().is_some_and(|spares| spares.is_low())
         {
             Congestion::Messages
         } else {
             Congestion::None
         }
+    }
+
+    fn is_scarce(&self) -> bool {
+        self.spares.as_ref().is_some_and(|spares| spares.bytes() < self.room.least.load(Ordering::Relaxed))
     }
 
     /// Lets those go on who need not wait any more for so many bytes.
@@ -286,18 +319,6 @@ impl Pending {
     }
 }
 
-/// How the writer comes to its end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Ending {
-    /// It goes on.
-    #[default]
-    No,
-    /// It goes on, but does not wait for a full disk: then it ends.
-    WhenFull,
-    /// It ends when everything is written.
-    WhenDone,
-}
-
 #[derive(Default)]
 struct State {
     streams: Vec<PendingStream>,
@@ -305,7 +326,8 @@ struct State {
     bytes: usize,
     /// The writer sleeps and wants to be woken.
     is_idle: bool,
-    ending: Ending,
+    /// The writer ends when everything is written.
+    is_ending: bool,
     has_failed: bool,
     orders: Vec<Order>,
 }
@@ -317,6 +339,8 @@ struct PendingStream {
     groups: VecDeque<Group>,
     /// What follows, and is not complete yet.
     open: Group,
+    /// What came before has no room.
+    is_stuck: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -327,7 +351,18 @@ struct Group {
 
 impl PendingStream {
     fn new(number: u32) -> Self {
-        PendingStream { number, changes: Vec::new(), groups: VecDeque::new(), open: Group::default() }
+        PendingStream {
+            number,
+            changes: Vec::new(),
+            groups: VecDeque::new(),
+            open: Group::default(),
+            is_stuck: false,
+        }
+    }
+
+    /// Whether something can be taken.
+    fn has_work(&self) -> bool {
+        !self.groups.is_empty() && !self.is_stuck
     }
 
     fn append(&mut self, changes: &mut Vec<Change>, bytes: usize, go_on: bool) {
@@ -351,7 +386,8 @@ impl PendingStream {
     /// Takes whole groups, as long as they have room in `most` bytes; the first one always, if nothing else was taken.
     fn take(&mut self, taken: &mut Vec<Change>, bytes: &mut usize, most: usize) {
         let mut changes = 0;
-        while let Some(group) = self.groups.front()
+        while !self.is_stuck
+            && let Some(group) = self.groups.front()
             && (*bytes == 0 || *bytes + group.bytes <= most)
         {
             *bytes += group.bytes.max(1);
@@ -368,7 +404,7 @@ impl PendingStream {
 
 impl State {
     fn has_work(&self) -> bool {
-        !self.orders.is_empty() || self.streams.iter().any(|stream| !stream.groups.is_empty())
+        !self.orders.is_empty() || self.streams.iter().any(PendingStream::has_work)
     }
 }
 
@@ -425,7 +461,7 @@ impl Writer {
         let state = State { streams: pending_streams.collect(), ..State::default() };
         let (congested, _) = watch::channel(Congestion::None);
         let (state, filled) = (Mutex::new(state), Condvar::new());
-        let (room, spares) = (AtomicUsize::new(usize::MAX), Some(log.spares()));
+        let (room, spares) = (Room::default(), Some(log.spares()));
         let pending = Arc::new(Pending { state, filled, congested, bytes_max, room, spares });
         let streams: Vec<_> = streams.iter().map(|&(number, last)| Stream::kept(number, last, &pending)).collect();
         let (failing, failed) = watch::channel(None);
@@ -435,6 +471,7 @@ impl Writer {
             streams: streams.clone(),
             log,
             first: 0,
+            stuck: Vec::new(),
             node_sequence,
             growth: Arc::clone(&growth),
         };
@@ -464,7 +501,7 @@ impl Writer {
 
     /// Writes what is left and ends.
     pub(crate) fn stop(&mut self) {
-        self.pending.state.lock().ending = Ending::WhenDone;
+        self.pending.state.lock().is_ending = true;
         self.pending.filled.notify_one();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -486,9 +523,26 @@ struct Writing {
     log: Log,
     /// The stream that is taken from first the next time.
     first: usize,
+    /// What there is no room for.
+    stuck: Vec<Stuck>,
     /// The last sequence in the stream of the node.
     node_sequence: u64,
     growth: Arc<Growth>,
+}
+
+/// A batch, and what follows once it is written.
+struct Whole {
+    batch: Batch,
+    /// Bytes that wait for it.
+    bytes: usize,
+    /// How far streams are then, by their place among them.
+    last: Vec<(usize, u64)>,
+}
+
+/// A batch for which the disk has no room. What belongs to the same streams waits behind it, and nothing else does.
+struct Stuck {
+    whole: Whole,
+    tried: Instant,
 }
 
 impl Writing {
@@ -504,7 +558,7 @@ impl Writing {
                     marked => marked,
                 };
             };
-            let result = self.write(&mut taken, &mut last, &mut batch).and_then(|()| self.obey(orders, &mut batch));
+            let result = self.write(&mut taken, &mut last, &mut batch).and_then(|()| self.obey(orders));
             if let Err(error) = result {
                 let mut state = self.pending.state.lock();
                 state.has_failed = true;
@@ -517,20 +571,24 @@ impl Writing {
         }
     }
 
-    /// Does what it was asked for, now that what came before is written.
-    fn obey(&mut self, orders: Vec<Order>, batch: &mut Batch) -> Result<(), LogError> {
+    /// Does what it was asked for, now that what came before is written, or has no room.
+    fn obey(&mut self, orders: Vec<Order>) -> Result<(), LogError> {
         for order in orders {
             match order {
                 Order::Node(changes, answer) => {
-                    let first = self.node_sequence + 1;
+                    let (mut batch, mut last) = (Batch::default(), self.node_sequence);
                     for change in changes {
-                        self.node_sequence += 1;
-                        batch.push(NODE_STREAM, self.node_sequence, |out| change.encode(out));
+                        last += 1;
+                        batch.push(NODE_STREAM, last, |out| change.encode(out));
                     }
-                    self.append(batch)?;
+                    let first = match self.log.append(&mut batch) {
+                        Ok(()) => Some(std::mem::replace(&mut self.node_sequence, last) + 1),
+                        Err(LogError::Full(_)) => None,
+                        Err(error) => return Err(error),
+                    };
                     let _ = answer.send(first);
                 }
-                Order::Flush(answer) => _ = answer.send(()),
+                Order::Flush(answer) => _ = answer.send(self.stuck.is_empty()),
                 Order::BeginReplay(streams, answer) => match self.log.begin_replay_at(&streams) {
                     Ok(()) => _ = answer.send(true),
                     Err(LogError::Full(_)) => _ = answer.send(false),
@@ -547,10 +605,14 @@ impl Writing {
         let mut state = self.pending.state.lock();
         let mut is_marked = false;
         while !state.has_work() {
-            if state.ending == Ending::WhenDone {
+            if state.is_ending && self.stuck.is_empty() {
                 return None;
             }
             state.is_idle = true;
+            if !self.stuck.is_empty() {
+                self.pending.filled.wait_for(&mut state, FULL_RETRY_EVERY);
+                break;
+            }
             if is_marked {
                 self.pending.filled.wait(&mut state);
             } else if self.pending.filled.wait_for(&mut state, IDLE_BEFORE_MARK).timed_out() {
@@ -566,7 +628,7 @@ impl Writing {
         // A stream that had to wait for others comes first the next time.
         let (first, mut bytes) = (self.first, 0);
         self.first = (first + 1) % state.streams.len().max(1);
-        // What fits into one segment, so that a spare can hold it.
+        // What a spare can hold: one that was counted on may have been made smaller.
         let most =
             usize::try_from(self.log.batch_bytes()).map_or(WRITTEN_BYTES_MAX, |most| most.min(WRITTEN_BYTES_MAX));
         let (before, from) = taken.split_at_mut(first);
@@ -576,70 +638,99 @@ impl Writing {
             stream.take(taken, &mut bytes, most);
         }
         // Those that do not fit into this batch come before any order.
-        let is_all = state.streams.iter().all(|stream| stream.groups.is_empty());
+        let is_all = !state.streams.iter().any(PendingStream::has_work);
         Some(if is_all { std::mem::take(&mut state.orders) } else { Vec::new() })
     }
 
     fn write(&mut self, taken: &mut [Vec<Change>], last: &mut [u64], batch: &mut Batch) -> Result<(), LogError> {
-        let mut bytes = 0;
-        for ((stream, taken), last) in self.streams.iter().zip(&mut *taken).zip(&mut *last) {
+        self.retry()?;
+        let (mut bytes, mut ends) = (0, Vec::new());
+        for (at, ((stream, taken), last)) in self.streams.iter().zip(&mut *taken).zip(&mut *last).enumerate() {
             for change in taken.drain(..) {
                 *last += 1;
                 bytes += change.bytes();
                 batch.push(stream.number, *last, |out| change.encode(out));
+                if ends.last().is_none_or(|&(end, _)| end != at) {
+                    ends.push((at, 0));
+                }
+            }
+            if let Some((end, reached)) = ends.last_mut()
+                && *end == at
+            {
+                *reached = *last;
             }
         }
         for taken in taken {
             taken.shrink_to(TAKEN_CHANGES_KEPT);
         }
-        let written = batch.bytes() as u64;
-        self.append(batch)?;
-        self.growth.add(written);
-        for (stream, last) in self.streams.iter().zip(last) {
-            if stream.durable().0 < *last {
-                stream.advance(*last);
+        let mut whole = Whole { batch: std::mem::take(batch), bytes, last: ends };
+        match self.append(&mut whole) {
+            Err(LogError::Full(why)) => {
+                let bytes = ByteSize(whole.batch.bytes() as u64);
+                tracing::error!(
+                    "the disk has no room for {bytes} of the journal ({why}): what was published waits to be \
+                     confirmed, until there is some"
+                );
+                let mut state = self.pending.state.lock();
+                for &(at, _) in &whole.last {
+                    state.streams[at].is_stuck = true;
+                }
+                self.stuck.push(Stuck { whole, tried: Instant::now() });
+                Ok(())
+            }
+            done => {
+                *batch = whole.batch;
+                done
             }
         }
-        let mut state = self.pending.state.lock();
-        state.bytes -= bytes;
-        // Held until half of what holds them is written, so that they do not stop and go with every batch.
-        self.pending.relieve(state.bytes * 2);
+    }
+
+    /// Tries again to write what the disk had no room for. If the node stops, it does not wait for that any longer.
+    fn retry(&mut self) -> Result<(), LogError> {
+        for mut stuck in std::mem::take(&mut self.stuck) {
+            let is_ending = self.pending.state.lock().is_ending;
+            if !is_ending && stuck.tried.elapsed() < FULL_RETRY_EVERY {
+                self.stuck.push(stuck);
+                continue;
+            }
+            match self.append(&mut stuck.whole) {
+                Err(LogError::Full(_)) if !is_ending => {
+                    stuck.tried = Instant::now();
+                    self.stuck.push(stuck);
+                }
+                done => done?,
+            }
+            if self.stuck.is_empty() {
+                tracing::info!("the journal is written again");
+            }
+        }
         Ok(())
     }
 
-    /// Appends a batch, as soon as the disk has room for it.
-    fn append(&mut self, batch: &mut Batch) -> Result<(), LogError> {
-        let mut is_said = false;
-        loop {
-            match self.log.append(batch) {
-                Err(LogError::Full(why)) => {
-                    if !std::mem::replace(&mut is_said, true) {
-                        let bytes = ByteSize(batch.bytes() as u64);
-                        tracing::error!(
-                            "the disk has no room for {bytes} of the journal ({why}): what was published waits to be \
-                             confirmed, until there is some"
-                        );
-                    }
-                    let mut state = self.pending.state.lock();
-                    if state.ending > Ending::No {
-                        return Err(LogError::Full(why));
-                    }
-                    self.pending.filled.wait_for(&mut state, FULL_RETRY_EVERY);
-                }
-                done => {
-                    if is_said && done.is_ok() {
-                        tracing::info!("the journal is written again");
-                    }
-                    return done;
-                }
-            }
+    /// Appends a batch, and tells whom that concerns.
+    fn append(&mut self, whole: &mut Whole) -> Result<(), LogError> {
+        let written = whole.batch.bytes() as u64;
+        self.log.append(&mut whole.batch)?;
+        self.growth.add(written);
+        for &(at, last) in &whole.last {
+            self.streams[at].advance(last);
         }
+        let mut state = self.pending.state.lock();
+        for &(at, _) in &whole.last {
+            state.streams[at].is_stuck = false;
+        }
+        state.bytes -= whole.bytes;
+        // Held until half of what holds them is written, so that they do not stop and go with every batch.
+        self.pending.relieve(state.bytes * 2);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use leveret_broker::change::{QueueNumber, QueuePosition};
+    use leveret_journal::disk::{Disk, DiskFile};
+    use leveret_journal::{Options, RealDisk};
 
     use super::*;
 
@@ -681,7 +772,7 @@ mod tests {
     fn acks_wait_later_than_messages() {
         let (state, filled) = (Mutex::default(), Condvar::new());
         let (congested, _) = watch::channel(Congestion::None);
-        let (room, spares) = (AtomicUsize::new(usize::MAX), None);
+        let (room, spares) = (Room::default(), None);
         let pending = Pending { state, filled, congested, bytes_max: 100, room, spares };
         for (bytes, holds_messages, holds_acks) in [(100, false, false), (101, true, false), (201, true, true)] {
             let congestion = pending.congestion(bytes);
@@ -689,5 +780,141 @@ mod tests {
             assert_eq!(congestion.holds(Appended::Changes), holds_acks, "{bytes} bytes");
             assert!(!congestion.holds(Appended::Nothing));
         }
+    }
+
+    /// A folder on a disk that has so many bytes left.
+    struct SmallDisk {
+        files: RealDisk,
+        left: Arc<Mutex<u64>>,
+    }
+
+    struct SmallFile {
+        file: Arc<dyn DiskFile>,
+        left: Arc<Mutex<u64>>,
+    }
+
+    impl SmallDisk {
+        fn of(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+            Arc::new(SmallFile { file, left: Arc::clone(&self.left) })
+        }
+    }
+
+    impl Disk for SmallDisk {
+        fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            Ok(self.of(self.files.create(name)?))
+        }
+
+        fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            Ok(self.of(self.files.open(name)?))
+        }
+
+        fn list(&self) -> io::Result<Vec<String>> {
+            self.files.list()
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            self.files.rename(from, to)
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            self.files.remove(name)
+        }
+
+        fn sync_directory(&self) -> io::Result<()> {
+            self.files.sync_directory()
+        }
+
+        fn free_bytes(&self) -> io::Result<u64> {
+            Ok(*self.left.lock())
+        }
+    }
+
+    impl DiskFile for SmallFile {
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            self.file.write_at(offset, bytes)
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+            self.file.read_at(offset, buffer)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            self.file.sync()
+        }
+
+        fn preallocate(&self, end: u64) -> io::Result<()> {
+            let more = end.saturating_sub(self.length()?);
+            let mut left = self.left.lock();
+            assert_ne!(*left, BROKEN, "whoever writes dies, as it should");
+            *left = left.checked_sub(more).ok_or(io::ErrorKind::StorageFull)?;
+            self.file.preallocate(end)
+        }
+
+        fn truncate(&self, end: u64) -> io::Result<()> {
+            self.file.truncate(end)
+        }
+
+        fn length(&self) -> io::Result<u64> {
+            self.file.length()
+        }
+    }
+
+    /// Bytes that are left on a disk that ends its writer.
+    const BROKEN: u64 = 13;
+
+    /// A writer of two streams, its disk, and how much is left on it.
+    fn on_small_disk(folder: &tempfile::TempDir) -> (Writer, Vec<Arc<Stream>>, Arc<Mutex<u64>>) {
+        let left = Arc::new(Mutex::new(1 << 30));
+        let disk = SmallDisk { files: RealDisk::new(folder.path()).unwrap(), left: Arc::clone(&left) };
+        let options = Options { segment_bytes: 1 << 20, salt: [1; 16] };
+        let (log, _) = Log::open(Arc::new(disk), options, &mut |_| {}).unwrap();
+        let streams = [(1, JournalPosition(0)), (2, JournalPosition(0))];
+        let (writer, streams) = Writer::start(log, PENDING_BYTES_MAX, 0, &streams).unwrap();
+        (writer, streams, left)
+    }
+
+    /// One of three megabytes.
+    fn large() -> Change {
+        let except = (0..400_000).map(QueuePosition).collect();
+        Change::QueuePurged { queue: QueueNumber(1), below: QueuePosition(400_000), except }
+    }
+
+    #[test]
+    fn what_has_no_room_holds_up_nobody_else_and_is_written_when_there_is_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, streams, left) = on_small_disk(&folder);
+        let orders = writer.orders();
+        assert!(orders.flush().unwrap());
+        *left.lock() = 0;
+        streams[0].append(&mut vec![large()], false);
+        assert!(!orders.flush().unwrap(), "nobody waits for room");
+        streams[1].append(&mut changes(5), false);
+        assert!(!orders.flush().unwrap());
+        assert_eq!((streams[0].durable(), streams[1].durable()), (JournalPosition(0), JournalPosition(5)));
+        assert_eq!(orders.append_to_node(Vec::new()).unwrap(), Some(1));
+        *left.lock() = 1 << 30;
+        while !orders.flush().unwrap() {
+            std::thread::yield_now();
+        }
+        assert_eq!(streams[0].durable(), JournalPosition(1));
+        writer.stop();
+        assert!(writer.failed().borrow().is_none());
+    }
+
+    #[test]
+    fn acks_wait_for_a_checkpoint_before_they_take_its_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, _) = on_small_disk(&folder);
+        let orders = writer.orders();
+        let congestion = |stream: &Arc<Stream>| {
+            stream.append(&mut changes(1), false);
+            *stream.congestion().unwrap().borrow()
+        };
+        orders.set_room(1 << 20, 0);
+        assert!(!congestion(&streams[0]).holds(Appended::Changes));
+        orders.set_room(1 << 20, 1);
+        assert!(congestion(&streams[0]).holds(Appended::Changes), "less is ready than must be left");
+        orders.set_acks_wait(false);
+        assert!(!congestion(&streams[0]).holds(Appended::Changes), "no checkpoint would win more");
     }
 }

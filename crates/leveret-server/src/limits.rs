@@ -74,11 +74,18 @@ pub(crate) const MEMORY_LIMIT_MIN: u64 = 32 * 1024 * 1024;
 /// Bytes that must be free where the data folder is, if nothing else is said. RabbitMQ: `disk_free_limit.absolute`, 50 MB.
 pub(crate) const DISK_FREE_LIMIT: u64 = 50_000_000;
 
-/// Segments that are kept ready for what must go on when publishers wait for the disk: acks, purges, deletes. The size of a
-/// checkpoint comes on top.
-pub(crate) const RESERVE_SEGMENTS: usize = 2;
+/// Segments that are kept ready for what must go on when publishers wait for the disk: one for what waits to be written when
+/// they come to wait, and for acks, purges and deletes; two that checkpoints begin. What those need comes on top.
+pub(crate) const RESERVE_SEGMENTS: usize = 3;
 
-/// A segment takes as many bytes as the journal divided by this, at least [`SEGMENT_BYTES_SMALL`], at most `--segment-size`.
+/// Checkpoints that there must be room for, those included that a start may need: one replaces the last but one.
+pub(crate) const RESERVE_CHECKPOINTS: u64 = 3;
+
+/// Bytes that one more message makes a checkpoint longer, about.
+pub(crate) const CHECKPOINT_MESSAGE_BYTES: u64 = 8;
+
+/// A segment takes as many bytes as the journal divided by this, or what is left of the disk if that is less, at least
+/// [`SEGMENT_BYTES_SMALL`], at most `--segment-size`.
 pub(crate) const SEGMENT_JOURNAL_PART: u64 = 8;
 
 /// Bytes of a segment of a small journal. A batch of a thousand messages of 1 KiB should not need one for itself.

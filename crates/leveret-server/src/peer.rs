@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::hub::Attached;
-use crate::journal::Appended;
+use crate::journal::{Appended, Congestion};
 use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
 use crate::outbox::Outbox;
 use crate::server::{Shared, Stop};
@@ -39,6 +39,8 @@ struct Peer {
     unsent: Vec<u8>,
     /// How much of `unsent` the socket has taken.
     sent: usize,
+    /// What the socket has taken and the virtual host was not told of.
+    untold: usize,
     outputs: Vec<Output>,
     /// The position whose coming will wake this task.
     awaited: Option<JournalPosition>,
@@ -67,6 +69,7 @@ pub(crate) async fn serve(
         carry: Vec::new(),
         unsent: Vec::new(),
         sent: 0,
+        untold: 0,
         outputs: Vec::new(),
         awaited: None,
         appended: Appended::Nothing,
@@ -96,7 +99,13 @@ impl Peer {
         let mut is_stopping = false;
         loop {
             self.work(address);
-            if self.write()? {
+            let gives = self.appended != Appended::Nothing;
+            let journal = self.attached.as_ref().filter(|_| gives).map(Attached::journal);
+            let mut congestion = journal.and_then(|journal| journal.congestion());
+            let congested =
+                congestion.as_mut().map_or(Congestion::None, |congestion| *congestion.borrow_and_update());
+            // What is delivered to those who need not ack is settled, too.
+            if self.write(congested.holds(Appended::Changes))? {
                 continue;
             }
             if self.connection.is_closed() {
@@ -106,11 +115,7 @@ impl Peer {
             // So would answers that wait for the journal.
             let waiting = self.unsent.len() - self.sent + self.connection.held_bytes();
             let has_room = waiting < UNSENT_BYTES_MAX && self.connection.commands().is_empty();
-            let gives = self.appended != Appended::Nothing;
-            let journal = self.attached.as_ref().filter(|_| gives).map(Attached::journal);
-            let mut congestion = journal.and_then(|journal| journal.congestion());
-            let is_congested =
-                congestion.as_mut().is_some_and(|congestion| congestion.borrow_and_update().holds(self.appended));
+            let is_congested = congested.holds(self.appended);
             let may_read = has_room && !self.is_gone && !is_congested;
             let relieved = async {
                 match &mut congestion {
@@ -170,7 +175,7 @@ impl Peer {
         let farewell = async {
             while !self.unsent.is_empty() {
                 self.stream.writable().await?;
-                self.write()?;
+                self.write(false)?;
             }
             if rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write).is_err() {
                 // The client was quicker.
@@ -314,39 +319,39 @@ impl Peer {
         }
     }
 
-    /// Writes as much as the socket takes; true if that gave the virtual host something to do.
-    fn write(&mut self) -> io::Result<bool> {
-        let before = self.sent;
+    /// Writes as much as the socket takes; true if that gave the virtual host something to do. While that is held, it is not
+    /// told.
+    fn write(&mut self, is_held: bool) -> io::Result<bool> {
         while self.sent < self.unsent.len() {
             match self.stream.try_write(&self.unsent[self.sent..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => self.sent += count,
+                Ok(count) => (self.sent, self.untold) = (self.sent + count, self.untold + count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
         }
-        let written = self.sent - before;
-        if self.sent < self.unsent.len() {
+        let written = if self.sent < self.unsent.len() {
             // A client that reads slowly and without a pause never empties the buffer.
             if self.sent >= self.unsent.len() / 2 {
                 self.unsent.drain(..self.sent);
                 self.sent = 0;
             }
-            return Ok(
-                written > 0 && self.connection.handle_written(self.shared.clock.now(), Written::Some(written))
-            );
-        }
-        if self.unsent.capacity() == 0 {
+            Written::Some(self.untold)
+        } else {
+            if self.unsent.capacity() > 0 {
+                self.sent = 0;
+                let mut spare = std::mem::take(&mut self.unsent);
+                spare.clear();
+                if spare.capacity() <= SPARE_BYTES_MAX {
+                    SPARE.set(spare);
+                }
+            }
+            Written::All
+        };
+        if is_held || std::mem::take(&mut self.untold) == 0 {
             return Ok(false);
         }
-        let has_written = self.sent > 0;
-        self.sent = 0;
-        let mut spare = std::mem::take(&mut self.unsent);
-        spare.clear();
-        if spare.capacity() <= SPARE_BYTES_MAX {
-            SPARE.set(spare);
-        }
-        Ok(has_written && self.connection.handle_written(self.shared.clock.now(), Written::All))
+        Ok(self.connection.handle_written(self.shared.clock.now(), written))
     }
 }
 

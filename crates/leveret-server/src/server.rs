@@ -211,8 +211,8 @@ impl Server {
         let space = match (&writer, spacing) {
             (Some(writer), Some((spares, reader))) => {
                 let (orders, rooms, shortage) = (writer.orders(), Arc::clone(&rooms), Arc::clone(&shortage));
-                let limit = config.disk_free_limit;
-                let tools = space::Tools { spares, reader, orders, rooms, shortage, segment_bytes, limit };
+                let (hubs, limit) = (all_hubs.clone(), config.disk_free_limit);
+                let tools = space::Tools { spares, reader, orders, hubs, rooms, shortage, segment_bytes, limit };
                 Some(Space::start(tools).map_err(StartError::Thread)?)
             }
             _ => None,

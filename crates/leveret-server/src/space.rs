@@ -3,7 +3,8 @@
 //! Owns: how much is kept ready, and whether the disk has as much room as it must.
 //!
 //! Publishers come to wait while there is still room for everybody else: what consumers ack, what is purged and deleted,
-//! and the checkpoint after it, by which room is won.
+//! and the checkpoints after it, by which room is won. Before others take the room of those, they wait, too, until that is
+//! done. So whoever settles messages always wins room.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,10 +12,13 @@ use std::thread::JoinHandle;
 
 use bytesize::ByteSize;
 use leveret_journal::{Reader, Spares};
+use parking_lot::Mutex;
 
+use crate::hub::Hub;
 use crate::journal::Orders;
 use crate::limits::{
-    DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY, RESERVE_SEGMENTS, SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART,
+    CHECKPOINT_MESSAGE_BYTES, DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY, RESERVE_CHECKPOINTS, RESERVE_SEGMENTS,
+    SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART,
 };
 use crate::room::Rooms;
 
@@ -22,7 +26,41 @@ use crate::room::Rooms;
 #[derive(Debug, Default)]
 pub(crate) struct Shortage {
     is_short: AtomicBool,
-    checkpoint_bytes: AtomicU64,
+    /// How often it became so.
+    times: AtomicU64,
+    /// There is less room than a checkpoint needs.
+    is_out: AtomicBool,
+    checkpoints: Mutex<Sizes>,
+}
+
+/// What checkpoints take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sizes {
+    /// Bytes of the last two, as far as nothing but what will be settled lies between them, so that their room comes back.
+    kept: [u64; 2],
+    /// Bytes of the last one, as far as it came, and messages in it.
+    measured: (u64, u64),
+}
+
+impl Sizes {
+    /// Bytes of the next one, about, if there are so many messages.
+    fn next(self, messages: u64) -> u64 {
+        let (bytes, measured) = self.measured;
+        match messages.checked_sub(measured) {
+            Some(more) => bytes + more * CHECKPOINT_MESSAGE_BYTES,
+            None => bytes.saturating_mul(messages + 1) / (measured + 1),
+        }
+    }
+
+    /// Bytes that must be ready before publishers go on.
+    fn reserve(self, messages: u64) -> u64 {
+        RESERVE_CHECKPOINTS * self.next(messages)
+    }
+
+    /// Bytes of it that must be left while they are held, so that checkpoints can go on for ever.
+    fn least(self, messages: u64) -> u64 {
+        self.reserve(messages).saturating_sub(self.kept.iter().sum()).max(self.next(messages))
+    }
 }
 
 impl Shortage {
@@ -31,9 +69,26 @@ impl Shortage {
         self.is_short.load(Ordering::Relaxed)
     }
 
-    /// The last checkpoint had so many bytes.
-    pub(crate) fn set_checkpoint_bytes(&self, bytes: u64) {
-        self.checkpoint_bytes.store(bytes, Ordering::Relaxed);
+    /// Whether a checkpoint would find no room.
+    pub(crate) fn is_out(&self) -> bool {
+        self.is_short() && self.is_out.load(Ordering::Relaxed)
+    }
+
+    /// Which of the times this is that less is free than must be, if that is so.
+    pub(crate) fn time(&self) -> Option<u64> {
+        self.is_short().then(|| self.times.load(Ordering::Relaxed))
+    }
+
+    /// A checkpoint took so many bytes for so many messages; nobody published meanwhile if it is `alone`.
+    pub(crate) fn set_checkpoint(&self, bytes: u64, messages: usize, alone: bool) {
+        let mut sizes = self.checkpoints.lock();
+        let kept = if alone { bytes } else { 0 };
+        *sizes = Sizes { kept: [sizes.kept[1], kept], measured: (bytes, messages as u64) };
+    }
+
+    /// One that was given up took so many bytes for so many messages.
+    pub(crate) fn set_unfinished(&self, bytes: u64, messages: usize) {
+        self.checkpoints.lock().measured = (bytes, messages as u64);
     }
 }
 
@@ -43,6 +98,7 @@ pub(crate) struct Tools {
     /// Knows how large the journal is.
     pub(crate) reader: Reader,
     pub(crate) orders: Orders,
+    pub(crate) hubs: Vec<Arc<Hub>>,
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) shortage: Arc<Shortage>,
     /// The largest size of a segment.
@@ -98,10 +154,16 @@ struct Looked {
 }
 
 impl Tools {
-    /// A part of the journal, so that a small one takes little room.
+    /// A part of the journal, so that a small one takes little room, and of what is left of the disk, so that there is some for
+    /// several.
     fn wanted_segment_bytes(&self) -> u64 {
         let part = (self.reader.journal_bytes() / SEGMENT_JOURNAL_PART).max(SEGMENT_BYTES_SMALL);
-        part.checked_next_power_of_two().unwrap_or(u64::MAX).min(self.segment_bytes)
+        let mut wanted = part.checked_next_power_of_two().unwrap_or(u64::MAX);
+        let left = self.free_bytes().saturating_add(self.spares.bytes()).saturating_sub(self.limit);
+        while wanted > SEGMENT_BYTES_SMALL.max(left / SEGMENT_JOURNAL_PART) {
+            wanted /= 2;
+        }
+        wanted.min(self.segment_bytes)
     }
 
     /// A disk that does not say how much is free is asked for room all the same.
@@ -112,24 +174,32 @@ impl Tools {
     fn look(&self, looked: &mut Looked) {
         self.spares.set_segment_bytes(self.wanted_segment_bytes());
         let bytes = self.spares.segment_bytes();
-        let checkpoint = self.shortage.checkpoint_bytes.load(Ordering::Relaxed).div_ceil(bytes);
-        let reserve = RESERVE_SEGMENTS + usize::try_from(checkpoint).unwrap_or(usize::MAX / 2);
+        let messages = self.hubs.iter().map(|hub| hub.durable_messages() as u64).sum();
+        let sizes = *self.shortage.checkpoints.lock();
+        let checkpoints = usize::try_from(sizes.reserve(messages).div_ceil(bytes)).unwrap_or(usize::MAX / 4);
+        let reserve = RESERVE_SEGMENTS + checkpoints;
         // One more for publishers, as long as that leaves as much free as must be.
-        let missing = if self.spares.count() > reserve { 0 } else { bytes };
+        let missing = if self.spares.bytes() > reserve as u64 * bytes { 0 } else { bytes };
         let has_room = self.free_bytes().saturating_sub(missing) >= self.limit;
         let kept = self.spares.keep(reserve, reserve + usize::from(has_room));
-        let is_short = self.free_bytes() < self.limit || kept.is_err();
+        let free = self.free_bytes();
+        let is_short = free < self.limit || kept.is_err();
         looked.refused = kept.err().map(|error| error.to_string());
+        let room = free.saturating_add(self.spares.bytes());
+        self.shortage.is_out.store(room / 8 * 7 < sizes.next(messages), Ordering::Relaxed);
+        let (next, least) = (sizes.next(messages), sizes.least(messages));
+        tracing::debug!(messages, reserve, ready = self.spares.bytes(), free, is_short, next, least, "the disk");
         self.tell(looked, is_short);
         self.spares.is_seen();
-        // What waits to be written when publishers come to wait must leave the reserve alone.
-        self.orders.set_room(bytes);
+        // What waits to be written when publishers come to wait must leave the reserve alone, and acks what checkpoints need.
+        self.orders.set_room(bytes, sizes.least(messages) + 2 * bytes);
     }
 
     fn tell(&self, looked: &mut Looked, is_short: bool) {
         if self.shortage.is_short.swap(is_short, Ordering::Relaxed) == is_short {
             return;
         }
+        self.shortage.times.fetch_add(u64::from(is_short), Ordering::Relaxed);
         self.rooms.set_short_of_disk(is_short);
         let (free, limit) = (ByteSize(self.free_bytes()), ByteSize(self.limit));
         if is_short {
@@ -142,5 +212,29 @@ impl Tools {
         } else {
             tracing::info!("enough room on the disk again: {free} are free; publishers go on");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_kept_for_checkpoints_of_what_lies_in_queues_now() {
+        let shortage = Shortage::default();
+        let sizes = |messages| {
+            let sizes = shortage.checkpoints.lock();
+            (sizes.reserve(messages), sizes.least(messages))
+        };
+        assert_eq!((sizes(0), sizes(1000)), ((0, 0), (24_000, 24_000)), "before there was any");
+        shortage.set_checkpoint(100, 10, false);
+        assert_eq!(sizes(110), (2700, 2700), "there are more messages than it knew");
+        shortage.set_checkpoint(900, 110, true);
+        assert_eq!(sizes(110), (2700, 1800), "two beside the one that is there");
+        shortage.set_checkpoint(900, 110, true);
+        assert_eq!(sizes(110), (2700, 900), "the next one, after which the last but one is needed no more");
+        assert!(sizes(10).0 < 300, "what was drained needs little");
+        shortage.set_unfinished(2000, 100);
+        assert_eq!(sizes(110), (6240, 4440), "they take more than was thought");
     }
 }

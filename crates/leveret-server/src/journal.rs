@@ -94,7 +94,7 @@ impl Stream {
             }
         }
         let mut state = pending.state.lock();
-        if state.has_failed {
+        if state.has_ended {
             changes.clear();
             return Appended::Nothing;
         }
@@ -210,7 +210,7 @@ impl Orders {
     fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> Result<T, WriterEnded> {
         let (answer, answered) = sync_channel(1);
         let mut state = self.0.state.lock();
-        if state.has_failed || state.is_ending {
+        if state.has_ended || state.is_ending {
             return Err(WriterEnded);
         }
         state.orders.push(order(answer));
@@ -328,7 +328,8 @@ struct State {
     is_idle: bool,
     /// The writer ends when everything is written.
     is_ending: bool,
-    has_failed: bool,
+    /// It has, or it has failed.
+    has_ended: bool,
     orders: Vec<Order>,
 }
 
@@ -558,16 +559,8 @@ impl Writing {
                     marked => marked,
                 };
             };
-            let result = self.write(&mut taken, &mut last, &mut batch).and_then(|()| self.obey(orders));
-            if let Err(error) = result {
-                let mut state = self.pending.state.lock();
-                state.has_failed = true;
-                state.orders.clear();
-                for stream in &mut state.streams {
-                    *stream = PendingStream::new(stream.number);
-                }
-                return Err(error);
-            }
+            self.write(&mut taken, &mut last, &mut batch)?;
+            self.obey(orders)?;
         }
     }
 
@@ -723,6 +716,18 @@ impl Writing {
         // Held until half of what holds them is written, so that they do not stop and go with every batch.
         self.pending.relieve(state.bytes * 2);
         Ok(())
+    }
+}
+
+impl Drop for Writing {
+    /// Nothing more is taken, and nobody waits for an answer: also if the thread has panicked.
+    fn drop(&mut self) {
+        let mut state = self.pending.state.lock();
+        state.has_ended = true;
+        state.orders.clear();
+        for stream in &mut state.streams {
+            *stream = PendingStream::new(stream.number);
+        }
     }
 }
 
@@ -916,5 +921,19 @@ mod tests {
         assert!(congestion(&streams[0]).holds(Appended::Changes), "less is ready than must be left");
         orders.set_acks_wait(false);
         assert!(!congestion(&streams[0]).holds(Appended::Changes), "no checkpoint would win more");
+    }
+
+    #[test]
+    fn who_asks_a_writer_that_has_panicked_is_told_that_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, left) = on_small_disk(&folder);
+        let orders = writer.orders();
+        let (asked, answered) = std::sync::mpsc::channel();
+        *left.lock() = BROKEN;
+        streams[0].append(&mut vec![large()], false);
+        std::thread::spawn(move || asked.send((orders.flush().is_err(), orders.flush().is_err())));
+        assert_eq!(answered.recv_timeout(std::time::Duration::from_secs(20)), Ok((true, true)));
+        streams[0].append(&mut changes(5), false);
+        assert_eq!(streams[0].waiting_and_whole(), (0, 0), "nothing is kept for it");
     }
 }

@@ -440,4 +440,23 @@ mod tests {
         }
         assert_eq!(ready(&vhost), 0);
     }
+
+    #[test]
+    fn pages_that_become_no_queue_take_no_memory() {
+        let empty = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]).memory().bytes();
+        let pages = || {
+            let begun = Change::CheckpointBegun { last_queue: QueueNumber(1) };
+            std::iter::once(begun).chain((0..10).map(|n| page(n * 256..n * 256 + 256)))
+        };
+        // It has no end; another one follows it; its queue is deleted.
+        for behind in [vec![], pages().take(1).collect(), vec![Change::QueueDeleted { queue: QueueNumber(1) }]] {
+            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            apply(&mut vhost, 10_000, pages().collect());
+            assert!(vhost.memory().bytes() > empty);
+            let at = vhost.position().0;
+            apply(&mut vhost, at + 1, behind);
+            vhost.end_recovery();
+            assert_eq!(vhost.memory().bytes(), empty);
+        }
+    }
 }

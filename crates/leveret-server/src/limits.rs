@@ -84,9 +84,14 @@ pub(crate) const RESERVE_CHECKPOINTS: u64 = 3;
 /// Bytes that one more message makes a checkpoint longer, about.
 pub(crate) const CHECKPOINT_MESSAGE_BYTES: u64 = 8;
 
-/// A segment takes as many bytes as the journal divided by this, or what is left of the disk if that is less, at least
-/// [`SEGMENT_BYTES_SMALL`], at most `--segment-size`.
+/// A segment takes as many bytes as the journal divided by this, at least [`SEGMENT_BYTES_SMALL`], at most `--segment-size`.
 pub(crate) const SEGMENT_JOURNAL_PART: u64 = 8;
+
+/// And not more than what is left of the disk divided by this, as several are kept ready; at least [`SEGMENT_BYTES_LEAST`].
+pub(crate) const SEGMENT_LEFT_PART: u64 = 16;
+
+/// Bytes of a segment where little is left of the disk.
+pub(crate) const SEGMENT_BYTES_LEAST: u64 = 4 * 1024 * 1024;
 
 /// Bytes of a segment of a small journal. A batch of a thousand messages of 1 KiB should not need one for itself.
 pub(crate) const SEGMENT_BYTES_SMALL: u64 = 8 * 1024 * 1024;

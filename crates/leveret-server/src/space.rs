@@ -18,7 +18,7 @@ use crate::hub::Hub;
 use crate::journal::Orders;
 use crate::limits::{
     CHECKPOINT_MESSAGE_BYTES, DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY, RESERVE_CHECKPOINTS, RESERVE_SEGMENTS,
-    SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART,
+    SEGMENT_BYTES_LEAST, SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART, SEGMENT_LEFT_PART,
 };
 use crate::room::Rooms;
 
@@ -160,7 +160,7 @@ impl Tools {
         let part = (self.reader.journal_bytes() / SEGMENT_JOURNAL_PART).max(SEGMENT_BYTES_SMALL);
         let mut wanted = part.checked_next_power_of_two().unwrap_or(u64::MAX);
         let left = self.free_bytes().saturating_add(self.spares.bytes()).saturating_sub(self.limit);
-        while wanted > SEGMENT_BYTES_SMALL.max(left / SEGMENT_JOURNAL_PART) {
+        while wanted > SEGMENT_BYTES_LEAST.max(left / SEGMENT_LEFT_PART) {
             wanted /= 2;
         }
         wanted.min(self.segment_bytes)

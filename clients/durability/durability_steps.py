@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -613,6 +614,41 @@ def small_messages_can_always_be_drained_from_a_short_disk():
         broker.kill()
 
 
+async def short_of_files(broker):
+    url, count = broker.url, 12_000
+    connection = await aiormq.connect(url)
+    channel = await connection.channel(publisher_confirms=True)
+    await channel.queue_declare("filed", durable=True)
+    publish = lambda: channel.basic_publish(bytes(4096), routing_key="filed", properties=PERSISTENT)
+    for _ in range(count // 200):
+        await asyncio.gather(*(publish() for _ in range(200)))
+    await asyncio.sleep(1)
+    await channel.basic_qos(prefetch_count=0)
+    tags = []
+
+    async def take(delivery):
+        tags.append(delivery.delivery.delivery_tag)
+
+    limits = resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    await channel.basic_consume("filed", take)
+    await asyncio.sleep(1)
+    early = len(tags)
+    resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE, limits)
+    assert early < count, "nothing was read from disk: this test proves nothing"
+    await wait_until(lambda: len(tags) == count, 20, f"the rest behind {early} messages")
+    await connection.close()
+
+
+def messages_wait_for_a_process_that_is_short_of_files():
+    broker = Broker(fresh("files"), segments=())
+    # With little memory.
+    broker.starts = 1
+    broker.start()
+    run_async(short_of_files(broker))
+    broker.kill()
+
+
 def read_only_folder_is_refused_with_words():
     with Mount("readonly", 16) as mount:
         mount.remount("ro")
@@ -632,6 +668,7 @@ STEPS = [
     (full_disk_holds_publishers_and_nobody_else, True),
     (publishers_go_on_when_a_small_disk_is_drained_with_no_option_set, True),
     (small_messages_can_always_be_drained_from_a_short_disk, True),
+    (messages_wait_for_a_process_that_is_short_of_files, False),
     (read_only_folder_is_refused_with_words, True),
 ]
 

@@ -54,7 +54,7 @@ pub(crate) const SUITES: &[Suite] = &[
         steps: 4,
         deadline: Duration::from_mins(3),
     },
-    Suite { name: "durability", program: Program::Durability, steps: 9, deadline: Duration::from_mins(10) },
+    Suite { name: "durability", program: Program::Durability, steps: 10, deadline: Duration::from_mins(10) },
 ];
 
 /// How often the broker of suite `durability` dies.

@@ -1,15 +1,21 @@
 //! Bodies that are not in memory: the thread that reads them back from the journal.
 //!
 //! Must not know: why a body is wanted.
+//!
+//! What cannot be read because the process has used up its files or memory is tried again; only what the journal has lost is
+//! given up.
 
+use std::io;
 use std::sync::Weak;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 
 use leveret_broker::vhost::effects::{Fetch, Fetched};
 use leveret_broker::{Change, Message};
-use leveret_journal::Reader;
+use leveret_journal::{ReadError, Reader};
+use rustix::io::Errno;
 
 use crate::hub::Hub;
+use crate::limits::READ_RETRY_EVERY;
 
 /// Bodies that one virtual host wants.
 struct Request {
@@ -31,40 +37,123 @@ impl Bodies {
 }
 
 /// Starts the thread. It ends when nobody can ask any more.
-pub(crate) fn start(reader: Reader) -> std::io::Result<Bodies> {
+pub(crate) fn start(reader: Reader) -> io::Result<Bodies> {
     let (asking, asked) = channel();
     std::thread::Builder::new().name("bodies".into()).spawn(move || read(reader, &asked))?;
     Ok(Bodies(asking))
 }
 
 fn read(mut reader: Reader, asked: &Receiver<Request>) {
-    while let Ok(request) = asked.recv() {
-        let mut next = Some(request);
-        while let Some(Request { hub, stream, mut fetches }) = next {
-            // In the order of the journal, which a queue that was requeued to need not have.
-            fetches.sort_by_key(|fetch| fetch.id);
-            let fetched =
-                fetches.into_iter().map(|fetch| Fetched { fetch, message: message(&mut reader, stream, fetch) });
-            let mut fetched = fetched.collect();
-            let Some(hub) = hub.upgrade() else { break };
-            Hub::take_in(&hub, &mut fetched);
+    // What could not be read for a moment.
+    let mut refused: Vec<Request> = Vec::new();
+    loop {
+        let request = if refused.is_empty() {
+            asked.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            asked.recv_timeout(READ_RETRY_EVERY)
+        };
+        let mut next = match request {
+            Ok(request) => Some(request),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if next.is_none() {
+            for request in std::mem::take(&mut refused) {
+                refused.extend(answer(&mut reader, request, Try::Again));
+            }
+        }
+        while let Some(request) = next {
+            refused.extend(answer(&mut reader, request, Try::First));
             next = asked.try_recv().ok();
         }
         reader.rest();
     }
 }
 
-/// Reads one message back; nothing, and an error in the log, if that cannot be.
-fn message(reader: &mut Reader, stream: u32, fetch: Fetch) -> Option<Message> {
-    let position = fetch.id.position()?;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    Again,
+}
+
+/// Why a body was not read.
+enum Fault {
+    /// The process has not got what it takes to read; a moment later it may have.
+    Momentary(String),
+    /// It stays so.
+    Lasting(String),
+}
+
+/// Reads what was asked for. Returns what must be tried again; of all that is wrong, the log gets a line or two.
+fn answer(reader: &mut Reader, request: Request, which: Try) -> Option<Request> {
+    let Request { hub, stream, mut fetches } = request;
+    let owner = hub.upgrade()?;
+    // In the order of the journal, which a queue that was requeued to need not have.
+    fetches.sort_by_key(|fetch| fetch.id);
+    let (mut fetched, mut again, mut lost) = (Vec::new(), Vec::new(), 0);
+    let (mut first_again, mut first_lost) = (None, None);
+    for fetch in fetches {
+        match message(reader, stream, fetch) {
+            Ok(message) => fetched.push(Fetched { fetch, message: Some(message) }),
+            Err(Fault::Momentary(fault)) => {
+                first_again.get_or_insert(fault);
+                again.push(fetch);
+            }
+            Err(Fault::Lasting(fault)) => {
+                lost += 1;
+                first_lost.get_or_insert(fault);
+                fetched.push(Fetched { fetch, message: None });
+            }
+        }
+    }
+    if let Some(fault) = first_lost {
+        tracing::error!(
+            "{lost} messages of stream {stream} cannot be read back and stay where they are, first {fault}"
+        );
+    }
+    if let Some(fault) = first_again.filter(|_| which == Try::First) {
+        let count = again.len();
+        tracing::warn!("{count} messages of stream {stream} cannot be read back for a moment, first {fault}");
+    }
+    if !fetched.is_empty() {
+        Hub::take_in(&owner, &mut fetched);
+    }
+    (!again.is_empty()).then_some(Request { hub, stream, fetches: again })
+}
+
+/// Reads one message back.
+fn message(reader: &mut Reader, stream: u32, fetch: Fetch) -> Result<Message, Fault> {
+    let position = fetch.id.position().ok_or_else(|| Fault::Lasting("one that is not in the journal".into()))?;
     let fault = match reader.read(stream, position.0) {
         Ok(payload) => match Change::decode(payload) {
-            Ok(Change::MessageEnqueued { message, .. }) => return Some(message),
+            Ok(Change::MessageEnqueued { message, .. }) => return Ok(message),
             Ok(_) => "it is no message".to_owned(),
             Err(error) => error.to_string(),
         },
+        Err(ReadError::Disk { file, error }) if is_momentary(&error) => {
+            return Err(Fault::Momentary(format!("{}: {file} cannot be read: {error}", position.0)));
+        }
         Err(error) => error.to_string(),
     };
-    tracing::error!("message {} of stream {stream} cannot be read back and stays where it is: {fault}", position.0);
-    None
+    Err(Fault::Lasting(format!("{}: {fault}", position.0)))
+}
+
+/// Whether it is the process that lacks something, files or memory, and not the disk.
+fn is_momentary(error: &io::Error) -> bool {
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
+    error.raw_os_error().is_some_and(|code| lacking.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_process_lacks_is_tried_again_and_what_the_disk_has_lost_is_not() {
+        for (errno, expected) in
+            [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::IO, false), (Errno::NOENT, false)]
+        {
+            assert_eq!(is_momentary(&errno.into()), expected, "{errno}");
+        }
+    }
 }

@@ -105,6 +105,9 @@ pub(crate) const DISK_SHORT_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often the journal tries to write what a full disk had no room for.
 pub(crate) const FULL_RETRY_EVERY: Duration = Duration::from_millis(100);
 
+/// How often a body is tried to be read again for which the process has no file or memory left.
+pub(crate) const READ_RETRY_EVERY: Duration = Duration::from_millis(100);
+
 /// While there is little room on the disk, checkpoints follow each other; after each one passes so many times what it took.
 pub(crate) const SHORT_REST_FACTOR: u32 = 4;
 

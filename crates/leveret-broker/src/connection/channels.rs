@@ -292,7 +292,7 @@ impl Connection {
         match exception.code.severity() {
             leveret_amqp::reply::Severity::Connection => Err(exception),
             leveret_amqp::reply::Severity::Channel => {
-                self.commands.push(Command::FailChannel(id, exception));
+                self.commands.push(Command::FailChannel(id, exception, Settlement::Fail));
                 Ok(())
             }
         }

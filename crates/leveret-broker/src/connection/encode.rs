@@ -11,7 +11,7 @@ use crate::connection::{Connection, State};
 use crate::message::Message;
 use crate::moment::Moment;
 use crate::names::ChannelId;
-use crate::vhost::command::{Command, ConsumerId, DeliveryTag, Farewell, Wait};
+use crate::vhost::command::{Command, ConsumerId, DeliveryTag, Farewell, Settlement, Wait};
 use crate::vhost::effects::{Answer, Output, Window};
 use crate::vhost::refusal::Refusal;
 
@@ -297,7 +297,8 @@ impl Connection {
                 // A client that does not know what it means would wait for ever.
                 self.channels.consumers.remove(*consumer);
                 let refusal = Refusal::ConsumerTimeout { channel, timeout: *timeout };
-                self.commands.push(Command::FailChannel(channel, Exception::from(&refusal)));
+                let exception = Exception::from(&refusal);
+                self.commands.push(Command::FailChannel(channel, exception, Settlement::Requeue));
                 return;
             }
             Answer::ConsumerTimedOut { consumer, .. } | Answer::BasicCancel { consumer } => {

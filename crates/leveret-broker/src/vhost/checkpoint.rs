@@ -212,7 +212,7 @@ impl VirtualHost {
             }
             let Some(queue) = self.queues.get(id) else { return Some(following) };
             let journaled = |&(position, _): &_| queue.known(position).is_some_and(|known| known.journaled);
-            let messages: SmallVec<_> = queue.dying().in_order().filter(journaled).collect();
+            let messages: SmallVec<_> = queue.dying().all().filter(journaled).collect();
             let returned: SmallVec<_> = queue.all_tries().collect();
             if !returned.is_empty() {
                 *units = units.saturating_sub(u32::try_from(returned.len()).unwrap_or(u32::MAX));

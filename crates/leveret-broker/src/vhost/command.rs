@@ -123,8 +123,8 @@ pub enum Command {
     CloseChannel(ChannelId, Wait),
     /// An answer that needs nothing from the virtual host and keeps its place among those that do.
     Answer(ChannelId, Answer),
-    /// The connection found a fault of the client on one channel.
-    FailChannel(ChannelId, Exception),
+    /// The connection found a fault of the client on one channel; what it holds goes back so.
+    FailChannel(ChannelId, Exception, Settlement),
     /// The connection ends: give back all it holds, then say farewell.
     Disconnect(Farewell),
     /// So many bytes were written to the socket since the last time.

@@ -15,6 +15,7 @@ use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, 
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
 use crate::vhost::tries::with_tries;
+use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
 impl VirtualHost {
@@ -270,15 +271,20 @@ impl VirtualHost {
     /// Lets all messages expire that are due, wherever they lie in the queue.
     fn expire(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
         while self.units > 0
-            && let Some(queue) = self.queues.get_mut(id).filter(|queue| !queue.dying().is_full())
-            && let Some(due) = queue.take_due(now)
-        {
-            self.units = self.units.saturating_sub(UNITS_PER_DUE_PAGE);
-            for position in due {
-                self.units = self.units.saturating_sub(1);
-                self.discard_ready(now, id, position, DeathReason::Expired, effects);
-            }
+            && self.queues.get(id).is_some_and(|queue| !queue.dying().is_full())
+            && self.expire_page(now, id, effects)
+        {}
+    }
+
+    /// The same for those of one page; false if there was none.
+    pub(super) fn expire_page(&mut self, now: Moment, id: QueueId, effects: &mut Effects) -> bool {
+        let Some(due) = self.queues.get_mut(id).and_then(|queue| queue.take_due(now)) else { return false };
+        self.units = self.units.saturating_sub(UNITS_PER_DUE_PAGE);
+        for position in due {
+            self.units = self.units.saturating_sub(1);
+            self.discard_ready(now, id, position, DeathReason::Expired, effects);
         }
+        true
     }
 
     /// Lets the head expire instead of being delivered, if its deadline has passed: at its deadline it may still be
@@ -332,12 +338,18 @@ impl VirtualHost {
             });
         }
         queue.last_used = now;
-        self.get_head(now, from, channel_id, id, ack_mode, effects);
+        if queue.is_due(now) {
+            // Many may have become so since the queue was looked at last.
+            self.work.push_back(Work::Expire(id));
+            self.work.push_back(Work::Get(from, channel_id, id, ack_mode));
+        } else {
+            self.get_head(now, from, channel_id, id, ack_mode, effects);
+        }
         Ok(())
     }
 
     /// Answers a `basic.get` with the head of a queue, if it has one.
-    fn get_head(
+    pub(super) fn get_head(
         &mut self,
         now: Moment,
         from: ConnectionId,
@@ -346,12 +358,7 @@ impl VirtualHost {
         ack_mode: AckMode,
         effects: &mut Effects,
     ) {
-        let head = loop {
-            let Some(head) = self.queues.get_mut(id).and_then(Queue::head) else { break None };
-            if !self.expire_if(now, id, head, effects) {
-                break Some(head);
-            }
-        };
+        let head = self.queues.get_mut(id).and_then(Queue::head);
         self.mark_runnable(id);
         let taken = head.and_then(|head| self.take_for_get(now, from, channel_id, id, head, ack_mode, effects));
         let Some((getting, body)) = taken else {

@@ -380,9 +380,9 @@ impl VirtualHost {
             Command::CloseChannel(channel, wait) => return self.close_channel(from, channel, wait),
             Command::Disconnect(farewell) => return self.disconnect(from, farewell),
             Command::Written(written) => return self.written(from, written),
-            Command::FailChannel(channel, exception) => {
+            Command::FailChannel(channel, exception, settlement) => {
                 if self.channel_is_open(from, channel) {
-                    self.fail_channel(from, channel, exception, Settlement::Fail, effects);
+                    self.fail_channel(from, channel, exception, settlement, effects);
                 }
                 return;
             }

@@ -10,7 +10,7 @@ use std::vec;
 use crate::change::JournalPosition;
 use crate::moment::Moment;
 use crate::names::ChannelId;
-use crate::vhost::command::{ConsumerId, Farewell, Publish, Settlement, Wait};
+use crate::vhost::command::{AckMode, ConsumerId, Farewell, Publish, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Output};
 use crate::vhost::exchange::ExchangeId;
 use crate::vhost::queue::{ConsumerKey, Queue};
@@ -36,6 +36,10 @@ pub(super) enum Work {
     Cancel(ConnectionId, BTreeSet<ConsumerId>),
     /// Tell consumers whose queue is gone.
     Notify(vec::IntoIter<ConsumerKey>),
+    /// Let all messages of a queue expire that are due.
+    Expire(QueueId),
+    /// Answer a `basic.get`, now that nothing in the queue is due.
+    Get(ConnectionId, ChannelId, QueueId, AckMode),
     /// Remove all that is ready in a queue.
     Purge(QueueId),
     /// Delete queues.
@@ -59,6 +63,8 @@ impl Work {
             | Work::Return(..)
             | Work::Cancel(..)
             | Work::Notify(_)
+            | Work::Expire(_)
+            | Work::Get(..)
             | Work::Purge(_)
             | Work::Delete(_)
             | Work::Answer(..)
@@ -120,6 +126,11 @@ impl VirtualHost {
                     let answer = Answer::BasicCancel { consumer: key.consumer };
                     self.answer(key.connection, consumer.channel, answer, effects);
                 }
+            }
+            Work::Expire(queue) => return self.expire_page(now, *queue, effects),
+            Work::Get(from, channel, queue, ack_mode) => {
+                self.get_head(now, *from, *channel, *queue, *ack_mode, effects);
+                return false;
             }
             Work::Purge(queue) => return self.queues.get_mut(*queue).is_some_and(Queue::purge_head),
             Work::Delete(queues) => {

@@ -285,3 +285,66 @@ fn arguments_that_change_nothing_on_one_node_are_taken() {
         ",
     );
 }
+
+/// RabbitMQ 4.3: what waits to be taken is in the queue, and goes with the rest of it.
+#[test]
+fn a_purge_takes_dead_letters_that_wait() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-overflow='reject-publish' x-dead-letter-strategy='at-least-once' x-dead-letter-exchange='later'}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 1
+        C: basic.reject delivery-tag=1
+        C: queue.purge queue='q'
+        S: queue.purge-ok 0
+        crash
+        C: exchange.declare exchange='later' type='fanout'
+        S: exchange.declare-ok
+        C: queue.declare queue='dead'
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.bind queue='dead' exchange='later'
+        S: queue.bind-ok
+        wait 2s
+        C: basic.get queue='dead'
+        S: basic.get-empty
+        ",
+    );
+}
+
+/// Also where its client knows no cancellation and loses the channel.
+#[test]
+fn a_channel_that_is_closed_because_a_consumer_was_late_has_not_failed() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-consumer-timeout=1000}
+        S: queue.declare-ok 'q' 0 0
+        C: queue.declare queue='other' durable arguments={x-queue-type='quorum'}
+        S: queue.declare-ok 'other' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.publish routing-key='other' body='2'
+        Cb/0: protocol-header
+        Sb/0: connection.start
+        Cb/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        Sb/0: connection.tune
+        Cb/0: connection.tune-ok channel-max=2047 frame-max=131072
+        Cb/0: connection.open virtual-host='/'
+        Sb/0: connection.open-ok
+        Cb: channel.open
+        Sb: channel.open-ok
+        Cb: basic.consume queue='other' consumer-tag='u'
+        Sb: basic.consume-ok 'u'
+        Sb: basic.deliver 'u' 1
+        Cb: basic.consume queue='q' consumer-tag='t'
+        Sb: basic.consume-ok 't'
+        Sb: basic.deliver 't' 2
+        wait 1s
+        Sb: channel.close 406
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 redelivered headers={x-acquired-count=i64:1}
+        C: basic.get queue='other' no-ack
+        S: basic.get-ok 2 redelivered headers={x-acquired-count=i64:1}
+        ",
+    );
+}

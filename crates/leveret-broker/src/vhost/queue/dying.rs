@@ -4,7 +4,7 @@
 //! Must not know: where they go.
 //! Invariant: a message dies once, and is neither ready nor delivered while it waits here.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Position;
 use crate::change::DeathReason;
@@ -75,6 +75,13 @@ impl Dying {
     /// In the order in which they died.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = (Position, DeathReason)> {
         self.order.iter().filter_map(|&position| Some((position, self.messages.get(&position)?.0)))
+    }
+
+    /// All of them, for a start to come: those whose bodies cannot be read come last, and are tried again then.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Position, DeathReason)> {
+        let waiting: BTreeSet<Position> = self.order.iter().copied().collect();
+        let given_up = self.messages.iter().filter(move |(position, _)| !waiting.contains(position));
+        self.in_order().chain(given_up.map(|(&position, &(reason, _))| (position, reason)))
     }
 
     /// One more dies; false if it does already.

@@ -30,7 +30,7 @@ impl Rank {
         Rank(i16::from(without) - i16::from(priority))
     }
 
-    fn of_place(position: Position) -> Self {
+    pub(super) fn of_place(position: Position) -> Self {
         let rank = position.0.cast_signed() >> PLACE_BITS;
         Rank(i16::try_from(rank).expect("ten bits are left"))
     }

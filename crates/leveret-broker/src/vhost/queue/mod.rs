@@ -225,6 +225,13 @@ impl Queue {
 
     /// Removes all messages of a level before a place but these, after a restart.
     pub(crate) fn settle_below(&mut self, below: Position, except: &[Position]) {
+        let rank = Rank::of_place(below);
+        let is_meant = |position: &Position| {
+            Rank::of_place(*position) == rank && *position < below && except.binary_search(position).is_err()
+        };
+        for position in self.dying.positions().filter(is_meant).collect::<Vec<_>>() {
+            self.settle(position);
+        }
         if let Some(level) = self.levels.of_mut(below) {
             level.settle_below(below, except);
         }
@@ -454,6 +461,14 @@ impl Queue {
     pub(crate) fn purge(&mut self) -> (u32, Vec<Detached>) {
         let count = self.message_count();
         self.parked = None;
+        if self.keeps_dead_letters() {
+            // RabbitMQ 4.3: also those that wait to be taken. Others go on: they died before.
+            for position in self.dying.positions().collect::<Vec<_>>() {
+                self.dying.remove(position);
+                self.settle_taken(position);
+            }
+            self.dying.set_retry(None);
+        }
         let is_any_taken = self.taken > 0;
         let detached = self.levels.iter_mut().map(|level| level.purge(&self.dying, is_any_taken));
         let detached = detached.filter(|detached| !detached.is_empty()).collect();
@@ -475,6 +490,11 @@ impl Queue {
     /// Whether any message has a deadline.
     pub(crate) fn has_expiring(&self) -> bool {
         self.levels.iter().any(|level| level.expiring() > 0)
+    }
+
+    /// Whether a message may be due.
+    pub(crate) fn is_due(&self, now: Moment) -> bool {
+        self.levels.iter().filter_map(Level::first_due).any(|deadline| now.has_reached(deadline))
     }
 
     /// When something happens to this queue by itself: a message expires, or the unused queue does.

@@ -230,8 +230,9 @@ impl VirtualHost {
         self.authorize_queue(from, Permission::Read, id)?;
         self.check_not_locked(from, id)?;
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
+        let was_empty = queue.len() == 0;
         let (message_count, detached) = queue.purge();
-        if queue.declared.durable && message_count > 0 {
+        if queue.declared.durable && !was_empty {
             let queue_number = queue.declared.number;
             for (below, except) in queue.purged().collect::<Vec<_>>() {
                 self.change_topology(Change::QueuePurged { queue: queue_number, below, except }, effects);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use leveret_amqp::BasicProperties;
+use leveret_amqp::{BasicProperties, FieldTable, Value};
 use leveret_client::{AckMode, Channel, PublishTo, QueueOptions};
 
 use crate::memory::{open, start};
@@ -19,6 +19,9 @@ const SEGMENT_BYTES: u64 = 1024 * 1024;
 /// Beside twice what lives: what is written until the next checkpoints, what a start still reads, one segment ahead, and
 /// what is kept ready for a full disk.
 const CONSTANT_BYTES: u64 = 14 * SEGMENT_BYTES;
+const RESTARTS: usize = 14;
+/// What those have to say takes 4 MB: three checkpoints of that, and what is kept ready. If nothing went, 14 would be here.
+const RESTARTS_BYTES_MAX: u64 = 36 * SEGMENT_BYTES;
 const ROUNDS: u64 = 150;
 const MESSAGES_PER_ROUND: u64 = 2000;
 const WINDOW: u64 = 100;
@@ -27,22 +30,69 @@ const KEPT_EVERY: u64 = 50;
 /// One message in so many is delivered and never acked.
 const HELD_EVERY: u64 = 331;
 
-/// Runs the suite with a broker of its own.
+type Step = fn(&Path, &Path) -> Result<String>;
+
+const STEPS: &[(&str, Step)] = &[
+    ("a long mixed load takes less than twice the room of what lives", mixed_load),
+    ("restarts take no room", restarts),
+];
+
+/// Runs the steps, each with a broker of its own.
 pub(crate) fn run(binary: &Path) -> Tally {
     let folder = target().join("space");
-    let _ = fs::remove_dir_all(&folder);
-    let tally = match mixed_load(binary, &folder) {
-        Ok(figures) => {
-            println!("ok a long mixed load takes less than twice the room of what lives: {figures}");
-            Tally::PASSED
-        }
-        Err(error) => {
-            println!("not ok a long mixed load takes less than twice the room of what lives: {error:#}");
-            Tally::FAILED
-        }
-    };
+    let mut tally = Tally::default();
+    for (name, step) in STEPS {
+        let _ = fs::remove_dir_all(&folder);
+        tally += match step(binary, &folder) {
+            Ok(figures) => {
+                println!("ok {name}: {figures}");
+                Tally::PASSED
+            }
+            Err(error) => {
+                println!("not ok {name}: {error:#}");
+                Tally::FAILED
+            }
+        };
+    }
     let _ = fs::remove_dir_all(&folder);
     tally
+}
+
+/// Queues with so much to say that each start writes a checkpoint at once, and no more than that.
+fn restarts(binary: &Path, folder: &Path) -> Result<String> {
+    let data = folder.join("data");
+    let data_dir = data.display().to_string();
+    let segment_bytes = SEGMENT_BYTES.to_string();
+    let storage = ["--data-dir", data_dir.as_str(), "--segment-size", segment_bytes.as_str()];
+    let argument = vec![b'x'; 20_000];
+    let arguments = FieldTable::build(|table| _ = table.field("x-nobody-knows", Value::LongStr(&argument)));
+    let options = QueueOptions { durable: true, arguments: arguments.as_table(), ..QueueOptions::default() };
+    let mut used = Vec::new();
+    for start_number in 0..RESTARTS {
+        let broker = start(binary, folder, &storage, 64)?;
+        let mut connection = open(&broker)?;
+        let mut channel = connection.open_channel()?;
+        for nth in 0..200 {
+            channel.declare_queue(&format!("queue-{nth}"), &options)?;
+        }
+        channel.close()?;
+        connection.close()?;
+        // What a start has to tidy up, it does in a moment.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut now = used_bytes(&data)?;
+        while now > RESTARTS_BYTES_MAX && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+            now = used_bytes(&data)?;
+        }
+        ensure!(
+            now <= RESTARTS_BYTES_MAX,
+            "{} KiB are used after start {start_number}, {used:?} before",
+            now >> 10
+        );
+        used.push(now);
+        broker.stop()?;
+    }
+    Ok(format!("{} KiB", used.iter().map(|bytes| (bytes >> 10).to_string()).collect::<Vec<_>>().join(", ")))
 }
 
 /// Between 100 and 2,100 bytes, its number first.

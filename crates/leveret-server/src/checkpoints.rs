@@ -40,6 +40,8 @@ pub(crate) struct Tools {
     pub(crate) segment_bytes: u64,
     /// Bytes that the start had to read.
     pub(crate) recovered_bytes: u64,
+    /// From this sequence on, the stream of the node says all that the start learnt from it.
+    pub(crate) named_from: u64,
     pub(crate) shortage: Arc<Shortage>,
 }
 
@@ -137,7 +139,8 @@ impl Thread {
     fn run(mut self) -> Result<(), WriterEnded> {
         let Tools { hubs, orders, growth, segment_bytes, shortage, .. } = &self.tools;
         let recovered = hubs.iter().map(|hub| hub.recovered_checkpoint());
-        let recovered = recovered.map(|(stream, begun)| Some((stream, begun?.0)));
+        let node = [Some((NODE_STREAM, self.tools.named_from))];
+        let recovered = recovered.map(|(stream, begun)| Some((stream, begun?.0))).chain(node);
         let recovered = recovered.collect::<Option<BTreeMap<_, _>>>();
         let mut last = recovered.map(|at| Begun { at, offset: 0, others: None });
         let messages = hubs.iter().map(|hub| hub.durable_messages()).sum();

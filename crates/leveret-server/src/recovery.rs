@@ -47,6 +47,8 @@ pub(crate) struct Recovered {
     pub(crate) log: Log,
     /// The last sequence in the stream of the node.
     pub(crate) node_sequence: u64,
+    /// From this sequence on, the stream of the node names every virtual host.
+    pub(crate) named_from: u64,
     /// Bytes that were read.
     pub(crate) bytes: u64,
     /// Each virtual host with its stream.
@@ -60,6 +62,8 @@ struct Fold<'n> {
     names: &'n [VhostName],
     vhosts: BTreeMap<u32, VirtualHost>,
     node_sequence: u64,
+    /// Where each stream was named last.
+    named: BTreeMap<u32, u64>,
     records: u64,
     /// From so many bytes in memory on, bodies are let go.
     mark: usize,
@@ -117,6 +121,7 @@ impl Fold<'_> {
             NodeChange::decode(record.payload).map_err(|error| error.to_string()).map(|change| match change {
                 NodeChange::VhostAdded { stream, name } => {
                     self.last_stream = self.last_stream.max(stream);
+                    self.named.insert(stream, record.sequence);
                     self.vhosts.entry(stream).or_insert_with(|| VirtualHost::new(name, rand::random()));
                 }
             })
@@ -177,16 +182,19 @@ pub(crate) fn recover(
         fold.node_sequence += 1;
         let change = NodeChange::VhostAdded { stream, name: name.clone() };
         batch.push(NODE_STREAM, fold.node_sequence, |out| change.encode(out));
+        fold.named.insert(stream, fold.node_sequence);
         fold.vhosts.insert(stream, VirtualHost::new(name.clone(), rand::random()));
     }
     log.append(&mut batch)
         .map_err(|error| DataDirError::Journal(JournalError::Write { folder: folder_name, error }))?;
+    let named = fold.vhosts.keys().map(|stream| fold.named.get(stream).copied());
+    let named_from = named.collect::<Option<Vec<_>>>().and_then(|named| named.into_iter().min()).unwrap_or(0);
     let vhosts = fold.vhosts.into_iter().map(|(stream, mut vhost)| {
         vhost.end_recovery();
         (stream, vhost)
     });
     let (node_sequence, bytes) = (fold.node_sequence, recovery.bytes);
-    Ok(Recovered { log, node_sequence, bytes, vhosts: vhosts.collect() })
+    Ok(Recovered { log, node_sequence, named_from, bytes, vhosts: vhosts.collect() })
 }
 
 /// Says in the log what was found, as loudly as it deserves.

@@ -181,14 +181,14 @@ impl Server {
                 let bytes = memory.budget();
                 let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
                 let reading = move || recovery::recover(&folder, options, bytes, now, &names);
-                let Recovered { log, node_sequence, bytes, vhosts } =
+                let Recovered { log, node_sequence, named_from, bytes, vhosts } =
                     match tokio::task::spawn_blocking(reading).await {
                         Ok(recovered) => recovered?,
                         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                     };
                 let positions: Vec<_> = vhosts.iter().map(|(stream, vhost)| (*stream, vhost.position())).collect();
                 let bodies = bodies::start(log.reader()).map_err(StartError::Thread)?;
-                keeping = Some((log.keeper(), bytes));
+                keeping = Some((log.keeper(), bytes, named_from));
                 spacing = Some((log.spares(), log.reader()));
                 let bytes_max = memory.pending_bytes_max();
                 let (writer, streams) =
@@ -218,9 +218,9 @@ impl Server {
             _ => None,
         };
         let checkpoints = match (&writer, keeping) {
-            (Some(writer), Some((keeper, recovered_bytes))) => {
+            (Some(writer), Some((keeper, recovered_bytes, named_from))) => {
                 let (hubs, orders, growth) = (all_hubs.clone(), writer.orders(), writer.growth());
-                let tools = Tools { hubs, orders, growth, segment_bytes, recovered_bytes, shortage };
+                let tools = Tools { hubs, orders, growth, segment_bytes, recovered_bytes, named_from, shortage };
                 Some(Checkpoints::start(tools, keeper))
             }
             _ => None,

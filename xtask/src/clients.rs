@@ -36,6 +36,8 @@ enum Program {
     Python(&'static str),
     Node,
     Lapin,
+    /// Steps about queues, whose broker is on disk, and two that kill brokers of their own.
+    Queues,
     /// Starts, kills and starts again its own brokers, on disk.
     Durability,
 }
@@ -54,6 +56,7 @@ pub(crate) const SUITES: &[Suite] = &[
         steps: 4,
         deadline: Duration::from_mins(3),
     },
+    Suite { name: "queues", program: Program::Queues, steps: 19, deadline: Duration::from_mins(7) },
     Suite { name: "durability", program: Program::Durability, steps: 10, deadline: Duration::from_mins(10) },
 ];
 
@@ -96,12 +99,22 @@ fn run_with(suite: &Suite, binary: &Path, deaths: Deaths) -> Result<Tally> {
         Program::Python(file) => setup::python().and_then(|python| {
             let mut command = tool(python);
             command.arg(root().join("clients").join(file));
-            run_with_broker(suite, command, binary, &log)
+            run_with_broker(suite, command, Broker::start(binary, 0, &log)?)
         }),
         Program::Node => setup::node().and_then(|(folder, file)| {
             let mut command = tool("node");
             command.current_dir(folder).arg(file);
-            run_with_broker(suite, command, binary, &log)
+            run_with_broker(suite, command, Broker::start(binary, 0, &log)?)
+        }),
+        Program::Queues => setup::python().and_then(|python| {
+            let scratch = target().join("clients/queues");
+            // What an earlier run has left would be served again.
+            let _ = fs::remove_dir_all(&scratch);
+            fs::create_dir_all(&scratch)?;
+            let mut command = tool(python);
+            command.arg(root().join("clients/queues/queue_steps.py"));
+            command.env("LEVERET_BINARY", binary).env("LEVERET_SCRATCH", &scratch);
+            run_with_broker(suite, command, Broker::start_on_disk(binary, &scratch.join("data"), &log)?)
         }),
         Program::Durability => setup::python().and_then(|python| {
             let mut command = tool(python);
@@ -111,7 +124,10 @@ fn run_with(suite: &Suite, binary: &Path, deaths: Deaths) -> Result<Tally> {
             command.env("FULLS", deaths.fulls.to_string());
             run_steps(suite, command)
         }),
-        Program::Lapin => setup::lapin().and_then(|lapin| run_with_broker(suite, tool(lapin), binary, &log)),
+        Program::Lapin => setup::lapin().and_then(|lapin| {
+            let broker = Broker::start(binary, 0, &log)?;
+            run_with_broker(suite, tool(lapin), broker)
+        }),
     };
     check_interrupted()?;
     let tally = match outcome {
@@ -135,8 +151,7 @@ fn run_with(suite: &Suite, binary: &Path, deaths: Deaths) -> Result<Tally> {
     Ok(tally)
 }
 
-fn run_with_broker(suite: &Suite, mut command: Command, binary: &Path, log: &Path) -> Result<Tally, NotSetUp> {
-    let broker = Broker::start(binary, 0, log)?;
+fn run_with_broker(suite: &Suite, mut command: Command, broker: Broker) -> Result<Tally, NotSetUp> {
     command.env("AMQP_URL", broker.client_url());
     let mut tally = run_steps(suite, command)?;
     match broker.stop() {

@@ -91,10 +91,11 @@ class Worker:
             self.process.wait()
 
     def delete_durable(self, channel):
-        """Deletes the queue and the exchanges that outlive the worker."""
+        """Deletes the queues and the exchanges that outlive the worker."""
         tasks = f"{self.prefix}-tasks"
         control = f"{self.prefix}-control.pidbox"
-        channel.queue_delete(tasks)
+        for queue in (tasks, f"{self.prefix}-dead"):
+            channel.queue_delete(queue)
         for exchange in (tasks, control, f"reply.{control}", f"{self.prefix}-events"):
             channel.exchange_delete(exchange)
 
@@ -136,6 +137,27 @@ def main():
             result = celery.chord(header, app=app)(app.signature("steps.total"))
             check_equal(result.get(timeout=RESULT_WAIT, interval=0.1), 10, "the result")
 
+    def rejected_task_is_a_dead_letter():
+        dead, tasks = f"{over_broker.prefix}-dead", f"{over_broker.prefix}-tasks"
+        with over_broker.client() as app, app.connection_for_read() as connection:
+            dead = kombu.Queue(dead, channel=connection.channel())
+            dead.queue_declare()
+            result = app.send_task("steps.refuse", ("because",))
+            deadline = time.monotonic() + RESULT_WAIT
+            while (letter := dead.get(no_ack=True)) is None:
+                check(time.monotonic() < deadline, "the rejected task is no dead letter")
+                time.sleep(0.02)
+            check_equal(letter.headers["task"], "steps.refuse", "the task")
+            check_equal(letter.headers["id"], result.id, "the id of the task")
+            check_equal(letter.payload[0], ["because"], "its arguments")
+            deaths = letter.headers["x-death"]
+            deaths = [(death["queue"], death["reason"], death["count"]) for death in deaths]
+            check_equal(deaths, [(tasks, "rejected", 1)], "the deaths")
+            # The worker goes on, and does not see that task again.
+            result = app.send_task("steps.add", (2, 3))
+            check_equal(result.get(timeout=RESULT_WAIT), 5, "the result of the next task")
+            check_equal(dead.get(no_ack=True), None, "a further dead letter")
+
     def clean_up():
         for worker in workers:
             worker.process.terminate()
@@ -146,7 +168,8 @@ def main():
             for worker in workers:
                 worker.delete_durable(connection.channel())
 
-    run([plain_task, task_that_retries, task_with_countdown, chord_of_tasks], cleanup=clean_up)
+    steps = [plain_task, task_that_retries, task_with_countdown, chord_of_tasks]
+    run([*steps, rejected_task_is_a_dead_letter], cleanup=clean_up)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,19 @@ import os
 import time
 
 from celery import Celery, shared_task
+from celery.exceptions import Reject
+from kombu import Exchange, Queue
 
 
 def make_app(broker, prefix, backend):
     """Makes an application whose queues and exchanges have names of their own."""
     app = Celery("steps", broker=broker, backend=backend)
+    tasks = f"{prefix}-tasks"
+    # The default exchange brings dead letters to the queue of that name.
+    dead_letters = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{prefix}-dead"}
     app.conf.update(
-        task_default_queue=f"{prefix}-tasks",
+        task_default_queue=tasks,
+        task_queues=[Queue(tasks, Exchange(tasks), tasks, queue_arguments=dead_letters)],
         control_exchange=f"{prefix}-control",
         event_exchange=f"{prefix}-events",
         event_queue_prefix=f"{prefix}-events",
@@ -46,6 +52,12 @@ def fail_once(self, value):
     if self.request.retries == 0:
         raise self.retry(countdown=0)
     return {"value": value, "retries": self.request.retries}
+
+
+@shared_task(name="steps.refuse", acks_late=True)
+def refuse(_reason):
+    """Rejects its own message, which Celery does not requeue then."""
+    raise Reject("refused", requeue=False)
 
 
 @shared_task(name="steps.now")

@@ -53,7 +53,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite {
         name: "celery",
         program: Program::Python("celery/celery_steps.py"),
-        steps: 4,
+        steps: 5,
         deadline: Duration::from_mins(3),
     },
     Suite { name: "queues", program: Program::Queues, steps: 19, deadline: Duration::from_mins(7) },

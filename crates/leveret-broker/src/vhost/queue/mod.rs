@@ -172,7 +172,9 @@ impl Queue {
 
     /// Whether there are more ready messages than there may be.
     pub(crate) fn overflows(&self) -> bool {
-        self.exceeds(self.ready() as u64, self.ready_bytes())
+        let QueueArguments { max_length, max_length_bytes, .. } = &self.declared.arguments;
+        let is_limited = max_length.is_some() || max_length_bytes.is_some();
+        is_limited && self.exceeds(self.ready() as u64, self.ready_bytes())
     }
 
     fn exceeds(&self, messages: u64, bytes: u64) -> bool {

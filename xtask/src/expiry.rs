@@ -13,7 +13,7 @@ use leveret_amqp::{BasicProperties, FieldTable, Value};
 use leveret_client::{AckMode, Connection, ConsumeOptions, ConsumerEvent, PublishTo, QueueOptions};
 
 use crate::memory::{Peak, open, start};
-use crate::tally::Tally;
+use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
 pub(crate) const SUITE: &str = "expiry";
@@ -36,24 +36,18 @@ const BODY_BYTES: usize = 32;
 const WINDOW: usize = 5000;
 const PATIENCE: Duration = Duration::from_mins(1);
 
+const STEPS: &[Step] = &[("messages expire on time, wherever they lie in a long queue", in_time)];
+
 /// Runs the suite with a broker of its own.
 pub(crate) fn run(binary: &Path) -> Tally {
-    let name = "messages expire on time, wherever they lie in a long queue";
-    let pending = Pending { messages: 300_000, due: 3000, first_due: Duration::from_secs(8), limit_mib: 64 };
-    let measured = measure(binary, pending).and_then(|lateness| {
-        ensure!(lateness.greatest < LATE_MAX, "one was {:?} late", lateness.greatest);
-        Ok(lateness)
-    });
-    match measured {
-        Ok(lateness) => {
-            println!("ok {name}: {lateness}");
-            Tally::PASSED
-        }
-        Err(error) => {
-            println!("not ok {name}: {error:#}");
-            Tally::FAILED
-        }
-    }
+    tally::run_steps(STEPS, binary, &target().join("expiry"))
+}
+
+fn in_time(binary: &Path, _folder: &Path) -> Result<String> {
+    let first_due = Duration::from_secs(8);
+    let lateness = measure(binary, Pending { messages: 300_000, due: 3000, first_due, limit_mib: 64 })?;
+    ensure!(lateness.greatest < LATE_MAX, "one was {:?} late", lateness.greatest);
+    Ok(lateness.to_string())
 }
 
 /// How late dead letters came.

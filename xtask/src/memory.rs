@@ -12,7 +12,7 @@ use leveret_amqp::BasicProperties;
 use leveret_client::{AckMode, Connection, ConsumeOptions, ConsumerEvent, PublishTo, QueueOptions, Url};
 
 use crate::broker::{Broker, anonymous_kib};
-use crate::tally::Tally;
+use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
 pub(crate) const SUITE: &str = "memory";
@@ -26,32 +26,14 @@ const WINDOW: usize = 5000;
 const PATIENCE: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-type Step = fn(&Path, &Path) -> Result<String>;
-
-const STEPS: &[(&str, Step)] = &[
+const STEPS: &[Step] = &[
     ("a backlog of a gibibyte stays below the limit and comes back in order", spill),
     ("a backlog that cannot be written out makes its publisher wait, and nobody else", hold),
 ];
 
 /// Runs the steps, each with a broker of its own.
 pub(crate) fn run(binary: &Path) -> Tally {
-    let folder = target().join("memory");
-    let mut tally = Tally::default();
-    for (name, step) in STEPS {
-        let _ = fs::remove_dir_all(&folder);
-        tally += match step(binary, &folder) {
-            Ok(figures) => {
-                println!("ok {name}: {figures}");
-                Tally::PASSED
-            }
-            Err(error) => {
-                println!("not ok {name}: {error:#}");
-                Tally::FAILED
-            }
-        };
-    }
-    let _ = fs::remove_dir_all(&folder);
-    tally
+    tally::run_steps(STEPS, binary, &target().join("memory"))
 }
 
 /// Looks at the anonymous resident memory of a process again and again, and keeps the greatest.

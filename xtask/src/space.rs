@@ -10,7 +10,7 @@ use leveret_amqp::{BasicProperties, FieldTable, Value};
 use leveret_client::{AckMode, Channel, PublishTo, QueueOptions};
 
 use crate::memory::{open, start};
-use crate::tally::Tally;
+use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
 pub(crate) const SUITE: &str = "space";
@@ -30,32 +30,14 @@ const KEPT_EVERY: u64 = 50;
 /// One message in so many is delivered and never acked.
 const HELD_EVERY: u64 = 331;
 
-type Step = fn(&Path, &Path) -> Result<String>;
-
-const STEPS: &[(&str, Step)] = &[
+const STEPS: &[Step] = &[
     ("a long mixed load takes less than twice the room of what lives", mixed_load),
     ("restarts take no room", restarts),
 ];
 
 /// Runs the steps, each with a broker of its own.
 pub(crate) fn run(binary: &Path) -> Tally {
-    let folder = target().join("space");
-    let mut tally = Tally::default();
-    for (name, step) in STEPS {
-        let _ = fs::remove_dir_all(&folder);
-        tally += match step(binary, &folder) {
-            Ok(figures) => {
-                println!("ok {name}: {figures}");
-                Tally::PASSED
-            }
-            Err(error) => {
-                println!("not ok {name}: {error:#}");
-                Tally::FAILED
-            }
-        };
-    }
-    let _ = fs::remove_dir_all(&folder);
-    tally
+    tally::run_steps(STEPS, binary, &target().join("space"))
 }
 
 /// Queues with so much to say that each start writes a checkpoint at once, and no more than that.

@@ -1,7 +1,34 @@
 //! Counting what passed, failed and was skipped.
 
 use std::fmt;
+use std::fs;
 use std::ops::AddAssign;
+use std::path::Path;
+
+use anyhow::Result;
+
+/// What a step of a suite is called, and what it does with the binary and a folder of its own; figures, or what failed.
+pub(crate) type Step = (&'static str, fn(&Path, &Path) -> Result<String>);
+
+/// Runs steps one after the other, and says what became of each.
+pub(crate) fn run_steps(steps: &[Step], binary: &Path, folder: &Path) -> Tally {
+    let mut tally = Tally::default();
+    for (name, step) in steps {
+        let _ = fs::remove_dir_all(folder);
+        tally += match step(binary, folder) {
+            Ok(figures) => {
+                println!("ok {name}: {figures}");
+                Tally::PASSED
+            }
+            Err(error) => {
+                println!("not ok {name}: {error:#}");
+                Tally::FAILED
+            }
+        };
+    }
+    let _ = fs::remove_dir_all(folder);
+    tally
+}
 
 /// How many checks, tests or steps there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

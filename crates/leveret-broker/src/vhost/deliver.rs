@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use crate::access::Permission;
-use crate::change::{Change, DeathReason, JournalPosition};
-use crate::limits::UNITS_PER_DUE_PAGE;
+use crate::change::{Change, JournalPosition};
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
 use crate::names::ChannelId;
@@ -266,37 +265,6 @@ impl VirtualHost {
         if consumer.waiting {
             queue.consumers.wait_for_turn(seat, consumer.priority);
         }
-    }
-
-    /// Lets all messages expire that are due, wherever they lie in the queue.
-    fn expire(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
-        while self.units > 0
-            && self.queues.get(id).is_some_and(|queue| !queue.dying().is_full())
-            && self.expire_page(now, id, effects)
-        {}
-    }
-
-    /// The same for those of one page; false if there was none.
-    pub(super) fn expire_page(&mut self, now: Moment, id: QueueId, effects: &mut Effects) -> bool {
-        let Some(due) = self.queues.get_mut(id).and_then(|queue| queue.take_due(now)) else { return false };
-        self.units = self.units.saturating_sub(UNITS_PER_DUE_PAGE);
-        for position in due {
-            self.units = self.units.saturating_sub(1);
-            self.discard_ready(now, id, position, DeathReason::Expired, effects);
-        }
-        true
-    }
-
-    /// Lets the head expire instead of being delivered, if its deadline has passed: at its deadline it may still be
-    /// delivered, which is what a time to live of 0 is for.
-    fn expire_if(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) -> bool {
-        let Some(queue) = self.queues.get(id).filter(|queue| queue.has_expiring()) else { return false };
-        let deadline = queue.known(head).and_then(|known| known.expires);
-        let is_late = deadline.is_some_and(|deadline| now.monotonic > deadline.0);
-        if is_late {
-            self.discard_ready(now, id, head, DeathReason::Expired, effects);
-        }
-        is_late
     }
 
     /// What handing out a journaled message rests on: a grant of its queue, which is renewed if need be.

@@ -15,6 +15,7 @@ mod dead_letter;
 mod deliver;
 pub mod effects;
 pub(crate) mod exchange;
+mod expiry;
 mod overflow;
 mod publish;
 pub(crate) mod queue;

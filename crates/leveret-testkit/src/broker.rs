@@ -20,7 +20,7 @@ use leveret_broker::{
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::script::{Extent, Heard, JournalPace, Stop, Wire};
+use crate::script::{BEGINNING, Extent, Heard, JournalPace, Stop, Wire};
 
 /// What differs from run to run of the same script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,8 +120,7 @@ impl Broker {
             node: Arc::new(node),
             vhost,
             peers: BTreeMap::new(),
-            // Some time in 2026; nothing depends on it.
-            now: Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_790_000_000) },
+            now: Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(BEGINNING.cast_unsigned()) },
             effects: Effects::default(),
             stored: BTreeMap::new(),
             journal: Vec::new(),

@@ -53,7 +53,7 @@ mod script;
 mod text;
 
 pub use broker::{Broker, Eviction, Lag, Variation};
-pub use script::{Extent, Heard, JournalPace, Room, Stop, Wire, continue_script, run_script, waits};
+pub use script::{BEGINNING, Extent, Heard, JournalPace, Room, Stop, Wire, continue_script, run_script, waits};
 
 /// Runs a script against fresh brokers, in each of the variations.
 ///

@@ -8,10 +8,13 @@
 //!   Where that cannot be asked, as the channel is closed or amidst a content, a pause has to do.
 //! - Before the script asks for the counts of a queue with `queue.declare`, what it has published or settled gets a
 //!   moment to arrive: RabbitMQ answers that question ahead of messages that are on their way to the queue.
+//! - The same goes for `basic.get`, once the script has declared a queue that messages may come to by way of another,
+//!   or of a log: queues with dead letters, or of a type.
 //! - What the script expects to hear is waited for, until a deadline.
 //! - That there is nothing to hear is believed after a quiet time. A broker that is slower than that may seem to
 //!   behave better than it does, never worse.
-//! - Time that passes in the script passes here, and a little more.
+//! - Time that passes in the script passes here, and a little more. A time that the broker tells lies between the one
+//!   in the script, counted from its beginning, and now.
 //!
 //! A client closes its socket once the connection is closed by its methods. RabbitMQ waits for that.
 
@@ -19,13 +22,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use leveret_amqp::frame::{RawFrame, split_frame, write_method};
 use leveret_amqp::{ContentHeader, FrameKind, Method, PROTOCOL_HEADER};
 use leveret_client::{Channel, Connection, DeleteOnly, Error, Scope, Url};
-use leveret_testkit::{Extent, Heard, JournalPace, Room, Stop, Wire};
+use leveret_testkit::{BEGINNING, Extent, Heard, JournalPace, Room, Stop, Wire};
 
 /// How long something that is expected may take. RabbitMQ takes 3 s to close the socket of a client that misbehaved.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -36,16 +39,24 @@ const QUIET: Duration = Duration::from_millis(50);
 /// How much longer than in the script time passes here, so that what is due then has happened.
 const LEEWAY: Duration = Duration::from_millis(50);
 
+/// Times of a script that lie so soon after its beginning, in seconds, are those at which something happened in it.
+const TIMES: i64 = 24 * 60 * 60;
+
 /// How long a broker may take to delete the exclusive queues of connections that are gone.
 const UNLOCK_DEADLINE: Duration = Duration::from_secs(5);
 const UNLOCK_LOOK: Duration = Duration::from_millis(20);
 
 const RESOURCE_LOCKED: u16 = 405;
 
+/// The arguments of queues to which, or from which, messages take longer than a question takes.
+const DETOURS: &[&str] = &["x-dead-letter-exchange", "x-queue-type"];
+
 /// The connections of one script.
 #[derive(Debug)]
 pub(super) struct SocketWire {
     address: (String, u16),
+    /// The seconds of the wall clock at which the script began.
+    began: i64,
     peers: BTreeMap<String, Peer>,
     /// Where the script spoke last: connection and channel.
     last: Option<(String, u16)>,
@@ -59,6 +70,8 @@ pub(super) struct SocketWire {
 struct Declared {
     queues: BTreeSet<String>,
     exchanges: BTreeSet<String>,
+    /// Whether messages may come to a queue by way of another, or of a log.
+    has_detours: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +98,7 @@ impl SocketWire {
     pub(super) fn new(url: &Url) -> Self {
         SocketWire {
             address: (url.host.clone(), url.port),
+            began: now(),
             peers: BTreeMap::new(),
             last: None,
             is_on_its_way: false,
@@ -95,7 +109,7 @@ impl SocketWire {
     /// Closes the connections and deletes what the script has declared, so that the next one begins with nothing.
     pub(super) fn clean_up(self, url: &Url) -> Result<()> {
         drop(self.peers);
-        let Declared { queues, exchanges } = self.declared;
+        let Declared { queues, exchanges, .. } = self.declared;
         if queues.is_empty() && exchanges.is_empty() {
             return Ok(());
         }
@@ -170,7 +184,8 @@ impl Declared {
     /// Remembers what there will be to delete.
     fn note(&mut self, method: &Method<'_>) {
         match *method {
-            Method::QueueDeclare { queue, passive: false, .. } => {
+            Method::QueueDeclare { queue, passive: false, arguments, .. } => {
+                self.has_detours |= DETOURS.iter().any(|name| arguments.get(name).is_some());
                 // Brokers strip line breaks from names.
                 self.queues.insert(queue.as_str().replace(['\r', '\n'], ""));
             }
@@ -213,7 +228,8 @@ impl Wire for SocketWire {
             place.1 = frame.channel;
             frames.push(frame);
         }
-        if self.is_on_its_way && frames.iter().any(asks_for_counts) {
+        let has_detours = self.declared.has_detours;
+        if self.is_on_its_way && frames.iter().any(|frame| asks_too_early(frame, has_detours)) {
             self.settle();
             thread::sleep(QUIET);
             self.is_on_its_way = false;
@@ -265,6 +281,11 @@ impl Wire for SocketWire {
     fn wait(&mut self, time: Duration) {
         self.settle();
         thread::sleep(time + LEEWAY);
+    }
+
+    fn is_time(&self, expected: i64, told: i64) -> bool {
+        let since = expected - BEGINNING;
+        expected == told || (0..TIMES).contains(&since) && (self.began + since..=now()).contains(&told)
     }
 
     /// Whoever runs scripts leaves those out that ask for this.
@@ -399,12 +420,24 @@ fn delete(
     }
 }
 
+/// The seconds of the wall clock.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn after_body(left: u64) -> ChannelState {
     if left == 0 { ChannelState::AnyMethod } else { ChannelState::ContentBody(left) }
 }
 
-fn asks_for_counts(frame: &RawFrame<'_>) -> bool {
-    frame.kind == FrameKind::Method && matches!(Method::decode(frame.payload), Ok(Method::QueueDeclare { .. }))
+/// Whether this asks for what a queue holds, and may be answered ahead of messages that are on their way to it.
+fn asks_too_early(frame: &RawFrame<'_>, has_detours: bool) -> bool {
+    frame.kind == FrameKind::Method
+        && match Method::decode(frame.payload) {
+            Ok(Method::QueueDeclare { .. }) => true,
+            Ok(Method::BasicGet { .. }) => has_detours,
+            _ => false,
+        }
 }
 
 /// Whether this ends a message, or settles one.

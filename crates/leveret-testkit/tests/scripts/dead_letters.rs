@@ -34,43 +34,47 @@ fn a_rejected_message_goes_on_and_tells_of_its_death() {
 
 #[test]
 fn an_expired_message_goes_on_without_its_expiration() {
-    script(&format!(
-        "{QUEUES}
-        C: basic.publish routing-key='q' body='1' expiration='1000'
-        C: basic.publish routing-key='q' body='2'
-        wait 999ms
-        C: basic.get queue='dead' no-ack
-        S: basic.get-empty
-        wait 1ms
-        C: queue.declare queue='q' passive
-        S: queue.declare-ok 'q' 1 0
-        C: basic.get queue='dead' no-ack
-        S: basic.get-ok 1 'dlx' 'q' 0 body='1' expiration=void headers={{x-death=[{{original-expiration='1000' count=i64:1 reason='expired' queue='q' time=ts:1790000001 exchange='' routing-keys=['q']}}] x-first-death-exchange='' x-first-death-queue='q' x-first-death-reason='expired' x-last-death-exchange='' x-last-death-queue='q' x-last-death-reason='expired'}}
-        wait 1h
-        C: queue.declare queue='dead' passive
-        S: queue.declare-ok 'dead' 0 0
-        "
-    ));
+    for (before, then, later) in [("999ms", "1ms", "1h"), ("800ms", "200ms", "200ms")] {
+        script(&format!(
+            "{QUEUES}
+            C: basic.publish routing-key='q' body='1' expiration='1000'
+            C: basic.publish routing-key='q' body='2'
+            wait {before}
+            C: basic.get queue='dead' no-ack
+            S: basic.get-empty
+            wait {then}
+            C: queue.declare queue='q' passive
+            S: queue.declare-ok 'q' 1 0
+            C: basic.get queue='dead' no-ack
+            S: basic.get-ok 1 'dlx' 'q' 0 body='1' expiration=void headers={{x-death=[{{original-expiration='1000' count=i64:1 reason='expired' queue='q' time=ts:1790000001 exchange='' routing-keys=['q']}}] x-first-death-exchange='' x-first-death-queue='q' x-first-death-reason='expired' x-last-death-exchange='' x-last-death-queue='q' x-last-death-reason='expired'}}
+            wait {later}
+            C: queue.declare queue='dead' passive
+            S: queue.declare-ok 'dead' 0 0
+            "
+        ));
+    }
 }
 
 /// The delay queue that everybody builds: a time to live, and the default exchange as the way back.
 #[test]
 fn a_time_to_live_and_the_default_exchange_make_a_delay() {
-    script(
-        "
-        C: queue.declare queue='work'
-        S: queue.declare-ok 'work' 0 0
-        C: queue.declare queue='later' arguments={x-message-ttl=60000 x-dead-letter-exchange='' x-dead-letter-routing-key='work'}
-        S: queue.declare-ok 'later' 0 0
-        Cb: basic.consume queue='work' consumer-tag='t' no-ack
-        Sb: basic.consume-ok 't'
-        C: basic.publish routing-key='later' body='1'
-        wait 59999ms
-        Sb: nothing
-        wait 1ms
-        Sb: basic.deliver 't' 1 exchange='' routing-key='work' body='1'
-        ",
-    );
+    for (time_to_live_ms, before, then) in [(60_000, "59999ms", "1ms"), (1000, "800ms", "200ms")] {
+        script(&format!(
+            "
+            C: queue.declare queue='work'
+            S: queue.declare-ok 'work' 0 0
+            C: queue.declare queue='later' arguments={{x-message-ttl={time_to_live_ms} x-dead-letter-exchange='' x-dead-letter-routing-key='work'}}
+            S: queue.declare-ok 'later' 0 0
+            Cb: basic.consume queue='work' consumer-tag='t' no-ack
+            Sb: basic.consume-ok 't'
+            C: basic.publish routing-key='later' body='1'
+            wait {before}
+            Sb: nothing
+            wait {then}
+            Sb: basic.deliver 't' 1 exchange='' routing-key='work' body='1'
+            "
+        ));
+    }
 }
 
 #[test]
@@ -86,15 +90,15 @@ fn the_same_death_is_counted_and_comes_first() {
         C: basic.get queue='a'
         S: basic.get-ok 1
         C: basic.reject delivery-tag=1
-        wait 10s
+        wait 1s
         C: basic.get queue='b'
         S: basic.get-ok 2 headers={x-death=[{count=i64:1 reason='rejected' queue='a' time=ts:1790000000 exchange='' routing-keys=['a']}] x-first-death-exchange='' x-first-death-queue='a' x-first-death-reason='rejected' x-last-death-exchange='' x-last-death-queue='a' x-last-death-reason='rejected'}
         C: basic.reject delivery-tag=2
         C: basic.get queue='a'
-        S: basic.get-ok 3 headers={x-death=[{count=i64:1 reason='rejected' queue='b' time=ts:1790000010 exchange='' routing-keys=['b']} {count=i64:1 reason='rejected' queue='a' time=ts:1790000000 exchange='' routing-keys=['a']}] x-first-death-exchange='' x-first-death-queue='a' x-first-death-reason='rejected' x-last-death-exchange='' x-last-death-queue='b' x-last-death-reason='rejected'}
+        S: basic.get-ok 3 headers={x-death=[{count=i64:1 reason='rejected' queue='b' time=ts:1790000001 exchange='' routing-keys=['b']} {count=i64:1 reason='rejected' queue='a' time=ts:1790000000 exchange='' routing-keys=['a']}] x-first-death-exchange='' x-first-death-queue='a' x-first-death-reason='rejected' x-last-death-exchange='' x-last-death-queue='b' x-last-death-reason='rejected'}
         C: basic.reject delivery-tag=3
         C: basic.get queue='b'
-        S: basic.get-ok 4 headers={x-death=[{count=i64:2 reason='rejected' queue='a' time=ts:1790000000 exchange='' routing-keys=['a']} {count=i64:1 reason='rejected' queue='b' time=ts:1790000010 exchange='' routing-keys=['b']}] x-first-death-exchange='' x-first-death-queue='a' x-first-death-reason='rejected' x-last-death-exchange='' x-last-death-queue='a' x-last-death-reason='rejected'}
+        S: basic.get-ok 4 headers={x-death=[{count=i64:2 reason='rejected' queue='a' time=ts:1790000000 exchange='' routing-keys=['a']} {count=i64:1 reason='rejected' queue='b' time=ts:1790000001 exchange='' routing-keys=['b']}] x-first-death-exchange='' x-first-death-queue='a' x-first-death-reason='rejected' x-last-death-exchange='' x-last-death-queue='a' x-last-death-reason='rejected'}
         ",
     );
 }
@@ -221,25 +225,25 @@ fn several_rejected_at_once_go_on_in_their_order() {
 fn a_circle_ends_unless_somebody_rejects() {
     script(
         "
-        C: queue.declare queue='q' arguments={x-message-ttl=1000 x-dead-letter-exchange='' x-dead-letter-routing-key='q'}
+        C: queue.declare queue='q' arguments={x-message-ttl=200 x-dead-letter-exchange='' x-dead-letter-routing-key='q'}
         S: queue.declare-ok 'q' 0 0
         C: basic.publish routing-key='q' body='1'
-        wait 1s
+        wait 200ms
         C: queue.declare queue='q' passive
         S: queue.declare-ok 'q' 0 0
-        C: queue.declare queue='a' arguments={x-message-ttl=1000 x-dead-letter-exchange='' x-dead-letter-routing-key='b'}
+        C: queue.declare queue='a' arguments={x-message-ttl=200 x-dead-letter-exchange='' x-dead-letter-routing-key='b'}
         S: queue.declare-ok 'a' 0 0
-        C: queue.declare queue='b' arguments={x-message-ttl=1000 x-dead-letter-exchange='' x-dead-letter-routing-key='a'}
+        C: queue.declare queue='b' arguments={x-message-ttl=200 x-dead-letter-exchange='' x-dead-letter-routing-key='a'}
         S: queue.declare-ok 'b' 0 0
         C: basic.publish routing-key='a' body='2'
-        wait 1s
+        wait 200ms
         C: basic.get queue='b'
         S: basic.get-ok 1 body='2'
         C: basic.reject delivery-tag=1
-        wait 1s
+        wait 200ms
         C: queue.declare queue='b' passive
         S: queue.declare-ok 'b' 1 0
-        wait 1s
+        wait 200ms
         C: queue.declare queue='a' passive
         S: queue.declare-ok 'a' 0 0
         C: queue.declare queue='b' passive

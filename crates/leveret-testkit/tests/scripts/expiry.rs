@@ -4,22 +4,24 @@ use leveret_testkit::script;
 
 #[test]
 fn a_message_is_gone_when_its_expiration_has_passed() {
-    script(
-        "
-        C: queue.declare queue='q' durable
-        S: queue.declare-ok 'q' 0 0
-        C: basic.publish routing-key='q' expiration='1000' body='short' delivery-mode=2
-        C: basic.publish routing-key='q' body='long'
-        wait 999ms
-        C: queue.declare queue='q' passive
-        S: queue.declare-ok 'q' 2 0
-        wait 1ms
-        C: queue.declare queue='q' passive
-        S: queue.declare-ok 'q' 1 0
-        C: basic.get queue='q' no-ack
-        S: basic.get-ok 1 '' 'q' 0 body='long'
-        ",
-    );
+    for (before, then) in [("999ms", "1ms"), ("800ms", "200ms")] {
+        script(&format!(
+            "
+            C: queue.declare queue='q' durable
+            S: queue.declare-ok 'q' 0 0
+            C: basic.publish routing-key='q' expiration='1000' body='short' delivery-mode=2
+            C: basic.publish routing-key='q' body='long'
+            wait {before}
+            C: queue.declare queue='q' passive
+            S: queue.declare-ok 'q' 2 0
+            wait {then}
+            C: queue.declare queue='q' passive
+            S: queue.declare-ok 'q' 1 0
+            C: basic.get queue='q' no-ack
+            S: basic.get-ok 1 '' 'q' 0 body='long'
+            "
+        ));
+    }
 }
 
 #[test]
@@ -92,29 +94,33 @@ fn an_expiration_that_is_no_number_closes_the_channel() {
 
 #[test]
 fn an_unused_queue_goes_after_x_expires() {
-    script(
-        "
-        C: queue.declare queue='q' arguments={x-expires=1000}
-        S: queue.declare-ok 'q' 0 0
-        wait 900ms
-        C: basic.get queue='q'
-        S: basic.get-empty
-        wait 900ms
-        C: queue.declare queue='q' arguments={x-expires=1000}
-        S: queue.declare-ok 'q' 0 0
-        wait 900ms
-        C: basic.consume queue='q' consumer-tag='t'
-        S: basic.consume-ok 't'
-        wait 1h
-        C: basic.cancel consumer-tag='t'
-        S: basic.cancel-ok 't'
-        wait 999ms
-        C: basic.publish routing-key='q' body='does not count as use' mandatory
-        wait 1ms
-        C: queue.declare queue='q' passive
-        S: channel.close 404
-        ",
-    );
+    for (expires_ms, while_used, used, before, then) in
+        [(1000, "900ms", "1h", "999ms", "1ms"), (500, "300ms", "600ms", "300ms", "200ms")]
+    {
+        script(&format!(
+            "
+            C: queue.declare queue='q' arguments={{x-expires={expires_ms}}}
+            S: queue.declare-ok 'q' 0 0
+            wait {while_used}
+            C: basic.get queue='q'
+            S: basic.get-empty
+            wait {while_used}
+            C: queue.declare queue='q' arguments={{x-expires={expires_ms}}}
+            S: queue.declare-ok 'q' 0 0
+            wait {while_used}
+            C: basic.consume queue='q' consumer-tag='t'
+            S: basic.consume-ok 't'
+            wait {used}
+            C: basic.cancel consumer-tag='t'
+            S: basic.cancel-ok 't'
+            wait {before}
+            C: basic.publish routing-key='q' body='does not count as use' mandatory
+            wait {then}
+            C: queue.declare queue='q' passive
+            S: channel.close 404
+            "
+        ));
+    }
 }
 
 #[test]
@@ -178,29 +184,31 @@ fn a_message_behind_a_consumer_that_does_not_ack_expires_and_the_consumer_gets_t
 /// Returned late, it expires at once; returned in time, when its time has come.
 #[test]
 fn a_returned_message_expires_at_its_old_deadline() {
-    script(
-        "
-        C: queue.declare queue='q'
-        S: queue.declare-ok 'q' 0 0
-        C: basic.publish routing-key='q' body='1'
-        C: basic.publish routing-key='q' body='2' expiration='2000'
-        C: basic.publish routing-key='q' body='3' expiration='1000'
-        C: basic.get queue='q'
-        S: basic.get-ok 1 body='1'
-        C: basic.get queue='q'
-        S: basic.get-ok 2 body='2'
-        C: basic.get queue='q'
-        S: basic.get-ok 3 body='3'
-        wait 1500ms
-        C: basic.nack delivery-tag=3 multiple requeue
-        C: queue.declare queue='q' passive
-        S: queue.declare-ok 'q' 2 0
-        wait 499ms
-        C: queue.declare queue='q' passive
-        S: queue.declare-ok 'q' 2 0
-        wait 1ms
-        C: queue.declare queue='q' passive
-        S: queue.declare-ok 'q' 1 0
-        ",
-    );
+    for (before, then) in [("499ms", "1ms"), ("300ms", "200ms")] {
+        script(&format!(
+            "
+            C: queue.declare queue='q'
+            S: queue.declare-ok 'q' 0 0
+            C: basic.publish routing-key='q' body='1'
+            C: basic.publish routing-key='q' body='2' expiration='2000'
+            C: basic.publish routing-key='q' body='3' expiration='1000'
+            C: basic.get queue='q'
+            S: basic.get-ok 1 body='1'
+            C: basic.get queue='q'
+            S: basic.get-ok 2 body='2'
+            C: basic.get queue='q'
+            S: basic.get-ok 3 body='3'
+            wait 1500ms
+            C: basic.nack delivery-tag=3 multiple requeue
+            C: queue.declare queue='q' passive
+            S: queue.declare-ok 'q' 2 0
+            wait {before}
+            C: queue.declare queue='q' passive
+            S: queue.declare-ok 'q' 2 0
+            wait {then}
+            C: queue.declare queue='q' passive
+            S: queue.declare-ok 'q' 1 0
+            "
+        ));
+    }
 }

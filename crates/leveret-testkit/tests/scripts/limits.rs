@@ -82,6 +82,7 @@ fn a_message_that_a_consumer_takes_at_once_is_never_too_many() {
         C: basic.publish routing-key='q' body='2'
         S: basic.deliver 't' 1 body='2'
         C: basic.publish routing-key='q' body='3'
+        S: nothing
         C: basic.ack delivery-tag=1
         S: nothing
         ",

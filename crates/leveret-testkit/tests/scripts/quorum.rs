@@ -215,6 +215,26 @@ fn a_dead_letter_that_must_arrive_stays_until_it_does() {
     );
 }
 
+#[test]
+fn a_dead_letter_that_must_arrive_does_so_at_once_if_it_can() {
+    script(
+        "
+        C: queue.declare queue='dead' durable
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-overflow='reject-publish' x-dead-letter-strategy='at-least-once' x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 1 body='1'
+        C: basic.reject delivery-tag=1
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 0 0
+        C: basic.get queue='dead'
+        S: basic.get-ok 2 '' 'dead' 0 body='1'
+        ",
+    );
+}
+
 /// RabbitMQ: it would stand in the way of dropping the oldest, so there it is not kept.
 #[test]
 fn a_queue_that_drops_its_oldest_keeps_no_dead_letters() {

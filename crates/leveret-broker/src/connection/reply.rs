@@ -362,11 +362,11 @@ impl From<&Refusal> for Exception {
                 Code::PreconditionFailed,
                 format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}': {fault}"),
             ),
-            Refusal::NoGetWithSingleActive { queue, vhost, queue_type } => (
+            Refusal::NoGetWithSingleActive { queue, vhost } => (
                 Code::ResourceLocked,
                 format!(
                     "cannot obtain access to locked queue '{queue}' in vhost '{vhost}'. basic.get operations are not \
-                     supported by {queue_type} queues with single active consumer"
+                     supported by quorum queues with single active consumer"
                 ),
             ),
             Refusal::ConsumerTimeout { channel, timeout } => (

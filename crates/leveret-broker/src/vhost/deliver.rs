@@ -9,7 +9,7 @@ use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
-use crate::vhost::queue::arguments::{CONSUMER_TIMEOUT, milliseconds, not_an_integer};
+use crate::vhost::queue::arguments::{CONSUMER_TIMEOUT, QueueType, milliseconds, not_an_integer};
 use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
@@ -297,12 +297,11 @@ impl VirtualHost {
         self.authorize_queue(from, Permission::Read, id)?;
         self.check_not_locked(from, id)?;
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
-        if queue.consumers.has_single_active() {
-            let queue_type = queue.declared.arguments.queue_type.as_str();
+        // RabbitMQ: queues of type classic answer it, though it takes messages from the consumer whose turn it is.
+        if queue.consumers.has_single_active() && queue.declared.arguments.queue_type == QueueType::Quorum {
             return Err(Refusal::NoGetWithSingleActive {
                 queue: self.queue_name(id),
                 vhost: self.name.to_string(),
-                queue_type,
             });
         }
         queue.last_used = now;

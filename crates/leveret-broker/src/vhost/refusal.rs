@@ -104,11 +104,10 @@ pub enum Refusal {
         vhost: String,
         fault: String,
     },
-    /// `basic.get` from a queue with a single active consumer.
+    /// `basic.get` from a queue of type quorum with a single active consumer.
     NoGetWithSingleActive {
         queue: String,
         vhost: String,
-        queue_type: &'static str,
     },
     /// A delivery was not settled in time.
     ConsumerTimeout {

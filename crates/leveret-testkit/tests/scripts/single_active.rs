@@ -111,17 +111,41 @@ fn one_that_was_to_make_way_stays_if_the_other_goes_first() {
 }
 
 #[test]
-fn nobody_can_have_such_a_queue_for_himself_or_get_from_it() {
+fn nobody_can_have_such_a_queue_for_himself() {
     script(
         "
         C: queue.declare queue='q' arguments={x-single-active-consumer=true}
         S: queue.declare-ok 'q' 0 0
         C/2: basic.consume queue='q' exclusive
         S/2: channel.close 403 \"ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use\" 60 20
-        C/3: basic.get queue='q'
-        S/3: channel.close 405 \"RESOURCE_LOCKED - cannot obtain access to locked queue 'q' in vhost '/'. basic.get operations are not supported by classic queues with single active consumer\" 60 70
         C: queue.declare queue='q'
         S: channel.close 406 \"PRECONDITION_FAILED - inequivalent arg 'x-single-active-consumer' for queue 'q' in vhost '/': received none but current is the value 'true' of type 'bool'\" 50 10
+        ",
+    );
+}
+
+/// RabbitMQ: only queues of type quorum refuse it.
+#[test]
+fn such_a_queue_answers_basic_get_unless_it_is_a_quorum_queue() {
+    script(
+        "
+        C: queue.declare queue='q' arguments={x-single-active-consumer=true}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.qos prefetch-count=1
+        S: basic.qos-ok
+        C: basic.consume queue='q' consumer-tag='t'
+        S: basic.consume-ok 't'
+        C: basic.publish routing-key='q' body='1'
+        S: basic.deliver 't' 1 body='1'
+        C: basic.publish routing-key='q' body='2'
+        C/2: basic.get queue='q'
+        S/2: basic.get-ok 1 '' 'q' 0 body='2'
+        C/2: basic.get queue='q'
+        S/2: basic.get-empty
+        C: queue.declare queue='r' durable arguments={x-queue-type='quorum' x-single-active-consumer=true}
+        S: queue.declare-ok 'r' 0 0
+        C/3: basic.get queue='r'
+        S/3: channel.close 405 \"RESOURCE_LOCKED - cannot obtain access to locked queue 'r' in vhost '/'. basic.get operations are not supported by quorum queues with single active consumer\" 60 70
         ",
     );
 }

@@ -85,8 +85,10 @@ impl Confirms {
     }
 
     /// A publish was refused, and the client is told so at once: what was ready before it was told before.
-    pub(super) fn refuse(&mut self, number: NonZeroU64) {
+    /// Whether no number below it is open any more.
+    pub(super) fn refuse(&mut self, number: NonZeroU64) -> bool {
         self.ready_as(number.get(), Told::Yes);
+        number.get() < self.ready_below
     }
 
     fn ready(&mut self, number: u64) {
@@ -169,10 +171,10 @@ mod tests {
         let [first, second, third, fourth] = std::array::from_fn(|_| confirms.number());
         confirms.settle(first, JournalPosition(0), JournalPosition(0));
         assert_eq!(told(&mut confirms), [Confirmation::One(1)]);
-        confirms.refuse(second);
+        assert!(confirms.refuse(second), "all below were told");
         assert_eq!(told(&mut confirms), []);
         confirms.settle(third, JournalPosition(1), JournalPosition(0));
-        confirms.refuse(fourth);
+        assert!(!confirms.refuse(fourth), "the third is open");
         assert_eq!(told(&mut confirms), []);
         confirms.advance(JournalPosition(1));
         assert_eq!(told(&mut confirms), [Confirmation::One(3)]);

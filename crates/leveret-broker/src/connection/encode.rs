@@ -126,12 +126,13 @@ impl Connection {
             Output::Refuse { channel, number } => {
                 self.tell_confirms(confirmed, out);
                 if let Some(confirms) = self.confirms(channel) {
-                    confirms.refuse(number);
+                    // RabbitMQ: the flags of a nack for a publisher, which say nothing new.
+                    let multiple = confirms.refuse(number);
                     let delivery_tag = number.get();
                     write_method(
                         out,
                         channel.number(),
-                        &Method::BasicNack { delivery_tag, multiple: false, requeue: false },
+                        &Method::BasicNack { delivery_tag, multiple, requeue: true },
                     );
                 }
             }

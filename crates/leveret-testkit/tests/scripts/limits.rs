@@ -121,7 +121,7 @@ fn a_full_queue_that_rejects_tells_publishers_by_a_nack() {
         C: basic.publish routing-key='q' body='1'
         S: basic.ack 1
         C: basic.publish routing-key='q' body='2' mandatory
-        S: basic.nack 2
+        S: basic.nack 2 multiple requeue
         C/2: basic.publish routing-key='q' body='nobody asks'
         C: queue.declare queue='q' passive
         S: queue.declare-ok 'q' 1 0
@@ -129,6 +129,30 @@ fn a_full_queue_that_rejects_tells_publishers_by_a_nack() {
         S: basic.get-ok 1 body='1'
         C: basic.publish routing-key='q' body='3'
         S: basic.ack 3
+        ",
+    );
+}
+
+/// RabbitMQ: `multiple` where nothing before it is open, and `requeue` always. Neither tells a publisher anything.
+#[test]
+fn a_nack_goes_ahead_of_a_confirm_that_waits_for_the_journal() {
+    script(
+        "
+        C: queue.declare queue='full' arguments={x-max-length=0 x-overflow='reject-publish'}
+        S: queue.declare-ok 'full' 0 0
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: confirm.select
+        S: confirm.select-ok
+        journal stops
+        C: basic.publish routing-key='q' delivery-mode=2 body='1'
+        C: basic.publish routing-key='full' body='2'
+        S: basic.nack 2 requeue
+        S: nothing
+        journal keeps up
+        S: basic.ack 1
+        C: basic.publish routing-key='full' body='3'
+        S: basic.nack 3 multiple requeue
         ",
     );
 }
@@ -149,7 +173,7 @@ fn one_full_queue_of_several_is_a_nack() {
         C: confirm.select
         S: confirm.select-ok
         C: basic.publish exchange='amq.fanout' body='1'
-        S: basic.nack 1
+        S: basic.nack 1 multiple requeue
         C: queue.declare queue='other' passive
         S: queue.declare-ok 'other' 1 0
         C: basic.publish routing-key='other' body='2'
@@ -171,7 +195,7 @@ fn what_a_full_queue_does_not_take_goes_on_as_a_dead_letter_if_it_says_so() {
         C: basic.publish routing-key='q' body='1'
         S: basic.ack 1
         C: basic.publish routing-key='q' body='2'
-        S: basic.nack 2
+        S: basic.nack 2 multiple requeue
         C: basic.get queue='dead' no-ack
         S: basic.get-ok 1 '' 'dead' 0 body='2' headers={x-death=[{count=i64:1 reason='maxlen' queue='q' time=ts:1790000000 exchange='' routing-keys=['q']}] x-first-death-exchange='' x-first-death-queue='q' x-first-death-reason='maxlen' x-last-death-exchange='' x-last-death-queue='q' x-last-death-reason='maxlen'}
         ",
@@ -194,7 +218,7 @@ fn full_queues_in_a_circle_come_to_an_end() {
         C: confirm.select
         S: confirm.select-ok
         C: basic.publish routing-key='a' body='1'
-        S: basic.nack 1
+        S: basic.nack 1 multiple requeue
         C: basic.publish routing-key='c' body='2'
         S: basic.ack 2
         C: queue.declare queue='c' passive

@@ -186,7 +186,7 @@ fn a_dead_letter_that_must_arrive_stays_until_it_does() {
         C: basic.publish routing-key='q' body='2'
         S: basic.ack 2
         C: basic.publish routing-key='q' body='it counts for the length of its queue'
-        S: basic.nack 3
+        S: basic.nack 3 multiple requeue
         C: queue.declare queue='q' passive
         S: queue.declare-ok 'q' 1 0
         crash

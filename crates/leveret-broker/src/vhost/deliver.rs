@@ -58,13 +58,15 @@ impl VirtualHost {
         let key = ConsumerKey { connection: from, consumer: consume.consumer };
         let Some(queue) = self.queues.get_mut(queue_id) else { return Ok(()) };
         let is_shared = !queue.consumers.is_empty() || queue.consumers.has_single_active();
-        let wants_to_be_alone = consume.exclusive && is_shared;
+        // RabbitMQ: queues of type quorum do not have exclusive consumers, and pass over the flag.
+        let exclusive = consume.exclusive && queue.declared.arguments.queue_type == QueueType::Classic;
+        let wants_to_be_alone = exclusive && is_shared;
         if queue.exclusive_consumer.is_some() || wants_to_be_alone {
             return Err(Refusal::ExclusiveConsumer { queue: name, vhost });
         }
         let seat = queue.consumers.add(key, priority);
         let waiting = queue.consumers.may_serve(seat);
-        if consume.exclusive {
+        if exclusive {
             queue.exclusive_consumer = Some(seat);
         }
         if let Some(session) = self.sessions.get_mut(from)

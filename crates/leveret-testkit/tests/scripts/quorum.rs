@@ -259,6 +259,26 @@ fn a_queue_that_drops_its_oldest_keeps_no_dead_letters() {
     );
 }
 
+/// RabbitMQ: the flag means nothing here, also with a single active consumer.
+#[test]
+fn no_consumer_of_a_quorum_queue_is_alone() {
+    for argument in ["", "x-single-active-consumer=true"] {
+        script(&format!(
+            "
+            C: queue.declare queue='q' durable arguments={{x-queue-type='quorum' {argument}}}
+            S: queue.declare-ok 'q' 0 0
+            C: basic.consume queue='q' consumer-tag='t' exclusive
+            S: basic.consume-ok 't'
+            Cb: basic.consume queue='q' consumer-tag='u' exclusive
+            Sb: basic.consume-ok 'u'
+            C: basic.publish routing-key='q' body='1'
+            S: basic.deliver 't' 1 body='1'
+            Sb: nothing
+            "
+        ));
+    }
+}
+
 #[test]
 fn arguments_of_quorum_queues_are_checked() {
     for (arguments, fault) in [

@@ -321,6 +321,11 @@ impl From<&Refusal> for Exception {
                 };
                 (Code::PreconditionFailed, text)
             }
+            // RabbitMQ tells the module of the type here.
+            Refusal::NoNameForQuorum => (
+                Code::PreconditionFailed,
+                "Cannot declare a server-named queue for type rabbit_quorum_queue".to_owned(),
+            ),
             Refusal::InvalidQueueProperty { property, queue, vhost } => (
                 Code::PreconditionFailed,
                 format!("invalid property '{property}' for queue '{queue}' in vhost '{vhost}'"),

@@ -53,6 +53,8 @@ pub enum Refusal {
         error: ArgumentError,
     },
     /// A property that queues of this type cannot have.
+    /// The name of a queue of type quorum was left to the server.
+    NoNameForQuorum,
     InvalidQueueProperty {
         property: &'static str,
         queue: String,

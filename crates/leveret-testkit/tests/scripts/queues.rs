@@ -341,11 +341,17 @@ fn arguments_that_are_not_supported_are_refused_by_name() {
 /// RabbitMQ: a quorum queue is durable, for everybody, and named by the client.
 #[test]
 fn what_a_quorum_queue_cannot_be_is_refused() {
-    for properties in ["queue='q'", "queue='q' durable exclusive", "queue='q' durable auto-delete", "durable"] {
+    let invalid = |property| format!("invalid property '{property}' for queue 'q' in vhost '/'");
+    for (properties, fault) in [
+        ("queue='q'", invalid("non-durable")),
+        ("queue='q' durable exclusive", invalid("exclusive-owner")),
+        ("queue='q' durable auto-delete", invalid("auto-delete")),
+        ("durable", "Cannot declare a server-named queue for type rabbit_quorum_queue".to_owned()),
+    ] {
         script(&format!(
             "
             C: queue.declare {properties} arguments={{x-queue-type='quorum'}}
-            S: channel.close 406
+            S: channel.close 406 \"PRECONDITION_FAILED - {fault}\" 50 10
             "
         ));
     }

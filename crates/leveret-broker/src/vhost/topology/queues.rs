@@ -174,10 +174,10 @@ impl VirtualHost {
         };
         match arguments.queue_type {
             QueueType::Classic => Ok(()),
+            QueueType::Quorum if declare.name.is_empty() => Err(Refusal::NoNameForQuorum),
             QueueType::Quorum if declare.exclusive => refuse("exclusive-owner"),
             QueueType::Quorum if declare.auto_delete => refuse("auto-delete"),
             QueueType::Quorum if !declare.durable => refuse("non-durable"),
-            QueueType::Quorum if declare.name.is_empty() => refuse("server-named"),
             QueueType::Quorum => Ok(()),
         }
     }

@@ -1,15 +1,47 @@
 //! A folder of the file system.
 //!
+//! Owns: what its errors say. One that has to do with a name says which.
+//!
 //! What is said of durability holds on Linux: `fdatasync` of a file, `fsync` of its folder. Other systems do what
 //! their counterparts of these calls do.
 
+use std::error::Error;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::disk::{Disk, DiskFile};
+
+/// What the system says, and of which file. Its kind is that of the error in it.
+#[derive(Debug)]
+struct Named {
+    file: PathBuf,
+    error: io::Error,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.file.display(), self.error)
+    }
+}
+
+impl Error for Named {}
+
+/// Says of which file an error is.
+fn of(file: &Path) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), Named { file: file.into(), error })
+}
+
+/// The number that the system gave to an error, also to one that says of which file it is.
+pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
+    let named = error.get_ref().and_then(|inner| inner.downcast_ref::<Named>());
+    Errno::from_io_error(named.map_or(error, |named| &named.error))
+}
 
 /// The files of one folder.
 #[derive(Debug)]
@@ -35,8 +67,9 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.path(name)?)?;
-        Ok(Arc::new(RealFile(file)))
+        let path = self.path(name)?;
+        let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
+        Ok(Arc::new(RealFile(options.open(&path).map_err(of(&path))?)))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -45,28 +78,34 @@ impl Disk for RealDisk {
         let file = OpenOptions::new().read(true).write(true).open(&path).or_else(|error| match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
             _ => Err(error),
-        })?;
+        });
+        let file = file.map_err(of(&path))?;
+        if !file.metadata().map_err(of(&path))?.is_file() {
+            return Err(of(&path)(io::Error::other("not a file")));
+        }
         Ok(Arc::new(RealFile(file)))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            names.extend(entry?.file_name().into_string().ok());
+        for entry in fs::read_dir(&self.folder).map_err(of(&self.folder))? {
+            names.extend(entry.map_err(of(&self.folder))?.file_name().into_string().ok());
         }
         Ok(names)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.path(from)?, self.path(to)?)
+        let (from, to) = (self.path(from)?, self.path(to)?);
+        fs::rename(&from, to).map_err(of(&from))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.path(name)?)
+        let path = self.path(name)?;
+        fs::remove_file(&path).map_err(of(&path))
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        self.handle.sync_all()
+        self.handle.sync_all().map_err(of(&self.folder))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -103,7 +142,6 @@ impl DiskFile for RealFile {
     fn preallocate(&self, end: u64) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         {
-            use rustix::io::Errno;
             match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, end) {
                 Ok(()) => return Ok(()),
                 // Some file systems cannot; then room is taken as it is written.
@@ -120,5 +158,35 @@ impl DiskFile for RealFile {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spares::has_no_descriptor;
+
+    #[test]
+    fn an_error_names_the_file_and_is_of_its_kind_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = RealDisk::new(folder.path()).unwrap();
+        fs::create_dir(folder.path().join("in the way")).unwrap();
+        fs::write(folder.path().join("there"), "").unwrap();
+        let there = |name: &str| format!("{}: ", folder.path().join(name).display());
+        let refusals = [
+            ("in the way", disk.open("in the way").err().unwrap()),
+            ("in the way", disk.remove("in the way").unwrap_err()),
+            ("missing", disk.open("missing").err().unwrap()),
+            ("missing", disk.rename("missing", "else").unwrap_err()),
+            ("there", disk.create("there").err().unwrap()),
+        ];
+        for (name, error) in &refusals {
+            assert!(error.to_string().starts_with(&there(name)), "{error}");
+        }
+        assert_eq!(refusals[2].1.kind(), io::ErrorKind::NotFound);
+        assert_eq!(refusals[3].1.kind(), io::ErrorKind::NotFound);
+        assert_eq!(refusals[4].1.kind(), io::ErrorKind::AlreadyExists);
+        let out_of_descriptors = of(folder.path())(Errno::MFILE.into());
+        assert!(has_no_descriptor(&out_of_descriptors), "{out_of_descriptors}");
     }
 }

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use crate::disk::{Disk, DiskFile};
 use crate::format::segment_name;
 use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR, SPARE_BYTES_MIN};
+use crate::real::errno;
 
 const PREFIX: &str = "spare-";
 
@@ -64,7 +65,7 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 
 /// Whether a file could not be opened because others are, in this process or in the system.
 pub(crate) fn has_no_descriptor(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+    matches!(errno(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 impl Spares {

@@ -33,14 +33,6 @@ pub enum DataDirError {
         /// Why.
         error: io::Error,
     },
-    /// A file of the journal cannot be opened, or something else has its name.
-    #[error("the journal cannot be read: {file}: {error}; {}", MEND_OR_CHOOSE)]
-    File {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
     /// What is in it cannot be read, or nothing can be added to it.
     #[error("{0}{way_out}", way_out = way_out(.0))]
     Journal(#[from] JournalError),
@@ -78,7 +70,6 @@ impl DataDir {
                 // Over what is there: a full disk has no room for more.
                 file.write_all(holder.as_bytes()).map_err(unusable)?;
                 file.set_len(holder.len() as u64).map_err(unusable)?;
-                check_files(folder)?;
                 Ok(DataDir { _lock: file })
             }
             Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),
@@ -89,40 +80,17 @@ impl DataDir {
     /// Keeps others from writing to a folder while it is looked at. Nothing is changed, not even the lock file.
     pub(crate) fn look(folder: &Path) -> Result<Option<Self>, DataDirError> {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-        let lock = match File::open(folder.join(LOCK_FILE)) {
+        match File::open(folder.join(LOCK_FILE)) {
             Ok(file) => match file.try_lock_shared() {
-                Ok(()) => Some(DataDir { _lock: file }),
-                Err(TryLockError::WouldBlock) => return Err(in_use(folder, file)),
-                Err(TryLockError::Error(error)) => return Err(unusable(error)),
+                Ok(()) => Ok(Some(DataDir { _lock: file })),
+                Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),
+                Err(TryLockError::Error(error)) => Err(unusable(error)),
             },
             // Nobody ever used it, or not with this.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(unusable(error)),
-        };
-        check_files(folder)?;
-        Ok(lock)
-    }
-}
-
-/// The journal says what the disk refuses, but not of which file.
-fn check_files(folder: &Path) -> Result<(), DataDirError> {
-    let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-    for entry in fs::read_dir(folder).map_err(unusable)? {
-        let entry = entry.map_err(unusable)?;
-        let name = entry.file_name();
-        let digits = name.to_str().and_then(|name| name.strip_suffix(".segment"));
-        if !digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit())) {
-            continue;
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unusable(error)),
         }
-        let file = entry.path();
-        let opened = match fs::metadata(&file) {
-            Ok(metadata) if !metadata.is_file() => Err(io::Error::other("not a file")),
-            Ok(_) => File::open(&file).map(drop),
-            Err(error) => Err(error),
-        };
-        opened.map_err(|error| DataDirError::File { file, error })?;
     }
-    Ok(())
 }
 
 fn in_use(folder: &Path, mut file: File) -> DataDirError {

@@ -140,9 +140,7 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
             let code = match &error {
                 StartError::DataDir(DataDirError::InUse { .. }) => DATA_DIR_IN_USE,
                 StartError::Bind(BindError::Overlap(..)) => BAD_OPTION,
-                StartError::DataDir(
-                    DataDirError::Unusable { .. } | DataDirError::File { .. } | DataDirError::Journal(_),
-                )
+                StartError::DataDir(DataDirError::Unusable { .. } | DataDirError::Journal(_))
                 | StartError::Bind(_)
                 | StartError::Thread(_) => START_FAILED,
             };

@@ -262,10 +262,15 @@ mod not_starting {
         let [(_, error), (_, other_error)] = refusals();
         assert!(is_helpful(&error) && is_helpful(&other_error), "{error}, {other_error}");
         fs::remove_file(&segment).unwrap();
-        // No segment, so only the journal knows.
-        fs::create_dir(folder.path().join("0000000050.segment.compacted")).unwrap();
-        let (code, error) = refused(&["--amqp-port", "0", "--data-dir", data]);
-        assert!(code == 1 && error.ends_with("mend that, or choose another folder with --data-dir DIR"), "{error}");
+        // What a start alone has to do with.
+        for name in ["spare-1", "0000000050.segment.compacted"] {
+            let in_the_way = folder.path().join(name);
+            fs::create_dir(&in_the_way).unwrap();
+            let (code, error) = refused(&["--amqp-port", "0", "--data-dir", data]);
+            assert!(code == 1 && error.contains(in_the_way.to_str().unwrap()), "{error}");
+            assert!(error.ends_with("mend that, or choose another folder with --data-dir DIR"), "{error}");
+            fs::remove_dir(&in_the_way).unwrap();
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crc32c::crc32c_append;
 pub(crate) const VERSION: u32 = 1;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"LVRTSEG1";
-const BATCH_MAGIC: &[u8; 4] = b"LVB1";
+pub(crate) const BATCH_MAGIC: &[u8; 4] = b"LVB1";
 
 /// Bytes of a segment's header before its table of streams.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 96;

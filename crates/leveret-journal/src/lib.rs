@@ -12,6 +12,7 @@ mod keeper;
 pub mod limits;
 mod log;
 mod map;
+mod pieces;
 mod reader;
 mod real;
 mod recovery;

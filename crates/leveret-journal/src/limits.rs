@@ -6,7 +6,7 @@ pub const SEGMENT_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 /// Least size of a segment, in bytes, and the size of the first one of each start, so that starting stays quick.
 pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 
-/// Largest size of a segment, in bytes: a start reads one at a time into memory.
+/// Largest size of a segment, in bytes.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// A spare file may have so many times the bytes of the next segment before it is exchanged for a smaller one.
@@ -30,6 +30,9 @@ pub const MARK_EVERY_BYTES: u64 = 32 * 1024;
 
 /// Bytes that reading takes from a segment at once, or more if one record has more.
 pub const READ_BYTES: usize = 128 * 1024;
+
+/// Bytes of a segment that a start has in memory at once, or more if one batch has more.
+pub const PIECE_BYTES: usize = 1024 * 1024;
 
 /// Segments that a start does not read may take so many hundredths of what lives in the journal, and one segment more,
 /// before those are rewritten in which little lives.

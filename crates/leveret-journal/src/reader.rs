@@ -13,7 +13,8 @@ use crate::format::{
 };
 use crate::limits::{MARK_EVERY_BYTES, READ_BYTES};
 use crate::map::{File, Map, Mark, Place};
-use crate::recovery::{read_blocks, read_header};
+use crate::pieces::read_blocks;
+use crate::recovery::read_header;
 
 /// Why a record was not read.
 #[derive(Debug, thiserror::Error)]

@@ -8,14 +8,13 @@ use std::ops::Range;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record, Replay,
+    ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record, Replay,
     SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, StreamState, VERSION, damaged_region_prefix, generation_of,
-    records,
 };
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::{READ_BYTES, UNREADABLE_BLOCK_BYTES};
 use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
+use crate::pieces::Pieces;
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -137,16 +136,14 @@ struct Segment {
 }
 
 impl Segment {
+    fn pieces(&self, disk: &dyn Disk) -> io::Result<Pieces> {
+        Pieces::open(disk, &self.name, self.length, self.seeds)
+    }
+
     /// Whether it holds what was left of others, and perhaps of itself.
     fn is_compacted(&self) -> bool {
         self.header.as_ref().is_some_and(|header| header.compacted_through > 0)
     }
-}
-
-/// The bytes of a segment. What the disk could not read is zero.
-struct Contents {
-    bytes: Vec<u8>,
-    unreadable: Vec<Range<usize>>,
 }
 
 /// Reads a journal, handing out its records. With `repair`, sets damage aside, removes what interrupted starts left
@@ -303,23 +300,23 @@ impl Reading<'_> {
     /// Reads one segment; false if the journal ends before its end.
     fn segment(&mut self, at: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<bool, OpenError> {
         let segment = &self.segments[at];
-        let contents = contents(self.disk, segment)?;
-        let bytes = &contents.bytes;
+        let mut pieces = segment.pieces(self.disk)?;
         // Where batches begin in a segment that has lost its header follows from what was read before it.
         let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len());
-        let begin = segment.header.as_ref().map_or(header_bytes, SegmentHeader::bytes).min(bytes.len());
-        let has_batch = || next_batch(bytes, begin, segment.seeds, self.end.next_sequence).is_some();
+        let begin = segment.header.as_ref().map_or(header_bytes, SegmentHeader::bytes) as u64;
+        let begin = begin.min(segment.length);
+        let mut has_batch = || pieces.next_batch(begin, segment.length, self.end.next_sequence).is_some();
         if segment.header.is_none() && !has_batch() {
             if self.first_sequence_behind(at)?.is_none() {
                 self.behind_the_end(at)?;
                 return Ok(false);
             }
-            self.damaged(segment, bytes, 0, bytes.len(), 0);
+            self.damaged(segment, &mut pieces, 0..segment.length, 0);
             return Ok(true);
         }
-        let limit = self.limit(at, bytes);
+        let limit = self.end_of(at);
         self.recovery.segments += 1;
-        (self.end.generation, self.end.offset, self.end.unproven) = (segment.generation, begin as u64, 0);
+        (self.end.generation, self.end.offset, self.end.unproven) = (segment.generation, begin, 0);
         if let Some(header) = &segment.header {
             for (&stream, state) in &header.streams {
                 self.saw(stream, state.last);
@@ -334,22 +331,20 @@ impl Reading<'_> {
         // What lies before this cannot be passed over when a single record is read.
         let mut whole_from = begin;
         while offset < limit {
-            let batch = FoundBatch::decode(&bytes[offset..limit], segment.seeds);
+            let batch = pieces.batch(offset, limit);
             if let Some(batch) = batch.filter(|batch| batch.first_sequence >= self.end.next_sequence) {
                 if batch.first_sequence > self.end.next_sequence {
                     self.missing(segment, offset, batch.first_sequence - self.end.next_sequence);
                 }
-                let records_at = offset + BATCH_HEADER_BYTES;
-                let records_end = records_at + batch.payload_bytes();
-                self.take(segment, records_at..records_end, whole_from, batch.records(), each);
-                self.recovery.bytes += batch.bytes() as u64;
+                self.take(segment, offset, whole_from, &batch, each);
                 self.end.next_sequence = batch.first_sequence + u64::from(batch.count);
                 self.end.unproven = if batch.count > 0 { batch.bytes() as u64 } else { 0 };
-                offset += batch.bytes();
-                self.end.offset = offset as u64;
+                self.recovery.bytes += batch.bytes() as u64;
+                offset += batch.bytes() as u64;
+                self.end.offset = offset;
                 continue;
             }
-            let next = next_batch(&bytes[..limit], offset, segment.seeds, self.end.next_sequence);
+            let next = pieces.next_batch(offset, limit, self.end.next_sequence);
             let mut durable_before = match self.first_sequence_behind(at)? {
                 // Nothing is missing: the journal went on in the next segment, and what is here was never part of it.
                 Some(first_sequence) if first_sequence <= self.end.next_sequence => return Ok(true),
@@ -358,37 +353,36 @@ impl Reading<'_> {
             };
             let mut from = next.map(|(at, _)| at);
             while let Some(found) = from {
-                let batch = FoundBatch::decode(&bytes[found..limit], segment.seeds);
+                let batch = pieces.batch(found, limit);
                 durable_before = durable_before.max(batch.map_or(0, |batch| batch.durable_before));
-                let behind = found + batch.map_or(ALIGNMENT, |batch| batch.bytes());
-                from = next_batch(&bytes[..limit], behind, segment.seeds, self.end.next_sequence).map(|(at, _)| at);
+                let behind = found + batch.map_or(ALIGNMENT, |batch| batch.bytes()) as u64;
+                from = pieces.next_batch(behind, limit, self.end.next_sequence).map(|(at, _)| at);
             }
             if durable_before <= self.end.next_sequence {
-                let unreadable: usize = contents.unreadable_in(offset..limit);
+                let unreadable = pieces.unreadable_in(offset..limit);
                 if unreadable > 0 {
                     // Nothing tells whether something durable was there.
-                    self.damaged(segment, bytes, offset, limit, most_records(unreadable));
-                } else if !is_blank(&bytes[offset..limit]) {
-                    self.recovery.cut = Some(Cut { file: segment.name.clone(), offset: offset as u64 });
+                    self.damaged(segment, &mut pieces, offset..limit, most_records(unreadable));
+                } else if !pieces.is_blank(offset, limit) {
+                    self.recovery.cut = Some(Cut { file: segment.name.clone(), offset });
                 }
                 return Ok(false);
             }
             let region_end = next.map_or(limit, |(at, _)| at);
-            let salvaged_from = (offset + BATCH_HEADER_BYTES).min(region_end);
-            let salvaged = records(&bytes[salvaged_from..region_end], segment.seeds);
-            let salvaged = self.take(segment, salvaged_from..region_end, salvaged_from, salvaged, each);
+            let salvaged_from = (offset + BATCH_HEADER_BYTES as u64).min(region_end);
+            let salvaged = self.salvage(segment, &mut pieces, salvaged_from..region_end, each);
             whole_from = region_end;
             // What is missing before the next segment is counted when that is read.
             let next_sequence =
                 next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
             let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
-            if next.is_some() || !is_blank(&bytes[offset..region_end]) {
-                self.damaged(segment, bytes, offset, region_end, missing);
+            if next.is_some() || !pieces.is_blank(offset, region_end) {
+                self.damaged(segment, &mut pieces, offset..region_end, missing);
             }
             self.end.next_sequence = next_sequence;
             self.end.unproven = 0;
             offset = region_end;
-            self.end.offset = offset as u64;
+            self.end.offset = offset;
         }
         Ok(true)
     }
@@ -407,49 +401,46 @@ impl Reading<'_> {
             // A start must not take longer because of what it does not need; somebody who asks has time.
             return if self.repair { Ok(()) } else { self.look_through(segment, header, end) };
         }
-        let Contents { bytes, .. } = contents(self.disk, segment)?;
-        let bytes = &bytes[..self.limit(at, &bytes)];
+        let mut pieces = segment.pieces(self.disk)?;
+        let limit = self.end_of(at);
         let mut before = self.segments[..at].iter().rev().filter_map(|before| before.header.as_ref());
         let before = before.next().map_or(1, |before| before.first_sequence);
         let behind = self.segments[at + 1..].iter().find_map(|behind| behind.header.as_ref());
-        let mut verified = SegmentHeader::bytes_with(behind.map_or(0, |behind| behind.streams.len()));
+        let mut verified = SegmentHeader::bytes_with(behind.map_or(0, |behind| behind.streams.len())) as u64;
         let mut missing = behind.map_or(u64::MAX, |behind| behind.first_sequence.saturating_sub(before));
         let mut from = 0;
-        while let Some((offset, _)) = next_batch(bytes, from, segment.seeds, 0)
-            && let Some(batch) = FoundBatch::decode(&bytes[offset..], segment.seeds)
+        while let Some((offset, _)) = pieces.next_batch(from, limit, 0)
+            && let Some(batch) = pieces.batch(offset, limit)
         {
-            let records_at = offset + BATCH_HEADER_BYTES;
-            let place = records_at..records_at + batch.payload_bytes();
             let whole_from = if from == offset { 0 } else { offset };
-            let found = self.take(segment, place, whole_from, batch.records(), &mut |_| {});
+            let found = self.take(segment, offset, whole_from, &batch, &mut |_| {});
             missing = missing.saturating_sub(found);
-            verified += batch.bytes();
-            from = offset + batch.bytes();
+            verified += batch.bytes() as u64;
+            from = offset + batch.bytes() as u64;
         }
         self.map.set_condition(segment.generation, Condition::Unknown, segment.length);
-        self.missing(segment, 0, missing.min(most_records(bytes.len().saturating_sub(verified))));
+        self.missing(segment, 0, missing.min(most_records(limit.saturating_sub(verified))));
         Ok(())
     }
 
     /// Verifies the batches of a segment.
     fn look_through(&mut self, segment: &Segment, header: &SegmentHeader, end: u64) -> Result<(), OpenError> {
-        let Contents { bytes, .. } = contents(self.disk, segment)?;
-        let bytes = &bytes[..usize::try_from(end).map_or(bytes.len(), |end| end.min(bytes.len()))];
+        let mut pieces = segment.pieces(self.disk)?;
         self.recovery.segments += 1;
-        let (mut offset, mut expected) = (header.bytes(), header.first_sequence);
-        while offset < bytes.len() {
+        let (mut offset, mut expected) = (header.bytes() as u64, header.first_sequence);
+        while offset < end {
             // Batches that were put together again have lost their numbers.
             let at_least = if segment.is_compacted() { 0 } else { expected };
-            let next = next_batch(bytes, offset, segment.seeds, at_least);
-            let found = next.map_or(bytes.len(), |(found, _)| found);
+            let next = pieces.next_batch(offset, end, at_least);
+            let found = next.map_or(end, |(found, _)| found);
             if found > offset {
                 let missing = next.map_or(1, |(_, first_sequence)| first_sequence.saturating_sub(expected)).max(1);
-                self.damaged(segment, bytes, offset, found, missing);
+                self.damaged(segment, &mut pieces, offset..found, missing);
             }
-            let Some(batch) = FoundBatch::decode(&bytes[found..], segment.seeds) else { break };
+            let Some(batch) = pieces.batch(found, end) else { break };
             expected = batch.first_sequence + u64::from(batch.count);
             self.recovery.bytes += batch.bytes() as u64;
-            offset = found + batch.bytes();
+            offset = found + batch.bytes() as u64;
         }
         Ok(())
     }
@@ -458,37 +449,72 @@ impl Reading<'_> {
     /// is lost; anything else is damage.
     fn behind_the_end(&mut self, at: usize) -> Result<(), OpenError> {
         let segment = &self.segments[at];
-        let Contents { bytes, unreadable } = contents(self.disk, segment)?;
-        let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len());
-        if !is_blank(bytes.get(header_bytes..).unwrap_or_default()) || !unreadable.is_empty() {
-            self.damaged(segment, &bytes, 0, bytes.len(), most_records(bytes.len()));
+        let mut pieces = segment.pieces(self.disk)?;
+        let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len()) as u64;
+        // All of it is read, to know whether it can be.
+        let _ = pieces.used();
+        if !pieces.is_blank(header_bytes, segment.length) || !pieces.is_readable() {
+            self.damaged(segment, &mut pieces, 0..segment.length, most_records(segment.length));
         }
         Ok(())
     }
 
-    /// Hands out records that lie between two offsets, and remembers where they are. Returns how many they are.
-    fn take<'b>(
+    /// Hands out the records of a batch that begins at an offset, and remembers where they are. Returns how many they are.
+    fn take(
         &mut self,
         segment: &Segment,
-        place: Range<usize>,
-        whole_from: usize,
-        records: impl Iterator<Item = (usize, Record<'b>)>,
+        offset: u64,
+        whole_from: u64,
+        batch: &FoundBatch<'_>,
         each: &mut dyn FnMut(Record<'_>),
     ) -> u64 {
         let mut count = 0;
-        for (offset, record) in records {
+        for (offset, record) in batch.records() {
             count += 1;
-            self.saw(record.stream, record.sequence);
-            self.candidates.see(record.stream, record.sequence, offset as u64);
-            if self.end.replay_from.get(&record.stream).is_none_or(|&from| record.sequence >= from) {
-                each(record);
-            }
+            self.take_one(offset as u64, record, each);
         }
-        self.recovery.records += count;
-        let Range { start, end } = place;
-        self.map.add(segment.generation, start as u64, end as u64, whole_from as u64, &self.candidates.0);
-        self.candidates.0.clear();
+        let begin = offset + BATCH_HEADER_BYTES as u64;
+        self.place(segment, begin..begin + batch.payload_bytes() as u64, whole_from, count);
         count
+    }
+
+    /// The same with records that verify by themselves, one after the other from the beginning of a range on. One that does
+    /// not verify is passed over if one that does follows it.
+    fn salvage(
+        &mut self,
+        segment: &Segment,
+        pieces: &mut Pieces,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Record<'_>),
+    ) -> u64 {
+        let (mut at, mut count, mut failures) = (range.start, 0, 0);
+        while failures < 2
+            && let Some((bytes, record)) = pieces.record(at, range.end)
+        {
+            failures += 1;
+            if let Some(record) = record {
+                (count, failures) = (count + 1, 0);
+                self.take_one(at - range.start, record, each);
+            }
+            at += bytes;
+        }
+        self.place(segment, range.clone(), range.start, count);
+        count
+    }
+
+    fn take_one(&mut self, offset: u64, record: Record<'_>, each: &mut dyn FnMut(Record<'_>)) {
+        self.saw(record.stream, record.sequence);
+        self.candidates.see(record.stream, record.sequence, offset);
+        if self.end.replay_from.get(&record.stream).is_none_or(|&from| record.sequence >= from) {
+            each(record);
+        }
+    }
+
+    /// Remembers where records are that were taken.
+    fn place(&mut self, segment: &Segment, place: Range<u64>, whole_from: u64, count: u64) {
+        self.recovery.records += count;
+        self.map.add(segment.generation, place.start, place.end, whole_from, &self.candidates.0);
+        self.candidates.0.clear();
     }
 
     fn saw(&mut self, stream: u32, sequence: u64) {
@@ -505,11 +531,6 @@ impl Reading<'_> {
         next.filter(is_meant).map_or(segment.length, |next| next.previous_end.min(segment.length))
     }
 
-    /// The same in the bytes of the segment.
-    fn limit(&self, at: usize, bytes: &[u8]) -> usize {
-        usize::try_from(self.end_of(at)).map_or(bytes.len(), |end| end.min(bytes.len()))
-    }
-
     /// Where the journal went on behind a segment, by the header of a later one or, if that is damaged, by its first
     /// batch. A later segment was begun when everything before it was synced.
     fn first_sequence_behind(&self, at: usize) -> Result<Option<u64>, OpenError> {
@@ -517,32 +538,33 @@ impl Reading<'_> {
             if let Some(header) = &segment.header {
                 return Ok(Some(header.first_sequence));
             }
-            let contents = contents(self.disk, segment)?;
-            if let Some((_, first_sequence)) = next_batch(&contents.bytes, 0, segment.seeds, 0) {
+            let mut pieces = segment.pieces(self.disk)?;
+            if let Some((_, first_sequence)) = pieces.next_batch(0, segment.length, 0) {
                 return Ok(Some(first_sequence));
             }
         }
         Ok(None)
     }
 
-    fn missing(&mut self, segment: &Segment, offset: usize, records_missing: u64) {
-        let (file, offset) = (segment.name.clone(), offset as u64);
+    fn missing(&mut self, segment: &Segment, offset: u64, records_missing: u64) {
+        let file = segment.name.clone();
         self.recovery.damage.push(Damage { file, offset, bytes: 0, records_missing, set_aside: None });
     }
 
-    fn damaged(&mut self, segment: &Segment, bytes: &[u8], offset: usize, end: usize, records_missing: u64) {
+    fn damaged(&mut self, segment: &Segment, pieces: &mut Pieces, region: Range<u64>, records_missing: u64) {
         self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
+        let Range { start: offset, end } = region;
         let name = format!("{}{offset}", damaged_region_prefix(segment.generation));
         // The segment stays as it is; a disk that takes no copy is no reason not to start.
-        let is_set_aside = self.repair && set_aside(self.disk, &name, &bytes[offset..end]).is_ok();
+        let is_set_aside = self.repair && set_aside(self.disk, &name, pieces, region).is_ok();
         let set_aside = is_set_aside.then_some(name);
-        let (file, offset, bytes) = (segment.name.clone(), offset as u64, (end - offset) as u64);
+        let (file, bytes) = (segment.name.clone(), end - offset);
         self.recovery.damage.push(Damage { file, offset, bytes, records_missing, set_aside });
     }
 }
 
 /// Copies bytes to a file, unless an earlier start did. The copy is whole or not there.
-fn set_aside(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
+fn set_aside(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64>) -> io::Result<()> {
     if disk.open(name).is_ok() {
         return Ok(());
     }
@@ -552,67 +574,13 @@ fn set_aside(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
         _ => {}
     }
     let file = disk.create(&unfinished)?;
-    file.write_at(0, bytes)?;
+    pieces.copy(region, &*file)?;
     file.sync()?;
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
 }
 
-/// Whether no batch was ever begun here. What the file held in an earlier life may lie behind the zeros.
-fn is_blank(bytes: &[u8]) -> bool {
-    bytes.iter().take(BATCH_HEADER_BYTES).all(|&byte| byte == 0)
-}
-
 /// How many records so many bytes can hold.
-fn most_records(bytes: usize) -> u64 {
-    bytes.div_ceil(RECORD_HEADER_BYTES) as u64
-}
-
-impl Contents {
-    /// Bytes in a range that the disk could not read.
-    fn unreadable_in(&self, range: Range<usize>) -> usize {
-        let overlap = |found: &Range<usize>| found.end.min(range.end).saturating_sub(found.start.max(range.start));
-        self.unreadable.iter().map(overlap).sum()
-    }
-}
-
-/// The whole segment, as it is on disk. What the disk cannot read is given up block by block, and the rest is not.
-fn contents(disk: &dyn Disk, segment: &Segment) -> Result<Contents, OpenError> {
-    let length = usize::try_from(segment.length).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    let file = disk.open(&segment.name)?;
-    let mut bytes = vec![0; length];
-    let mut unreadable = Vec::new();
-    let large = bytes.chunks_mut(READ_BYTES).enumerate().map(|(nth, part)| (nth * READ_BYTES, part));
-    for (at, part) in large {
-        if file.read_at(at as u64, part).is_ok() {
-            continue;
-        }
-        read_blocks(&*file, at as u64, part, |block| unreadable.push(at + block.start..at + block.end));
-    }
-    Ok(Contents { bytes, unreadable })
-}
-
-/// Reads what the disk cannot read at once: block by block, and those that it cannot read at all are zero.
-pub(crate) fn read_blocks(
-    file: &dyn DiskFile,
-    at: u64,
-    bytes: &mut [u8],
-    mut unreadable: impl FnMut(Range<usize>),
-) {
-    for (nth, block) in bytes.chunks_mut(UNREADABLE_BLOCK_BYTES).enumerate() {
-        let begin = nth * UNREADABLE_BLOCK_BYTES;
-        if file.read_at(at + begin as u64, block).is_err() {
-            block.fill(0);
-            unreadable(begin..begin + block.len());
-        }
-    }
-}
-
-/// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`.
-fn next_batch(bytes: &[u8], from: usize, seeds: Seeds, expected: u64) -> Option<(usize, u64)> {
-    (from.next_multiple_of(ALIGNMENT)..bytes.len()).step_by(ALIGNMENT).find_map(|at| {
-        let is_new = |header: &BatchHeader| header.first_sequence >= expected;
-        BatchHeader::decode(&bytes[at..], seeds).filter(is_new)?;
-        FoundBatch::decode(&bytes[at..], seeds).map(|batch| (at, batch.first_sequence))
-    })
+fn most_records(bytes: u64) -> u64 {
+    bytes.div_ceil(RECORD_HEADER_BYTES as u64)
 }

@@ -724,6 +724,53 @@ fn a_bad_sector_takes_what_is_in_it_and_no_more() {
 }
 
 #[test]
+fn a_start_has_a_piece_of_a_segment_in_memory_and_finds_the_same() {
+    let disk = MemoryDisk::default();
+    let (mut log, ..) = open(&disk, Options { segment_bytes: 16 << 20, salt: SALT });
+    // Batches lie across the ends of pieces, at any offset.
+    for first in (1..=1191).step_by(10) {
+        append(&mut log, first, first + 9, 9000 + usize::try_from(first).unwrap()).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    // The first one is small.
+    let name = SEGMENT.replace('1', "2");
+    let files = disk.snapshot();
+    let opened = |files: BTreeMap<String, Vec<u8>>| {
+        let disk = MemoryDisk::of(files);
+        let taken = allocation_counter::measure(|| drop(check(&disk, &mut |_| {}).unwrap()));
+        assert!(taken.bytes_max < 3 << 20, "{} bytes at once", taken.bytes_max);
+        let (_, found, recovery) = open(&disk, SMALL);
+        (found, recovery)
+    };
+    let (whole, recovery) = opened(files.clone());
+    assert_eq!((whole.len(), recovery.damage, recovery.cut), (1200, Vec::new(), None));
+    assert!((1..=1200).eq(whole.iter().map(|(_, sequence, _)| *sequence)));
+    // What is around the end of a piece is missed no more than anything else.
+    for at in [PIECE - 9, PIECE - 1, PIECE, PIECE + 7, 2 * PIECE + 4000, 7 * PIECE] {
+        let mut flipped = files.clone();
+        flipped.get_mut(&name).unwrap()[at] ^= 1;
+        let (found, recovery) = opened(flipped);
+        assert_eq!((found.len(), recovery.records_missing()), (1199, 1), "flipped at {at}");
+        assert!(found.iter().all(|record| whole.contains(record)), "flipped at {at}");
+        // A region is copied piece by piece, too.
+        let mut large = files.clone();
+        large.get_mut(&name).unwrap()[at..at + 2 * PIECE].fill(0xEE);
+        let disk = MemoryDisk::of(large.clone());
+        let (_, found, recovery) = open(&disk, SMALL);
+        assert_eq!(found.len() as u64 + recovery.records_missing(), 1200, "flooded at {at}");
+        let damage = &recovery.damage[0];
+        let region = usize::try_from(damage.offset).unwrap();
+        let region = region..region + usize::try_from(damage.bytes).unwrap();
+        assert!(region.len() > 2 * PIECE);
+        let copy = &disk.snapshot()[damage.set_aside.as_ref().unwrap()];
+        assert!(copy[..] == large[&name][region], "flooded at {at}");
+    }
+}
+
+const PIECE: usize = crate::limits::PIECE_BYTES;
+
+#[test]
 fn single_records_are_read_back_while_the_journal_grows() {
     let disk = MemoryDisk::default();
     let options = Options { segment_bytes: 200_000, salt: SALT };

@@ -12,6 +12,8 @@ pub(crate) const BATCH_MAGIC: &[u8; 4] = b"LVB1";
 
 /// Bytes of a segment's header before its table of streams.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 96;
+/// Where a segment says its salt.
+pub(crate) const SALT_AT: u64 = 48;
 const STREAM_BYTES: usize = 20;
 pub(crate) const BATCH_HEADER_BYTES: usize = 40;
 pub(crate) const RECORD_HEADER_BYTES: usize = 24;
@@ -38,14 +40,17 @@ pub(crate) fn segment_name(generation: u64) -> String {
     format!("{generation:010}{SUFFIX}")
 }
 
+/// How the names of all files begin that hold something damaged.
+pub(crate) const DAMAGED_PREFIX: &str = "damaged-";
+
 /// What a segment is called when it has left the journal and something in it could not be read.
 pub(crate) fn damaged_name(generation: u64) -> String {
-    format!("damaged-{}", segment_name(generation))
+    format!("{DAMAGED_PREFIX}{}", segment_name(generation))
 }
 
 /// How the name of each copy of a damaged region begins.
 pub(crate) fn damaged_region_prefix(generation: u64) -> String {
-    format!("damaged-{generation:010}-")
+    format!("{DAMAGED_PREFIX}{generation:010}-")
 }
 
 pub(crate) fn generation_of(name: &str) -> Option<u64> {

@@ -34,6 +34,9 @@ pub const READ_BYTES: usize = 128 * 1024;
 /// Bytes of a segment that a start has in memory at once, or more if one batch has more.
 pub const PIECE_BYTES: usize = 1024 * 1024;
 
+/// So many numbers are passed over where nothing tells how many records are missing: more than one segment has.
+pub const UNKNOWN_RECORDS: u64 = 1 << 26;
+
 /// Segments that a start does not read may take so many hundredths of what lives in the journal, and one segment more,
 /// before those are rewritten in which little lives.
 pub const OLD_BYTES_PERCENT: u64 = 140;

@@ -4,17 +4,24 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record, Replay,
-    SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, StreamState, VERSION, damaged_region_prefix, generation_of,
+    ALIGNMENT, BATCH_HEADER_BYTES, DAMAGED_PREFIX, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record, Replay,
+    SALT_AT, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, StreamState, VERSION, damaged_region_prefix,
+    generation_of, segment_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
+use crate::limits::{PAGE_BYTES, UNKNOWN_RECORDS};
 use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
+use crate::reader::Reader;
+use crate::spares;
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -50,15 +57,17 @@ pub struct Recovery {
     pub cut: Option<Cut>,
     /// What was durable once and cannot be read any more.
     pub damage: Vec<Damage>,
+    /// Segments whose header does not verify, though nothing is missing for that.
+    pub headless: Vec<String>,
     /// The last sequence that each stream ever had, also among records that are missing; what comes next goes on
     /// behind it.
     pub streams: BTreeMap<u32, u64>,
 }
 
 impl Recovery {
-    /// How many records are missing, at most.
+    /// How many records are missing, at most. Where nothing tells, it is a number that nobody comes near.
     pub fn records_missing(&self) -> u64 {
-        self.damage.iter().map(|damage| damage.records_missing).sum()
+        self.damage.iter().map(|damage| damage.missing.at_most()).sum()
     }
 }
 
@@ -71,19 +80,61 @@ pub struct Cut {
     pub offset: u64,
 }
 
-/// A region that was durable once and does not verify.
+/// Something that was durable once and cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The segment.
     pub file: String,
-    /// Where the region begins in it.
-    pub offset: u64,
-    /// How long it is, in bytes.
-    pub bytes: u64,
-    /// Records that were there and cannot be read; where nothing tells how many, the most that could be.
-    pub records_missing: u64,
-    /// The file to which the region was copied.
-    pub set_aside: Option<String>,
+    /// What of it.
+    pub extent: Extent,
+    /// Records that were there and cannot be read.
+    pub missing: Missing,
+}
+
+/// What of a segment is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Bytes that do not verify.
+    Region {
+        /// Where they begin.
+        offset: u64,
+        /// How many they are.
+        bytes: u64,
+        /// The file to which they were copied.
+        set_aside: Option<String>,
+    },
+    /// Something is missing before this offset, and nothing of it is left.
+    Before {
+        /// Where the journal goes on.
+        offset: u64,
+    },
+    /// The file is not there.
+    Absent,
+    /// The journal went on behind this offset, and nothing of that is left.
+    Behind {
+        /// Where the segment ends.
+        offset: u64,
+    },
+}
+
+/// How many records are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// So many.
+    Exactly(u64),
+    /// So many could have been there.
+    AtMost(u64),
+    /// Nothing tells.
+    Unknown,
+}
+
+impl Missing {
+    fn at_most(self) -> u64 {
+        match self {
+            Missing::Exactly(count) | Missing::AtMost(count) => count,
+            Missing::Unknown => UNKNOWN_RECORDS,
+        }
+    }
 }
 
 /// Where the journal ends.
@@ -125,6 +176,60 @@ pub fn check(disk: &dyn Disk, each: &mut dyn FnMut(Record<'_>)) -> Result<Recove
     read(disk, false, each).map(|(recovery, ..)| recovery)
 }
 
+/// The same, with something that reads what is there.
+///
+/// # Errors
+/// As [`crate::Log::open`].
+pub fn look(disk: &Arc<dyn Disk>, each: &mut dyn FnMut(Record<'_>)) -> Result<(Recovery, Reader), OpenError> {
+    let (recovery, end, map) = read(&**disk, false, each)?;
+    let reader = Reader::new(Arc::clone(disk), end.salt.unwrap_or_default(), Arc::new(RwLock::new(map)));
+    Ok((recovery, reader))
+}
+
+/// Records of which some may have been in segments that are not there. That is as it should be if none of those is needed
+/// any more, which the journal does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// Their stream.
+    pub stream: u32,
+    /// Their sequences. If some are missing, these are all behind those that are not.
+    pub sequences: RangeInclusive<u64>,
+    /// The segments.
+    pub files: String,
+}
+
+/// The records of which nobody can say from the headers of segments whether they are there, in the order of stream and sequence.
+/// All of them lie before what a start reads.
+///
+/// # Errors
+/// As [`crate::Log::open`].
+pub fn doubts(disk: &dyn Disk) -> Result<Vec<Doubt>, OpenError> {
+    let Files { segments, .. } = segments(disk)?;
+    let last_header = segments.iter().rev().find_map(|segment| segment.header.as_ref());
+    let replay = last_header.map_or(Replay::ALL, |header| header.replay);
+    let (mut doubts, mut before, mut last_generation) = (Vec::new(), None, 0);
+    for segment in &segments {
+        if let Some(header) = &segment.header {
+            if header.previous_generation > last_generation {
+                let files = names(last_generation + 1, header.previous_generation);
+                for (&stream, state) in &header.streams {
+                    let known = before.and_then(|before: &SegmentHeader| before.streams.get(&stream));
+                    let sequences = known.map_or(0, |state| state.last) + 1..=state.last;
+                    doubts.push(Doubt { stream, sequences, files: files.clone() });
+                }
+            }
+            before = Some(header);
+        }
+        if segment.generation >= replay.generation {
+            break;
+        }
+        last_generation = segment.last_generation();
+    }
+    doubts.retain(|doubt| !doubt.sequences.is_empty());
+    doubts.sort_by_key(|doubt| (doubt.stream, *doubt.sequences.start()));
+    Ok(doubts)
+}
+
 struct Segment {
     name: String,
     generation: u64,
@@ -140,6 +245,11 @@ impl Segment {
         Pieces::open(disk, &self.name, self.length, self.seeds)
     }
 
+    /// The last of the segments of which it holds what is left.
+    fn last_generation(&self) -> u64 {
+        self.header.as_ref().map_or(0, |header| header.compacted_through).max(self.generation)
+    }
+
     /// Whether it holds what was left of others, and perhaps of itself.
     fn is_compacted(&self) -> bool {
         self.header.as_ref().is_some_and(|header| header.compacted_through > 0)
@@ -153,9 +263,13 @@ pub(crate) fn read(
     repair: bool,
     each: &mut dyn FnMut(Record<'_>),
 ) -> Result<(Recovery, End, Map), OpenError> {
-    let Files { segments, salt, leftovers } = segments(disk)?;
+    let Files { segments, salt, leftovers, is_emptied } = segments(disk)?;
     let last_generation = segments.last().map_or(0, |last| last.generation);
-    let recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
+    let mut recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
+    if is_emptied {
+        let file = "every segment".to_owned();
+        recovery.damage.push(Damage { file, extent: Extent::Absent, missing: Missing::Unknown });
+    }
     let last_header = segments.iter().rev().find_map(|segment| segment.header.as_ref());
     let replay = last_header.map_or(Replay::ALL, |header| header.replay);
     let replay_from = last_header.into_iter().flat_map(|header| &header.streams);
@@ -238,6 +352,16 @@ struct Files {
     salt: Option<Salt>,
     /// Segments of which another one holds what is left.
     leftovers: Vec<String>,
+    /// There are none, though other files say that there were.
+    is_emptied: bool,
+}
+
+/// Whether these files are left of a journal that had segments. Before it has one, a journal has a spare, or another one if
+/// there was no room for the first.
+fn are_left(names: &[String]) -> bool {
+    let spares: Vec<_> = names.iter().filter_map(|name| spares::number_of(name)).collect();
+    let is_of_segment = |name: &String| name.starts_with(DAMAGED_PREFIX) || name.ends_with(COMPACTED_SUFFIX);
+    spares.len() > 1 || spares.iter().any(|&number| number > 2) || names.iter().any(is_of_segment)
 }
 
 fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
@@ -263,11 +387,30 @@ fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     let covered: Vec<_> = compacted.map(|header| header.generation + 1..=header.compacted_through).collect();
     let is_covered = |segment: &Segment| covered.iter().any(|range| range.contains(&segment.generation));
     let leftovers = segments.extract_if(.., |segment| is_covered(segment)).map(|segment| segment.name).collect();
-    let salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
+    let mut salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
+    if salt.is_none() {
+        // A header that does not verify may be wrong in anything else; what verifies with this salt was written with it.
+        for segment in &segments {
+            let mut pieces = Pieces::open(disk, &segment.name, segment.length, segment.seeds)?;
+            let mut said = Salt::default();
+            let found = pieces.bytes(SALT_AT, said.len());
+            if found.len() < said.len() {
+                continue;
+            }
+            said.copy_from_slice(found);
+            let seeds = Seeds::new(&said, segment.generation);
+            let mut pieces = Pieces::open(disk, &segment.name, segment.length, seeds)?;
+            if pieces.next_batch(0, segment.length, 0).is_some() {
+                salt = Some(said);
+                break;
+            }
+        }
+    }
     for segment in &mut segments {
         segment.seeds = Seeds::new(&salt.unwrap_or_default(), segment.generation);
     }
-    Ok(Files { segments, salt, leftovers })
+    let is_emptied = segments.is_empty() && are_left(&names);
+    Ok(Files { segments, salt, leftovers, is_emptied })
 }
 
 /// A header that the disk cannot read is as invalid as any.
@@ -304,17 +447,29 @@ impl Reading<'_> {
         // Where batches begin in a segment that has lost its header follows from what was read before it.
         let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len());
         let begin = segment.header.as_ref().map_or(header_bytes, SegmentHeader::bytes) as u64;
-        let begin = begin.min(segment.length);
-        let mut has_batch = || pieces.next_batch(begin, segment.length, self.end.next_sequence).is_some();
-        if segment.header.is_none() && !has_batch() {
-            if self.first_sequence_behind(at)?.is_none() {
-                self.behind_the_end(at)?;
-                return Ok(false);
-            }
-            self.damaged(segment, &mut pieces, 0..segment.length, 0);
-            return Ok(true);
-        }
+        let mut begin = begin.min(segment.length);
         let limit = self.end_of(at);
+        if segment.header.is_none() {
+            let Some((first, first_sequence)) = pieces.next_batch(begin, segment.length, self.end.next_sequence)
+            else {
+                if self.first_sequence_behind(at)?.is_none() {
+                    self.behind_the_end(at)?;
+                    return Ok(false);
+                }
+                // What is missing is counted when the next segment is read.
+                self.damaged(segment, &mut pieces, 0..segment.length, Missing::Exactly(0));
+                return Ok(true);
+            };
+            if self.segments.iter().all(|segment| segment.header.is_none()) && at == 0 && first_sequence > 1 {
+                // Nobody knows where the journal began.
+                self.end.next_sequence = first_sequence;
+                self.missing(segment, first, Missing::Unknown);
+            }
+            if first_sequence == self.end.next_sequence && first < limit {
+                begin = first;
+                self.recovery.headless.push(segment.name.clone());
+            }
+        }
         self.recovery.segments += 1;
         (self.end.generation, self.end.offset, self.end.unproven) = (segment.generation, begin, 0);
         if let Some(header) = &segment.header {
@@ -322,7 +477,13 @@ impl Reading<'_> {
                 self.saw(stream, state.last);
             }
             if header.first_sequence > self.end.next_sequence {
-                self.missing(segment, 0, header.first_sequence - self.end.next_sequence);
+                let missing = Missing::Exactly(header.first_sequence - self.end.next_sequence);
+                match self.absent_before(at) {
+                    Some(file) => {
+                        self.recovery.damage.push(Damage { file, extent: Extent::Absent, missing });
+                    }
+                    None => self.missing(segment, 0, missing),
+                }
                 self.end.next_sequence = header.first_sequence;
             }
         }
@@ -330,12 +491,15 @@ impl Reading<'_> {
         let mut offset = begin;
         // What lies before this cannot be passed over when a single record is read.
         let mut whole_from = begin;
+        let mut batches = 0_u64;
         while offset < limit {
             let batch = pieces.batch(offset, limit);
             if let Some(batch) = batch.filter(|batch| batch.first_sequence >= self.end.next_sequence) {
                 if batch.first_sequence > self.end.next_sequence {
-                    self.missing(segment, offset, batch.first_sequence - self.end.next_sequence);
+                    let missing = batch.first_sequence - self.end.next_sequence;
+                    self.missing(segment, offset, Missing::Exactly(missing));
                 }
+                batches += 1;
                 self.take(segment, offset, whole_from, &batch, each);
                 self.end.next_sequence = batch.first_sequence + u64::from(batch.count);
                 self.end.unproven = if batch.count > 0 { batch.bytes() as u64 } else { 0 };
@@ -362,7 +526,8 @@ impl Reading<'_> {
                 let unreadable = pieces.unreadable_in(offset..limit);
                 if unreadable > 0 {
                     // Nothing tells whether something durable was there.
-                    self.damaged(segment, &mut pieces, offset..limit, most_records(unreadable));
+                    let missing = Missing::AtMost(most_records(unreadable));
+                    self.damaged(segment, &mut pieces, offset..limit, missing);
                 } else if !pieces.is_blank(offset, limit) {
                     self.recovery.cut = Some(Cut { file: segment.name.clone(), offset });
                 }
@@ -377,12 +542,21 @@ impl Reading<'_> {
                 next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
             let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
             if next.is_some() || !pieces.is_blank(offset, region_end) {
-                self.damaged(segment, &mut pieces, offset..region_end, missing);
+                self.damaged(segment, &mut pieces, offset..region_end, Missing::Exactly(missing));
             }
             self.end.next_sequence = next_sequence;
             self.end.unproven = 0;
             offset = region_end;
             self.end.offset = offset;
+        }
+        // Room that is taken beforehand has a round size, and is given back when the next segment has been begun. If it has
+        // but one batch, it may have been made for that.
+        let is_given_back = offset == segment.length && !segment.length.is_multiple_of(PAGE_BYTES / 8);
+        if at + 1 == self.segments.len() && is_given_back && batches > 1 {
+            let extent = Extent::Behind { offset };
+            self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing: Missing::Unknown });
+            // What came next had this one.
+            self.end.last_generation += 1;
         }
         Ok(true)
     }
@@ -399,32 +573,43 @@ impl Reading<'_> {
             let end = self.end_of(at);
             self.map.add_unread(header, next, end);
             // A start must not take longer because of what it does not need; somebody who asks has time.
-            return if self.repair { Ok(()) } else { self.look_through(segment, header, end) };
+            return if self.repair { Ok(()) } else { self.look_through(at, header, end) };
         }
         let mut pieces = segment.pieces(self.disk)?;
         let limit = self.end_of(at);
         let mut before = self.segments[..at].iter().rev().filter_map(|before| before.header.as_ref());
-        let before = before.next().map_or(1, |before| before.first_sequence);
+        let before = before.next();
         let behind = self.segments[at + 1..].iter().find_map(|behind| behind.header.as_ref());
-        let mut verified = SegmentHeader::bytes_with(behind.map_or(0, |behind| behind.streams.len())) as u64;
-        let mut missing = behind.map_or(u64::MAX, |behind| behind.first_sequence.saturating_sub(before));
-        let mut from = 0;
+        // It has no more streams than the next one.
+        let header_bytes = SegmentHeader::bytes_with(behind.map_or(0, |behind| behind.streams.len())) as u64;
+        let first_sequence = before.map_or(1, |before| before.first_sequence);
+        let mut missing = behind.map_or(u64::MAX, |behind| behind.first_sequence.saturating_sub(first_sequence));
+        let (mut from, mut unverified) = (0, 0);
         while let Some((offset, _)) = pieces.next_batch(from, limit, 0)
             && let Some(batch) = pieces.batch(offset, limit)
         {
             let whole_from = if from == offset { 0 } else { offset };
+            unverified += if from == 0 { offset.saturating_sub(header_bytes) } else { offset - from };
             let found = self.take(segment, offset, whole_from, &batch, &mut |_| {});
             missing = missing.saturating_sub(found);
-            verified += batch.bytes() as u64;
             from = offset + batch.bytes() as u64;
         }
+        unverified += limit.saturating_sub(from.max(header_bytes));
         self.map.set_condition(segment.generation, Condition::Unknown, segment.length);
-        self.missing(segment, 0, missing.min(most_records(limit.saturating_sub(verified))));
+        match missing.min(most_records(unverified)) {
+            0 => self.recovery.headless.push(segment.name.clone()),
+            missing => {
+                let extent = Extent::Region { offset: 0, bytes: unverified, set_aside: None };
+                let (file, missing) = (segment.name.clone(), Missing::AtMost(missing));
+                self.recovery.damage.push(Damage { file, extent, missing });
+            }
+        }
         Ok(())
     }
 
     /// Verifies the batches of a segment.
-    fn look_through(&mut self, segment: &Segment, header: &SegmentHeader, end: u64) -> Result<(), OpenError> {
+    fn look_through(&mut self, at: usize, header: &SegmentHeader, end: u64) -> Result<(), OpenError> {
+        let segment = &self.segments[at];
         let mut pieces = segment.pieces(self.disk)?;
         self.recovery.segments += 1;
         let (mut offset, mut expected) = (header.bytes() as u64, header.first_sequence);
@@ -434,7 +619,21 @@ impl Reading<'_> {
             let next = pieces.next_batch(offset, end, at_least);
             let found = next.map_or(end, |(found, _)| found);
             if found > offset {
-                let missing = next.map_or(1, |(_, first_sequence)| first_sequence.saturating_sub(expected)).max(1);
+                let (readable, bytes) = self.count(at, &mut pieces, offset..found);
+                // The numbers of all that was here, if the header of what follows tells how far they go.
+                let behind = match next {
+                    Some((_, first_sequence)) => Some(first_sequence),
+                    None => {
+                        self.segments[at + 1..].first().and_then(|next| next.header.as_ref()).and_then(|next| {
+                            (next.previous_generation == segment.generation).then_some(next.first_sequence)
+                        })
+                    }
+                };
+                let most = most_records((found - offset).saturating_sub(bytes));
+                let missing = match behind.filter(|_| !segment.is_compacted()) {
+                    Some(behind) => Missing::Exactly(behind.saturating_sub(expected).saturating_sub(readable)),
+                    None => Missing::AtMost(most),
+                };
                 self.damaged(segment, &mut pieces, offset..found, missing);
             }
             let Some(batch) = pieces.batch(found, end) else { break };
@@ -445,6 +644,36 @@ impl Reading<'_> {
         Ok(())
     }
 
+    /// Records that verify by themselves in a part of a segment, wherever they begin, as a reader finds them: how many, and
+    /// their bytes.
+    fn count(&self, at: usize, pieces: &mut Pieces, region: Range<u64>) -> (u64, u64) {
+        let header = |segment: &Segment| segment.header.as_ref().map(|header| header.streams.clone());
+        let before = header(&self.segments[at]).unwrap_or_default();
+        let behind = self.segments[at + 1..].iter().find_map(header);
+        let last = |streams: &BTreeMap<u32, StreamState>, stream: u32| streams.get(&stream).map(|state| state.last);
+        // To verify whatever looks like a length would take long.
+        let may_be = |stream: u32, sequence: u64| {
+            let until = behind.as_ref().map_or(Some(u64::MAX), |behind| last(behind, stream));
+            sequence > last(&before, stream).unwrap_or(0) && until.is_some_and(|until| sequence <= until)
+        };
+        let (mut offset, mut count, mut bytes) = (region.start, 0, 0);
+        while offset < region.end {
+            offset += match pieces.peek(offset, region.end) {
+                Some((length, stream, sequence)) if may_be(stream, sequence) => {
+                    match pieces.record(offset, region.end) {
+                        Some((_, Some(_))) => {
+                            (count, bytes) = (count + 1, bytes + length);
+                            length
+                        }
+                        _ => 1,
+                    }
+                }
+                _ => 1,
+            };
+        }
+        (count, bytes)
+    }
+
     /// A segment without a header and without batches, at the end of the journal. If nothing was ever appended to it, nothing
     /// is lost; anything else is damage.
     fn behind_the_end(&mut self, at: usize) -> Result<(), OpenError> {
@@ -452,9 +681,10 @@ impl Reading<'_> {
         let mut pieces = segment.pieces(self.disk)?;
         let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len()) as u64;
         // All of it is read, to know whether it can be.
-        let _ = pieces.used();
+        let used = pieces.used();
         if !pieces.is_blank(header_bytes, segment.length) || !pieces.is_readable() {
-            self.damaged(segment, &mut pieces, 0..segment.length, most_records(segment.length));
+            let missing = Missing::AtMost(most_records(used.saturating_sub(header_bytes)));
+            self.damaged(segment, &mut pieces, 0..segment.length, missing);
         }
         Ok(())
     }
@@ -546,21 +776,38 @@ impl Reading<'_> {
         Ok(None)
     }
 
-    fn missing(&mut self, segment: &Segment, offset: u64, records_missing: u64) {
-        let file = segment.name.clone();
-        self.recovery.damage.push(Damage { file, offset, bytes: 0, records_missing, set_aside: None });
+    /// The segments that are not there, though the one at this place says that they came before it.
+    fn absent_before(&self, at: usize) -> Option<String> {
+        let header = self.segments[at].header.as_ref()?;
+        let previous = self.segments[..at].last();
+        let is_there = |segment: &Segment| segment.last_generation() >= header.previous_generation;
+        if header.previous_generation == 0 || previous.is_some_and(is_there) {
+            return None;
+        }
+        let first = previous.map_or(1, |previous| previous.last_generation() + 1).max(self.end.replay.generation);
+        Some(names(first, header.previous_generation))
     }
 
-    fn damaged(&mut self, segment: &Segment, pieces: &mut Pieces, region: Range<u64>, records_missing: u64) {
+    fn missing(&mut self, segment: &Segment, offset: u64, missing: Missing) {
+        let (file, extent) = (segment.name.clone(), Extent::Before { offset });
+        self.recovery.damage.push(Damage { file, extent, missing });
+    }
+
+    fn damaged(&mut self, segment: &Segment, pieces: &mut Pieces, region: Range<u64>, missing: Missing) {
         self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
         let Range { start: offset, end } = region;
         let name = format!("{}{offset}", damaged_region_prefix(segment.generation));
         // The segment stays as it is; a disk that takes no copy is no reason not to start.
         let is_set_aside = self.repair && set_aside(self.disk, &name, pieces, region).is_ok();
-        let set_aside = is_set_aside.then_some(name);
-        let (file, bytes) = (segment.name.clone(), end - offset);
-        self.recovery.damage.push(Damage { file, offset, bytes, records_missing, set_aside });
+        let extent = Extent::Region { offset, bytes: end - offset, set_aside: is_set_aside.then_some(name) };
+        self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing });
     }
+}
+
+/// Segments that are missing, as a person reads it. Of several, some may have been removed as they should.
+fn names(first: u64, last: u64) -> String {
+    let (first, last) = (segment_name(first.min(last)), segment_name(last));
+    if first == last { last } else { format!("one or more of {first} to {last}") }
 }
 
 /// Copies bytes to a file, unless an earlier start did. The copy is whole or not there.

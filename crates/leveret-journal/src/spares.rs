@@ -58,6 +58,11 @@ pub(crate) struct Spare {
     is_used: bool,
 }
 
+/// The number of a spare file.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.parse().ok()
+}
+
 /// Whether a disk has said that it has no room.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -73,9 +78,7 @@ impl Spares {
     pub(crate) fn find(disk: &Arc<dyn Disk>) -> io::Result<Arc<Self>> {
         let (mut ready, mut next) = (Vec::new(), 1);
         for name in disk.list()? {
-            let Some(number) = name.strip_prefix(PREFIX).and_then(|number| number.parse::<u64>().ok()) else {
-                continue;
-            };
+            let Some(number) = number_of(&name) else { continue };
             next = next.max(number.saturating_add(1));
             let file = disk.open(&name)?;
             let length = file.length()?;

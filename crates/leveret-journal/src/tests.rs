@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::Seeds;
-use crate::{Batch, Living, Log, LogError, OpenError, Options, ReadError, Recovery, Salt, check};
+use crate::{
+    Batch, Damage, Doubt, Extent, Living, Log, LogError, Missing, OpenError, Options, ReadError, Recovery, Salt,
+    check, doubts,
+};
 
 type Sectors = std::ops::Range<u64>;
 
@@ -380,7 +383,7 @@ fn a_flipped_byte_is_damage_where_something_durable_follows_and_a_torn_tail_at_t
                 assert!(is_padding || (found == records(1, 27, 10) && recovery.cut.is_some()), "flipped at {at}");
             } else if !is_padding {
                 assert_eq!(recovery.cut, None, "flipped at {at}");
-                let missing: u64 = recovery.damage.iter().map(|damage| damage.records_missing).sum();
+                let missing = recovery.records_missing();
                 assert_eq!(found.len() as u64 + missing, 30, "flipped at {at}: {recovery:?}");
                 assert!(found.len() >= 27, "flipped at {at}");
                 let (_, again, recovery) = open(&disk, SMALL);
@@ -609,8 +612,18 @@ fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_
     let mut missing = files.clone();
     missing.remove("0000000002.segment");
     let (_, found, recovery) = open(&MemoryDisk::of(missing), SMALL);
-    let lost: u64 = recovery.damage.iter().map(|damage| damage.records_missing).sum();
+    let lost = recovery.records_missing();
     assert!(lost > 0 && found.len() as u64 + lost == 100, "{recovery:?}");
+    assert_eq!(absent(&recovery), ["0000000002.segment"]);
+    for (gone, named) in
+        [(1..=1, "0000000001.segment"), (2..=4, "one or more of 0000000002.segment to 0000000004.segment")]
+    {
+        let mut missing = files.clone();
+        missing.retain(|name, _| !gone.clone().any(|generation| *name == format!("{generation:010}.segment")));
+        let (_, found, recovery) = open(&MemoryDisk::of(missing), SMALL);
+        assert_eq!(found.len() as u64 + recovery.records_missing(), 100, "{recovery:?}");
+        assert_eq!(absent(&recovery), [named]);
+    }
     // The segment of a start that appended nothing says nothing, also by its absence.
     for lost in ["0000000001.segment", "0000000002.segment", "0000000003.segment"] {
         let disk = MemoryDisk::default();
@@ -642,6 +655,121 @@ fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_
     headless.get_mut("0000000002.segment").unwrap()[3] ^= 1;
     let (_, found, _) = open(&MemoryDisk::of(headless), SMALL);
     assert!(found == records(1, 100, 20), "{} records", found.len());
+}
+
+fn absent(recovery: &Recovery) -> Vec<String> {
+    let absent = recovery.damage.iter().filter(|damage| damage.extent == Extent::Absent);
+    absent.map(|damage| damage.file.clone()).collect()
+}
+
+#[test]
+fn that_the_last_segment_is_missing_is_known_from_the_one_before_it() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    for first in (1..=96).step_by(5) {
+        append(&mut log, first, first + 4, 20).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    let mut files = disk.snapshot();
+    let last = files.keys().next_back().unwrap().clone();
+    files.remove(&last);
+    let disk = MemoryDisk::of(files);
+    let checked = check(&disk, &mut |_| {}).unwrap();
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert_eq!(checked.damage, recovery.damage);
+    let [Damage { extent: Extent::Behind { .. }, missing: Missing::Unknown, .. }] = recovery.damage[..] else {
+        panic!("{recovery:?}");
+    };
+    assert!(found.len() >= 70 && found.len() < 100);
+    // Neither the numbers of what is missing nor that of its segment are given again.
+    let next = recovery.streams[&1] + 1;
+    assert!(next > 101, "{next}");
+    append(&mut log, next, next, 10).unwrap();
+    assert!(!disk.snapshot().contains_key(&last));
+    drop(log);
+    let (_, again, recovery) = open(&disk, SMALL);
+    assert_eq!((again.len(), recovery.damage.len()), (found.len() + 1, 0), "{recovery:?}");
+}
+
+#[test]
+fn a_journal_all_of_whose_segments_are_missing_is_not_taken_for_a_new_one() {
+    let disk = MemoryDisk::default();
+    let recovery = check(&disk, &mut |_| {}).unwrap();
+    assert!(recovery.is_new && recovery.damage.is_empty());
+    let (mut log, ..) = open(&disk, SMALL);
+    append(&mut log, 1, 10, 20).unwrap();
+    log.spares().keep(2, 2).unwrap();
+    drop(log);
+    let mut files = disk.snapshot();
+    files.retain(|name, _| !name.ends_with(".segment"));
+    let disk = MemoryDisk::of(files);
+    let checked = check(&disk, &mut |_| {}).unwrap();
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert_eq!((found.len(), absent(&recovery).len(), checked.damage), (0, 1, recovery.damage));
+    append(&mut log, 1, 1, 10).unwrap();
+    // What a start that was interrupted leaves behind says nothing.
+    let one = MemoryDisk::of(BTreeMap::from([("spare-1".into(), vec![0; 1024])]));
+    assert_eq!(open(&one, SMALL).2.damage, []);
+}
+
+#[test]
+fn the_header_of_the_only_segment_may_be_damaged_and_nothing_is_lost() {
+    let (files, ..) = ten_batches(true);
+    for at in (0..48).chain(64..HEADER) {
+        let mut flipped = files.clone();
+        flipped.get_mut(SEGMENT).unwrap()[at] ^= 0x40;
+        let disk = MemoryDisk::of(flipped);
+        let checked = check(&disk, &mut |_| {}).unwrap();
+        assert_eq!((checked.damage, checked.headless), (Vec::new(), vec![SEGMENT.to_owned()]), "flipped at {at}");
+        assert_eq!(open(&disk, SMALL).1, records(1, 30, 10), "flipped at {at}");
+        let (_, found, recovery) = open(&disk, SMALL);
+        assert_eq!((found, recovery.damage), (records(1, 30, 10), Vec::new()), "a second start, flipped at {at}");
+    }
+    // Without the secret nothing verifies. No more can be missing than has room in what is there.
+    let mut flipped = files.clone();
+    flipped.get_mut(SEGMENT).unwrap()[50] ^= 0x40;
+    let checked = check(&MemoryDisk::of(flipped), &mut |_| {}).unwrap();
+    let [Damage { missing: Missing::AtMost(most), .. }] = checked.damage[..] else { panic!("{checked:?}") };
+    assert!((30..=100).contains(&most), "{most}");
+}
+
+#[test]
+fn the_records_that_may_have_been_in_missing_old_segments_are_known() {
+    let disk = MemoryDisk::default();
+    let (log, _) = mostly_old(&disk);
+    drop(log);
+    assert_eq!(doubts(&disk).unwrap(), []);
+    let without = |gone: &[u32]| {
+        let mut files = disk.snapshot();
+        files.retain(|name, _| !gone.iter().any(|generation| *name == format!("{generation:010}.segment")));
+        let disk = MemoryDisk::of(files);
+        assert_eq!(check(&disk, &mut |_| {}).unwrap().damage, [], "they may not have been needed any more");
+        let doubts = doubts(&disk).unwrap();
+        let (log, ..) = open(&disk, MIDDLE);
+        (doubts, log.reader())
+    };
+    for (gone, files) in [
+        (vec![1], "0000000001.segment"),
+        (vec![2], "0000000002.segment"),
+        (vec![2, 3], "one or more of 0000000002.segment to 0000000003.segment"),
+    ] {
+        let (doubts, mut reader) = without(&gone);
+        let [Doubt { stream: 1, sequences, files: named }] = &doubts[..] else { panic!("{gone:?}: {doubts:?}") };
+        assert_eq!(named, files);
+        for sequence in 1..=200 {
+            match reader.read(1, sequence) {
+                Ok(read) => assert_eq!(read, payload(sequence, 100)),
+                Err(ReadError::Unknown { .. }) => {
+                    assert!(sequences.contains(&sequence), "{gone:?}: {sequence}");
+                    assert!(reader.read(1, *sequences.end()).is_err(), "the last ones are missing");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(reader.read(1, *sequences.end()).is_err());
+        assert!(reader.read(1, sequences.end() + 1).is_ok());
+    }
 }
 
 /// A body may hold whatever its publisher likes, also a segment of this very journal, byte by byte as another journal
@@ -759,11 +887,11 @@ fn a_start_has_a_piece_of_a_segment_in_memory_and_finds_the_same() {
         let disk = MemoryDisk::of(large.clone());
         let (_, found, recovery) = open(&disk, SMALL);
         assert_eq!(found.len() as u64 + recovery.records_missing(), 1200, "flooded at {at}");
-        let damage = &recovery.damage[0];
-        let region = usize::try_from(damage.offset).unwrap();
-        let region = region..region + usize::try_from(damage.bytes).unwrap();
+        let Extent::Region { offset, bytes, set_aside: Some(copy) } = &recovery.damage[0].extent else { panic!() };
+        let region = usize::try_from(*offset).unwrap();
+        let region = region..region + usize::try_from(*bytes).unwrap();
         assert!(region.len() > 2 * PIECE);
-        let copy = &disk.snapshot()[damage.set_aside.as_ref().unwrap()];
+        let copy = &disk.snapshot()[copy];
         assert!(copy[..] == large[&name][region], "flooded at {at}");
     }
 }
@@ -930,12 +1058,19 @@ fn damage_of_old_segments_is_found_by_a_check_and_takes_nothing_else() {
     drop(log);
     let batch_bytes = (40 + 10 * (24 + 100_usize)).next_multiple_of(8);
     // The second batch of the first segment; a record's length; the segment's own header.
-    for (at, count, lost) in [(HEADER + batch_bytes, 40, 0), (HEADER + 40, 4, 1), (0, 8, 0)] {
+    // And a byte of a body.
+    let places = [(HEADER + batch_bytes, 40, 0), (HEADER + 40, 4, 1), (0, 8, 0), (HEADER + 300, 1, 1)];
+    for (at, count, lost) in places {
         let mut files = disk.snapshot();
         files.get_mut(SEGMENT).unwrap()[at..at + count].fill(0xEE);
         let damaged = MemoryDisk::of(files);
         let checked = check(&damaged, &mut |_| {}).unwrap();
-        assert_eq!(checked.damage.len(), 1, "damaged at {at}: {checked:?}");
+        if at == 0 {
+            assert_eq!((checked.damage.len(), checked.headless.len()), (0, 1), "damaged at {at}: {checked:?}");
+        } else {
+            let missing: Vec<_> = checked.damage.iter().map(|damage| damage.missing).collect();
+            assert_eq!(missing, [Missing::Exactly(lost as u64)], "damaged at {at}: {checked:?}");
+        }
         let (log, found, _) = open(&damaged, MIDDLE);
         assert_eq!(found, records(181, 200, 100), "a start does not need it");
         let mut reader = log.reader();

@@ -10,7 +10,12 @@ use leveret_broker::change::NodeChange;
 use leveret_broker::names::VhostName;
 use leveret_broker::vhost::Sweep;
 use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
-use leveret_journal::{Batch, Log, LogError, OpenError, Options, RealDisk, Record, Recovery};
+use leveret_journal::disk::Disk;
+use leveret_journal::{
+    Batch, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, ReadError, Reader, RealDisk, Record,
+    Recovery,
+};
+use roaring::RoaringTreemap;
 
 use crate::data_dir::DataDirError;
 use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
@@ -20,6 +25,9 @@ pub(crate) const NODE_STREAM: u32 = 0;
 
 /// How often a long recovery says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Places where segments are missing that a start looks at, as it may have to read one segment for each.
+const DOUBTS_AT_START_MAX: usize = 16;
 
 /// A journal that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +79,17 @@ struct Fold<'n> {
     first_fault: Option<String>,
     /// The greatest number of a stream that has records.
     last_stream: u32,
+    /// What may be in segments that are not there.
+    doubted: BTreeMap<u32, Vec<Doubted>>,
+}
+
+/// Messages of one stream that may have been in segments that are not there.
+struct Doubted {
+    doubt: Doubt,
+    /// Those that lie in queues by the last checkpoint that is complete: nothing that one names has been taken from the disk.
+    living: RoaringTreemap,
+    /// By the one that is being read.
+    named: RoaringTreemap,
 }
 
 impl Fold<'_> {
@@ -89,7 +108,8 @@ impl Fold<'_> {
     /// Numbers of what is missing are not given again.
     fn leave_gap(&mut self, recovery: &Recovery) {
         let missing = recovery.records_missing();
-        if missing == 0 {
+        // A new journal gives its numbers a new secret.
+        if missing == 0 || recovery.is_new {
             return;
         }
         for (stream, vhost) in &mut self.vhosts {
@@ -114,6 +134,64 @@ impl Fold<'_> {
         self.mark = 2 * held(self);
     }
 
+    /// Looks for messages where headers leave a doubt.
+    fn doubt(&mut self, doubts: Vec<Doubt>) {
+        for doubt in doubts {
+            let (living, named) = (RoaringTreemap::new(), RoaringTreemap::new());
+            self.doubted.entry(doubt.stream).or_default().push(Doubted { doubt, living, named });
+        }
+    }
+
+    /// Takes down the messages of a checkpoint of which nobody knows yet whether they are there.
+    fn note(doubted: &mut [Doubted], change: &Change) {
+        if let Change::QueuePage { entries, .. } = change {
+            for entry in entries.iter() {
+                let message = entry.message.0;
+                let at = doubted.partition_point(|doubted| *doubted.doubt.sequences.end() < message);
+                if let Some(doubted) = doubted.get_mut(at)
+                    && doubted.doubt.sequences.contains(&message)
+                {
+                    doubted.named.insert(message);
+                }
+            }
+        } else if matches!(change, Change::CheckpointBegun { .. }) {
+            for doubted in doubted {
+                doubted.named.clear();
+            }
+        } else if matches!(change, Change::CheckpointEnded { .. }) {
+            for doubted in doubted {
+                doubted.living = std::mem::take(&mut doubted.named);
+            }
+        }
+    }
+
+    /// Segments that are missing with messages that lie in queues: their names, and how many messages. Looks at no more
+    /// places than `most`.
+    fn missing_messages(&self, reader: &mut Reader, most: usize) -> Vec<(String, u64)> {
+        let mut missing = Vec::new();
+        let all = self.doubted.values().flatten().filter(|doubted| !doubted.living.is_empty());
+        for Doubted { doubt, living, .. } in all.take(most) {
+            let mut is_missing =
+                |sequence| matches!(reader.read(doubt.stream, sequence), Err(ReadError::Unknown { .. }));
+            if !living.max().is_some_and(&mut is_missing) {
+                continue;
+            }
+            // All behind the first one that is.
+            let (mut from, mut to) = (0, living.len() - 1);
+            while from < to {
+                let middle = from + (to - from) / 2;
+                if living.select(middle).is_some_and(&mut is_missing) {
+                    to = middle;
+                } else {
+                    from = middle + 1;
+                }
+            }
+            missing.push((doubt.files.clone(), living.len() - from));
+        }
+        reader.rest();
+        missing
+    }
+
     fn take(&mut self, now: Moment, record: Record<'_>) {
         self.records += 1;
         let result = if record.stream == NODE_STREAM {
@@ -127,7 +205,11 @@ impl Fold<'_> {
             })
         } else {
             let position = JournalPosition(record.sequence);
-            self.vhost(record.stream).and_then(|vhost| match Change::decode(record.payload) {
+            let change = Change::decode(record.payload);
+            if let (Ok(change), Some(doubted)) = (&change, self.doubted.get_mut(&record.stream)) {
+                Self::note(doubted, change);
+            }
+            self.vhost(record.stream).and_then(|vhost| match change {
                 Ok(change) => vhost.apply(now, position, change).map_err(|error| error.to_string()),
                 Err(error) => {
                     vhost.skip(position);
@@ -155,7 +237,9 @@ pub(crate) fn recover(
 ) -> Result<Recovered, DataDirError> {
     let folder_name = folder.display().to_string();
     let disk = RealDisk::new(folder).map_err(|error| DataDirError::Unusable { folder: folder.into(), error })?;
+    let open_error = |error| DataDirError::Journal(JournalError::Open { folder: folder_name.clone(), error });
     let mut fold = Fold { names, ..Fold::default() };
+    fold.doubt(leveret_journal::doubts(&disk).map_err(open_error)?);
     let started = Instant::now();
     let mut said = started;
     let opened = Log::open(Arc::new(disk), options, &mut |record| {
@@ -168,9 +252,9 @@ pub(crate) fn recover(
             }
         }
     });
-    let (mut log, recovery) =
-        opened.map_err(|error| DataDirError::Journal(JournalError::Open { folder: folder_name.clone(), error }))?;
-    report(&recovery, &fold, started.elapsed());
+    let (mut log, recovery) = opened.map_err(open_error)?;
+    let missing = fold.missing_messages(&mut log.reader(), DOUBTS_AT_START_MAX);
+    report(&recovery, &fold, &missing, started.elapsed());
     fold.leave_gap(&recovery);
     let mut batch = Batch::default();
     for name in names {
@@ -198,7 +282,7 @@ pub(crate) fn recover(
 }
 
 /// Says in the log what was found, as loudly as it deserves.
-fn report(recovery: &Recovery, fold: &Fold, took: Duration) {
+fn report(recovery: &Recovery, fold: &Fold, missing: &[(String, u64)], took: Duration) {
     if !recovery.is_new {
         let Recovery { records, segments, .. } = recovery;
         tracing::info!("read the journal: {records} changes in {segments} segments, {took:.1?}");
@@ -211,7 +295,17 @@ fn report(recovery: &Recovery, fold: &Fold, took: Duration) {
         );
     }
     for damage in &recovery.damage {
-        tracing::error!("the journal is damaged: {}", Shown(damage));
+        if is_harmless(damage) {
+            tracing::warn!("a part of the journal does not verify: {}", Shown(damage));
+        } else {
+            tracing::error!("the journal is damaged: {}", Shown(damage));
+        }
+    }
+    for file in &recovery.headless {
+        tracing::warn!("{}", headless(file));
+    }
+    for (files, messages) in missing {
+        tracing::error!("the journal is damaged: {}", messages_missing(files, *messages));
     }
     if let Some(fault) = &fold.first_fault {
         tracing::error!(
@@ -221,16 +315,48 @@ fn report(recovery: &Recovery, fold: &Fold, took: Duration) {
     }
 }
 
+/// Whether everything is there all the same.
+fn is_harmless(damage: &Damage) -> bool {
+    damage.missing == Missing::Exactly(0)
+}
+
+fn headless(file: &str) -> String {
+    format!("the header of {file} does not verify; nothing is missing for that")
+}
+
+fn messages_missing(files: &str, messages: u64) -> String {
+    let what = if messages == 1 { "a message that lies in a queue" } else { "messages that lie in queues" };
+    let count = if messages == 1 { String::new() } else { format!("{messages} ") };
+    format!("{files} is missing, and with it {count}{what}")
+}
+
 /// Damage as a person reads it.
-struct Shown<'a>(&'a leveret_journal::Damage);
+struct Shown<'a>(&'a Damage);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let leveret_journal::Damage { file, offset, bytes, records_missing, set_aside } = self.0;
-        write!(f, "{file}, offset {offset}, {bytes} bytes; {records_missing} changes are missing")?;
-        match set_aside {
-            Some(name) => write!(f, "; what is left of them was copied to {name}"),
-            None => Ok(()),
+        let Damage { file, extent, missing } = self.0;
+        let missing = match missing {
+            Missing::Exactly(0) => "no change is missing".to_owned(),
+            Missing::Exactly(1) => "1 change is missing".to_owned(),
+            Missing::Exactly(count) => format!("{count} changes are missing"),
+            Missing::AtMost(1) => "at most 1 change is missing".to_owned(),
+            Missing::AtMost(count) => format!("at most {count} changes are missing"),
+            Missing::Unknown => "an unknown number of changes is missing".to_owned(),
+        };
+        match extent {
+            Extent::Region { offset, bytes, set_aside } => {
+                write!(f, "{file}, offset {offset}, {bytes} bytes; {missing}")?;
+                match set_aside {
+                    Some(name) => write!(f, "; what is left of them was copied to {name}"),
+                    None => Ok(()),
+                }
+            }
+            Extent::Before { offset } => write!(f, "{file}, offset {offset}; {missing} before it"),
+            Extent::Absent => write!(f, "{file} is not there; {missing}"),
+            Extent::Behind { offset } => {
+                write!(f, "{file}, offset {offset}; the journal went on behind it, and {missing}")
+            }
         }
     }
 }
@@ -238,6 +364,8 @@ impl fmt::Display for Shown<'_> {
 /// What `leveret check` finds in a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
+    /// There is no journal.
+    None,
     /// Everything is as it was written.
     Clean,
     /// The end is torn; the next start cuts it.
@@ -253,29 +381,42 @@ pub enum Condition {
 pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     let _lock = crate::data_dir::DataDir::look(folder)?;
     let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-    let disk = RealDisk::new(folder).map_err(unusable)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder).map_err(unusable)?);
+    let open_error =
+        |error| DataDirError::Journal(JournalError::Open { folder: folder.display().to_string(), error });
     let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
     let mut fold = Fold::default();
+    fold.doubt(leveret_journal::doubts(&*disk).map_err(open_error)?);
     let mut each = |record: Record<'_>| {
         fold.take(now, record);
         if fold.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) {
             fold.keep_below(usize::try_from(MEMORY_LIMIT_MIN).unwrap_or(usize::MAX));
         }
     };
-    let recovery = leveret_journal::check(&disk, &mut each).map_err(|error| {
-        DataDirError::Journal(JournalError::Open { folder: folder.display().to_string(), error })
-    })?;
+    let (recovery, mut reader) = leveret_journal::look(&disk, &mut each).map_err(open_error)?;
+    if recovery.is_new && recovery.damage.is_empty() {
+        return Ok((Condition::None, Vec::new()));
+    }
+    let missing = fold.missing_messages(&mut reader, usize::MAX);
     let mut lines = Vec::new();
     let Recovery { segments, records, bytes, .. } = &recovery;
     lines.push(format!("{segments} segments, {records} changes, {bytes} bytes"));
     if let Some(cut) = &recovery.cut {
         lines.push(format!("{}, offset {}: the end is torn; the next start cuts it", cut.file, cut.offset));
     }
-    lines.extend(recovery.damage.iter().map(|damage| format!("damaged: {}", Shown(damage))));
+    lines.extend(
+        recovery.damage.iter().map(|damage| {
+            format!("{}: {}", if is_harmless(damage) { "harmless" } else { "damaged" }, Shown(damage))
+        }),
+    );
+    lines.extend(recovery.headless.iter().map(|file| format!("harmless: {}", headless(file))));
+    lines
+        .extend(missing.iter().map(|(files, messages)| format!("damaged: {}", messages_missing(files, *messages))));
     if let Some(fault) = &fold.first_fault {
         lines.push(format!("{} changes do not fit to those before them; the first: {fault}", fold.set_aside));
     }
-    let condition = match (&recovery.cut, recovery.damage.is_empty() && fold.set_aside == 0) {
+    let is_whole = recovery.damage.iter().all(is_harmless) && missing.is_empty() && fold.set_aside == 0;
+    let condition = match (&recovery.cut, is_whole) {
         (_, false) => Condition::Damaged,
         (Some(_), true) => Condition::Repairable,
         (None, true) => Condition::Clean,

@@ -1,6 +1,6 @@
 //! `leveret check`: what state a data folder is in.
 //!
-//! Exit codes: 0 clean, 1 the next start will cut a torn end, 2 damaged or not readable, 73 the folder is in use.
+//! Exit codes: 0 clean or no journal, 1 the next start will cut a torn end, 2 damaged or not readable, 73 the folder is in use.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ const IN_USE: u8 = 73;
 
 /// Look at the journal of a broker that does not run, and change nothing.
 ///
-/// Prints what is there, and every place that is torn or damaged. The exit code is 0 if the journal is clean, 1 if its
-/// end is torn, which the next start cuts, and 2 if something that was durable cannot be read.
+/// Prints what is there, and every place that is torn or damaged. The exit code is 0 if the journal is clean or
+/// there is none, 1 if its end is torn, which the next start cuts, and 2 if something that was durable cannot be read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  leveret check --data-dir leveret-data")]
 pub(crate) struct Check {
@@ -29,11 +29,13 @@ pub(crate) fn run(check: &Check) -> ExitCode {
     match leveret_server::check(&check.data_dir) {
         Ok((condition, lines)) => {
             let (word, code) = match condition {
+                Condition::None => ("no journal", ExitCode::SUCCESS),
                 Condition::Clean => ("clean", ExitCode::SUCCESS),
                 Condition::Repairable => ("repairable", ExitCode::from(REPAIRABLE)),
                 Condition::Damaged => ("damaged", ExitCode::from(DAMAGED)),
             };
-            let text = format!("{}\n{word}\n", lines.join("\n"));
+            let lines: Vec<_> = lines.iter().map(String::as_str).chain([word]).collect();
+            let text = lines.join("\n") + "\n";
             // The exit code says it, too.
             let _ = io::stdout().write_all(text.as_bytes());
             code

@@ -410,14 +410,15 @@ mod restarts {
         broker.stop();
         let segment = folder.path().join("0000000001.segment");
         let whole = fs::read(&segment).unwrap();
-        let used = whole.iter().rposition(|&byte| byte != 0).unwrap();
         let mut damaged = whole.clone();
-        damaged[used / 2] ^= 1;
+        let body = whole.windows(9).position(|bytes| bytes == b"message 5").unwrap();
+        damaged[body] ^= 1;
         fs::write(&segment, &damaged).unwrap();
         let files = fs::read_dir(folder.path()).unwrap().count();
         let checked = check(&folder);
         assert_eq!(checked.code, Some(2), "{checked:?}");
         assert!(checked.stdout.contains("0000000001.segment, offset"), "{checked:?}");
+        assert!(checked.stdout.contains("; 1 change is missing"), "{checked:?}");
         assert_eq!(fs::read(&segment).unwrap(), damaged);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), files, "nothing was added");
         // It starts all the same, says what is missing, and serves the rest.
@@ -429,6 +430,72 @@ mod restarts {
                 .unwrap()
                 .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("damaged-0000000001-") })
         );
+    }
+
+    #[test]
+    fn check_and_the_start_say_which_segments_are_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().to_str().unwrap();
+        let arguments = ["serve", "--amqp-port", "0", "--data-dir", data, "--segment-size", "1048576"];
+        let broker = leveret(&arguments).start();
+        broker.ask(&["declare", "queue", "q", "--durable"]);
+        let names = |folder: &std::path::Path| {
+            let names =
+                fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<_> = names.filter(|name| name.ends_with(".segment")).collect();
+            names.sort();
+            names
+        };
+        // So long that a start begins to read behind the third segment.
+        let body = "x".repeat(100_000);
+        let mut published = 0;
+        loop {
+            broker.ask(&["publish", "q", &body, "--persistent", "--confirm"]);
+            published += 1;
+            let last = fs::read(folder.path().join(names(folder.path()).last().unwrap())).unwrap();
+            let begins_at = u64::from_le_bytes(*last[72..].first_chunk().unwrap());
+            if begins_at > 3 {
+                break;
+            }
+            assert!(published < 1000, "no start will begin later");
+        }
+        broker.kill();
+        let checked = check(&folder);
+        assert_eq!((checked.code, checked.stdout.ends_with("clean\n")), (Some(0), true), "{checked:?}");
+        let whole = names(folder.path());
+        // Not one that a checkpoint has begun for its header alone.
+        let length = |name: &String| fs::metadata(folder.path().join(name)).unwrap().len();
+        let read = whole[..whole.len() - 1].iter().rfind(|name| length(name) > 100_000).unwrap();
+        for (gone, words) in [
+            (&whole[0], " is missing, and with it "),
+            (&whole[2], " is missing, and with it "),
+            (read, " is not there; "),
+        ] {
+            let copy = tempfile::tempdir().unwrap();
+            for entry in fs::read_dir(folder.path()).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_name().to_str() != Some(gone) {
+                    fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+                }
+            }
+            let checked = check(&copy);
+            assert_eq!(checked.code, Some(2), "without {gone}: {checked:?}");
+            assert!(checked.stdout.contains(words) && checked.stdout.contains(gone.as_str()), "{checked:?}");
+            let broker = start(&copy);
+            broker.process.stderr.wait_for(words, "the report");
+            broker.stop();
+        }
+        // Files that a journal leaves behind, and none.
+        let copy = tempfile::tempdir().unwrap();
+        fs::write(copy.path().join("spare-7"), "").unwrap();
+        let checked = check(&copy);
+        assert_eq!(
+            (checked.code, checked.stdout.contains("every segment is not there")),
+            (Some(2), true),
+            "{checked:?}"
+        );
+        let checked = check(&tempfile::tempdir().unwrap());
+        assert_eq!((checked.code, checked.stdout.as_str()), (Some(0), "no journal\n"), "{checked:?}");
     }
 
     #[test]

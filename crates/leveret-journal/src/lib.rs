@@ -25,5 +25,7 @@ pub use self::keeper::{Keeper, Living, Swept};
 pub use self::log::{Batch, Log, LogError, Options};
 pub use self::reader::{ReadError, Reader};
 pub use self::real::RealDisk;
-pub use self::recovery::{Cut, Damage, Doubt, Extent, Missing, OpenError, Recovery, check, doubts, look};
+pub use self::recovery::{
+    Cut, Damage, Doubt, Extent, Missing, OpenError, Outlook, Recovery, check, look, look_ahead,
+};
 pub use self::spares::Spares;

@@ -198,12 +198,21 @@ pub struct Doubt {
     pub files: String,
 }
 
-/// The records of which nobody can say from the headers of segments whether they are there, in the order of stream and sequence.
-/// All of them lie before what a start reads.
+/// What the headers of segments tell before any is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// Bytes of the files that a start reads.
+    pub bytes: u64,
+    /// The records of which nobody can say whether they are there, in the order of stream and sequence. All of them lie
+    /// before what a start reads.
+    pub doubts: Vec<Doubt>,
+}
+
+/// Looks at the headers of a journal and changes nothing.
 ///
 /// # Errors
 /// As [`crate::Log::open`].
-pub fn doubts(disk: &dyn Disk) -> Result<Vec<Doubt>, OpenError> {
+pub fn look_ahead(disk: &dyn Disk) -> Result<Outlook, OpenError> {
     let Files { segments, .. } = segments(disk)?;
     let last_header = segments.iter().rev().find_map(|segment| segment.header.as_ref());
     let replay = last_header.map_or(Replay::ALL, |header| header.replay);
@@ -227,7 +236,9 @@ pub fn doubts(disk: &dyn Disk) -> Result<Vec<Doubt>, OpenError> {
     }
     doubts.retain(|doubt| !doubt.sequences.is_empty());
     doubts.sort_by_key(|doubt| (doubt.stream, *doubt.sequences.start()));
-    Ok(doubts)
+    let is_read = |segment: &&Segment| segment.generation >= replay.generation;
+    let bytes = segments.iter().filter(is_read).map(|segment| segment.length).sum();
+    Ok(Outlook { bytes, doubts })
 }
 
 struct Segment {

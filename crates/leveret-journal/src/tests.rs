@@ -9,7 +9,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::format::Seeds;
 use crate::{
     Batch, Damage, Doubt, Extent, Living, Log, LogError, Missing, OpenError, Options, ReadError, Recovery, Salt,
-    check, doubts,
+    check, look_ahead,
 };
 
 type Sectors = std::ops::Range<u64>;
@@ -739,13 +739,13 @@ fn the_records_that_may_have_been_in_missing_old_segments_are_known() {
     let disk = MemoryDisk::default();
     let (log, _) = mostly_old(&disk);
     drop(log);
-    assert_eq!(doubts(&disk).unwrap(), []);
+    assert_eq!(look_ahead(&disk).unwrap().doubts, []);
     let without = |gone: &[u32]| {
         let mut files = disk.snapshot();
         files.retain(|name, _| !gone.iter().any(|generation| *name == format!("{generation:010}.segment")));
         let disk = MemoryDisk::of(files);
         assert_eq!(check(&disk, &mut |_| {}).unwrap().damage, [], "they may not have been needed any more");
-        let doubts = doubts(&disk).unwrap();
+        let doubts = look_ahead(&disk).unwrap().doubts;
         let (log, ..) = open(&disk, MIDDLE);
         (doubts, log.reader())
     };

@@ -12,8 +12,8 @@ use leveret_broker::vhost::Sweep;
 use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
 use leveret_journal::disk::Disk;
 use leveret_journal::{
-    Batch, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, ReadError, Reader, RealDisk, Record,
-    Recovery,
+    Batch, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, Outlook, ReadError, Reader, RealDisk,
+    Record, Recovery, look_ahead,
 };
 use roaring::RoaringTreemap;
 
@@ -25,6 +25,45 @@ pub(crate) const NODE_STREAM: u32 = 0;
 
 /// How often a long recovery says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// The target of the line in the log that says how far a long recovery is.
+pub const PROGRESS_LINE: &str = "leveret_server::recovery::line";
+
+/// The target of an event on the level `TRACE` that goes with each such line and has the fields `read` and `all`, in bytes. One
+/// more, with both the same, says that there are no more.
+pub const PROGRESS: &str = "leveret_server::recovery::progress";
+
+/// What a record takes in the journal beside its payload, about.
+const RECORD_OVERHEAD_BYTES: usize = 24;
+
+/// How far a recovery is.
+struct Progress {
+    /// Bytes of the files that are read.
+    all: u64,
+    read: u64,
+    /// When it was said last, counted from the beginning; never, if that is 0.
+    said: Duration,
+}
+
+impl Progress {
+    /// Says it, unless it was said a moment ago.
+    fn say(&mut self, changes: u64, elapsed: Duration) {
+        if elapsed < self.said + PROGRESS_EVERY {
+            return;
+        }
+        self.said = elapsed;
+        tracing::info!(target: PROGRESS_LINE, "reading the journal: {changes} changes in {elapsed:.0?}");
+        let (all, read) = (self.all, self.read.min(self.all.saturating_sub(1)));
+        tracing::trace!(target: PROGRESS, read, all);
+    }
+
+    fn end(&self) {
+        if self.said > Duration::ZERO {
+            let all = self.all;
+            tracing::trace!(target: PROGRESS, read = all, all);
+        }
+    }
+}
 
 /// Places where segments are missing that a start looks at, as it may have to read one segment for each.
 const DOUBTS_AT_START_MAX: usize = 16;
@@ -239,19 +278,19 @@ pub(crate) fn recover(
     let disk = RealDisk::new(folder).map_err(|error| DataDirError::Unusable { folder: folder.into(), error })?;
     let open_error = |error| DataDirError::Journal(JournalError::Open { folder: folder_name.clone(), error });
     let mut fold = Fold { names, ..Fold::default() };
-    fold.doubt(leveret_journal::doubts(&disk).map_err(open_error)?);
+    let Outlook { bytes: all, doubts } = look_ahead(&disk).map_err(open_error)?;
+    fold.doubt(doubts);
     let started = Instant::now();
-    let mut said = started;
+    let mut progress = Progress { all, read: 0, said: Duration::ZERO };
     let opened = Log::open(Arc::new(disk), options, &mut |record| {
+        progress.read += (record.payload.len() + RECORD_OVERHEAD_BYTES) as u64;
         fold.take(now, record);
         if fold.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) {
             fold.keep_below(memory);
-            if said.elapsed() >= PROGRESS_EVERY {
-                said = Instant::now();
-                tracing::info!("reading the journal: {} changes in {:.0?}", fold.records, started.elapsed());
-            }
+            progress.say(fold.records, started.elapsed());
         }
     });
+    progress.end();
     let (mut log, recovery) = opened.map_err(open_error)?;
     let missing = fold.missing_messages(&mut log.reader(), DOUBTS_AT_START_MAX);
     report(&recovery, &fold, &missing, started.elapsed());
@@ -386,7 +425,7 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
         |error| DataDirError::Journal(JournalError::Open { folder: folder.display().to_string(), error });
     let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
     let mut fold = Fold::default();
-    fold.doubt(leveret_journal::doubts(&*disk).map_err(open_error)?);
+    fold.doubt(look_ahead(&*disk).map_err(open_error)?.doubts);
     let mut each = |record: Record<'_>| {
         fold.take(now, record);
         if fold.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) {
@@ -422,4 +461,45 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
         (None, true) => Condition::Clean,
     };
     Ok((condition, lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_says_once_a_second_how_far_it_is() {
+        let mut progress = Progress { all: 1000, read: 0, said: Duration::ZERO };
+        let mut said = Vec::new();
+        for tenth in 0..45 {
+            let (elapsed, before) = (Duration::from_millis(tenth * 100), progress.said);
+            progress.say(1, elapsed);
+            said.extend((progress.said != before).then_some(tenth));
+        }
+        assert_eq!(said, [10, 20, 30, 40], "nothing of one that is short");
+    }
+
+    #[test]
+    fn what_is_missing_is_called_a_bound_where_it_is_one() {
+        let shown = |extent: Extent, missing| {
+            let file = "0000000003.segment".to_owned();
+            Shown(&Damage { file, extent, missing }).to_string()
+        };
+        let region = || Extent::Region { offset: 96, bytes: 5000, set_aside: Some("a copy".into()) };
+        let begin = "0000000003.segment, offset 96, 5000 bytes; ";
+        let end = "; what is left of them was copied to a copy";
+        for (missing, words) in [
+            (Missing::Exactly(0), "no change is missing"),
+            (Missing::Exactly(1), "1 change is missing"),
+            (Missing::Exactly(7), "7 changes are missing"),
+            (Missing::AtMost(7), "at most 7 changes are missing"),
+            (Missing::Unknown, "an unknown number of changes is missing"),
+        ] {
+            assert_eq!(shown(region(), missing), format!("{begin}{words}{end}"));
+        }
+        assert_eq!(
+            shown(Extent::Absent, Missing::Exactly(7)),
+            "0000000003.segment is not there; 7 changes are missing"
+        );
+    }
 }

@@ -4,6 +4,7 @@ mod check;
 mod commands;
 mod configuration;
 mod heap;
+mod progress;
 mod serve;
 
 use std::process::ExitCode;

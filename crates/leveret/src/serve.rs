@@ -13,14 +13,18 @@ use bytesize::ByteSize;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ValueEnum};
 use leveret_server::{
-    BindError, DataDirError, MemoryLimit, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, Server,
-    ServerConfig, ServerHandle, StartError, Storage,
+    BindError, DataDirError, MemoryLimit, PROGRESS, PROGRESS_LINE, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN, Server, ServerConfig, ServerHandle, StartError, Storage,
 };
 use tracing_appender::non_blocking::NonBlockingBuilder;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
 
 use crate::configuration;
 use crate::heap;
+use crate::progress::{Above, Bar};
 
 const START_FAILED: u8 = 1;
 const BAD_OPTION: u8 = 2;
@@ -117,13 +121,16 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
     heap::share_one();
     // A log that nobody reads must not stop the broker: lines that find no room are dropped.
     let log = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
-    let (log, _written_at_the_end) = log.finish(io::stderr());
-    tracing_subscriber::fmt()
-        .with_writer(log)
-        .with_max_level(LevelFilter::from(serve.log_level))
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    let (level, is_terminal) = (LevelFilter::from(serve.log_level), io::stderr().is_terminal());
+    // On a terminal, a bar is in the place of the lines that say how far a recovery is.
+    let bar = (is_terminal && level >= LevelFilter::INFO).then(Bar::new);
+    let line_level = if bar.is_some() { LevelFilter::OFF } else { level };
+    let (log, _written_at_the_end) = log.finish(Above(bar.clone()));
+    let lines = Targets::new().with_default(level).with_target(PROGRESS_LINE, line_level);
+    let lines = lines.with_target(PROGRESS, LevelFilter::OFF);
+    let log = fmt::layer().with_writer(log).with_target(false).with_ansi(is_terminal).with_filter(lines);
+    let bar = bar.map(|bar| bar.with_filter(Targets::new().with_target(PROGRESS, LevelFilter::TRACE)));
+    tracing_subscriber::registry().with(log).with(bar).init();
     raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

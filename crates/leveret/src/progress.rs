@@ -1,0 +1,108 @@
+//! How far a long recovery is, on a terminal: one line below the log, as long as it lasts.
+//!
+//! Must not know: what is read. It hears of it from the log, like everybody else.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+/// How often the time in it moves on. A thread of its own draws it, so that a terminal that stands still holds nobody up.
+const DRAWN_EVERY: Duration = Duration::from_millis(200);
+
+const LOOK: &str = "reading the journal [{bar:40}] {percent}% {elapsed}";
+
+/// A bar that is there from the first event until the last.
+#[derive(Clone, Debug)]
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    /// One that is not drawn yet.
+    pub(crate) fn new() -> Self {
+        let look = ProgressStyle::with_template(LOOK).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Bar(ProgressBar::hidden().with_style(look.progress_chars("=> ")))
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Bar {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut progress = Progress::default();
+        event.record(&mut progress);
+        let Progress { read, all } = progress;
+        if read >= all {
+            self.0.finish_and_clear();
+            return;
+        }
+        if self.0.length() != Some(all) {
+            self.0.set_length(all);
+            // What came before it counts.
+            self.0.set_elapsed(LOOK_BACK);
+            self.0.set_draw_target(ProgressDrawTarget::stderr());
+            self.0.enable_steady_tick(DRAWN_EVERY);
+        }
+        self.0.set_position(read);
+    }
+}
+
+/// The first event comes so long after the beginning.
+const LOOK_BACK: Duration = Duration::from_secs(1);
+
+/// The fields of [`leveret_server::PROGRESS`].
+#[derive(Default)]
+struct Progress {
+    read: u64,
+    all: u64,
+}
+
+impl Visit for Progress {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match field.name() {
+            "read" => self.read = value,
+            "all" => self.all = value,
+            _ => {}
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
+/// Standard error, where lines of a log go above the bar.
+pub(crate) struct Above(pub(crate) Option<Bar>);
+
+impl Write for Above {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.0 {
+            Some(Bar(bar)) => bar.suspend(|| io::stderr().write(bytes)),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    #[test]
+    fn the_bar_is_there_from_the_first_event_to_the_last() {
+        let bar = Bar::new();
+        assert_eq!((bar.0.position(), bar.0.length()), (0, None));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(bar.clone()), || {
+            tracing::trace!(read = 100_u64, all = 1000_u64);
+            assert_eq!((bar.0.position(), bar.0.length(), bar.0.is_finished()), (100, Some(1000), false));
+            tracing::trace!(read = 900_u64, all = 1000_u64);
+            assert_eq!((bar.0.position(), bar.0.is_finished()), (900, false));
+            tracing::trace!(read = 1000_u64, all = 1000_u64);
+            assert!(bar.0.is_finished());
+        });
+    }
+}

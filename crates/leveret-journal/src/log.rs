@@ -338,7 +338,11 @@ impl Log {
         };
         let least = header.bytes() as u64 + needed;
         let spare = match size {
-            Size::Header => self.spares.make(least).or_else(|error| self.spares.take(least).ok_or(error)),
+            // It gives the rest back when the next one has been begun, and so tells that there was one.
+            Size::Header => self
+                .spares
+                .make(least + BATCH_HEADER_BYTES as u64)
+                .or_else(|error| self.spares.take(least).ok_or(error)),
             Size::Segment => self
                 .spares
                 .take(least)
@@ -388,7 +392,7 @@ impl Log {
 /// How much room a new segment has.
 #[derive(Clone, Copy, Debug)]
 enum Size {
-    /// As much as its header takes: it is there to say where a start begins.
+    /// Hardly more than its header takes: it is there to say where a start begins.
     Header,
     /// What segments have now, or what is needed.
     Segment,

@@ -561,9 +561,9 @@ impl Reading<'_> {
             self.end.offset = offset;
         }
         // Room that is taken beforehand has a round size, and is given back when the next segment has been begun. If it has
-        // but one batch, it may have been made for that.
+        // just one batch, it may have been made for that.
         let is_given_back = offset == segment.length && !segment.length.is_multiple_of(PAGE_BYTES / 8);
-        if at + 1 == self.segments.len() && is_given_back && batches > 1 {
+        if at + 1 == self.segments.len() && is_given_back && batches != 1 {
             let extent = Extent::Behind { offset };
             self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing: Missing::Unknown });
             // What came next had this one.

@@ -693,6 +693,37 @@ fn that_the_last_segment_is_missing_is_known_from_the_one_before_it() {
 }
 
 #[test]
+fn that_the_segment_behind_a_checkpoint_is_missing_is_known() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = mostly_old(&disk);
+    let from = BTreeMap::from([(1, 191)]);
+    for operations in 0..20 {
+        let before = MemoryDisk::of(disk.snapshot());
+        let (mut log, ..) = open(&before, MIDDLE);
+        before.fails_after(Some(operations));
+        let is_done = log.begin_replay_at(&from).is_ok();
+        before.fails_after(None);
+        // What is interrupted there lacks nothing.
+        assert_eq!(open(&before, MIDDLE).2.damage, [], "interrupted after {operations} operations");
+        if is_done {
+            break;
+        }
+        assert!(operations < 19, "it takes more operations than expected");
+    }
+    log.begin_replay_at(&from).unwrap();
+    append(&mut log, 201, 210, 10).unwrap();
+    drop(log);
+    let mut files = disk.snapshot();
+    let last = files.keys().next_back().unwrap().clone();
+    files.remove(&last);
+    let (_, found, recovery) = open(&MemoryDisk::of(files), MIDDLE);
+    assert!(
+        found.len() >= 10 && matches!(recovery.damage[..], [Damage { extent: Extent::Behind { .. }, .. }]),
+        "{recovery:?}"
+    );
+}
+
+#[test]
 fn a_journal_all_of_whose_segments_are_missing_is_not_taken_for_a_new_one() {
     let disk = MemoryDisk::default();
     let recovery = check(&disk, &mut |_| {}).unwrap();

@@ -108,12 +108,12 @@ fn answer(reader: &mut Reader, request: Request, which: Try) -> Option<Request> 
     }
     if let Some(fault) = first_lost {
         tracing::error!(
-            "{lost} messages of stream {stream} cannot be read back and stay where they are, first {fault}"
+            "messages of stream {stream} that cannot be read back stay where they are: {lost}, first {fault}"
         );
     }
     if let Some(fault) = first_again.filter(|_| which == Try::First) {
         let count = again.len();
-        tracing::warn!("{count} messages of stream {stream} cannot be read back for a moment, first {fault}");
+        tracing::warn!("messages of stream {stream} that cannot be read back for a moment: {count}, first {fault}");
     }
     if !fetched.is_empty() {
         Hub::take_in(&owner, &mut fetched);

@@ -559,7 +559,7 @@ mod restarts {
         let consumed = broker.ask(&["consume", "q", "--count", &left]);
         assert_eq!(consumed.lines().count(), MESSAGES - 3);
         assert!(consumed.lines().all(|line| line == body), "a wrong body");
-        broker.process.stderr.wait_for("cannot be read back and stays where it is", "the report");
+        broker.process.stderr.wait_for("that cannot be read back stay where they are: ", "the report");
         assert_eq!(broker.client(&["get", "q"]).run().code, Some(3), "nobody gets it");
     }
 

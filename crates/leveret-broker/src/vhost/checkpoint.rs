@@ -25,7 +25,7 @@ use crate::vhost::VirtualHost;
 use crate::vhost::apply::ApplyError;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, ExchangeId};
-use crate::vhost::queue::{Body, Entry, Levels, Position, Queue};
+use crate::vhost::queue::{Body, Entry, Levels, Position, Queue, Rank};
 
 /// A durable queue as a checkpoint repeats it.
 pub(super) struct QueueRestated {
@@ -68,10 +68,10 @@ enum Stage {
 }
 
 /// How far one queue was walked.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Walk {
-    /// Where to go on; none is the beginning.
-    from: Option<Position>,
+    /// Where to go on in each level that was begun. A message may come to any of them before the walk is over.
+    from: BTreeMap<Rank, Position>,
     messages: u64,
 }
 
@@ -179,7 +179,7 @@ impl VirtualHost {
         let following = (QueueNumber(number.0 + 1), Walk::default());
         let Some(queue) = self.queues.get(id) else { return Some(following) };
         let mut entries = Vec::new();
-        let end = queue.page_from(walk.from, |position, entry| {
+        let end = queue.levels().page_from(&walk.from, |position, entry| {
             let Some(message) = entry.id.position() else { return };
             let expires = entry.expires.map(|deadline| now.expiry_at(deadline));
             let (bytes, counted) = (entry.bytes, entry.counted);
@@ -225,10 +225,9 @@ impl VirtualHost {
             }
             return Some(following);
         }
-        walk.from = end;
+        walk.from.extend(end.map(|end| (Rank::of_place(end), end)));
         // A queue that is filled as fast as it is walked must come to its end all the same.
-        let level = end.and_then(|end| Some((end, self.queues.get(id)?.levels().of(end)?)));
-        if *units == 0 && level.is_none_or(|(end, level)| level.next_position().0 - end.0 <= rest) {
+        if *units == 0 && self.queues.get(id).is_none_or(|queue| queue.levels().places_from(&walk.from) <= rest) {
             *units = 1;
         }
         Some((number, walk))

@@ -72,6 +72,37 @@ fn a_queue_without_the_argument_knows_no_priorities() {
     );
 }
 
+/// A checkpoint goes through a queue in the order in which it is delivered, but a message may come before what it has passed.
+#[test]
+fn a_message_that_overtakes_a_checkpoint_survives_it() {
+    const BACKLOG: usize = 600;
+    let backlog = "C: basic.publish routing-key='q' delivery-mode=2 body='low'\n".repeat(BACKLOG);
+    // As often as there may be complete checkpoints to begin at.
+    let crashes = "crash\n".repeat(6);
+    for step in ["", "checkpoint step\n", "checkpoint step\ncheckpoint step\n"] {
+        script(&format!(
+            "
+            C: queue.declare queue='q' durable arguments={{x-max-priority=5}}
+            S: queue.declare-ok 'q' 0 0
+            {backlog}
+            {step}
+            C: basic.publish routing-key='q' delivery-mode=2 priority=5 body='highest'
+            {step}
+            C: basic.publish routing-key='q' delivery-mode=2 priority=1 body='higher'
+            checkpoint
+            {crashes}
+            C: queue.declare queue='q' passive
+            S: queue.declare-ok 'q' {messages} 0
+            C: basic.get queue='q' no-ack
+            S: basic.get-ok 1 body='highest'
+            C: basic.get queue='q' no-ack
+            S: basic.get-ok 2 body='higher'
+            ",
+            messages = BACKLOG + 2
+        ));
+    }
+}
+
 #[test]
 fn priorities_and_flags_survive_restarts_and_checkpoints() {
     for (checkpoint, stop) in [("", "restart"), ("checkpoint", "restart"), ("checkpoint", "crash")] {

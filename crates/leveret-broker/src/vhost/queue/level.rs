@@ -30,7 +30,7 @@ impl Rank {
         Rank(i16::from(without) - i16::from(priority))
     }
 
-    pub(super) fn of_place(position: Position) -> Self {
+    pub(crate) fn of_place(position: Position) -> Self {
         let rank = position.0.cast_signed() >> PLACE_BITS;
         Rank(i16::try_from(rank).expect("ten bits are left"))
     }
@@ -157,8 +157,14 @@ impl Level {
         self.index.first_due()
     }
 
-    pub(super) fn page_from(&self, from: Position, each: impl FnMut(Position, &Entry)) -> Option<Position> {
-        let end = self.index.page_from(from.max(self.index.base()), each)?;
+    /// Where to go on in it, or its first place.
+    fn place_in(&self, from: &BTreeMap<Rank, Position>) -> Position {
+        let base = self.index.base();
+        from.get(&Rank::of_place(base)).map_or(base, |&from| from.max(base))
+    }
+
+    fn page_from(&self, from: Position, each: impl FnMut(Position, &Entry)) -> Option<Position> {
+        let end = self.index.page_from(from, each)?;
         Some(end.min(self.index.next()))
     }
 
@@ -403,6 +409,21 @@ impl Levels {
             Some((_, level)) => Some(level),
             None => ordinary.take().or_else(|| others.next().map(|(_, level)| level)),
         })
+    }
+
+    /// Hands out the journaled messages of a page: of the first level that has any at or behind its place in `from`, or that
+    /// has none there. Returns where to go on in that level; none if there was no message.
+    pub(crate) fn page_from(
+        &self,
+        from: &BTreeMap<Rank, Position>,
+        mut each: impl FnMut(Position, &Entry),
+    ) -> Option<Position> {
+        self.iter().find_map(|level| level.page_from(level.place_in(from), &mut each))
+    }
+
+    /// Places that [`Self::page_from`] has not passed yet.
+    pub(crate) fn places_from(&self, from: &BTreeMap<Rank, Position>) -> u64 {
+        self.iter().map(|level| level.next_position().0 - level.place_in(from).0).sum()
     }
 
     /// The levels from that of a place on, each with where to begin in it.

@@ -316,16 +316,6 @@ impl Queue {
         self.taken_bytes -= u64::from(counted);
     }
 
-    /// Hands out the journaled messages of the first page that has one at or behind `from`, or of the first page of all.
-    /// Returns where to go on; none if there was no message.
-    pub(crate) fn page_from(
-        &self,
-        from: Option<Position>,
-        mut each: impl FnMut(Position, &Entry),
-    ) -> Option<Position> {
-        self.levels.iter_from(from).find_map(|(from, level)| level.page_from(from, &mut each))
-    }
-
     /// Whether a message may have been delivered before.
     pub(crate) fn is_redelivered(&self, position: Position) -> bool {
         self.levels.of(position).is_some_and(|level| level.is_redelivered(position))

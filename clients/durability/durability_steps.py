@@ -649,6 +649,50 @@ def messages_wait_for_a_process_that_is_short_of_files():
     broker.kill()
 
 
+def wait_for(connection, method):
+    """Reads frames until one is this method."""
+    connection.settimeout(20)
+    received = b""
+    while True:
+        received += connection.recv(1 << 16)
+        while True:
+            count, _, value = frame.unmarshal(received) if len(received) > 7 else (0, 0, None)
+            if count == 0:
+                break
+            received = received[count:]
+            if isinstance(value, method):
+                return
+
+
+def input_waits_for_a_journal_that_stands_still():
+    broker = Broker(fresh("still"))
+    broker.start()
+    with plain_connection(broker.url) as connection:
+        wait_for(connection, Channel.OpenOk)
+        still = ["-e", "trace=fdatasync,fsync", "-e", "inject=fdatasync,fsync:delay_enter=60000000"]
+        command = ["strace", "-f", "-p", str(broker.process.pid), "-o", "/dev/null", *still]
+        strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert "attached" in strace.stderr.readline()
+        # The channel is open again when the queue is durable, not before.
+        methods = [Queue.Declare(queue="still", durable=True), Channel.Close(200, "", 0, 0), Channel.Open()]
+        body = bytes(100_000)
+        methods += [Basic.Publish(routing_key="nowhere"), ContentHeader(body_size=len(body)), ContentBody(body)]
+        first, again = (b"".join(frame.marshal(method, 1) for method in part) for part in (methods[:3], methods[3:]))
+        connection.sendall(first)
+        connection.settimeout(2)
+        sent, most = 0, 256 << 20
+        with contextlib.suppress(TimeoutError):
+            while sent < most:
+                sent += connection.send(again[sent % len(again):])
+        strace.terminate()
+        strace.wait()
+        strace.stderr.close()
+        assert sent < most, "whatever is sent is read, and kept"
+        wait_for(connection, Channel.OpenOk)
+    broker.kill()
+    print(f"   {sent >> 20} MiB were sent until nothing was read")
+
+
 def read_only_folder_is_refused_with_words():
     with Mount("readonly", 16) as mount:
         mount.remount("ro")
@@ -669,6 +713,7 @@ STEPS = [
     (publishers_go_on_when_a_small_disk_is_drained_with_no_option_set, True),
     (small_messages_can_always_be_drained_from_a_short_disk, True),
     (messages_wait_for_a_process_that_is_short_of_files, False),
+    (input_waits_for_a_journal_that_stands_still, True),
     (read_only_folder_is_refused_with_words, True),
 ]
 

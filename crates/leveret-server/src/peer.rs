@@ -112,9 +112,10 @@ impl Peer {
                 return self.finish().await;
             }
             // Commands that are left wait for a body, or for the client to read its answers: more would only pile up.
-            // So would answers that wait for the journal.
+            // So would answers that wait for the journal, and input that waits for one of them.
             let waiting = self.unsent.len() - self.sent + self.connection.held_bytes();
-            let has_room = waiting < UNSENT_BYTES_MAX && self.connection.commands().is_empty();
+            let is_used = self.connection.commands().is_empty() && !self.connection.input_waits();
+            let has_room = waiting < UNSENT_BYTES_MAX && is_used;
             let is_congested = congested.holds(self.appended);
             let may_read = has_room && !self.is_gone && !is_congested;
             let relieved = async {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leveret_amqp::ReplyCode;
+use leveret_amqp::{ReplyCode, ShortString};
 use smallvec::SmallVec;
 
 use crate::change::{Change, DeathReason, Enqueued, JournalPosition};
@@ -28,7 +28,7 @@ impl VirtualHost {
         let channel = self.sessions.get_mut(from).and_then(|session| session.channel(publish.channel));
         match channel.and_then(|channel| channel.transaction.as_mut()) {
             Some(transaction) => {
-                let bytes = publish.message.bytes();
+                let bytes = transacted_bytes(&publish, &route);
                 if transaction.memory.bytes() + bytes > TRANSACTION_BYTES_MAX && !transaction.publishes.is_empty() {
                     return Err(Refusal::TransactionTooLarge);
                 }
@@ -133,5 +133,37 @@ impl VirtualHost {
             after = self.position;
         }
         after
+    }
+}
+
+/// What a publish takes while its transaction is open.
+fn transacted_bytes(publish: &Publish, route: &Route) -> usize {
+    let keys =
+        publish.more_keys.iter().flatten().map(|key| size_of::<ShortString>() + key.as_str().len()).sum::<usize>();
+    let queues = if route.spilled() { size_of_val(&route[..]) } else { 0 };
+    publish.message.bytes() + keys + queues + size_of::<(Publish, Route)>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::ChannelId;
+    use crate::vhost::QueueId;
+
+    #[test]
+    fn what_a_transaction_keeps_is_more_than_bodies() {
+        let publish = |more_keys| Publish {
+            channel: ChannelId::new(1).unwrap(),
+            message: Message::new(&[0, 0], 2, 2, DeliveryMode::Transient),
+            more_keys,
+            mandatory: false,
+            expiration_ms: None,
+            confirm: None,
+        };
+        let key = ShortString::new("a key of twenty bytes").unwrap();
+        let keys = vec![key; 1000].into_boxed_slice();
+        assert!(transacted_bytes(&publish(Some(keys)), &Route::new()) > 20_000);
+        let route: Route = std::iter::repeat_n(QueueId::default(), 10_000).collect();
+        assert!(transacted_bytes(&publish(None), &route) > 80_000);
     }
 }

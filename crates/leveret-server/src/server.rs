@@ -258,6 +258,8 @@ impl ServerHandle {
     pub fn url(&self) -> String {
         let address = self.addresses.first().copied().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
         match address.ip() {
+            // An address of IPv6 is for IPv6 alone.
+            ip if ip.is_unspecified() && ip.is_ipv6() => format!("amqp://[::1]:{}", address.port()),
             ip if ip.is_unspecified() => format!("amqp://127.0.0.1:{}", address.port()),
             _ => format!("amqp://{address}"),
         }

@@ -71,6 +71,18 @@ mod starting {
     }
 
     #[test]
+    fn the_ready_line_names_an_address_of_this_machine_when_it_listens_on_all() {
+        let listen = |bind| leveret(&["--in-memory", "--amqp-port", "0", "--bind", bind]).start();
+        let broker = listen("0.0.0.0");
+        assert_eq!(broker.url, format!("amqp://127.0.0.1:{}", broker.port()));
+        if has_ipv6() {
+            let broker = listen("::");
+            assert_eq!(broker.url, format!("amqp://[::1]:{}", broker.port()));
+            assert!(can_connect("::1", broker.port()));
+        }
+    }
+
+    #[test]
     fn several_addresses_share_one_free_port() {
         let broker =
             leveret(&["--in-memory", "--amqp-port", "0", "--bind", "127.0.0.1", "--bind", "127.0.0.2"]).start();

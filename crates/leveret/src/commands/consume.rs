@@ -23,8 +23,8 @@ const EXIT_INTERRUPTED: i32 = 130;
 
 /// Print the messages of a queue as they arrive, and remove them from it.
 ///
-/// Runs until Ctrl-C, or until --count messages were printed. With --ack a message leaves the queue only after it
-/// was printed; without it, as soon as the broker has sent it.
+/// Runs until Ctrl-C, or until --count messages were printed. With --ack or --count a message leaves the queue only
+/// after it was printed; without them, as soon as the broker has sent it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  leveret consume tasks --ack --format json")]
 pub(crate) struct Consume {

@@ -41,6 +41,10 @@ pub const UNITS_PER_DUE_PAGE: u32 = 8;
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;
 
+/// Routing keys that headers `CC` and `BCC` of one message may add, each counted once: all of them are looked up in one
+/// hold of the virtual host. Channel 406.
+pub const SELECTED_KEYS_MAX: usize = 1024;
+
 /// Places in a queue by which the grant to deliver is written ahead; it is renewed when half of them are used.
 pub const GRANT_AHEAD: u64 = 8192;
 

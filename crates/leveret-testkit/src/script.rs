@@ -292,11 +292,18 @@ impl Run<'_> {
 
     /// Arguments by name, variables replaced by what they stand for.
     fn named(&self, arguments: &[Argument]) -> BTreeMap<String, Text> {
-        let value = |text: &Text| match text {
+        arguments.iter().filter_map(|(name, text)| Some((name.clone()?, self.value(text)))).collect()
+    }
+
+    fn value(&self, text: &Text) -> Text {
+        match text {
             Text::Variable(name) => self.variables.get(name).unwrap_or(text).clone(),
+            Text::Array(items) => Text::Array(items.iter().map(|item| self.value(item)).collect()),
+            Text::Table(fields) => {
+                Text::Table(fields.iter().map(|(name, field)| (name.clone(), self.value(field))).collect())
+            }
             other => other.clone(),
-        };
-        arguments.iter().filter_map(|(name, text)| Some((name.clone()?, value(text)))).collect()
+        }
     }
 
     /// Connects, logs in and opens a channel, unless this line or an earlier one does.

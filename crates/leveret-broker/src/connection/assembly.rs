@@ -7,7 +7,7 @@ use leveret_amqp::content::BASIC_CLASS;
 use leveret_amqp::{BasicProperties, ContentHeader, ShortStr, ShortString, Table, Value};
 
 use crate::connection::reply::ClientError;
-use crate::limits::{BODY_BYTES_MAX, TTL_MAX};
+use crate::limits::{BODY_BYTES_MAX, SELECTED_KEYS_MAX, TTL_MAX};
 use crate::memory::{Lease, Meter};
 use crate::message::{DeliveryMode, Message, write_hidden_key, write_route};
 use crate::names::UserName;
@@ -121,7 +121,7 @@ impl Assembly {
                 return Err(ClientError::TooManyHiddenKeys);
             }
         }
-        let more_keys = more_keys.map(|keys| keys.keys);
+        let more_keys = more_keys.map(SelectedKeys::distinct).transpose()?;
         let header_at = u16::try_from(self.block.len()).expect("a route is at most 512 bytes, and keys beyond fit");
         append_header(&mut self.block, payload, &header, reply_to);
         let body_at = u32::try_from(self.block.len()).expect("a header is at most one frame");
@@ -230,6 +230,19 @@ struct SelectedKeys {
     keys: Box<[ShortString]>,
     /// Where those of `BCC` begin.
     hidden_from: usize,
+}
+
+impl SelectedKeys {
+    /// Each of them once, if they are not too many.
+    fn distinct(self) -> Result<Box<[ShortString]>, ClientError> {
+        let mut keys = self.keys.into_vec();
+        keys.sort_unstable();
+        keys.dedup();
+        if keys.len() > SELECTED_KEYS_MAX {
+            return Err(ClientError::TooManySelectedKeys);
+        }
+        Ok(keys.into())
+    }
 }
 
 /// The routing keys of headers `CC` and `BCC`, arrays of strings. RabbitMQ: sender-selected distribution.

@@ -5,7 +5,7 @@
 
 use leveret_amqp::{DecodeError, FrameError, ReplyCode};
 
-use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX, TRANSACTION_BYTES_MAX};
+use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX, SELECTED_KEYS_MAX, TRANSACTION_BYTES_MAX};
 use crate::vhost::queue::{ArgumentError, ArgumentFault};
 use crate::vhost::refusal::Refusal;
 
@@ -119,6 +119,8 @@ pub enum ClientError {
     },
     /// More keys in header `BCC` than a message keeps.
     TooManyHiddenKeys,
+    /// More keys in headers `CC` and `BCC` than one message is routed by.
+    TooManySelectedKeys,
     /// `confirm.select` on a channel in transaction mode, or the reverse.
     CannotSwitch {
         /// The mode it is in.
@@ -228,6 +230,10 @@ impl From<&ClientError> for Exception {
             }
             ClientError::TooManyHiddenKeys => {
                 Exception::new(Code::PreconditionFailed, "the keys in header 'BCC' take more than 64 KiB")
+            }
+            ClientError::TooManySelectedKeys => {
+                let text = format!("more than {SELECTED_KEYS_MAX} routing keys in headers 'CC' and 'BCC'");
+                Exception::new(Code::PreconditionFailed, &text)
             }
             ClientError::SenderSelectedHeader { name, type_name } => {
                 let text = format!("invalid message: {{unacceptable_type_in_header,\"{name}\",{type_name}}}");

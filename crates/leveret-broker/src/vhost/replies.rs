@@ -65,7 +65,8 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> bool {
         let mut any = self.deliver_reply(message.routing_key(), message, effects);
-        for key in more_keys.unwrap_or_default() {
+        let is_other = |key: &&ShortString| key.as_str() != message.routing_key();
+        for key in more_keys.unwrap_or_default().iter().filter(is_other) {
             any |= self.deliver_reply(key.as_str(), message, effects);
         }
         any

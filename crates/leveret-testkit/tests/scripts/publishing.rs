@@ -52,6 +52,32 @@ fn cc_and_bcc_are_further_routing_keys_and_bcc_is_not_shown() {
     );
 }
 
+#[test]
+fn headers_add_a_limited_number_of_keys_each_once() {
+    let distinct = |count| (0..count).map(|at| format!("'k{at}'")).collect::<Vec<_>>().join(" ");
+    let equal = "'q' ".repeat(2000);
+    for (keys, most) in [(equal.as_str(), true), (&distinct(1024), true), (&distinct(1025), false)] {
+        let answer = if most {
+            "S: basic.ack 1"
+        } else {
+            "S: channel.close 406 'PRECONDITION_FAILED - more than 1024 routing keys in headers \\x27CC\\x27 and \\x27BCC\\x27'"
+        };
+        script(&format!(
+            "
+            C: queue.declare queue='q'
+            S: queue.declare-ok 'q' 0 0
+            C: confirm.select
+            S: confirm.select-ok
+            C: basic.publish routing-key='q' headers={{CC=[{keys}]}} body='x'
+            {answer}
+            Cother: queue.declare queue='q' passive
+            Sother: queue.declare-ok 'q' {messages} 0
+            ",
+            messages = u8::from(most)
+        ));
+    }
+}
+
 /// RabbitMQ: validated user-id.
 #[test]
 fn user_id_is_the_login_or_absent() {

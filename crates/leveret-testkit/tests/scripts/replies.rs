@@ -84,8 +84,9 @@ fn addresses_of_replies_can_be_declared_while_somebody_waits_there() {
 fn a_reply_may_go_to_queues_too() {
     script(&format!(
         "{REQUEST}
-        Cserver: basic.publish routing-key=$key headers={{CC=['requests']}} body='answer'
+        Cserver: basic.publish routing-key=$key headers={{CC=['requests' $key $key]}} body='answer'
         S: basic.deliver 'replies' 1 '' $key body='answer'
+        S: nothing
         Cserver: queue.purge queue='requests'
         Sserver: queue.purge-ok 1
         "

@@ -1,7 +1,7 @@
 //! Recovery: the durable part of a virtual host is the fold of its changes.
 //!
 //! Must not know: clients. None is connected before [`VirtualHost::end_recovery`].
-//! A change that names something unknown is refused and changes nothing; whoever recovers sets it aside.
+//! A change that names something unknown is refused, and what of it can be done is; whoever recovers sets it aside.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::checkpoint::QueueRestated;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
-use crate::vhost::queue::{Declared, Entry, Queue, QueueArguments};
+use crate::vhost::queue::{ArgumentError, ArgumentFault, Declared, Entry, Queue, QueueArguments};
 use crate::vhost::topology::alternate_of;
 use crate::vhost::{QueueId, Timer, VirtualHost};
 
@@ -44,6 +44,16 @@ pub enum ApplyError {
         name: String,
         /// Why it is not.
         fault: String,
+    },
+    /// It declares a queue with an argument that this version does not know. The queue is there, without that.
+    #[error("queue '{name}' is served as if it had no argument {argument}{fault}")]
+    Argument {
+        /// The queue.
+        name: QueueName,
+        /// The argument.
+        argument: &'static str,
+        /// What is wrong with it.
+        fault: ArgumentFault,
     },
     /// It is part of a checkpoint whose beginning was not read.
     #[error("the beginning of its checkpoint is missing")]
@@ -103,19 +113,23 @@ impl VirtualHost {
             }
             Change::MessagesCondemned { queue, messages } => {
                 let id = self.durable_queue(queue)?;
+                let mut result = Ok(());
                 for (place, reason) in messages {
                     if !self.queues.get_mut(id).is_some_and(|queue| queue.condemn_again(place, reason)) {
-                        return Err(ApplyError::Place { queue: queue.0, position: place.0 });
+                        result = Err(ApplyError::Place { queue: queue.0, position: place.0 });
                     }
                 }
+                return result;
             }
             Change::MessagesReturned { queue, messages } => {
                 let id = self.durable_queue(queue)?;
+                let mut result = Ok(());
                 for (place, tries) in messages {
                     if !self.queues.get_mut(id).is_some_and(|queue| queue.restore_tries(place, tries)) {
-                        return Err(ApplyError::Place { queue: queue.0, position: place.0 });
+                        result = Err(ApplyError::Place { queue: queue.0, position: place.0 });
                     }
                 }
+                return result;
             }
             Change::QueuePurged { queue, below, except } => {
                 self.apply_purged_in_pages(queue, below, &except);
@@ -189,14 +203,15 @@ impl VirtualHost {
         if self.durable_queues.contains_key(&number) || self.queue_names.contains_key(&name) {
             return Err(ApplyError::Exists(name.to_string()));
         }
-        let arguments = QueueArguments::parse(raw_arguments.as_table()).map_err(|error| {
-            let fault = format!("argument {}{}", error.argument, error.fault);
-            ApplyError::NotDeclarable { name: name.to_string(), fault }
-        })?;
+        let (arguments, unknown) = QueueArguments::parse_known(raw_arguments.as_table());
+        let unknown = unknown.map(|ArgumentError { argument, fault }| {
+            let name = name.clone();
+            ApplyError::Argument { name, argument, fault }
+        });
         let (durable, owner) = (true, None);
         let declared = Declared { name, number, durable, auto_delete, owner, arguments, raw_arguments };
         self.apply_queue_declared(now, declared);
-        Ok(())
+        unknown.map_or(Ok(()), Err)
     }
 
     /// Passes over a change that cannot be read. Its position is not given again.
@@ -298,12 +313,48 @@ impl VirtualHost {
 
 #[cfg(test)]
 mod tests {
-    use leveret_amqp::ShortStr;
+    use leveret_amqp::{ShortStr, Value};
     use smallvec::smallvec;
 
     use super::*;
     use crate::Node;
     use crate::message::DeliveryMode;
+    use crate::vhost::queue::QueueType;
+
+    #[test]
+    fn a_queue_with_arguments_that_this_version_does_not_know_keeps_its_messages() {
+        let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
+        let arguments = || {
+            FieldTable::build(|arguments| {
+                arguments.field("x-queue-type", Value::LongStr(b"quorum"));
+                arguments.field("x-queue-version", Value::I32(2));
+                arguments.field("x-max-length", Value::LongStr(b"many"));
+                arguments.field("x-message-ttl", Value::I32(5));
+            })
+        };
+        let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
+        let auto_delete = false;
+        let declared = Change::QueueDeclared { queue, name: name.clone(), auto_delete, arguments: arguments() };
+        let (next, granted, messages) = (QueuePosition(0), QueuePosition(0), 0);
+        let restated =
+            Change::QueueRestated { queue, name, auto_delete, arguments: arguments(), next, granted, messages };
+        let message = Message::new(&[0, 0], 2, 2, DeliveryMode::Persistent);
+        let queues = smallvec![Enqueued { queue, position: QueuePosition(0), expires: None }];
+        let enqueued = Change::MessageEnqueued { message, queues };
+        let begun = Change::CheckpointBegun { last_queue: QueueNumber(1) };
+        for changes in [vec![declared, enqueued.clone()], vec![begun, restated, enqueued]] {
+            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let results = (1..).zip(changes).map(|(at, change)| vhost.apply(now, JournalPosition(at), change));
+            let faults: Vec<_> = results.filter_map(Result::err).map(|error| error.to_string()).collect();
+            let [fault] = &faults[..] else { panic!("{faults:?}") };
+            assert!(fault.starts_with("queue 'q' is served as if it had no argument x-max-length"), "{fault}");
+            let queue = vhost.queues.values().next().unwrap();
+            assert_eq!(queue.ready(), 1);
+            let QueueArguments { queue_type, message_ttl, max_length, .. } = &queue.declared.arguments;
+            let expected = (&QueueType::Quorum, &Some(Duration::from_millis(5)), &None);
+            assert_eq!((queue_type, message_ttl, max_length), expected);
+        }
+    }
 
     #[test]
     fn what_is_missing_gives_no_number_away() {

@@ -342,18 +342,19 @@ impl VirtualHost {
         let is_whole = staged.messages == messages;
         restating.is_whole &= is_whole;
         let is_known = self.durable_queues.contains_key(&number);
+        let mut result = Ok(());
         if !is_known {
-            self.apply_declared(now, number, name, auto_delete, arguments)?;
+            result = self.apply_declared(now, number, name, auto_delete, arguments);
         }
         if is_whole || !is_known {
-            let id = self.durable_queue(number)?;
-            let Some(queue) = self.queues.get_mut(id) else { return Err(ApplyError::NoQueue(number.0)) };
+            let Some(&id) = self.durable_queues.get(&number) else { return result };
+            let Some(queue) = self.queues.get_mut(id) else { return result };
             queue.restate(staged.levels);
             if !queue.restate_level(next, granted, self.position) {
                 return Err(ApplyError::Place { queue: number.0, position: next.0 });
             }
         }
-        if is_whole { Ok(()) } else { Err(ApplyError::Incomplete(number.0)) }
+        if is_whole { result } else { Err(ApplyError::Incomplete(number.0)) }
     }
 
     pub(super) fn apply_checkpoint_ended(&mut self, begun: JournalPosition) -> Result<(), ApplyError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leveret_amqp::{ShortString, Table, Value};
+use leveret_amqp::{FieldTable, ShortString, Table, Value};
 
 use crate::limits::{DELIVERY_LIMIT_DEFAULT, TTL_MAX};
 use crate::names::ExchangeName;
@@ -219,6 +219,22 @@ impl QueueArguments {
             }
         }
         Ok(parsed)
+    }
+
+    /// What they mean to a queue that is there already, and the first of them that this version does not know or have: that
+    /// is as if it were not there, as the messages of the queue must not be lost with it.
+    pub(crate) fn parse_known(table: Table<'_>) -> (Self, Option<ArgumentError>) {
+        let error = match Self::parse(table) {
+            Ok(parsed) => return (parsed, None),
+            Err(error) => error,
+        };
+        let is_there = table.get(error.argument).is_some();
+        // One that is missing leaves no sense in the others.
+        let others = FieldTable::build(|others| {
+            others.fields_of(table, |name| is_there && name != error.argument.as_bytes());
+        });
+        let (parsed, _) = Self::parse_known(others.as_table());
+        (parsed, Some(error))
     }
 }
 

@@ -38,6 +38,9 @@ pub const UNITS_PER_FREED_PAGE: u32 = 32;
 /// Units of work that looking through a page for messages that expire counts.
 pub const UNITS_PER_DUE_PAGE: u32 = 8;
 
+/// Steps of a search that one unit of work counts: a node of a topic, a target, a consumer that is offered a turn.
+pub const STEPS_PER_UNIT: usize = 16;
+
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;
 

@@ -6,7 +6,7 @@ use leveret_amqp::{ShortString, Table};
 use smallvec::SmallVec;
 
 use crate::access::{Permission, Resource, authorize};
-use crate::limits::ROUTES_REMEMBERED;
+use crate::limits::{ROUTES_REMEMBERED, STEPS_PER_UNIT};
 use crate::message::Message;
 use crate::vhost::exchange::{ExchangeId, MatchScratch, Target};
 use crate::vhost::refusal::Refusal;
@@ -150,7 +150,7 @@ impl VirtualHost {
                 }
             };
             let keys = if exchange.looks_at_keys() { keys } else { &keys[..1] };
-            self.units = self.units.saturating_sub(u32::try_from(keys.len()).unwrap_or(u32::MAX));
+            let mut steps = keys.len() * STEPS_PER_UNIT;
             for key in keys {
                 if route.len() > sorted_below {
                     // Many keys may lead to the same queues: keep the list as long as the queues are many.
@@ -158,14 +158,19 @@ impl VirtualHost {
                     route.dedup();
                     sorted_below = 2 * route.len() + SORTED_FROM;
                 }
-                exchange.for_each_match(key, headers, scratch, |target| {
+                let mut targets = 0;
+                steps += exchange.for_each_match(key, headers, scratch, |target| {
                     matched = true;
+                    targets += 1;
                     match target {
                         Target::Queue(queue) => route.push(queue),
                         Target::Exchange(next) => visit(next),
                     }
                 });
+                steps += targets;
             }
+            let units = u32::try_from(steps / STEPS_PER_UNIT).unwrap_or(u32::MAX);
+            self.units = self.units.saturating_sub(units);
             if !matched && let Some(alternate) = &exchange.declared.alternate {
                 self.exchanges.find(alternate.as_str()).into_iter().for_each(visit);
             }

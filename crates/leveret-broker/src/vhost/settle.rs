@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::change::DeathReason;
+use crate::limits::STEPS_PER_UNIT;
 use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckTarget, Settlement, Wait};
@@ -113,6 +114,8 @@ impl VirtualHost {
             channel.delivered = channel.delivered.saturating_sub(1);
             if was_full {
                 whole_channel.clone_from(&channel.consumers);
+                let units = u32::try_from(whole_channel.len() / STEPS_PER_UNIT).unwrap_or(u32::MAX);
+                self.units = self.units.saturating_sub(units);
             }
         }
         if let Some(consumer) = session.consumer(id) {

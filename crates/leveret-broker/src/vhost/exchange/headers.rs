@@ -82,7 +82,6 @@ pub(crate) struct HeadersScratch<T> {
     seen_in: Vec<u64>,
     message: Message,
     found: Vec<T>,
-    #[cfg(test)]
     candidates_count: usize,
 }
 
@@ -173,8 +172,13 @@ impl<T: Copy + Ord> HeadersIndex<T> {
     }
 
     /// Reports the targets that the headers of a message match, each once, in ascending order. A message without
-    /// headers has an empty table.
-    pub(crate) fn for_each_match(&self, headers: Table<'_>, scratch: &mut HeadersScratch<T>, found: impl FnMut(T)) {
+    /// headers has an empty table. Returns the bindings that were looked at.
+    pub(crate) fn for_each_match(
+        &self,
+        headers: Table<'_>,
+        scratch: &mut HeadersScratch<T>,
+        found: impl FnMut(T),
+    ) -> usize {
         scratch.begin(self.patterns.len());
         scratch.found.extend(self.unconditional.keys());
         if !self.hooks.is_empty() {
@@ -185,6 +189,7 @@ impl<T: Copy + Ord> HeadersIndex<T> {
         scratch.found.sort_unstable();
         scratch.found.dedup();
         scratch.found.drain(..).for_each(found);
+        scratch.candidates_count
     }
 
     fn match_hooks(&self, scratch: &mut HeadersScratch<T>) {
@@ -195,10 +200,7 @@ impl<T: Copy + Ord> HeadersIndex<T> {
                 if mem::replace(seen_in, scratch.call) == scratch.call {
                     continue;
                 }
-                #[cfg(test)]
-                {
-                    scratch.candidates_count += 1;
-                }
+                scratch.candidates_count += 1;
                 let Pattern { requirements, targets, .. } = self.pattern(id);
                 let fits = match requirements.mode {
                     Mode::Any => true, // the hook is one of the fields
@@ -329,23 +331,13 @@ impl<T> HeadersScratch<T> {
             self.seen_in.resize(patterns_count, 0);
         }
         self.found.clear();
-        #[cfg(test)]
-        {
-            self.candidates_count = 0;
-        }
+        self.candidates_count = 0;
     }
 }
 
 impl<T> Default for HeadersScratch<T> {
     fn default() -> Self {
-        HeadersScratch {
-            call: 0,
-            seen_in: vec![],
-            message: Message::default(),
-            found: vec![],
-            #[cfg(test)]
-            candidates_count: 0,
-        }
+        HeadersScratch { call: 0, seen_in: vec![], message: Message::default(), found: vec![], candidates_count: 0 }
     }
 }
 

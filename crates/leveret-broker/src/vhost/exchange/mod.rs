@@ -224,17 +224,24 @@ impl Exchange {
         }
     }
 
-    /// Hands out the targets that a message reaches, some perhaps more than once.
+    /// Hands out the targets that a message reaches, some perhaps more than once. Returns the steps that this took beside
+    /// one for each of them.
     pub(crate) fn for_each_match(
         &self,
         routing_key: &str,
         headers: Table<'_>,
         scratch: &mut MatchScratch,
         mut found: impl FnMut(Target),
-    ) {
+    ) -> usize {
         match &self.router {
-            Router::Direct(index) => index.for_each_match(routing_key, found),
-            Router::Fanout => self.bindings.iter().for_each(|binding| found(binding.target)),
+            Router::Direct(index) => {
+                index.for_each_match(routing_key, found);
+                0
+            }
+            Router::Fanout => {
+                self.bindings.iter().for_each(|binding| found(binding.target));
+                0
+            }
             Router::Topic(index) => index.for_each_match(routing_key, &mut scratch.topic, found),
             Router::Headers(index) => index.for_each_match(headers, &mut scratch.headers, found),
         }

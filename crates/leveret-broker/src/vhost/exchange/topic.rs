@@ -121,9 +121,15 @@ impl<T: Copy + Ord> TopicIndex<T> {
         }
     }
 
-    /// Reports the targets that the routing key matches, each once, in ascending order.
-    pub(crate) fn for_each_match(&self, routing_key: &str, scratch: &mut TopicScratch<T>, found: impl FnMut(T)) {
+    /// Reports the targets that the routing key matches, each once, in ascending order. Returns the steps that this took.
+    pub(crate) fn for_each_match(
+        &self,
+        routing_key: &str,
+        scratch: &mut TopicScratch<T>,
+        found: impl FnMut(T),
+    ) -> usize {
         scratch.begin(self.nodes.len());
+        let mut steps = 0;
         self.reach(ROOT, scratch);
         for word in words(routing_key) {
             mem::swap(&mut scratch.here, &mut scratch.next);
@@ -132,6 +138,7 @@ impl<T: Copy + Ord> TopicIndex<T> {
             let open_before = scratch.open.len();
             #[cfg(test)]
             scratch.steps.push([&scratch.here[..], &scratch.open].concat());
+            steps += scratch.here.len() + open_before;
             for step in 0..scratch.here.len() + open_before {
                 let at = match step.checked_sub(scratch.here.len()) {
                     None => scratch.here[step],
@@ -152,6 +159,7 @@ impl<T: Copy + Ord> TopicIndex<T> {
         scratch.found.sort_unstable();
         scratch.found.dedup();
         scratch.found.drain(..).for_each(found);
+        steps
     }
 
     /// Puts a node into the set for the next word, with the nodes `#` behind it that take no word at all.

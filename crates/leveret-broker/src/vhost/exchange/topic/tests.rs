@@ -152,14 +152,15 @@ fn one_scratch_serves_any_number_of_indexes() {
 /// The steps of one match: they may not be more than nodes × words, and none may be taken twice.
 fn steps(index: &TopicIndex<u32>, routing_key: &str) -> usize {
     let mut scratch = TopicScratch::default();
-    index.for_each_match(routing_key, &mut scratch, |_| ());
+    let steps = index.for_each_match(routing_key, &mut scratch, |_| ());
     assert_eq!(scratch.steps.len(), words(routing_key).count());
     for of_one_word in &scratch.steps {
         let distinct: BTreeSet<_> = of_one_word.iter().collect();
         assert_eq!(distinct.len(), of_one_word.len(), "a node was looked at twice for one word");
         assert!(distinct.len() <= index.nodes.len());
     }
-    scratch.steps.iter().map(Vec::len).sum()
+    assert_eq!(scratch.steps.iter().map(Vec::len).sum::<usize>(), steps);
+    steps
 }
 
 fn repeated(word: &str, times: usize) -> String {

@@ -127,10 +127,10 @@ impl Peer {
             let due = self.connection.next_timeout();
             if let Some(deadline) = due {
                 let now = clock.now();
-                if !may_read {
-                    self.connection.handle_deaf(now);
-                }
                 if now.has_reached(deadline) {
+                    if rustix::io::ioctl_fionread(&self.stream).is_ok_and(|bytes| bytes > 0) {
+                        self.connection.handle_unread(now);
+                    }
                     self.connection.handle_timeout(now, &mut self.unsent);
                     continue;
                 }

@@ -155,6 +155,67 @@ fn heartbeats_are_sent_and_missed_while_clients_flood_the_broker() {
     assert!(Instant::now() < deadline, "a dead client is kept");
 }
 
+/// A client that consumes a message larger than all socket buffers and reads nothing of it.
+fn consumer_that_does_not_read(address: SocketAddr, queue: &str) -> TcpStream {
+    let mut client = open(address, 1);
+    let text = ShortStr::truncated;
+    let (ticket, queue, nowait, arguments) = (0, text(queue), true, Table::EMPTY);
+    let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
+    let mut bytes = method(
+        1,
+        &Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments },
+    );
+    let (exchange, routing_key) = (text(""), queue);
+    let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
+    bytes.extend(method(1, &publish));
+    let body = vec![b'x'; 16_000_000];
+    let mut header = Vec::new();
+    let properties = BasicProperties::default();
+    ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
+    write_content(&mut bytes, 1, &header, &body, 131_072);
+    let consumer_tag = text("");
+    let (no_local, no_ack) = (false, false);
+    let consume =
+        Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait: false, arguments };
+    bytes.extend(method(1, &consume));
+    client.write_all(&bytes).unwrap();
+    client
+}
+
+/// While a client does not read, nothing of it is read; whether it lives is seen all the same.
+#[test]
+fn a_client_that_neither_reads_nor_sends_is_dead_and_one_that_sends_is_not() {
+    let (_runtime, _server, address) = start();
+    let _dead = consumer_that_does_not_read(address, "dead");
+    let mut living = consumer_that_does_not_read(address, "living");
+    let mut observer = open(address, 0);
+    let mut state_of = |queue: &str| {
+        let (ticket, queue, nowait, arguments) = (0, ShortStr::truncated(queue), false, Table::EMPTY);
+        let (passive, durable, exclusive, auto_delete) = (true, false, false, false);
+        let declare =
+            Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+        observer.write_all(&method(1, &declare)).unwrap();
+        let mut answer = [0; 256];
+        let count = observer.read(&mut answer).unwrap();
+        // Messages, consumers and the end of the frame.
+        let numbers = &answer[count - 9..count - 1];
+        [numbers[3], numbers[7]]
+    };
+    let mut wait_for = |queue, state, what: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        while state_of(queue) != state {
+            assert!(Instant::now() < deadline, "{what}");
+            living.write_all(&leveret_amqp::frame::HEARTBEAT).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_for("living", [0, 1], "nothing was delivered");
+    wait_for("dead", [1, 0], "a dead client is kept");
+    let _later = consumer_that_does_not_read(address, "dead later");
+    wait_for("dead later", [1, 0], "a dead client is kept");
+    wait_for("living", [0, 1], "a living client is given up");
+}
+
 /// What a client asks is not taken in without bound while it does not read the answers.
 #[test]
 fn a_client_that_asks_and_does_not_read_is_not_read_either() {

@@ -396,8 +396,8 @@ impl Connection {
         }
     }
 
-    /// The driver does not read at present, so silence proves nothing.
-    pub fn handle_deaf(&mut self, now: Moment) {
+    /// Something has arrived that the driver does not read at present: a sign of life all the same.
+    pub fn handle_unread(&mut self, now: Moment) {
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.last_received = now.monotonic;
         }

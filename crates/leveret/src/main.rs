@@ -7,6 +7,7 @@ mod heap;
 mod progress;
 mod serve;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -32,8 +33,23 @@ enum Command {
     Client(commands::Command),
 }
 
+/// The command line, without those variables that say nothing: none of the broker's if another command was given, and none
+/// that is set to nothing.
+fn command_line(first: Option<&OsStr>) -> clap::Command {
+    fn without_empty_variables(command: clap::Command) -> clap::Command {
+        let is_empty = |variable: &OsStr| std::env::var_os(variable).is_some_and(|value| value.is_empty());
+        let command = command.mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None) } else { arg });
+        command.mut_subcommands(without_empty_variables)
+    }
+    let command = without_empty_variables(Cli::command());
+    match first.and_then(|first| command.find_subcommand(first)) {
+        Some(_) => command.mut_args(|arg| arg.env(None)),
+        None => command,
+    }
+}
+
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = command_line(std::env::args_os().nth(1).as_deref()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
         None => serve::run(&cli.serve, &matches),

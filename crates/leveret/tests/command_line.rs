@@ -133,10 +133,21 @@ mod starting {
             let broker = leveret(&["--data-dir", data.to_str().unwrap(), "--amqp-port", "0"])
                 .env("LEVERET_IN_MEMORY", off)
                 .env("LEVERET_BIND", "")
-                .env("LEVERET_SET", "");
+                .env("LEVERET_SET", "")
+                .env("LEVERET_MEMORY_LIMIT", "")
+                .env("LEVERET_LOG_LEVEL", "");
             drop(broker.start());
         }
         assert!(data.join("leveret.lock").exists());
+    }
+
+    #[test]
+    fn variables_of_the_broker_are_none_of_other_commands() {
+        let broker = Broker::start();
+        let client = broker.client(&["declare", "queue", "q"]).env("LEVERET_AMQP_PORT", "banana");
+        assert_eq!(client.env("LEVERET_LOG_LEVEL", "loud").run().code, Some(0));
+        let serve = leveret(&["serve", "--in-memory"]).env("LEVERET_AMQP_PORT", "banana").run();
+        assert_eq!(serve.code, Some(2), "{serve:?}");
     }
 
     #[test]

@@ -285,11 +285,11 @@ impl StopSignals {
     }
 }
 
-/// The variable of a flag; empty is as good as none.
+/// The variable of a flag.
 fn is_set(text: &str) -> Result<bool, String> {
     match text {
         "1" | "true" => Ok(true),
-        "0" | "false" | "" => Ok(false),
+        "0" | "false" => Ok(false),
         _ => Err("it is 1 or true, or 0 or false".to_owned()),
     }
 }

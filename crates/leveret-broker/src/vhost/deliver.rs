@@ -42,8 +42,8 @@ impl VirtualHost {
         consume: &Consume,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let queue_id = self.find_queue(from, channel_id, &consume.queue)?;
-        self.authorize_queue(from, Permission::Read, queue_id)?;
+        let queue_id = self.find_queue(from, channel_id, &consume.queue);
+        let queue_id = self.authorize_queue(from, Permission::Read, queue_id)?;
         self.check_not_locked(from, queue_id)?;
         let (name, vhost) = (self.queue_name(queue_id), self.name.to_string());
         let invalid = |(argument, fault)| Refusal::InvalidConsumerArgument {
@@ -295,8 +295,8 @@ impl VirtualHost {
         ack_mode: AckMode,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let id = self.find_queue(from, channel_id, queue)?;
-        self.authorize_queue(from, Permission::Read, id)?;
+        let id = self.find_queue(from, channel_id, queue);
+        let id = self.authorize_queue(from, Permission::Read, id)?;
         self.check_not_locked(from, id)?;
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         // RabbitMQ: queues of type classic answer it, though it takes messages from the consumer whose turn it is.

@@ -338,10 +338,26 @@ fn a_payload_may_be_as_large_as_frame_max_and_no_larger() {
 
 #[test]
 fn a_user_without_permissions_is_refused_with_403() {
+    const LOGIN_OF_NOBODY: &str = "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0nobody\\0nobody'
+        S/0: connection.tune
+        C/0: connection.tune-ok
+        C/0: connection.open virtual-host='/'
+        S/0: connection.open-ok
+        C: channel.open
+        S: channel.open-ok
+        ";
     for method in [
         "queue.declare queue='q'",
         "queue.declare queue='q' passive",
         "queue.delete queue='q'",
+        "queue.purge queue='q'",
+        "queue.bind queue='q' exchange='amq.direct'",
+        "queue.unbind queue='q' exchange='amq.direct'",
+        "basic.consume queue='q'",
+        "basic.get queue='q'",
         "exchange.declare exchange='x' type='direct'",
         "exchange.delete exchange='x'",
         "exchange.bind source='amq.direct' destination='amq.fanout'",
@@ -349,9 +365,16 @@ fn a_user_without_permissions_is_refused_with_403() {
         "basic.publish exchange='amq.direct' body='x'",
     ] {
         for variation in Variation::ALL {
-            let nothing = |_: &mut Settings, node: &mut Node| node.add_user("guest", "guest", Permissions::NONE);
-            let mut broker = Broker::new(variation).with(nothing);
-            run_script(&mut broker, &format!("C: {method}\nS: channel.close 403")).unwrap();
+            // Whether the queue is there or not, which a user without permissions is not told.
+            for declared in ["", "Cowner: queue.declare queue='q'\nSowner: queue.declare-ok 'q' 0 0\n"] {
+                let users = |_: &mut Settings, node: &mut Node| {
+                    node.add_user("guest", "guest", Permissions::ALL);
+                    node.add_user("nobody", "nobody", Permissions::NONE);
+                };
+                let mut broker = Broker::new(variation).with(users);
+                run_script(&mut broker, &format!("{declared}{LOGIN_OF_NOBODY}C: {method}\nS: channel.close 403"))
+                    .unwrap();
+            }
         }
     }
 }

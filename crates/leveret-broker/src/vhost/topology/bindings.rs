@@ -78,8 +78,8 @@ impl VirtualHost {
         let mut routing_key = bind.routing_key.clone();
         let target = match &bind.to {
             BindTo::Queue(queue) => {
-                let id = self.find_queue(from, channel, queue)?;
-                self.authorize_queue(from, Permission::Write, id)?;
+                let id = self.find_queue(from, channel, queue);
+                let id = self.authorize_queue(from, Permission::Write, id)?;
                 self.check_not_locked(from, id)?;
                 // Both names empty: the queue declared last, by its own name. AMQP 0-9-1, queue.bind.
                 if *queue == QueueRef::LastDeclared && routing_key.is_empty() {

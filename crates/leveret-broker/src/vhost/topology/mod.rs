@@ -52,14 +52,20 @@ impl VirtualHost {
         Ok(authorize(&session.login, permission, resource)?)
     }
 
+    /// Passes on what [`Self::find_queue`] has found. Whoever may not use a queue is not told whether it exists.
     pub(super) fn authorize_queue(
         &self,
         from: ConnectionId,
         permission: Permission,
-        id: QueueId,
-    ) -> Result<(), Refusal> {
-        let Some(queue) = self.queues.get(id) else { return Ok(()) };
-        self.authorize(from, permission, Resource::Queue(queue.declared.name.as_str()))
+        found: Result<QueueId, Refusal>,
+    ) -> Result<QueueId, Refusal> {
+        let name = match &found {
+            Ok(id) => self.queues.get(*id).map(|queue| queue.declared.name.as_str()),
+            Err(Refusal::NoQueue { queue, .. }) => Some(queue.as_str()),
+            Err(_) => None,
+        };
+        name.map_or(Ok(()), |name| self.authorize(from, permission, Resource::Queue(name)))?;
+        found
     }
 
     /// An exclusive queue is for the connection that declared it. RabbitMQ: `check_exclusive_access`.

@@ -226,8 +226,8 @@ impl VirtualHost {
         wait: Wait,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let id = self.find_queue(from, channel, queue)?;
-        self.authorize_queue(from, Permission::Read, id)?;
+        let id = self.find_queue(from, channel, queue);
+        let id = self.authorize_queue(from, Permission::Read, id)?;
         self.check_not_locked(from, id)?;
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
         let was_empty = queue.len() == 0;
@@ -255,9 +255,9 @@ impl VirtualHost {
         delete: &DeleteQueue,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let message_count = match self.find_queue(from, channel, &delete.queue) {
+        let id = self.find_queue(from, channel, &delete.queue);
+        let message_count = match self.authorize_queue(from, Permission::Configure, id) {
             Ok(id) => {
-                self.authorize_queue(from, Permission::Configure, id)?;
                 self.check_not_locked(from, id)?;
                 self.check_deletable(id, delete)?;
                 let count = self.queues.get(id).map_or(0, Queue::message_count);
@@ -265,10 +265,7 @@ impl VirtualHost {
                 count
             }
             // Deleting what is not there is no error. RabbitMQ since 3.2; AMQP 0-9-1 says 404.
-            Err(Refusal::NoQueue { queue, .. }) => {
-                self.authorize(from, Permission::Configure, Resource::Queue(&queue))?;
-                0
-            }
+            Err(Refusal::NoQueue { .. }) => 0,
             Err(other) => return Err(other),
         };
         if delete.wait == Wait::Answer {

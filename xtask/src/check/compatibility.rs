@@ -2,7 +2,7 @@
 //!
 //! In a table with a column `Status`, each row whose status begins with `done` names at least one test in backticks:
 //! in a column whose title begins with `Test`, or anywhere in the row if there is none. A test is a function of a
-//! Rust file, or a step of the client scenarios; a path before it, as in `queue::index::name`, is not looked at.
+//! Rust file with the attribute `test`, or a step of the client scenarios; a path before it, as in `queue::index::name`, is not looked at.
 
 use super::tidy::is_word;
 use crate::files::Files;
@@ -91,10 +91,24 @@ fn exists(files: &Files, test: &str) -> bool {
     if test.is_empty() || !test.chars().all(is_word) {
         return false;
     }
-    let (function, python, step) = (format!("fn {test}("), format!("def {test}("), format!("'{test}'"));
+    let steps = [format!("fn {test}("), format!("def {test}("), format!("'{test}'")];
     files.iter().any(|file| {
-        file.has_extension("rs") && file.text.contains(&function)
-            || file.path.starts_with("clients/") && (file.text.contains(&python) || file.text.contains(&step))
+        if file.path.starts_with("clients/") {
+            steps.iter().any(|step| file.text.contains(step))
+        } else {
+            file.has_extension("rs") && has_test(&file.text, test)
+        }
+    })
+}
+
+/// Whether a Rust file has a function of this name with the attribute `test`.
+fn has_test(text: &str, name: &str) -> bool {
+    let begins = format!("fn {name}(");
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let functions = lines.iter().enumerate().filter(|(_, line)| line.starts_with(&begins));
+    functions.map(|(at, _)| lines[..at].iter().rev()).any(|mut before| {
+        let mut above = before.by_ref().take_while(|line| line.starts_with("#[") || line.starts_with("//"));
+        above.any(|line| *line == "#[test]")
     })
 }
 
@@ -105,7 +119,10 @@ mod tests {
     fn faults_of(page: &str) -> Vec<String> {
         faults(&Files::of(&[
             (PAGE, page),
-            ("crates/a/src/lib.rs", "fn returned_then_confirmed() {}"),
+            (
+                "crates/a/src/lib.rs",
+                "/// A script.\n#[test]\n// It is short.\nfn returned_then_confirmed() {}\n\nfn no_test() {}",
+            ),
             ("clients/python/pika_steps.py", "def confirms():\n"),
             ("clients/node/steps.js", "['prefetch', prefetch],"),
         ]))
@@ -121,6 +138,7 @@ mod tests {
 | `basic.publish` | done | `a::returned_then_confirmed`, `confirms` |
 | `basic.qos` | done, since 0.1 | `prefetch` |
 | `basic.ack` | done | `no_such_test` |
+| `basic.get` | done | `no_test` |
 | `basic.nack` | Done | see above |
 | `basic.recover` | differs \\| absent | `no_such_test` |
 
@@ -132,7 +150,8 @@ mod tests {
             faults_of(page),
             [
                 "docs/compatibility.md:7: there is no test `no_such_test`",
-                "docs/compatibility.md:8: done, but no test is named"
+                "docs/compatibility.md:8: there is no test `no_test`",
+                "docs/compatibility.md:9: done, but no test is named"
             ]
         );
     }

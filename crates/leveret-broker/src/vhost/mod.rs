@@ -270,7 +270,8 @@ impl VirtualHost {
             let queue_id = match timer {
                 Timer::Queue(id) => id,
                 Timer::Channel(connection, channel) => {
-                    self.time_out(now, connection, channel, effects);
+                    // Behind what was begun: an ack of many may be half done.
+                    self.work.push_back(Work::TimeOut(connection, channel));
                     continue;
                 }
             };

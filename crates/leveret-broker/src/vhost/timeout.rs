@@ -58,10 +58,11 @@ impl VirtualHost {
 
     /// A delivery on a channel may be late.
     pub(super) fn time_out(&mut self, now: Moment, connection: ConnectionId, id: ChannelId, effects: &mut Effects) {
+        // It may have been set anew since it was due.
+        self.disarm_channel(connection, id);
         let Some(channel) = self.sessions.get_mut(connection).and_then(|session| session.channel(id)) else {
             return;
         };
-        channel.timer = None;
         let held: Vec<Unacked> = channel.unacked.iter().copied().collect();
         let mut late = BTreeMap::new();
         let mut next: Option<Deadline> = None;
@@ -115,5 +116,121 @@ impl VirtualHost {
             self.offer_turn(connection, other);
         }
         self.answer(connection, id, Answer::ConsumerTimedOut { consumer, timeout }, effects);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use leveret_amqp::{FieldTable, ShortStr, Value};
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::Node;
+    use crate::access::{Login, Permissions};
+    use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
+    use crate::message::{DeliveryMode, History, Message};
+    use crate::names::{QueueName, UserName};
+    use crate::vhost::Progress;
+    use crate::vhost::command::{AckMode, AckTarget, Command, Commands, Consume, QueueRef, SettledBy, Wait};
+    use crate::vhost::queue::Queue;
+
+    const CONSUMER: ConsumerId = ConsumerId { slot: 0, number: 1 };
+
+    /// A virtual host and a connection to it with channel 1.
+    struct Scene {
+        vhost: VirtualHost,
+        connection: ConnectionId,
+        now: Moment,
+        effects: Effects,
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment { monotonic: Duration::from_secs(seconds), wall: Duration::from_secs(seconds) }
+    }
+
+    fn message() -> Message {
+        let mut block = vec![0, 0];
+        block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
+        Message::from_parts(&block, 2, 16, DeliveryMode::Persistent, History::None).unwrap()
+    }
+
+    fn channel() -> ChannelId {
+        ChannelId::new(1).unwrap()
+    }
+
+    fn queue_ref() -> QueueRef {
+        QueueRef::Named(ShortStr::truncated("q").into())
+    }
+
+    impl Scene {
+        /// With a queue whose deliveries may be held for a second.
+        fn new(messages: u64) -> Self {
+            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
+            let arguments = FieldTable::build(|table| _ = table.field("x-consumer-timeout", Value::I32(1000)));
+            let declared = Change::QueueDeclared { queue, name, auto_delete: false, arguments };
+            vhost.apply(at(1), JournalPosition(1), declared).unwrap();
+            for position in 0..messages {
+                let queues = smallvec![Enqueued { queue, position: QueuePosition(position), expires: None }];
+                let change = Change::MessageEnqueued { message: message(), queues };
+                vhost.apply(at(1), JournalPosition(2 + position), change).unwrap();
+            }
+            vhost.end_recovery();
+            let user = UserName::from(leveret_amqp::ShortString::from(ShortStr::truncated("guest")));
+            let connection = vhost.connect(Login { user, permissions: Permissions::ALL });
+            let mut scene = Scene { vhost, connection, now: at(1), effects: Effects::default() };
+            assert_eq!(scene.begin(Command::OpenChannel(channel())), Progress::Done);
+            scene
+        }
+
+        fn begin(&mut self, command: Command) -> Progress {
+            let mut commands = Commands::default();
+            commands.push(command);
+            self.vhost.handle_batch(self.now, self.connection, &mut commands, &mut self.effects)
+        }
+
+        fn finish(&mut self, mut progress: Progress) {
+            while progress == Progress::More {
+                progress = self.vhost.go_on(self.now, &mut self.effects);
+            }
+        }
+
+        fn wait(&mut self, seconds: u64) {
+            self.now = at(self.now.monotonic.as_secs() + seconds);
+            let progress = self.vhost.handle_timeout(self.now, &mut self.effects);
+            self.finish(progress);
+        }
+
+        fn consume(&mut self) {
+            let (ack_mode, wait, arguments) = (AckMode::Manual, Wait::Answer, FieldTable::default());
+            let queue = queue_ref();
+            let consume = Consume { consumer: CONSUMER, queue, ack_mode, exclusive: false, wait, arguments };
+            let progress = self.begin(Command::Consume(channel(), Box::new(consume)));
+            self.finish(progress);
+        }
+
+        fn messages(&self) -> usize {
+            self.vhost.queues.values().map(Queue::len).sum()
+        }
+
+        fn ready(&self) -> usize {
+            self.vhost.queues.values().map(Queue::ready).sum()
+        }
+    }
+
+    #[test]
+    fn an_ack_of_many_is_not_torn_apart() {
+        let mut scene = Scene::new(6000);
+        scene.consume();
+        assert_eq!((scene.messages(), scene.ready()), (6000, 0));
+        let ack = Command::Settle(channel(), AckTarget::AllOutstanding, Settlement::Ack, SettledBy::Ack);
+        assert_eq!(scene.begin(ack), Progress::More, "it takes more than one hold of the lock");
+        assert!(scene.messages() > 0);
+        scene.wait(1);
+        assert_eq!(scene.messages(), 0);
+        let session = scene.vhost.sessions.get_mut(scene.connection).unwrap();
+        assert!(session.consumer(CONSUMER).is_some(), "it holds nothing any more");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A command that names many messages, consumers or queues takes effect at one instant all the same: it leaves its
 //! work here, and until that is done no other command is begun and nothing is delivered. Answers that may only come
-//! after the work are part of it.
+//! after the work are part of it, and a timeout that comes in between waits for it, too.
 
 use std::collections::BTreeSet;
 use std::vec;
@@ -48,6 +48,8 @@ pub(super) enum Work {
     DeleteExchange(ExchangeId),
     /// Answer, now that all before is done.
     Answer(ConnectionId, ChannelId, Answer),
+    /// Look for deliveries on a channel that are late.
+    TimeOut(ConnectionId, ChannelId),
     /// Forget a channel, now that what it held went back.
     CloseChannel(ConnectionId, ChannelId, Wait),
     /// Forget a connection and say farewell to it.
@@ -68,6 +70,7 @@ impl Work {
             | Work::Purge(_)
             | Work::Delete(_)
             | Work::Answer(..)
+            | Work::TimeOut(..)
             | Work::CloseChannel(..)
             | Work::Leave(..) => false,
         }
@@ -143,6 +146,10 @@ impl VirtualHost {
             }
             Work::Answer(to, channel, answer) => {
                 self.answer(*to, *channel, answer.clone(), effects);
+                return false;
+            }
+            Work::TimeOut(connection, channel) => {
+                self.time_out(now, *connection, *channel, effects);
                 return false;
             }
             Work::CloseChannel(from, channel, wait) => {

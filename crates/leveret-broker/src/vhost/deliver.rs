@@ -107,6 +107,7 @@ impl VirtualHost {
     pub(super) fn cancel(&mut self, now: Moment, from: ConnectionId, id: ConsumerId, effects: &mut Effects) {
         let Some(session) = self.sessions.get_mut(from) else { return };
         let Some(consumer) = session.remove_consumer(id) else { return };
+        session.remember_timeout(&consumer);
         let Some(queue) = self.queues.get_mut(consumer.queue) else { return };
         let next = queue.consumers.remove(consumer.seat, consumer.waiting);
         queue.last_used = now;

@@ -502,6 +502,7 @@ impl VirtualHost {
         if !channel.consumers.is_empty() {
             self.work.push_back(Work::Cancel(from, std::mem::take(&mut channel.consumers)));
         }
+        channel.former.clear();
         if !channel.unacked.is_empty() {
             self.work.push_back(Work::Return(std::mem::take(&mut channel.unacked), settlement));
         }

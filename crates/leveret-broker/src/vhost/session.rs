@@ -1,6 +1,6 @@
 //! What a virtual host knows of the connections in it: channels, consumers, unacked deliveries, credit.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -70,6 +70,8 @@ pub(crate) struct Channel {
     /// Deliveries to consumers, not those of `basic.get`, that count against [`Self::prefetch`].
     pub(crate) delivered: u64,
     pub(crate) consumers: BTreeSet<ConsumerId>,
+    /// Consumers that were cancelled and of which it still holds deliveries.
+    pub(crate) former: BTreeMap<ConsumerId, FormerConsumer>,
     /// After `tx.select`.
     pub(crate) transaction: Option<Transaction>,
     /// The consumer of replies, and the routing key that reaches it.
@@ -96,6 +98,14 @@ pub(crate) struct Consumer {
     pub(crate) waiting: bool,
     /// Whether it stands in the list of those that wait for the window.
     pub(crate) starved: bool,
+}
+
+/// What is left of a consumer that was cancelled, until all that it was given is settled.
+#[derive(Debug)]
+pub(crate) struct FormerConsumer {
+    /// How long its deliveries may be held, as before.
+    pub(crate) timeout: Duration,
+    pub(crate) unacked: u64,
 }
 
 /// Whether a consumer may get another message.
@@ -171,6 +181,14 @@ impl Session {
             channel.consumers.remove(&id);
         }
         Some(consumer)
+    }
+
+    /// The timeout of a consumer goes on counting for what it was given, when it is gone.
+    pub(crate) fn remember_timeout(&mut self, gone: &Consumer) {
+        let Some(channel) = self.channel(gone.channel).filter(|channel| !channel.failed) else { return };
+        if let Some(timeout) = gone.timeout.filter(|_| gone.unacked > 0) {
+            channel.former.insert(gone.id, FormerConsumer { timeout, unacked: gone.unacked });
+        }
     }
 
     /// Consumer and channel together, for a delivery.
@@ -250,6 +268,13 @@ pub(crate) struct Unacked {
     pub(crate) position: Position,
     /// `None` for a message that was got.
     pub(crate) consumer: Option<ConsumerId>,
+}
+
+impl Unacked {
+    /// When it is late, if it may be held for so long.
+    pub(crate) fn deadline(&self, timeout: Duration) -> Deadline {
+        Deadline(Duration::from_millis(self.delivered_ms).saturating_add(timeout))
+    }
 }
 
 /// The deliveries of one channel that are not settled, in the order of their tags.

@@ -1,6 +1,7 @@
 //! What becomes of deliveries: ack, nack, reject, recover.
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 use crate::change::DeathReason;
 use crate::limits::STEPS_PER_UNIT;
@@ -112,6 +113,12 @@ impl VirtualHost {
         if let Some(channel) = session.channel(channel_id) {
             let was_full = channel.prefetch.is_some_and(|limit| channel.delivered >= limit.get());
             channel.delivered = channel.delivered.saturating_sub(1);
+            if let Entry::Occupied(mut former) = channel.former.entry(id) {
+                former.get_mut().unacked -= 1;
+                if former.get().unacked == 0 {
+                    former.remove();
+                }
+            }
             if was_full {
                 whole_channel.clone_from(&channel.consumers);
                 let units = u32::try_from(whole_channel.len() / STEPS_PER_UNIT).unwrap_or(u32::MAX);

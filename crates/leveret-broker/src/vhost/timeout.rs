@@ -66,15 +66,12 @@ impl VirtualHost {
         let held: Vec<Unacked> = channel.unacked.iter().copied().collect();
         let mut late = BTreeMap::new();
         let mut next: Option<Deadline> = None;
-        for Unacked { delivered_ms, queue, consumer, .. } in held {
-            let session = self.sessions.get_mut(connection);
-            let known = consumer.and_then(|consumer| session?.consumer(consumer));
-            let (consumer, timeout) = known.map(|known| (known.id, known.timeout)).unzip();
-            let timeout = timeout.unwrap_or_else(|| self.queue_timeout(queue));
+        for unacked in held {
+            let (holder, timeout) = self.holder(connection, id, &unacked);
             let Some(timeout) = timeout else { continue };
-            let deadline = Deadline(Duration::from_millis(delivered_ms).saturating_add(timeout));
+            let deadline = unacked.deadline(timeout);
             if now.has_reached(deadline) {
-                late.entry(consumer).or_insert(timeout);
+                late.entry(holder).or_insert(timeout);
             } else {
                 next = Some(next.map_or(deadline, |next| next.min(deadline)));
             }
@@ -94,6 +91,25 @@ impl VirtualHost {
         }
     }
 
+    /// Who holds a delivery of a channel, if it is a consumer that there still is, and for how long it may.
+    fn holder(
+        &mut self,
+        connection: ConnectionId,
+        id: ChannelId,
+        unacked: &Unacked,
+    ) -> (Option<ConsumerId>, Option<Duration>) {
+        let session = self.sessions.get_mut(connection);
+        if let (Some(session), Some(consumer)) = (session, unacked.consumer) {
+            if let Some(consumer) = session.consumer(consumer) {
+                return (Some(consumer.id), consumer.timeout);
+            }
+            if let Some(former) = session.channel(id).and_then(|channel| channel.former.get(&consumer)) {
+                return (None, Some(former.timeout));
+            }
+        }
+        (None, self.queue_timeout(unacked.queue))
+    }
+
     fn time_out_consumer(
         &mut self,
         now: Moment,
@@ -103,12 +119,15 @@ impl VirtualHost {
         timeout: Duration,
         effects: &mut Effects,
     ) {
-        let Some(channel) = self.sessions.get_mut(connection).and_then(|session| session.channel(id)) else {
-            return;
-        };
+        let Some(session) = self.sessions.get_mut(connection) else { return };
+        let Some(channel) = session.channel(id) else { return };
         let held = channel.unacked.take_back(consumer);
         channel.delivered = channel.delivered.saturating_sub(held.len() as u64);
         let others = channel.consumers.clone();
+        // What a transaction has settled counts until it ends.
+        if let Some(consumer) = session.consumer(consumer) {
+            consumer.unacked = consumer.unacked.saturating_sub(held.len() as u64);
+        }
         self.work.push_back(Work::Return(held, Settlement::Requeue));
         self.cancel(now, connection, consumer, effects);
         // What counts for the channel as a whole may be less now.
@@ -123,7 +142,9 @@ impl VirtualHost {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-    use leveret_amqp::{FieldTable, ShortStr, Value};
+    use std::num::NonZeroU64;
+
+    use leveret_amqp::{FieldTable, ShortStr, ShortString, Value};
     use smallvec::smallvec;
 
     use super::*;
@@ -131,10 +152,13 @@ mod tests {
     use crate::access::{Login, Permissions};
     use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
     use crate::message::{DeliveryMode, History, Message};
-    use crate::names::{QueueName, UserName};
+    use crate::names::{ConsumerTag, QueueName, UserName};
     use crate::vhost::Progress;
-    use crate::vhost::command::{AckMode, AckTarget, Command, Commands, Consume, QueueRef, SettledBy, Wait};
+    use crate::vhost::command::{
+        AckMode, AckTarget, Command, Commands, Consume, DeliveryTag, QueueRef, SettledBy, Wait,
+    };
     use crate::vhost::queue::Queue;
+    use crate::vhost::session::Channel;
 
     const CONSUMER: ConsumerId = ConsumerId { slot: 0, number: 1 };
 
@@ -178,7 +202,7 @@ mod tests {
                 vhost.apply(at(1), JournalPosition(2 + position), change).unwrap();
             }
             vhost.end_recovery();
-            let user = UserName::from(leveret_amqp::ShortString::from(ShortStr::truncated("guest")));
+            let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
             let connection = vhost.connect(Login { user, permissions: Permissions::ALL });
             let mut scene = Scene { vhost, connection, now: at(1), effects: Effects::default() };
             assert_eq!(scene.begin(Command::OpenChannel(channel())), Progress::Done);
@@ -211,6 +235,10 @@ mod tests {
             self.finish(progress);
         }
 
+        fn channel(&mut self) -> &mut Channel {
+            self.vhost.sessions.get_mut(self.connection).unwrap().channel(channel()).unwrap()
+        }
+
         fn messages(&self) -> usize {
             self.vhost.queues.values().map(Queue::len).sum()
         }
@@ -232,5 +260,22 @@ mod tests {
         assert_eq!(scene.messages(), 0);
         let session = scene.vhost.sessions.get_mut(scene.connection).unwrap();
         assert!(session.consumer(CONSUMER).is_some(), "it holds nothing any more");
+    }
+
+    #[test]
+    fn a_former_consumer_is_forgotten_with_the_last_delivery_that_it_left() {
+        let mut scene = Scene::new(3);
+        scene.consume();
+        let tag = ConsumerTag::from(ShortString::from(ShortStr::truncated("t")));
+        let _ = scene.begin(Command::Cancel(channel(), CONSUMER, tag, Wait::Answer));
+        for left in [2, 1] {
+            let tag = scene.channel().unacked.iter().next().unwrap().tag;
+            let target = AckTarget::One(DeliveryTag(NonZeroU64::new(tag).unwrap()));
+            let _ = scene.begin(Command::Settle(channel(), target, Settlement::Requeue, SettledBy::Reject));
+            assert_eq!(scene.channel().former[&CONSUMER].unacked, left);
+        }
+        let ack = Command::Settle(channel(), AckTarget::AllOutstanding, Settlement::Ack, SettledBy::Ack);
+        let _ = scene.begin(ack);
+        assert!(scene.channel().former.is_empty());
     }
 }

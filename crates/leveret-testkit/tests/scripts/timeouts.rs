@@ -126,6 +126,51 @@ fn a_message_that_was_got_and_not_settled_closes_its_channel() {
     );
 }
 
+/// Its timeout goes on counting for what it was given, be it shorter or longer than that of its queue.
+#[test]
+fn what_a_cancelled_consumer_left_unsettled_closes_its_channel() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C/2: basic.consume queue='q' consumer-tag='t' arguments={x-consumer-timeout=10000}
+        S/2: basic.consume-ok 't'
+        C: basic.publish routing-key='q' body='1'
+        S/2: basic.deliver 't' 1
+        C: basic.publish routing-key='q' body='2'
+        S/2: basic.deliver 't' 2
+        C/2: basic.cancel consumer-tag='t'
+        S/2: basic.cancel-ok 't'
+        C/2: basic.ack delivery-tag=1
+        wait 9999ms
+        S: nothing
+        wait 1ms
+        S/2: channel.close 406 'PRECONDITION_FAILED - delivery acknowledgement on channel 2 timed out. Timeout value used: 10000 ms. This timeout value can be configured, see consumers doc guide to learn more' 0 0
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 1 0
+        ",
+    );
+    script(
+        "
+        C: queue.declare queue='q' arguments={x-consumer-timeout=1000}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.consume queue='q' consumer-tag='t' arguments={x-consumer-timeout=3600000}
+        S: basic.consume-ok 't'
+        C: basic.publish routing-key='q' body='1'
+        S: basic.deliver 't' 1
+        C: basic.publish routing-key='q' body='2'
+        S: basic.deliver 't' 2
+        C: basic.cancel consumer-tag='t'
+        S: basic.cancel-ok 't'
+        wait 59min
+        S: nothing
+        C: basic.ack delivery-tag=2 multiple
+        wait 1h
+        S: nothing
+        ",
+    );
+}
+
 #[test]
 fn a_client_that_does_not_know_cancellation_loses_its_channel() {
     script(

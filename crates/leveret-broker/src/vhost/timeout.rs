@@ -110,6 +110,17 @@ impl VirtualHost {
         (None, self.queue_timeout(unacked.queue))
     }
 
+    /// When a delivery of a channel will be late, if ever.
+    pub(super) fn deadline(
+        &mut self,
+        connection: ConnectionId,
+        id: ChannelId,
+        unacked: &Unacked,
+    ) -> Option<Deadline> {
+        let (_, timeout) = self.holder(connection, id, unacked);
+        Some(unacked.deadline(timeout?))
+    }
+
     fn time_out_consumer(
         &mut self,
         now: Moment,

@@ -62,7 +62,12 @@ impl VirtualHost {
         let Some(channel) = self.channel(from, id) else { return };
         let Some(transaction) = channel.transaction.as_mut() else { return };
         let Transaction { settlements, .. } = std::mem::replace(transaction, next);
-        channel.unacked.put_back(settlements.into_iter().map(|(unacked, _)| unacked));
+        channel.unacked.put_back(settlements.iter().map(|&(unacked, _)| unacked));
+        // The timer may have come and gone without them.
+        let deadlines = settlements.iter().filter_map(|(unacked, _)| self.deadline(from, id, unacked));
+        if let Some(first) = deadlines.min() {
+            self.arm_channel(from, id, first);
+        }
         self.answer(from, id, Answer::TxRollbackOk, effects);
     }
 }

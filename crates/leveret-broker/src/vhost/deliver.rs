@@ -386,7 +386,7 @@ impl VirtualHost {
         Some((getting, body))
     }
 
-    /// Gives up a `basic.get` whose client has gone. With acks, the message is unacked and goes back with its channel.
+    /// Gives up a `basic.get` whose client or channel has gone. With acks, the message is unacked and goes back with its channel.
     pub(super) fn abandon_get(&mut self, getting: Getting) {
         if getting.ack_mode == AckMode::Automatic
             && let Some(queue) = self.queues.get_mut(getting.queue)

@@ -239,6 +239,8 @@ impl VirtualHost {
                     let session = self.sessions.get_mut(connection);
                     if let Some(getting) = session.and_then(|session| session.getting.take()) {
                         match message {
+                            // A timeout may have closed the channel meanwhile: nothing may follow on it.
+                            _ if !self.channel_is_open(connection, getting.channel) => self.abandon_get(getting),
                             Some(message) => self.finish_get(now, connection, getting, message, effects),
                             None => self.fail_get(now, connection, &getting, effects),
                         }

@@ -164,12 +164,13 @@ mod tests {
     use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
     use crate::message::{DeliveryMode, History, Message};
     use crate::names::{ConsumerTag, QueueName, UserName};
-    use crate::vhost::Progress;
     use crate::vhost::command::{
         AckMode, AckTarget, Command, Commands, Consume, DeliveryTag, QueueRef, SettledBy, Wait,
     };
+    use crate::vhost::effects::{Fetched, Output};
     use crate::vhost::queue::Queue;
     use crate::vhost::session::Channel;
+    use crate::vhost::{Progress, Sweep};
 
     const CONSUMER: ConsumerId = ConsumerId { slot: 0, number: 1 };
 
@@ -288,5 +289,32 @@ mod tests {
         let ack = Command::Settle(channel(), AckTarget::AllOutstanding, Settlement::Ack, SettledBy::Ack);
         let _ = scene.begin(ack);
         assert!(scene.channel().former.is_empty());
+    }
+
+    /// A timeout closes a channel for one message while the body of another, or of that one, is read for it.
+    #[test]
+    fn nothing_is_got_on_a_channel_that_was_closed_meanwhile() {
+        for (unsettled, ack_mode) in [(0, AckMode::Manual), (1, AckMode::Manual), (1, AckMode::Automatic)] {
+            for found in [true, false] {
+                let mut scene = Scene::new(unsettled + 1);
+                for _ in 0..unsettled {
+                    let _ = scene.begin(Command::Get(channel(), queue_ref(), AckMode::Manual));
+                }
+                let mut sweep = Sweep::default();
+                while scene.vhost.evict(&mut sweep, 0, |_, _| true) {}
+                let _ = scene.begin(Command::Get(channel(), queue_ref(), ack_mode));
+                let fetch = scene.effects.fetches.pop().unwrap();
+                scene.wait(1);
+                scene.effects.take_outputs(|_, outputs| {
+                    let last = outputs.iter().last();
+                    assert!(matches!(last, Some(Output::CloseChannel(..))), "{last:?}");
+                });
+                let mut fetched = vec![Fetched { fetch, message: found.then(message) }];
+                let _ = scene.vhost.handle_fetched(scene.now, &mut fetched, &mut scene.effects);
+                scene.effects.take_outputs(|_, outputs| panic!("{outputs:?}"));
+                let all = usize::try_from(unsettled + 1).unwrap();
+                assert_eq!((scene.messages(), scene.ready()), (all, all), "{unsettled} {ack_mode:?} {found}");
+            }
+        }
     }
 }

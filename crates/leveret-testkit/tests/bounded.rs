@@ -115,6 +115,33 @@ fn ten_thousand_consumers_of_a_deleted_queue_are_told_in_bounded_holds() {
     assert!((MOST / 4..=MOST).contains(&broker.longest_hold()), "{}", broker.longest_hold());
 }
 
+/// Messages and consumers, each with one, that are late all at once.
+#[test]
+fn ten_thousand_late_consumers_are_cancelled_in_bounded_holds() {
+    let consume = lines(1..=10_000, |tag| format!("C/2: basic.consume queue='q' consumer-tag='t{tag}' nowait"));
+    let publish = "C: basic.publish routing-key='q' body=''\n".repeat(10_000);
+    let deliver = lines(1..=10_000, |tag| format!("S/2: basic.deliver 't{tag}' {tag}"));
+    let cancel = lines(1..=10_000, |tag| format!("S/2: basic.cancel 't{tag}' nowait"));
+    let mut broker = Broker::new(Variation::ALL[0]);
+    let script = format!(
+        "
+        C: queue.declare queue='q' arguments={{x-consumer-timeout=10000}}
+        S: queue.declare-ok 'q' 0 0
+        C/2: basic.qos prefetch-count=1
+        S/2: basic.qos-ok
+        {consume}
+        {publish}
+        {deliver}
+        wait 10s
+        {cancel}
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 10000 0
+        "
+    );
+    run(&mut broker, &script);
+    assert!((MOST / 4..=MOST).contains(&broker.longest_hold()), "{}", broker.longest_hold());
+}
+
 /// A message of 100,000 bytes, and how many of them are asked for.
 const BODY: usize = 100_000;
 const MANY: u32 = 200;

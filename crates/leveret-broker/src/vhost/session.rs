@@ -333,13 +333,13 @@ impl Outstanding {
         Ok((state == DeliveryState::Outstanding).then_some(unacked))
     }
 
-    /// Takes out those of one consumer for the broker, in their order. The client may still settle them, to no effect.
-    pub(crate) fn take_back(&mut self, consumer: ConsumerId) -> Outstanding {
+    /// Takes out those of some consumers for the broker, in their order. The client may still settle them, to no effect.
+    pub(crate) fn take_back(&mut self, of: impl Fn(ConsumerId) -> bool) -> Outstanding {
         let mut taken = Outstanding::default();
-        let of_consumer = |delivery: &&mut Delivery| {
-            delivery.unacked.consumer == Some(consumer) && delivery.state == DeliveryState::Outstanding
+        let is_taken = |delivery: &&mut Delivery| {
+            delivery.state == DeliveryState::Outstanding && delivery.unacked.consumer.is_some_and(&of)
         };
-        for delivery in self.deliveries.iter_mut().filter(of_consumer) {
+        for delivery in self.deliveries.iter_mut().filter(is_taken) {
             delivery.state = DeliveryState::TakenBack;
             self.taken_back += 1;
             taken.push(delivery.unacked);
@@ -464,7 +464,7 @@ mod tests {
     fn what_was_taken_back_can_be_settled_once_to_no_effect() {
         let mut outstanding = outstanding(5);
         let tags = |outstanding: &Outstanding| outstanding.iter().map(|unacked| unacked.tag).collect::<Vec<_>>();
-        assert_eq!(tags(&outstanding.take_back(CONSUMER)), [1, 3, 5]);
+        assert_eq!(tags(&outstanding.take_back(|consumer| consumer == CONSUMER)), [1, 3, 5]);
         assert_eq!(tags(&outstanding), [2, 4]);
         assert!(outstanding.contains(tag(5)));
         assert!(matches!(outstanding.take(tag(3)), Ok(None)));

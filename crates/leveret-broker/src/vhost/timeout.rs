@@ -7,14 +7,14 @@
 //! A channel has one timer, for the first delivery that may be late; when it is due, all that the channel holds is looked
 //! through. Off unless a setting, the queue or the consumer says how long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::connection::reply::Exception;
 use crate::moment::{Deadline, Moment};
 use crate::names::ChannelId;
 use crate::vhost::command::{ConsumerId, Settlement};
-use crate::vhost::effects::{Answer, Effects};
+use crate::vhost::effects::Effects;
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::Unacked;
 use crate::vhost::work::Work;
@@ -65,26 +65,27 @@ impl VirtualHost {
         };
         let held: Vec<Unacked> = channel.unacked.iter().copied().collect();
         let mut late = BTreeMap::new();
+        let mut unowned = None;
         let mut next: Option<Deadline> = None;
         for unacked in held {
             let (holder, timeout) = self.holder(connection, id, &unacked);
             let Some(timeout) = timeout else { continue };
             let deadline = unacked.deadline(timeout);
-            if now.has_reached(deadline) {
-                late.entry(holder).or_insert(timeout);
-            } else {
+            if !now.has_reached(deadline) {
                 next = Some(next.map_or(deadline, |next| next.min(deadline)));
+            } else if let Some(consumer) = holder {
+                late.insert(consumer, timeout);
+            } else {
+                unowned = unowned.or(Some(timeout));
             }
         }
-        if let Some(&timeout) = late.get(&None) {
+        if let Some(timeout) = unowned {
             let refusal = Refusal::ConsumerTimeout { channel: id, timeout };
             let exception = Exception::from(&refusal);
             return self.fail_channel(connection, id, exception, Settlement::Requeue, effects);
         }
-        for (consumer, timeout) in late {
-            if let Some(consumer) = consumer {
-                self.time_out_consumer(now, connection, id, consumer, timeout, effects);
-            }
+        if !late.is_empty() {
+            self.time_out_consumers(connection, id, late);
         }
         if let Some(next) = next {
             self.arm_channel(connection, id, next);
@@ -121,31 +122,28 @@ impl VirtualHost {
         Some(unacked.deadline(timeout?))
     }
 
-    fn time_out_consumer(
+    /// Takes back what late consumers of a channel hold, and begins to cancel them.
+    fn time_out_consumers(
         &mut self,
-        now: Moment,
         connection: ConnectionId,
         id: ChannelId,
-        consumer: ConsumerId,
-        timeout: Duration,
-        effects: &mut Effects,
+        late: BTreeMap<ConsumerId, Duration>,
     ) {
         let Some(session) = self.sessions.get_mut(connection) else { return };
         let Some(channel) = session.channel(id) else { return };
-        let held = channel.unacked.take_back(consumer);
+        let held = channel.unacked.take_back(|consumer| late.contains_key(&consumer));
         channel.delivered = channel.delivered.saturating_sub(held.len() as u64);
-        let others = channel.consumers.clone();
-        // What a transaction has settled counts until it ends.
-        if let Some(consumer) = session.consumer(consumer) {
-            consumer.unacked = consumer.unacked.saturating_sub(held.len() as u64);
+        // What counts for the channel as a whole is less now.
+        let others = if channel.prefetch.is_some() { channel.consumers.clone() } else { BTreeSet::new() };
+        for consumer in held.iter().filter_map(|unacked| unacked.consumer) {
+            // What a transaction has settled counts until it ends.
+            if let Some(consumer) = session.consumer(consumer) {
+                consumer.unacked = consumer.unacked.saturating_sub(1);
+            }
         }
         self.work.push_back(Work::Return(held, Settlement::Requeue));
-        self.cancel(now, connection, consumer, effects);
-        // What counts for the channel as a whole may be less now.
-        for other in others {
-            self.offer_turn(connection, other);
-        }
-        self.answer(connection, id, Answer::ConsumerTimedOut { consumer, timeout }, effects);
+        self.work.push_back(Work::CancelLate(connection, id, late));
+        self.work.push_back(Work::OfferTurns(connection, others));
     }
 }
 

@@ -4,7 +4,8 @@
 //! work here, and until that is done no other command is begun and nothing is delivered. Answers that may only come
 //! after the work are part of it, and a timeout that comes in between waits for it, too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use std::vec;
 
 use crate::change::JournalPosition;
@@ -34,6 +35,10 @@ pub(super) enum Work {
     },
     /// End consumers of a connection.
     Cancel(ConnectionId, BTreeSet<ConsumerId>),
+    /// End consumers of a channel that were late, each with how long it had, and tell them.
+    CancelLate(ConnectionId, ChannelId, BTreeMap<ConsumerId, Duration>),
+    /// Let consumers of a connection have messages again, if they have credit now.
+    OfferTurns(ConnectionId, BTreeSet<ConsumerId>),
     /// Tell consumers whose queue is gone.
     Notify(vec::IntoIter<ConsumerKey>),
     /// Let all messages of a queue expire that are due.
@@ -64,6 +69,8 @@ impl Work {
             Work::Settle { .. }
             | Work::Return(..)
             | Work::Cancel(..)
+            | Work::CancelLate(..)
+            | Work::OfferTurns(..)
             | Work::Notify(_)
             | Work::Expire(_)
             | Work::Get(..)
@@ -121,6 +128,15 @@ impl VirtualHost {
             Work::Cancel(from, consumers) => {
                 let Some(consumer) = consumers.pop_first() else { return false };
                 self.cancel(now, *from, consumer, effects);
+            }
+            Work::CancelLate(from, channel, consumers) => {
+                let Some((consumer, timeout)) = consumers.pop_first() else { return false };
+                self.cancel(now, *from, consumer, effects);
+                self.answer(*from, *channel, Answer::ConsumerTimedOut { consumer, timeout }, effects);
+            }
+            Work::OfferTurns(from, consumers) => {
+                let Some(consumer) = consumers.pop_first() else { return false };
+                self.offer_turn(*from, consumer);
             }
             Work::Notify(consumers) => {
                 let Some(key) = consumers.next() else { return false };

@@ -110,6 +110,31 @@ fn a_consumer_says_more_than_its_queue_and_others_on_its_channel_go_on() {
 }
 
 #[test]
+fn what_is_taken_back_counts_no_more_for_the_prefetch_of_the_channel() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: queue.declare queue='other'
+        S: queue.declare-ok 'other' 0 0
+        C: basic.qos prefetch-count=1 global
+        S: basic.qos-ok
+        C: basic.consume queue='q' consumer-tag='hasty' arguments={x-consumer-timeout=1000}
+        S: basic.consume-ok 'hasty'
+        C: basic.consume queue='other' consumer-tag='calm'
+        S: basic.consume-ok 'calm'
+        C: basic.publish routing-key='q' body='1'
+        S: basic.deliver 'hasty' 1
+        C: basic.publish routing-key='other' body='2'
+        S: nothing
+        wait 1s
+        S: basic.cancel 'hasty' nowait
+        S: basic.deliver 'calm' 2 body='2'
+        ",
+    );
+}
+
+#[test]
 fn a_message_that_was_got_and_not_settled_closes_its_channel() {
     script(
         "

@@ -281,12 +281,17 @@ impl Unacked {
 ///
 /// Tags are given in order and mostly settled in order, so this is a queue in which settled ones may stay for a
 /// while as holes; they are swept out when they are more than half of it.
+///
+/// A client may never settle what was taken back from it. Of that, so many are kept; older ones are forgotten, and from
+/// then on each tag up to the last of them that stands for nothing passes for one that was taken back.
 #[derive(Debug, Default)]
 pub(crate) struct Outstanding {
     last_tag: u64,
     deliveries: VecDeque<Delivery>,
     holes: usize,
     taken_back: usize,
+    /// The last tag that was taken back and forgotten.
+    forgotten: u64,
 }
 
 #[derive(Debug)]
@@ -308,6 +313,7 @@ enum DeliveryState {
 pub(crate) struct UnknownTag;
 
 const HOLES_SWEPT_FROM: usize = 64;
+const TAKEN_BACK_KEPT: usize = 4096;
 
 impl Outstanding {
     /// The tag of the next delivery, settled or not.
@@ -324,7 +330,9 @@ impl Outstanding {
 
     /// Takes one delivery out; `None` if it was taken back.
     pub(crate) fn take(&mut self, tag: DeliveryTag) -> Result<Option<Unacked>, UnknownTag> {
-        let at = self.find(tag).ok_or(UnknownTag)?;
+        let Some(at) = self.find(tag) else {
+            return if self.is_forgotten(tag) { Ok(None) } else { Err(UnknownTag) };
+        };
         let state = std::mem::replace(&mut self.deliveries[at].state, DeliveryState::Settled);
         self.holes += 1;
         self.taken_back -= usize::from(state == DeliveryState::TakenBack);
@@ -344,6 +352,7 @@ impl Outstanding {
             self.taken_back += 1;
             taken.push(delivery.unacked);
         }
+        self.forget_taken_back();
         taken
     }
 
@@ -379,7 +388,7 @@ impl Outstanding {
 
     /// Whether a delivery may be settled.
     pub(crate) fn contains(&self, tag: DeliveryTag) -> bool {
-        self.find(tag).is_some()
+        self.find(tag).is_some() || self.is_forgotten(tag)
     }
 
     /// Puts deliveries back that were taken and not settled.
@@ -393,6 +402,29 @@ impl Outstanding {
         deliveries.sort_by_key(|delivery| delivery.unacked.tag);
         self.deliveries = deliveries.into();
         self.holes = 0;
+    }
+
+    /// Forgets the oldest that were taken back, beyond those that are kept.
+    fn forget_taken_back(&mut self) {
+        let mut excess = self.taken_back.saturating_sub(TAKEN_BACK_KEPT);
+        if excess == 0 {
+            return;
+        }
+        self.taken_back -= excess;
+        let forgotten = &mut self.forgotten;
+        self.deliveries.retain(|delivery| {
+            let is_forgotten = excess > 0 && delivery.state == DeliveryState::TakenBack;
+            if is_forgotten {
+                excess -= 1;
+                *forgotten = delivery.unacked.tag.max(*forgotten);
+            }
+            !is_forgotten
+        });
+        self.sweep();
+    }
+
+    fn is_forgotten(&self, tag: DeliveryTag) -> bool {
+        tag.number() <= self.forgotten
     }
 
     fn find(&self, tag: DeliveryTag) -> Option<usize> {
@@ -472,5 +504,32 @@ mod tests {
         let rest: Vec<_> = std::iter::from_fn(|| outstanding.take_first(5)).map(|taken| taken.tag).collect();
         assert_eq!(rest, [2, 4]);
         assert!(outstanding.is_empty() && outstanding.deliveries.is_empty());
+    }
+
+    #[test]
+    fn what_was_taken_back_and_is_never_settled_is_forgotten_in_the_end() {
+        let mut outstanding = Outstanding::default();
+        let mut of = |count: u64, consumer| {
+            for _ in 0..count {
+                let tag = outstanding.next_tag().number();
+                let (queue, position) = (QueueId::default(), Position(tag));
+                outstanding.push(Unacked { tag, delivered_ms: 0, queue, position, consumer });
+            }
+            outstanding.take_back(|_| true).len()
+        };
+        assert_eq!(of(1, None), 0, "one that was got, and stays");
+        for _ in 0..100 {
+            assert_eq!(of(1000, Some(CONSUMER)), 1000);
+        }
+        assert!(outstanding.deliveries.len() <= TAKEN_BACK_KEPT + 1, "{}", outstanding.deliveries.len());
+        assert_eq!(outstanding.len(), 1);
+        for number in [2, 50_000, 100_001] {
+            assert!(outstanding.contains(tag(number)));
+            assert!(matches!(outstanding.take(tag(number)), Ok(None)), "{number}");
+        }
+        assert_eq!(outstanding.take(tag(100_001)).err(), Some(UnknownTag), "one that is kept is settled once");
+        assert_eq!(outstanding.take(tag(100_002)).err(), Some(UnknownTag), "never given");
+        assert!(matches!(outstanding.take(tag(1)), Ok(Some(_))));
+        assert!(outstanding.take_first(u64::MAX).is_none() && outstanding.deliveries.is_empty());
     }
 }

@@ -3,6 +3,7 @@
 //! Owns: publishes that were routed and not enqueued, deliveries that were settled and are still unacked.
 //! What a transaction holds takes effect at commit, all of it, or at rollback not at all.
 
+use crate::limits::STEPS_PER_UNIT;
 use crate::memory::{Lease, Meter};
 use crate::names::ChannelId;
 use crate::vhost::command::{Publish, Settlement};
@@ -63,6 +64,11 @@ impl VirtualHost {
         let Some(transaction) = channel.transaction.as_mut() else { return };
         let Transaction { settlements, .. } = std::mem::replace(transaction, next);
         channel.unacked.put_back(settlements.iter().map(|&(unacked, _)| unacked));
+        if !settlements.is_empty() {
+            // All that is unacked was put in order again.
+            let units = u32::try_from(channel.unacked.len() / STEPS_PER_UNIT).unwrap_or(u32::MAX);
+            self.units = self.units.saturating_sub(units);
+        }
         // The timer may have come and gone without them.
         let deadlines = settlements.iter().filter_map(|(unacked, _)| self.deadline(from, id, unacked));
         if let Some(first) = deadlines.min() {

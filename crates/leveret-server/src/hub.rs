@@ -107,21 +107,15 @@ impl Hub {
     }
 
     /// Executes commands, letting others have a turn in between. Returns what the journal was given.
-    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> Appended {
-        let mut journaled = Appended::Nothing;
-        loop {
-            let now = self.clock.now();
-            let mut state = self.lock();
-            let State { vhost, effects, .. } = &mut *state;
-            let progress = vhost.handle_batch(now, from, commands, effects);
-            journaled = journaled.max(self.hand_on(state, Some(from)));
-            if progress == Progress::Done {
-                return journaled;
-            }
-        }
+    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> (Appended, Progress) {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        let State { vhost, effects, .. } = &mut *state;
+        let progress = vhost.handle_batch(now, from, commands, effects);
+        (self.hand_on(state, Some(from)), progress)
     }
 
-    fn expire(&self) {
+    async fn expire(&self) {
         let mut progress = {
             let mut state = self.lock();
             state.armed = None;
@@ -131,6 +125,8 @@ impl Hub {
             progress
         };
         while progress == Progress::More {
+            // Who is to have a turn may have to be read by this thread.
+            tokio::task::yield_now().await;
             let mut state = self.lock();
             let State { vhost, effects, .. } = &mut *state;
             progress = vhost.go_on(self.clock.now(), effects);
@@ -274,7 +270,7 @@ impl Hub {
             };
             tokio::select! {
                 () = self.rearm.notified() => {}
-                () = due => self.expire(),
+                () = due => self.expire().await,
             }
         }
     }
@@ -289,7 +285,7 @@ pub(crate) struct Attached {
 impl Attached {
     /// Executes commands; what follows for this connection is in its outbox afterwards. Returns what the journal was
     /// given.
-    pub(crate) fn execute(&self, commands: &mut Commands) -> Appended {
+    pub(crate) fn execute(&self, commands: &mut Commands) -> (Appended, Progress) {
         self.hub.execute(self.id, commands)
     }
 
@@ -303,7 +299,7 @@ impl Drop for Attached {
     fn drop(&mut self) {
         let mut commands = Commands::default();
         commands.push(Command::Disconnect(Farewell::Silent));
-        self.hub.execute(self.id, &mut commands);
+        while self.hub.execute(self.id, &mut commands).1 == Progress::More {}
         self.hub.lock().outboxes.remove(self.id);
     }
 }
@@ -324,6 +320,11 @@ mod tests {
     use leveret_broker::{Change, Connection, JournalPosition, Node, Output, Settings};
 
     use super::*;
+
+    /// All of it, in as many holds as it takes.
+    fn execute(attached: &Attached, commands: &mut Commands) {
+        while attached.execute(commands).1 == Progress::More {}
+    }
 
     /// A client without its socket: the loop of a peer's task, driven by hand.
     struct Client {
@@ -385,7 +386,7 @@ mod tests {
             if let Some(attached) = &self.attached
                 && !self.connection.commands().is_empty()
             {
-                attached.execute(self.connection.commands());
+                execute(attached, self.connection.commands());
             }
             let durable = hub.journal.durable();
             self.outbox.take(&mut self.outputs);
@@ -394,7 +395,7 @@ mod tests {
             self.written.clear();
             while self.connection.handle_written(now, Written::All) {
                 if let Some(attached) = &self.attached {
-                    attached.execute(self.connection.commands());
+                    execute(attached, self.connection.commands());
                 }
             }
         }
@@ -499,7 +500,7 @@ mod tests {
                 if consumer.connection.handle_written(now, Written::All)
                     && let Some(attached) = &consumer.attached
                 {
-                    attached.execute(consumer.connection.commands());
+                    execute(attached, consumer.connection.commands());
                 }
             }
         });

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use leveret_broker::connection::Written;
 use leveret_broker::node::Origin;
+use leveret_broker::vhost::Progress;
 use leveret_broker::{Connection, JournalPosition, Output};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -46,6 +47,10 @@ struct Peer {
     awaited: Option<JournalPosition>,
     /// What it ever gave the journal. If that has too much to write, the connection is not read.
     appended: Appended,
+    /// Whether the virtual host was left with something to do.
+    progress: Progress,
+    /// Input was left in `carry` for that reason.
+    is_cut: bool,
     /// The client's end is closed or broken: nothing that is written would be read.
     is_gone: bool,
 }
@@ -73,6 +78,8 @@ pub(crate) async fn serve(
         outputs: Vec::new(),
         awaited: None,
         appended: Appended::Nothing,
+        progress: Progress::Done,
+        is_cut: false,
         is_gone: false,
     };
     tracing::debug!(peer = %address, "connection accepted");
@@ -98,6 +105,10 @@ impl Peer {
         let mut timer = std::pin::pin!(tokio::time::sleep(self.shared.settings.handshake_timeout));
         let mut is_stopping = false;
         loop {
+            if self.progress == Progress::More {
+                // Others have a turn, and this thread may have to read them first.
+                tokio::task::yield_now().await;
+            }
             self.work(address);
             let gives = self.appended != Appended::Nothing;
             let journal = self.attached.as_ref().filter(|_| gives).map(Attached::journal);
@@ -106,6 +117,9 @@ impl Peer {
                 congestion.as_mut().map_or(Congestion::None, |congestion| *congestion.borrow_and_update());
             // What is delivered to those who need not ack is settled, too.
             if self.write(congested.holds(Appended::Changes))? {
+                continue;
+            }
+            if self.progress == Progress::More {
                 continue;
             }
             if self.connection.is_closed() {
@@ -237,8 +251,8 @@ impl Peer {
         self.carry = if used == 0 { carry } else { carry[used..].to_vec() };
     }
 
-    /// Feeds input to the connection and its commands to the virtual host, until both want more. Returns how many bytes
-    /// were used.
+    /// Feeds input to the connection and its commands to the virtual host, until both want more, or others are to have a
+    /// turn. Returns how many bytes were used.
     fn take_in(&mut self, input: &[u8], address: SocketAddr) -> usize {
         self.borrow_spare();
         let mut all_used = 0;
@@ -247,7 +261,8 @@ impl Peer {
             all_used += used;
             self.attach(address);
             self.execute();
-            if used == 0 || all_used == input.len() {
+            self.is_cut = self.progress == Progress::More;
+            if used == 0 || all_used == input.len() || self.is_cut {
                 return all_used;
             }
         }
@@ -259,18 +274,21 @@ impl Peer {
         self.catch_up();
         // What could be told only now may have ended a channel.
         self.execute();
-        if self.connection.input_waits() {
+        if self.progress == Progress::Done && (self.connection.input_waits() || self.is_cut) {
             self.take_in_carry(address);
             self.catch_up();
         }
     }
 
+    /// One hold of the virtual host or, while there are answers that lead to more commands, several.
     fn execute(&mut self) {
         loop {
             if let Some(attached) = &self.attached
-                && !self.connection.commands().is_empty()
+                && (self.progress == Progress::More || !self.connection.commands().is_empty())
             {
-                self.appended = self.appended.max(attached.execute(self.connection.commands()));
+                let (appended, progress) = attached.execute(self.connection.commands());
+                self.appended = self.appended.max(appended);
+                self.progress = progress;
             }
             self.outbox.take(&mut self.outputs);
             if self.outputs.is_empty() {
@@ -281,6 +299,9 @@ impl Peer {
             let durable =
                 self.attached.as_ref().map_or(JournalPosition::default(), |attached| attached.journal().durable());
             self.connection.handle_outputs(now, self.outputs.drain(..), durable, &mut self.unsent);
+            if self.progress == Progress::More {
+                return;
+            }
         }
     }
 

@@ -64,6 +64,8 @@ fn read_until(stream: &mut TcpStream, wanted: &[u8]) {
         assert!(Instant::now() < deadline, "not heard in time");
         let count = stream.read(&mut buffer).unwrap();
         assert!(count > 0, "the broker closed the connection");
+        // What was searched need not be searched again.
+        heard.drain(..heard.len().saturating_sub(wanted.len()));
         heard.extend_from_slice(&buffer[..count]);
     }
 }
@@ -214,6 +216,66 @@ fn a_client_that_neither_reads_nor_sends_is_dead_and_one_that_sends_is_not() {
     let _later = consumer_that_does_not_read(address, "dead later");
     wait_for("dead later", [1, 0], "a dead client is kept");
     wait_for("living", [0, 1], "a living client is given up");
+}
+
+/// What is done in many steps lets others in between, also where one thread does everything.
+#[test]
+fn others_are_served_between_the_steps_of_long_work() {
+    const DELIVERIES: usize = 80_000;
+    const ROUNDS: usize = 100;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let server = runtime.block_on(Server::start(ServerConfig::default())).unwrap();
+    let address = server.addresses()[0];
+    let mut busy = open(address, 0);
+    let text = ShortStr::truncated;
+    let (ticket, queue, nowait, arguments) = (0, text("q"), true, Table::EMPTY);
+    let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
+    let mut bytes = method(1, &Method::TxSelect {});
+    bytes.extend(method(
+        1,
+        &Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments },
+    ));
+    let (exchange, routing_key) = (text(""), queue);
+    let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
+    let mut header = Vec::new();
+    let properties = BasicProperties::default();
+    ContentHeader { class_id: BASIC_CLASS, body_bytes: 0, properties }.encode(&mut header);
+    let mut message = method(1, &publish);
+    write_content(&mut message, 1, &header, b"", 131_072);
+    bytes.extend(message.repeat(DELIVERIES));
+    bytes.extend(method(1, &Method::TxCommit {}));
+    busy.write_all(&bytes).unwrap();
+    read_until(&mut busy, &method(1, &Method::TxCommitOk {}));
+    let consumer_tag = text("t");
+    let (no_local, no_ack) = (false, false);
+    let consume =
+        Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
+    busy.write_all(&method(1, &consume)).unwrap();
+    let last = Method::BasicAck { delivery_tag: DELIVERIES as u64, multiple: false };
+    let deliver = |number| Method::BasicDeliver {
+        consumer_tag,
+        delivery_tag: number,
+        redelivered: false,
+        exchange,
+        routing_key,
+    };
+    read_until(&mut busy, &method(1, &deliver(DELIVERIES as u64)));
+    // Each round puts all that is unacked in order again.
+    let mut work = method(1, &last);
+    work.extend(method(1, &Method::TxRollback {}));
+    let mut bystander = open(address, 0);
+    busy.write_all(&work.repeat(ROUNDS)).unwrap();
+    busy.set_nonblocking(true).unwrap();
+    let answer = method(1, &Method::TxRollbackOk {});
+    let (mut heard, mut buffer, mut turns) = (0, [0; 4096], 0);
+    let request = Method::TxSelect {};
+    while heard < ROUNDS * answer.len() {
+        bystander.write_all(&method(1, &request)).unwrap();
+        read_until(&mut bystander, &method(1, &Method::TxSelectOk {}));
+        turns += 1;
+        heard += busy.read(&mut buffer).unwrap_or(0);
+    }
+    assert!(turns > ROUNDS / 4, "a turn between others' {ROUNDS} long commands: {turns} times");
 }
 
 /// What a client asks is not taken in without bound while it does not read the answers.

@@ -72,6 +72,8 @@ impl VirtualHost {
             if queue.dying().retry_at().is_some_and(|at| !now.has_reached(at)) {
                 return;
             }
+            // It is tried now, or as soon as its body is here: there is nothing to wake up for until then.
+            queue.dying_mut().set_retry(None);
             let Some((position, reason, fetched)) = queue.dying().first() else { return };
             let Some(message) = fetched.or_else(|| queue.known(position)?.message) else {
                 if queue.dying_mut().begin_fetch() {
@@ -171,4 +173,81 @@ struct Letter {
     route: Route,
     /// Whether there are any, or were before those were left out where it has been.
     is_routed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use leveret_amqp::{FieldTable, ShortStr, Value};
+
+    use super::*;
+    use crate::Node;
+    use crate::change::{Enqueued, JournalPosition, QueueNumber, QueuePosition};
+    use crate::message::{DeliveryMode, History};
+    use crate::moment::Deadline;
+    use crate::names::QueueName;
+    use crate::vhost::Sweep;
+    use crate::vhost::effects::Fetched;
+
+    fn at(seconds: u64) -> Moment {
+        let time = Duration::from_secs(seconds);
+        Moment { monotonic: time, wall: time }
+    }
+
+    fn message() -> Message {
+        let block = [0, 0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i'];
+        Message::from_parts(&block, 2, 16, DeliveryMode::Persistent, History::None).unwrap()
+    }
+
+    /// A queue after a restart, that keeps so many dead letters until an exchange takes them that is not there.
+    fn vhost_that_keeps(letters: u64) -> VirtualHost {
+        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let queue = QueueNumber(1);
+        let arguments = FieldTable::build(|table| {
+            table.field("x-queue-type", Value::LongStr(b"quorum"));
+            table.field("x-overflow", Value::LongStr(b"reject-publish"));
+            table.field("x-dead-letter-strategy", Value::LongStr(b"at-least-once"));
+            table.field("x-dead-letter-exchange", Value::LongStr(b"nowhere"));
+        });
+        let name = QueueName::new(ShortStr::truncated("q"));
+        let mut changes = vec![Change::QueueDeclared { queue, name, auto_delete: false, arguments }];
+        let places = (0..letters).map(QueuePosition);
+        changes.extend(places.clone().map(|position| {
+            let queues = smallvec![Enqueued { queue, position, expires: None }];
+            Change::MessageEnqueued { message: message(), queues }
+        }));
+        let messages = places.map(|position| (position, DeathReason::Rejected)).collect();
+        changes.push(Change::MessagesCondemned { queue, messages });
+        for (change, number) in changes.into_iter().zip(1..) {
+            vhost.apply(at(1), JournalPosition(number), change).unwrap();
+        }
+        vhost.end_recovery();
+        vhost
+    }
+
+    fn evict(vhost: &mut VirtualHost, may_go: impl Fn(&Message) -> bool) {
+        let mut sweep = Sweep::default();
+        while vhost.evict(&mut sweep, 0, |_, message| may_go(message)) {}
+    }
+
+    /// What is due is done; true if something still is.
+    fn run(vhost: &mut VirtualHost, now: Moment, effects: &mut Effects) -> bool {
+        let _ = vhost.handle_timeout(now, effects);
+        vhost.next_timeout().is_some_and(|deadline| now.has_reached(deadline))
+    }
+
+    #[test]
+    fn a_letter_that_is_tried_again_needs_no_timer_while_its_body_is_read_or_once_that_is_lost() {
+        let mut vhost = vhost_that_keeps(1);
+        let mut effects = Effects::default();
+        assert!(!run(&mut vhost, at(1), &mut effects));
+        assert_eq!(vhost.next_timeout(), Some(Deadline(Duration::from_secs(2))));
+        evict(&mut vhost, |_| true);
+        assert!(!run(&mut vhost, at(2), &mut effects), "while its body is read");
+        let fetch = effects.fetches[0];
+        let _ = vhost.handle_fetched(at(3), &mut vec![Fetched { fetch, message: None }], &mut effects);
+        assert!(!run(&mut vhost, at(3), &mut effects), "once its body is lost");
+        assert_eq!(vhost.next_timeout(), None);
+    }
 }

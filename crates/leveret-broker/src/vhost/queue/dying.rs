@@ -113,6 +113,8 @@ impl Dying {
     fn leave_line(&mut self, position: Position) {
         if self.order.front() == Some(&position) {
             self.order.pop_front();
+            // The next one was not tried yet.
+            self.retry_at = None;
         } else {
             self.order.retain(|&other| other != position);
         }

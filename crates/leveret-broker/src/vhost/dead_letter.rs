@@ -76,11 +76,9 @@ impl VirtualHost {
             queue.dying_mut().set_retry(None);
             let Some((position, reason, fetched)) = queue.dying().first() else { return };
             let Some(message) = fetched.or_else(|| queue.known(position)?.message) else {
-                if queue.dying_mut().begin_fetch() {
-                    let wanted = queue.dying_bodies(self.read_ahead).into_iter();
-                    let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
-                    effects.fetches.extend(wanted.map(fetch));
-                }
+                let wanted = queue.ask_for_dying(self.read_ahead).into_iter();
+                let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
+                effects.fetches.extend(wanted.map(fetch));
                 return;
             };
             self.units -= 1;
@@ -249,5 +247,34 @@ mod tests {
         let _ = vhost.handle_fetched(at(3), &mut vec![Fetched { fetch, message: None }], &mut effects);
         assert!(!run(&mut vhost, at(3), &mut effects), "once its body is lost");
         assert_eq!(vhost.next_timeout(), None);
+    }
+
+    fn places(fetches: &[Fetch]) -> Vec<u64> {
+        let place = |fetch: &Fetch| match fetch.purpose {
+            FetchFor::Queue(_, position) => position.0,
+            FetchFor::Get(_) => panic!("nobody gets anything"),
+        };
+        fetches.iter().map(place).collect()
+    }
+
+    #[test]
+    fn bodies_of_letters_are_asked_for_once_and_only_those_that_are_not_in_memory() {
+        let mut vhost = vhost_that_keeps(4);
+        let mut effects = Effects::default();
+        // The third stays in memory, as one that is in no journal would.
+        let _ = run(&mut vhost, at(1), &mut effects);
+        let nth = std::cell::Cell::new(0);
+        evict(&mut vhost, |_| nth.replace(nth.get() + 1) != 2);
+        let _ = run(&mut vhost, at(2), &mut effects);
+        assert_eq!(places(&effects.fetches), [0, 1, 3]);
+        let asked = std::mem::take(&mut effects.fetches);
+        // The second comes, the first does not yet.
+        let second = Fetched { fetch: asked[1], message: Some(message()) };
+        let _ = vhost.handle_fetched(at(2), &mut vec![second], &mut effects);
+        let _ = run(&mut vhost, at(3), &mut effects);
+        assert_eq!(places(&effects.fetches), []);
+        let first = Fetched { fetch: asked[0], message: None };
+        let _ = vhost.handle_fetched(at(3), &mut vec![first], &mut effects);
+        assert_eq!(vhost.next_timeout(), Some(Deadline(Duration::from_secs(4))), "the second is tried");
     }
 }

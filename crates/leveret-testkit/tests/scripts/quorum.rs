@@ -353,6 +353,36 @@ fn a_purge_takes_dead_letters_that_wait() {
     );
 }
 
+/// Also where a body is being read when the purge comes.
+#[test]
+fn what_dies_after_a_purge_of_dead_letters_goes_on() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-overflow='reject-publish' x-dead-letter-strategy='at-least-once' x-dead-letter-exchange='later'}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 1
+        C+: basic.reject delivery-tag=1
+        C: queue.purge queue='q'
+        S: queue.purge-ok 0
+        C: exchange.declare exchange='later' type='fanout' durable
+        S: exchange.declare-ok
+        C: queue.declare queue='dead' durable
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.bind queue='dead' exchange='later'
+        S: queue.bind-ok
+        C: basic.publish routing-key='q' body='2'
+        C: basic.get queue='q'
+        S: basic.get-ok 2
+        C: basic.reject delivery-tag=2
+        wait 2s
+        C: basic.get queue='dead'
+        S: basic.get-ok 3 body='2'
+        ",
+    );
+}
+
 /// Also where its client knows no cancellation and loses the channel.
 #[test]
 fn a_channel_that_is_closed_because_a_consumer_was_late_has_not_failed() {

@@ -22,19 +22,34 @@ pub(crate) struct Dying {
     /// Those that can go on.
     order: VecDeque<Position>,
     /// All of them; those whose bodies cannot be read, too, which stay until the next start.
-    messages: BTreeMap<Position, (DeathReason, Option<Message>)>,
-    /// A body was asked for and has not come.
-    is_fetching: bool,
+    messages: BTreeMap<Position, Letter>,
     /// No queue takes the first of them; when it is tried again.
     retry_at: Option<Deadline>,
     memory: Lease,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Letter {
+    reason: DeathReason,
+    body: Body,
+}
+
+/// The body of one of them, as far as it is known here.
+#[derive(Debug)]
+enum Body {
+    /// The queue has it, in memory or elsewhere.
+    InQueue,
+    /// It was asked for and has not come.
+    AskedFor,
+    Here(Message),
 }
 
 impl Dying {
     /// None yet; what they take is added up in `meter`.
     pub(crate) fn new(meter: Meter) -> Self {
         let (order, messages) = (VecDeque::new(), BTreeMap::new());
-        Dying { order, messages, is_fetching: false, retry_at: None, memory: Lease::new(meter) }
+        Dying { order, messages, retry_at: None, memory: Lease::new(meter) }
     }
 
     /// Whether none can go on.
@@ -74,14 +89,14 @@ impl Dying {
 
     /// In the order in which they died.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = (Position, DeathReason)> {
-        self.order.iter().filter_map(|&position| Some((position, self.messages.get(&position)?.0)))
+        self.order.iter().filter_map(|&position| Some((position, self.messages.get(&position)?.reason)))
     }
 
     /// All of them, for a start to come: those whose bodies cannot be read come last, and are tried again then.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Position, DeathReason)> {
         let waiting: BTreeSet<Position> = self.order.iter().copied().collect();
         let given_up = self.messages.iter().filter(move |(position, _)| !waiting.contains(position));
-        self.in_order().chain(given_up.map(|(&position, &(reason, _))| (position, reason)))
+        self.in_order().chain(given_up.map(|(&position, letter)| (position, letter.reason)))
     }
 
     /// One more dies; false if it does already.
@@ -89,7 +104,7 @@ impl Dying {
         let is_new = !self.messages.contains_key(&position);
         if is_new {
             self.order.push_back(position);
-            self.messages.insert(position, (reason, None));
+            self.messages.insert(position, Letter { reason, body: Body::InQueue });
             self.memory.take(DYING_BYTES);
         }
         is_new
@@ -98,15 +113,23 @@ impl Dying {
     /// The one that goes on next, and its body if it is here.
     pub(crate) fn first(&self) -> Option<(Position, DeathReason, Option<Message>)> {
         let &position = self.order.front()?;
-        let (reason, message) = self.messages.get(&position)?;
-        Some((position, *reason, message.clone()))
+        let Letter { reason, body } = self.messages.get(&position)?;
+        let body = match body {
+            Body::Here(message) => Some(message.clone()),
+            Body::InQueue | Body::AskedFor => None,
+        };
+        Some((position, *reason, body))
     }
 
     /// Takes one out that went on, or that was settled before it could; false if it is not here.
     pub(crate) fn remove(&mut self, position: Position) -> bool {
-        let Some((_, body)) = self.messages.remove(&position) else { return false };
+        let Some(Letter { body, .. }) = self.messages.remove(&position) else { return false };
         self.leave_line(position);
-        self.memory.give_back(DYING_BYTES + body.as_ref().map_or(0, body_bytes));
+        let bytes = match &body {
+            Body::Here(message) => body_bytes(message),
+            Body::InQueue | Body::AskedFor => 0,
+        };
+        self.memory.give_back(DYING_BYTES + bytes);
         true
     }
 
@@ -125,33 +148,43 @@ impl Dying {
         for position in self.messages.keys().copied().collect::<Vec<_>>() {
             self.remove(position);
         }
-        (self.is_fetching, self.retry_at) = (false, None);
+        self.retry_at = None;
     }
 
-    /// Whether bodies may be asked for; then none may until one has come.
-    pub(crate) fn begin_fetch(&mut self) -> bool {
-        !std::mem::replace(&mut self.is_fetching, true)
+    /// Whether the body of one of them was asked for and has not come.
+    pub(crate) fn is_asked_for(&self, position: Position) -> bool {
+        self.messages.get(&position).is_some_and(|letter| matches!(letter.body, Body::AskedFor))
     }
 
-    /// Takes in the body of one of them; gives it back if it is of another message.
+    /// The body of one of them is asked for; false if it was before, or is here, or if there is no such message.
+    pub(crate) fn ask_for(&mut self, position: Position) -> bool {
+        let Some(letter) = self.messages.get_mut(&position) else { return false };
+        let is_needed = matches!(letter.body, Body::InQueue);
+        if is_needed {
+            letter.body = Body::AskedFor;
+        }
+        is_needed
+    }
+
+    /// Takes in the body of one of them, whoever asked for it; gives it back if it is of another message.
     pub(crate) fn restore(&mut self, position: Position, message: Message) -> Option<Message> {
-        let Some((_, body)) = self.messages.get_mut(&position) else { return Some(message) };
-        self.is_fetching = false;
-        if body.is_none() {
+        let Some(letter) = self.messages.get_mut(&position) else { return Some(message) };
+        if !matches!(letter.body, Body::Here(_)) {
             self.memory.take(body_bytes(&message));
-            *body = Some(message);
+            letter.body = Body::Here(message);
         }
         None
     }
 
     /// The body of one of them cannot be read; false if it is of another message.
     pub(crate) fn give_up(&mut self, position: Position) -> bool {
-        let is_here = self.messages.contains_key(&position);
-        if is_here {
+        let Some(letter) = self.messages.get_mut(&position) else { return false };
+        // Whoever asked: it may have come all the same.
+        if !matches!(letter.body, Body::Here(_)) {
+            letter.body = Body::InQueue;
             self.leave_line(position);
-            self.is_fetching = false;
         }
-        is_here
+        true
     }
 }
 

@@ -294,12 +294,20 @@ impl Queue {
         &mut self.dying
     }
 
-    /// The bodies that are needed next to dead-letter messages, up to so many bytes.
-    pub(crate) fn dying_bodies(&self, mut bytes: usize) -> Vec<(Position, MessageId)> {
+    /// Asks for the bodies that are needed next to dead-letter messages, up to so many bytes: those that are not in memory
+    /// and that were not asked for. None as long as the first was.
+    pub(crate) fn ask_for_dying(&mut self, mut bytes: usize) -> Vec<(Position, MessageId)> {
         let mut found = Vec::new();
-        for (position, _) in self.dying.in_order().take(READ_AHEAD_ENTRIES) {
+        let mut next: Vec<Position> = Vec::new();
+        if !self.dying.in_order().next().is_some_and(|(first, _)| self.dying.is_asked_for(first)) {
+            next.extend(self.dying.in_order().take(READ_AHEAD_ENTRIES).map(|(position, _)| position));
+        }
+        for position in next {
             let Some(known) = self.known(position) else { continue };
-            found.push((position, known.id));
+            // One in memory may be nowhere else.
+            if known.message.is_none() && self.dying.ask_for(position) {
+                found.push((position, known.id));
+            }
             let Some(left) = bytes.checked_sub(known.bytes as usize) else { break };
             bytes = left;
         }
@@ -376,9 +384,11 @@ impl Queue {
     }
 
     /// The bodies that will be needed next, from the head on: those that are not in memory, until so many bytes or the
-    /// first that is.
+    /// first that is. Not those of messages that die.
     pub(crate) fn stored_from(&mut self, head: Position, bytes: usize) -> Vec<(Position, MessageId)> {
-        self.levels.of_mut(head).map(|level| level.stored_from(head, bytes)).unwrap_or_default()
+        let mut found = self.levels.of_mut(head).map(|level| level.stored_from(head, bytes)).unwrap_or_default();
+        found.retain(|&(position, _)| !self.dying.contains(position));
+        found
     }
 
     /// The ready message that comes first.

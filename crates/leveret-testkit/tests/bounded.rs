@@ -1,6 +1,8 @@
 //! Work under the lock of a virtual host is bounded, whatever a command names.
 
-use leveret_broker::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, UNITS_PER_HOLD};
+use leveret_broker::limits::{
+    ANSWER_WINDOW_BYTES, DEAD_LETTERS_PASSED_ON_MAX, DELIVERY_WINDOW_BYTES, UNITS_PER_HOLD,
+};
 use leveret_testkit::{Broker, Variation, continue_script, run_script};
 
 /// An enqueue, a delivery and a settlement are a unit each, and a unit has at most two consequences: an output, and a
@@ -140,6 +142,41 @@ fn ten_thousand_late_consumers_are_cancelled_in_bounded_holds() {
     );
     run(&mut broker, &script);
     assert!((MOST / 4..=MOST).contains(&broker.longest_hold()), "{}", broker.longest_hold());
+}
+
+/// Each of seven full queues sends what it does not take to all the others, in every order that there is: 13,699 ways.
+#[test]
+fn full_queues_that_lead_to_each_other_pass_on_so_many_dead_letters_and_no_more() {
+    let full = lines(1..=7, |nth| {
+        format!(
+            "
+            C: queue.declare queue='{nth}' arguments={{x-max-length=0 x-overflow='reject-publish-dlx' x-dead-letter-exchange='x'}}
+            S: queue.declare-ok '{nth}' 0 0
+            C: queue.bind queue='{nth}' exchange='x'
+            S: queue.bind-ok
+            "
+        )
+    });
+    // It has room for the message itself, and for what each of the seven and those behind them send on.
+    let count = 1 + 7 + DEAD_LETTERS_PASSED_ON_MAX;
+    let script = format!(
+        "
+        C: exchange.declare exchange='x' type='fanout'
+        S: exchange.declare-ok
+        {full}
+        C: queue.declare queue='all'
+        S: queue.declare-ok 'all' 0 0
+        C: queue.bind queue='all' exchange='x'
+        S: queue.bind-ok
+        C: confirm.select
+        S: confirm.select-ok
+        C: basic.publish exchange='x' body='1'
+        S: basic.nack 1 multiple requeue
+        C: queue.declare queue='all' passive
+        S: queue.declare-ok 'all' {count} 0
+        "
+    );
+    run(&mut Broker::new(Variation::ALL[0]), &script);
 }
 
 /// A message of 100,000 bytes, and how many of them are asked for.

@@ -13,7 +13,7 @@ use smallvec::smallvec;
 
 use self::deaths::{Address, Death};
 use crate::change::{Change, DeathReason};
-use crate::limits::DEAD_LETTER_RETRY;
+use crate::limits::{DEAD_LETTER_RETRY, DEAD_LETTERS_PASSED_ON_MAX};
 use crate::message::Message;
 use crate::moment::Moment;
 use crate::vhost::effects::{Effects, Fetch, FetchFor};
@@ -102,10 +102,9 @@ impl VirtualHost {
         }
     }
 
-    /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. What a full queue does
-    /// not take may go on from there in turn, until it comes round to a queue where it was. False if the message has to
-    /// stay where it is.
-    pub(super) fn dead_letter(
+    /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. False if the message has
+    /// to stay where it is.
+    fn dead_letter(
         &mut self,
         now: Moment,
         id: QueueId,
@@ -114,7 +113,33 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> bool {
         let must_arrive = self.queues.get(id).is_some_and(Queue::keeps_dead_letters);
-        let mut letters = vec![(id, message.clone(), reason)];
+        self.pass_on(now, vec![(id, message.clone(), reason)], must_arrive, effects)
+    }
+
+    /// Sends on what full queues do not take, from those of them that say so.
+    pub(super) fn dead_letter_refused(
+        &mut self,
+        now: Moment,
+        full: &Route,
+        message: &Message,
+        effects: &mut Effects,
+    ) {
+        // The last one is sent on first.
+        let from = full.iter().rev().filter(|&&id| self.dead_letters_overflow(id));
+        let letters = from.map(|&id| (id, message.clone(), DeathReason::MaxLen)).collect();
+        self.pass_on(now, letters, false, effects);
+    }
+
+    /// Sends messages on, the last one first. What a full queue does not take may go on from there in turn, until it comes
+    /// round to a queue where it was, or until there were too many. False if one must arrive and does not.
+    fn pass_on(
+        &mut self,
+        now: Moment,
+        mut letters: Vec<(QueueId, Message, DeathReason)>,
+        must_arrive: bool,
+        effects: &mut Effects,
+    ) -> bool {
+        let mut left = DEAD_LETTERS_PASSED_ON_MAX;
         while let Some((id, message, reason)) = letters.pop() {
             self.units = self.units.saturating_sub(1);
             let Some(Letter { message: letter, mut route, is_routed }) = self.letter(now, id, &message, reason)
@@ -129,7 +154,9 @@ impl VirtualHost {
                 return false;
             }
             let goes_on = full.into_iter().filter(|&id| self.dead_letters_overflow(id));
-            letters.extend(goes_on.map(|id| (id, letter.clone(), DeathReason::MaxLen)));
+            let before = letters.len();
+            letters.extend(goes_on.take(left).map(|id| (id, letter.clone(), DeathReason::MaxLen)));
+            left -= letters.len() - before;
             self.place(now, letter, None, &route, effects);
         }
         true

@@ -5,7 +5,7 @@ use std::time::Duration;
 use leveret_amqp::{ReplyCode, ShortString};
 use smallvec::SmallVec;
 
-use crate::change::{Change, DeathReason, Enqueued, JournalPosition};
+use crate::change::{Change, Enqueued, JournalPosition};
 use crate::limits::TRANSACTION_BYTES_MAX;
 use crate::message::{DeliveryMode, Message, MessageId};
 use crate::moment::Moment;
@@ -62,11 +62,7 @@ impl VirtualHost {
         }
         let mut route = route.clone();
         let full = self.take_full(&message, &mut route);
-        for &queue in &full {
-            if self.dead_letters_overflow(queue) {
-                self.dead_letter(now, queue, &message, DeathReason::MaxLen, effects);
-            }
-        }
+        self.dead_letter_refused(now, &full, &message, effects);
         let after = self.place(now, message, expiration_ms, &route, effects);
         for &queue in &route {
             self.drop_overflow(now, queue, effects);

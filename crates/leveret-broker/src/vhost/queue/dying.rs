@@ -45,6 +45,17 @@ enum Body {
     Here(Message),
 }
 
+impl Letter {
+    /// What it takes here.
+    fn memory(&self) -> usize {
+        DYING_BYTES
+            + match &self.body {
+                Body::Here(message) => body_bytes(message),
+                Body::InQueue | Body::AskedFor => 0,
+            }
+    }
+}
+
 impl Dying {
     /// None yet; what they take is added up in `meter`.
     pub(crate) fn new(meter: Meter) -> Self {
@@ -123,14 +134,21 @@ impl Dying {
 
     /// Takes one out that went on, or that was settled before it could; false if it is not here.
     pub(crate) fn remove(&mut self, position: Position) -> bool {
-        let Some(Letter { body, .. }) = self.messages.remove(&position) else { return false };
+        let Some(letter) = self.messages.remove(&position) else { return false };
         self.leave_line(position);
-        let bytes = match &body {
-            Body::Here(message) => body_bytes(message),
-            Body::InQueue | Body::AskedFor => 0,
-        };
-        self.memory.give_back(DYING_BYTES + bytes);
+        self.memory.give_back(letter.memory());
         true
+    }
+
+    /// Takes out many at once; which they are, in the order of their positions.
+    pub(crate) fn take_out(&mut self, is_meant: impl Fn(Position) -> bool) -> Vec<Position> {
+        if self.order.front().is_some_and(|&first| is_meant(first)) {
+            self.retry_at = None;
+        }
+        self.order.retain(|&position| !is_meant(position));
+        let taken: BTreeMap<_, _> = self.messages.extract_if(.., |&position, _| is_meant(position)).collect();
+        self.memory.give_back(taken.values().map(Letter::memory).sum());
+        taken.into_keys().collect()
     }
 
     fn leave_line(&mut self, position: Position) {
@@ -145,10 +163,7 @@ impl Dying {
 
     /// Forgets all of them.
     pub(crate) fn clear(&mut self) {
-        for position in self.messages.keys().copied().collect::<Vec<_>>() {
-            self.remove(position);
-        }
-        self.retry_at = None;
+        self.take_out(|_| true);
     }
 
     /// Whether the body of one of them was asked for and has not come.
@@ -190,4 +205,31 @@ impl Dying {
 
 fn body_bytes(message: &Message) -> usize {
     message.bytes() + BODY_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::DeliveryMode;
+
+    /// Once for all of them: to look for each would take minutes.
+    #[test]
+    fn many_are_taken_out_at_once_whatever_their_order() {
+        const MANY: u64 = 300_000;
+        let meter = Meter::default();
+        let mut dying = Dying::new(meter.clone());
+        for place in (0..MANY).rev() {
+            assert!(dying.push(Position(place), DeathReason::Rejected));
+        }
+        let message = Message::new(&[0, 0], 2, 2, DeliveryMode::Persistent);
+        assert!(dying.restore(Position(MANY / 2), message).is_none());
+        dying.set_retry(Some(Deadline(std::time::Duration::ZERO)));
+        let low = dying.take_out(|position| position.0 < MANY / 3);
+        assert_eq!(low, (0..MANY / 3).map(Position).collect::<Vec<_>>());
+        assert!(dying.retry_at().is_some(), "the first is still there");
+        assert_eq!(dying.first().map(|(position, ..)| position), Some(Position(MANY - 1)));
+        dying.clear();
+        assert!(dying.is_empty() && dying.retry_at().is_none());
+        assert_eq!((dying.positions().count(), meter.bytes()), (0, 0));
+    }
 }

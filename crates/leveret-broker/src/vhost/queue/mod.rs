@@ -228,11 +228,11 @@ impl Queue {
     /// Removes all messages of a level before a place but these, after a restart.
     pub(crate) fn settle_below(&mut self, below: Position, except: &[Position]) {
         let rank = Rank::of_place(below);
-        let is_meant = |position: &Position| {
-            Rank::of_place(*position) == rank && *position < below && except.binary_search(position).is_err()
+        let is_meant = |position: Position| {
+            Rank::of_place(position) == rank && position < below && except.binary_search(&position).is_err()
         };
-        for position in self.dying.positions().filter(is_meant).collect::<Vec<_>>() {
-            self.settle(position);
+        for position in self.dying.take_out(is_meant) {
+            self.settle_taken(position);
         }
         if let Some(level) = self.levels.of_mut(below) {
             level.settle_below(below, except);
@@ -465,11 +465,9 @@ impl Queue {
         self.parked = None;
         if self.keeps_dead_letters() {
             // RabbitMQ 4.3: also those that wait to be taken. Others go on: they died before.
-            for position in self.dying.positions().collect::<Vec<_>>() {
-                self.dying.remove(position);
+            for position in self.dying.take_out(|_| true) {
                 self.settle_taken(position);
             }
-            self.dying.set_retry(None);
         }
         let is_any_taken = self.taken > 0;
         let detached = self.levels.iter_mut().map(|level| level.purge(&self.dying, is_any_taken));

@@ -216,6 +216,43 @@ fn a_dead_letter_that_must_arrive_stays_until_it_does() {
 }
 
 #[test]
+fn bytes_of_a_dead_letter_that_must_arrive_count_until_it_does() {
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-max-length-bytes=10 x-overflow='reject-publish' x-dead-letter-strategy='at-least-once' x-dead-letter-exchange='later'}
+        S: queue.declare-ok 'q' 0 0
+        C: confirm.select
+        S: confirm.select-ok
+        C: basic.publish routing-key='q' body='12345678'
+        S: basic.ack 1
+        C: basic.get queue='q'
+        S: basic.get-ok 1
+        C: basic.reject delivery-tag=1
+        C: basic.publish routing-key='q' body='123'
+        S: basic.nack 2 multiple requeue
+        crash
+        C: confirm.select
+        S: confirm.select-ok
+        C: basic.publish routing-key='q' body='123'
+        S: basic.nack 1 multiple requeue
+        C: basic.publish routing-key='q' body='12'
+        S: basic.ack 2
+        C: exchange.declare exchange='later' type='fanout'
+        S: exchange.declare-ok
+        C: queue.declare queue='dead'
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.bind queue='dead' exchange='later'
+        S: queue.bind-ok
+        wait 1s
+        C: basic.publish routing-key='q' body='12345678'
+        S: basic.ack 3
+        C: queue.declare queue='dead' passive
+        S: queue.declare-ok 'dead' 1 0
+        ",
+    );
+}
+
+#[test]
 fn a_dead_letter_that_must_arrive_does_so_at_once_if_it_can() {
     script(
         "

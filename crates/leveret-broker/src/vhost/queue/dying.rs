@@ -21,6 +21,8 @@ const DYING_BYTES: usize = 80;
 pub(crate) struct Dying {
     /// Those that can go on.
     order: VecDeque<Position>,
+    /// Bytes of the bodies of those, if the queue counts them.
+    counted: u64,
     /// All of them; those whose bodies cannot be read, too, which stay until the next start.
     messages: BTreeMap<Position, Letter>,
     /// No queue takes the first of them; when it is tried again.
@@ -32,6 +34,8 @@ pub(crate) struct Dying {
 #[derive(Debug)]
 struct Letter {
     reason: DeathReason,
+    /// What of its body the queue counts.
+    counted: u32,
     body: Body,
 }
 
@@ -60,7 +64,7 @@ impl Dying {
     /// None yet; what they take is added up in `meter`.
     pub(crate) fn new(meter: Meter) -> Self {
         let (order, messages) = (VecDeque::new(), BTreeMap::new());
-        Dying { order, messages, retry_at: None, memory: Lease::new(meter) }
+        Dying { order, counted: 0, messages, retry_at: None, memory: Lease::new(meter) }
     }
 
     /// Whether none can go on.
@@ -77,6 +81,11 @@ impl Dying {
     /// How many can go on.
     pub(crate) fn len(&self) -> usize {
         self.order.len()
+    }
+
+    /// Bytes of the bodies of those, if the queue counts them.
+    pub(crate) fn counted(&self) -> u64 {
+        self.counted
     }
 
     /// When the first is tried again, if no queue took it.
@@ -110,12 +119,13 @@ impl Dying {
         self.in_order().chain(given_up.map(|(&position, letter)| (position, letter.reason)))
     }
 
-    /// One more dies; false if it does already.
-    pub(crate) fn push(&mut self, position: Position, reason: DeathReason) -> bool {
+    /// One more dies, of whose body so many bytes count; false if it does already.
+    pub(crate) fn push(&mut self, position: Position, reason: DeathReason, counted: u32) -> bool {
         let is_new = !self.messages.contains_key(&position);
         if is_new {
             self.order.push_back(position);
-            self.messages.insert(position, Letter { reason, body: Body::InQueue });
+            self.counted += u64::from(counted);
+            self.messages.insert(position, Letter { reason, counted, body: Body::InQueue });
             self.memory.take(DYING_BYTES);
         }
         is_new
@@ -124,7 +134,7 @@ impl Dying {
     /// The one that goes on next, and its body if it is here.
     pub(crate) fn first(&self) -> Option<(Position, DeathReason, Option<Message>)> {
         let &position = self.order.front()?;
-        let Letter { reason, body } = self.messages.get(&position)?;
+        let Letter { reason, body, .. } = self.messages.get(&position)?;
         let body = match body {
             Body::Here(message) => Some(message.clone()),
             Body::InQueue | Body::AskedFor => None,
@@ -135,7 +145,7 @@ impl Dying {
     /// Takes one out that went on, or that was settled before it could; false if it is not here.
     pub(crate) fn remove(&mut self, position: Position) -> bool {
         let Some(letter) = self.messages.remove(&position) else { return false };
-        self.leave_line(position);
+        self.leave_line(position, letter.counted);
         self.memory.give_back(letter.memory());
         true
     }
@@ -145,19 +155,30 @@ impl Dying {
         if self.order.front().is_some_and(|&first| is_meant(first)) {
             self.retry_at = None;
         }
-        self.order.retain(|&position| !is_meant(position));
+        let Dying { order, counted, messages, .. } = self;
+        order.retain(|&position| {
+            let leaves = is_meant(position);
+            if leaves {
+                *counted -= messages.get(&position).map_or(0, |letter| letter.counted.into());
+            }
+            !leaves
+        });
         let taken: BTreeMap<_, _> = self.messages.extract_if(.., |&position, _| is_meant(position)).collect();
         self.memory.give_back(taken.values().map(Letter::memory).sum());
         taken.into_keys().collect()
     }
 
-    fn leave_line(&mut self, position: Position) {
+    fn leave_line(&mut self, position: Position, counted: u32) {
+        let before = self.order.len();
         if self.order.front() == Some(&position) {
             self.order.pop_front();
             // The next one was not tried yet.
             self.retry_at = None;
         } else {
             self.order.retain(|&other| other != position);
+        }
+        if self.order.len() < before {
+            self.counted -= u64::from(counted);
         }
     }
 
@@ -197,7 +218,8 @@ impl Dying {
         // Whoever asked: it may have come all the same.
         if !matches!(letter.body, Body::Here(_)) {
             letter.body = Body::InQueue;
-            self.leave_line(position);
+            let counted = letter.counted;
+            self.leave_line(position, counted);
         }
         true
     }
@@ -219,7 +241,7 @@ mod tests {
         let meter = Meter::default();
         let mut dying = Dying::new(meter.clone());
         for place in (0..MANY).rev() {
-            assert!(dying.push(Position(place), DeathReason::Rejected));
+            assert!(dying.push(Position(place), DeathReason::Rejected, 2));
         }
         let message = Message::new(&[0, 0], 2, 2, DeliveryMode::Persistent);
         assert!(dying.restore(Position(MANY / 2), message).is_none());
@@ -227,9 +249,12 @@ mod tests {
         let low = dying.take_out(|position| position.0 < MANY / 3);
         assert_eq!(low, (0..MANY / 3).map(Position).collect::<Vec<_>>());
         assert!(dying.retry_at().is_some(), "the first is still there");
+        assert_eq!(dying.counted(), 2 * (MANY - MANY / 3));
+        assert!(dying.give_up(Position(MANY - 2)));
+        assert_eq!(dying.counted(), 2 * (MANY - MANY / 3 - 1));
         assert_eq!(dying.first().map(|(position, ..)| position), Some(Position(MANY - 1)));
         dying.clear();
         assert!(dying.is_empty() && dying.retry_at().is_none());
-        assert_eq!((dying.positions().count(), meter.bytes()), (0, 0));
+        assert_eq!((dying.positions().count(), dying.counted(), meter.bytes()), (0, 0, 0));
     }
 }

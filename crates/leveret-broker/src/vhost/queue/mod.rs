@@ -160,8 +160,9 @@ impl Queue {
     /// Whether one more ready message, with a body of so many bytes, would be too many.
     pub(crate) fn would_overflow(&self, body_bytes: usize) -> bool {
         // RabbitMQ: what has to be kept until somebody takes it counts, too.
-        let kept = if self.keeps_dead_letters() { self.dying.len() } else { 0 };
-        self.exceeds((self.ready() + kept) as u64 + 1, self.ready_bytes() + body_bytes as u64)
+        let is_kept = self.keeps_dead_letters();
+        let (kept, kept_bytes) = if is_kept { (self.dying.len(), self.dying.counted()) } else { (0, 0) };
+        self.exceeds((self.ready() + kept) as u64 + 1, self.ready_bytes() + kept_bytes + body_bytes as u64)
     }
 
     /// Whether a dead letter stays until it is taken.
@@ -271,7 +272,7 @@ impl Queue {
     /// After a restart: a message is to be dead-lettered, and waits for its body; false if it is not there.
     pub(crate) fn condemn_again(&mut self, position: Position, reason: DeathReason) -> bool {
         let Some(counted) = self.known(position).map(|known| known.counted) else { return false };
-        if self.dying.push(position, reason) {
+        if self.dying.push(position, reason, counted) {
             self.taken += 1;
             self.taken_bytes += u64::from(counted);
         }
@@ -280,7 +281,8 @@ impl Queue {
 
     /// A message that was taken is to be dead-lettered, and waits for its body.
     pub(crate) fn condemn(&mut self, position: Position, reason: DeathReason) {
-        let is_new = self.dying.push(position, reason);
+        let counted = self.known(position).map_or(0, |known| known.counted);
+        let is_new = self.dying.push(position, reason, counted);
         assert!(is_new, "a message dies once");
     }
 

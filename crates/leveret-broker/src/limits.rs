@@ -101,10 +101,10 @@ pub const QUORUM_PRIORITY_DEFAULT: u8 = 4;
 /// How long a dead letter waits that has to be kept and that no queue takes, before it is tried again.
 pub const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 
-/// Dead letters that full queues send on because of one message, beside those of the queues that it was published to or
-/// died in: queues that lead to each other could pass it on in every order that there is. Those beyond are gone.
-/// RabbitMQ has no limit.
-pub const DEAD_LETTERS_PASSED_ON_MAX: usize = 4096;
+/// Places in queues that are looked for, because of one message, for the dead letters that full queues pass on, beside
+/// those of the queues that it was published to or died in: queues that lead to each other could pass it on in every
+/// order that there is. Letters beyond are gone. RabbitMQ has no limit.
+pub const PASSED_ON_MAX: usize = UNITS_PER_HOLD as usize;
 
 /// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;

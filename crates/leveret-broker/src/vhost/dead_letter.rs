@@ -13,7 +13,7 @@ use smallvec::smallvec;
 
 use self::deaths::{Address, Death};
 use crate::change::{Change, DeathReason};
-use crate::limits::{DEAD_LETTER_RETRY, DEAD_LETTERS_PASSED_ON_MAX};
+use crate::limits::{DEAD_LETTER_RETRY, PASSED_ON_MAX};
 use crate::message::Message;
 use crate::moment::Moment;
 use crate::vhost::effects::{Effects, Fetch, FetchFor};
@@ -102,8 +102,7 @@ impl VirtualHost {
         }
     }
 
-    /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. False if the message has
-    /// to stay where it is.
+    /// [`Self::pass_on`] of one message alone.
     fn dead_letter(
         &mut self,
         now: Moment,
@@ -112,52 +111,49 @@ impl VirtualHost {
         reason: DeathReason,
         effects: &mut Effects,
     ) -> bool {
-        let must_arrive = self.queues.get(id).is_some_and(Queue::keeps_dead_letters);
-        self.pass_on(now, vec![(id, message.clone(), reason)], must_arrive, effects)
+        let mut left = PASSED_ON_MAX;
+        self.pass_on(now, id, message, reason, &mut left, effects)
     }
 
-    /// Sends on what full queues do not take, from those of them that say so.
-    pub(super) fn dead_letter_refused(
+    /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. What a full queue does
+    /// not take may go on from there in turn, until it comes round to a queue where it was, as long as there are places
+    /// `left` to look for. False if the message has to stay where it is.
+    pub(super) fn pass_on(
         &mut self,
         now: Moment,
-        full: &Route,
+        id: QueueId,
         message: &Message,
-        effects: &mut Effects,
-    ) {
-        // The last one is sent on first.
-        let from = full.iter().rev().filter(|&&id| self.dead_letters_overflow(id));
-        let letters = from.map(|&id| (id, message.clone(), DeathReason::MaxLen)).collect();
-        self.pass_on(now, letters, false, effects);
-    }
-
-    /// Sends messages on, the last one first. What a full queue does not take may go on from there in turn, until it comes
-    /// round to a queue where it was, or until there were too many. False if one must arrive and does not.
-    fn pass_on(
-        &mut self,
-        now: Moment,
-        mut letters: Vec<(QueueId, Message, DeathReason)>,
-        must_arrive: bool,
+        reason: DeathReason,
+        left: &mut usize,
         effects: &mut Effects,
     ) -> bool {
-        let mut left = DEAD_LETTERS_PASSED_ON_MAX;
+        let must_arrive = self.queues.get(id).is_some_and(Queue::keeps_dead_letters);
+        let mut letters = vec![(id, message.clone(), reason)];
+        let mut is_first = true;
         while let Some((id, message, reason)) = letters.pop() {
             self.units = self.units.saturating_sub(1);
-            let Some(Letter { message: letter, mut route, is_routed }) = self.letter(now, id, &message, reason)
-            else {
+            let letter = self.letter(now, id, &message, reason);
+            let places = letter.as_ref().map_or(0, |letter| letter.places);
+            if !std::mem::take(&mut is_first) {
+                // It costs something, too, where it leads nowhere.
+                *left = left.saturating_sub(places.max(1));
+            }
+            let Some(Letter { message: letter, mut route, .. }) = letter else {
                 if must_arrive {
                     return false;
                 }
                 continue;
             };
             let full = self.take_full(&letter, &mut route);
-            if must_arrive && !(is_routed && full.is_empty()) {
+            if must_arrive && !(places > 0 && full.is_empty()) {
                 return false;
             }
             let goes_on = full.into_iter().filter(|&id| self.dead_letters_overflow(id));
-            let before = letters.len();
-            letters.extend(goes_on.take(left).map(|id| (id, letter.clone(), DeathReason::MaxLen)));
-            left -= letters.len() - before;
+            letters.extend(goes_on.map(|id| (id, letter.clone(), DeathReason::MaxLen)));
             self.place(now, letter, None, &route, effects);
+            if *left == 0 {
+                break;
+            }
         }
         true
     }
@@ -179,15 +175,15 @@ impl VirtualHost {
         let mut keys = deaths::visible_keys(&letter, &header);
         keys.extend(letter.hidden_keys());
         let (mut route, _) = self.queues_behind(exchange, &keys, &letter);
-        let is_routed = !route.is_empty();
+        let places = route.len();
         if reason != DeathReason::Rejected {
-            let headers = header.properties.headers.unwrap_or_default();
+            let been = deaths::queues_since_rejected(header.properties.headers.unwrap_or_default());
             route.retain(|&mut target| {
                 let target = self.queues.get(target).map(|queue| queue.declared.name.as_str());
-                !target.is_some_and(|name| deaths::is_cycle(headers, name))
+                !target.is_some_and(|name| been.contains(&name))
             });
         }
-        Some(Letter { message: letter, route, is_routed })
+        Some(Letter { message: letter, route, places })
     }
 }
 
@@ -196,8 +192,8 @@ struct Letter {
     message: Message,
     /// The queues that it goes to.
     route: Route,
-    /// Whether there are any, or were before those were left out where it has been.
-    is_routed: bool,
+    /// How many there were before those were left out where it has been.
+    places: usize,
 }
 
 #[cfg(test)]

@@ -86,18 +86,11 @@ pub(super) fn with_death(
     message.rewritten(route, hidden_keys, &header, History::Deaths)
 }
 
-/// Whether a message that is about to enter a queue was there before and came back without any client's doing: nobody
-/// has rejected it since. RabbitMQ: dead letter cycles.
-pub(super) fn is_cycle(headers: Table<'_>, queue: &str) -> bool {
-    for record in deaths(headers) {
-        if reason(record) == Some(DeathReason::Rejected) {
-            return false;
-        }
-        if names(record, "queue", queue) {
-            return true;
-        }
-    }
-    false
+/// The queues in which a message was and from which it came without any client's doing: nobody has rejected it since.
+/// It does not enter them again. RabbitMQ: dead letter cycles.
+pub(super) fn queues_since_rejected(headers: Table<'_>) -> Vec<&str> {
+    let since = deaths(headers).into_iter().take_while(|record| reason(*record) != Some(DeathReason::Rejected));
+    since.filter_map(|record| record.get("queue").and_then(Value::as_str)).collect()
 }
 
 /// The records of header `x-death`, the latest first.

@@ -140,6 +140,28 @@ fn others_are_served_and_the_broker_stops_while_clients_flood_it() {
     drop(floods);
 }
 
+/// Within 100 ms, of which a machine with much to do may make five times as many.
+#[test]
+fn a_refused_login_is_answered_at_once() {
+    let (_runtime, _server, address) = start();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let text = ShortStr::truncated;
+    let start_ok = Method::ConnectionStartOk {
+        client_properties: Table::EMPTY,
+        mechanism: text("PLAIN"),
+        response: b"\0guest\0wrong",
+        locale: text("en_US"),
+    };
+    stream.write_all(&PROTOCOL_HEADER).unwrap();
+    read_until(&mut stream, b"en_US");
+    let begun = Instant::now();
+    stream.write_all(&method(0, &start_ok)).unwrap();
+    // Whoever did not say that it understands `connection.close` before login hears the end of the connection.
+    while stream.read(&mut [0; 4096]).unwrap() > 0 {}
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+}
+
 /// Heartbeats of a quiet connection go on while others keep the broker busy, and it is given up once it is dead.
 #[test]
 fn heartbeats_are_sent_and_missed_while_clients_flood_the_broker() {

@@ -24,7 +24,7 @@ pub use self::format::{Record, Salt};
 pub use self::keeper::{Keeper, Living, Swept};
 pub use self::log::{Batch, Log, LogError, Options};
 pub use self::reader::{ReadError, Reader};
-pub use self::real::RealDisk;
+pub use self::real::{RealDisk, errno};
 pub use self::recovery::{
     Cut, Damage, Doubt, Extent, Missing, OpenError, Outlook, Recovery, check, look, look_ahead,
 };

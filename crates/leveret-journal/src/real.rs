@@ -38,7 +38,7 @@ fn of(file: &Path) -> impl Fn(io::Error) -> io::Error {
 }
 
 /// The number that the system gave to an error, also to one that says of which file it is.
-pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
+pub fn errno(error: &io::Error) -> Option<Errno> {
     let named = error.get_ref().and_then(|inner| inner.downcast_ref::<Named>());
     Errno::from_io_error(named.map_or(error, |named| &named.error))
 }

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 
 use leveret_broker::vhost::effects::{Fetch, Fetched};
 use leveret_broker::{Change, Message};
-use leveret_journal::{ReadError, Reader};
+use leveret_journal::{ReadError, Reader, errno};
 use rustix::io::Errno;
 
 use crate::hub::Hub;
@@ -141,7 +141,7 @@ fn message(reader: &mut Reader, stream: u32, fetch: Fetch) -> Result<Message, Fa
 /// Whether it is the process that lacks something, files or memory, and not the disk.
 fn is_momentary(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
-    error.raw_os_error().is_some_and(|code| lacking.iter().any(|errno| errno.raw_os_error() == code))
+    errno(error).is_some_and(|errno| lacking.contains(&errno))
 }
 
 #[cfg(test)]

@@ -70,6 +70,36 @@ fn read_until(stream: &mut TcpStream, wanted: &[u8]) {
     }
 }
 
+/// `queue.declare` of a transient queue, without an answer unless it is `passive`.
+fn declare(queue: &str, passive: bool) -> Vec<u8> {
+    let (ticket, queue, nowait, arguments) = (0, ShortStr::truncated(queue), !passive, Table::EMPTY);
+    let (durable, exclusive, auto_delete) = (false, false, false);
+    let declare =
+        Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+    method(1, &declare)
+}
+
+/// `basic.publish` through the default exchange, with its content.
+fn publish(queue: &str, body: &[u8]) -> Vec<u8> {
+    let (exchange, routing_key) = (ShortStr::EMPTY, ShortStr::truncated(queue));
+    let publish = Method::BasicPublish { ticket: 0, exchange, routing_key, mandatory: false, immediate: false };
+    let mut header = Vec::new();
+    let properties = BasicProperties::default();
+    ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
+    let mut bytes = method(1, &publish);
+    write_content(&mut bytes, 1, &header, body, 131_072);
+    bytes
+}
+
+/// `basic.consume` with acks, without an answer.
+fn consume(queue: &str, tag: &str) -> Vec<u8> {
+    let (ticket, queue, consumer_tag) = (0, ShortStr::truncated(queue), ShortStr::truncated(tag));
+    let (no_local, no_ack, exclusive, nowait, arguments) = (false, false, false, true, Table::EMPTY);
+    let consume =
+        Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
+    method(1, &consume)
+}
+
 /// A client that publishes without a pause, from a thread of its own.
 struct Flood {
     stop: Arc<AtomicBool>,
@@ -80,20 +110,7 @@ impl Flood {
     fn start(address: SocketAddr) -> Self {
         let mut stream = open(address, 0);
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let text = ShortStr::truncated;
-        let publish = Method::BasicPublish {
-            ticket: 0,
-            exchange: text(""),
-            routing_key: text("nowhere"),
-            mandatory: false,
-            immediate: false,
-        };
-        let mut header = Vec::new();
-        let properties = BasicProperties::default();
-        ContentHeader { class_id: BASIC_CLASS, body_bytes: 1, properties }.encode(&mut header);
-        let mut once = method(1, &publish);
-        write_content(&mut once, 1, &header, b"x", 131_072);
-        let many = once.repeat(4096);
+        let many = publish("nowhere", b"x").repeat(4096);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -182,26 +199,7 @@ fn heartbeats_are_sent_and_missed_while_clients_flood_the_broker() {
 /// A client that consumes a message larger than all socket buffers and reads nothing of it.
 fn consumer_that_does_not_read(address: SocketAddr, queue: &str) -> TcpStream {
     let mut client = open(address, 1);
-    let text = ShortStr::truncated;
-    let (ticket, queue, nowait, arguments) = (0, text(queue), true, Table::EMPTY);
-    let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
-    let mut bytes = method(
-        1,
-        &Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments },
-    );
-    let (exchange, routing_key) = (text(""), queue);
-    let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
-    bytes.extend(method(1, &publish));
-    let body = vec![b'x'; 16_000_000];
-    let mut header = Vec::new();
-    let properties = BasicProperties::default();
-    ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
-    write_content(&mut bytes, 1, &header, &body, 131_072);
-    let consumer_tag = text("");
-    let (no_local, no_ack) = (false, false);
-    let consume =
-        Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait: false, arguments };
-    bytes.extend(method(1, &consume));
+    let bytes = [declare(queue, false), publish(queue, &vec![b'x'; 16_000_000]), consume(queue, "t")].concat();
     client.write_all(&bytes).unwrap();
     client
 }
@@ -214,11 +212,7 @@ fn a_client_that_neither_reads_nor_sends_is_dead_and_one_that_sends_is_not() {
     let mut living = consumer_that_does_not_read(address, "living");
     let mut observer = open(address, 0);
     let mut state_of = |queue: &str| {
-        let (ticket, queue, nowait, arguments) = (0, ShortStr::truncated(queue), false, Table::EMPTY);
-        let (passive, durable, exclusive, auto_delete) = (true, false, false, false);
-        let declare =
-            Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
-        observer.write_all(&method(1, &declare)).unwrap();
+        observer.write_all(&declare(queue, true)).unwrap();
         let mut answer = [0; 256];
         let count = observer.read(&mut answer).unwrap();
         // Messages, consumers and the end of the frame.
@@ -249,39 +243,22 @@ fn others_are_served_between_the_steps_of_long_work() {
     let server = runtime.block_on(Server::start(ServerConfig::default())).unwrap();
     let address = server.addresses()[0];
     let mut busy = open(address, 0);
-    let text = ShortStr::truncated;
-    let (ticket, queue, nowait, arguments) = (0, text("q"), true, Table::EMPTY);
-    let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
     let mut bytes = method(1, &Method::TxSelect {});
-    bytes.extend(method(
-        1,
-        &Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments },
-    ));
-    let (exchange, routing_key) = (text(""), queue);
-    let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
-    let mut header = Vec::new();
-    let properties = BasicProperties::default();
-    ContentHeader { class_id: BASIC_CLASS, body_bytes: 0, properties }.encode(&mut header);
-    let mut message = method(1, &publish);
-    write_content(&mut message, 1, &header, b"", 131_072);
-    bytes.extend(message.repeat(DELIVERIES));
+    bytes.extend(declare("q", false));
+    bytes.extend(publish("q", b"").repeat(DELIVERIES));
     bytes.extend(method(1, &Method::TxCommit {}));
     busy.write_all(&bytes).unwrap();
     read_until(&mut busy, &method(1, &Method::TxCommitOk {}));
-    let consumer_tag = text("t");
-    let (no_local, no_ack) = (false, false);
-    let consume =
-        Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
-    busy.write_all(&method(1, &consume)).unwrap();
+    busy.write_all(&consume("q", "t")).unwrap();
     let last = Method::BasicAck { delivery_tag: DELIVERIES as u64, multiple: false };
-    let deliver = |number| Method::BasicDeliver {
-        consumer_tag,
-        delivery_tag: number,
+    let deliver = Method::BasicDeliver {
+        consumer_tag: ShortStr::truncated("t"),
+        delivery_tag: DELIVERIES as u64,
         redelivered: false,
-        exchange,
-        routing_key,
+        exchange: ShortStr::EMPTY,
+        routing_key: ShortStr::truncated("q"),
     };
-    read_until(&mut busy, &method(1, &deliver(DELIVERIES as u64)));
+    read_until(&mut busy, &method(1, &deliver));
     // Each round puts all that is unacked in order again.
     let mut work = method(1, &last);
     work.extend(method(1, &Method::TxRollback {}));
@@ -307,24 +284,9 @@ fn a_client_that_asks_and_does_not_read_is_not_read_either() {
     const MORE_THAN_ENOUGH: usize = 256 * 1024 * 1024;
     let (_runtime, _server, address) = start();
     let mut client = open(address, 0);
-    let text = ShortStr::truncated;
-    let (ticket, queue, nowait) = (0, text("q"), true);
-    let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
-    let arguments = Table::EMPTY;
-    let mut bytes = method(
-        1,
-        &Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments },
-    );
-    let (exchange, routing_key) = (text(""), queue);
-    let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
-    bytes.extend(method(1, &publish));
-    let body = vec![b'x'; 100_000];
-    let mut header = Vec::new();
-    let properties = BasicProperties::default();
-    ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
-    write_content(&mut bytes, 1, &header, &body, 131_072);
+    let bytes = [declare("q", false), publish("q", &vec![b'x'; 100_000])].concat();
     client.write_all(&bytes).unwrap();
-    let mut ask = method(1, &Method::BasicGet { ticket, queue, no_ack: false });
+    let mut ask = method(1, &Method::BasicGet { ticket: 0, queue: ShortStr::truncated("q"), no_ack: false });
     ask.extend(method(1, &Method::BasicNack { delivery_tag: 0, multiple: true, requeue: true }));
     let many = ask.repeat(4096);
     client.set_write_timeout(Some(Duration::from_secs(2))).unwrap();

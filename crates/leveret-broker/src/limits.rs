@@ -106,6 +106,10 @@ pub const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 /// order that there is. Letters beyond are gone. RabbitMQ has no limit.
 pub const PASSED_ON_MAX: usize = UNITS_PER_HOLD as usize;
 
+/// Deliveries on one channel that were taken back from a late consumer and that the client may still settle, each once and to
+/// no effect. Of older ones it may settle any, any number of times.
+pub const TAKEN_BACK_KEPT: usize = 4096;
+
 /// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
 

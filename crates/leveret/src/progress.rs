@@ -14,7 +14,10 @@ use tracing_subscriber::layer::Context;
 /// How often the time in it moves on. A thread of its own draws it, so that a terminal that stands still holds nobody up.
 const DRAWN_EVERY: Duration = Duration::from_millis(200);
 
-const LOOK: &str = "reading the journal [{bar:40}] {percent}% {elapsed}";
+/// The first event comes so long after the beginning.
+const SAID_FIRST_AFTER: Duration = Duration::from_secs(1);
+
+const TEMPLATE: &str = "reading the journal [{bar:40}] {percent}% {elapsed}";
 
 /// A bar that is there from the first event until the last.
 #[derive(Clone, Debug)]
@@ -23,7 +26,7 @@ pub(crate) struct Bar(ProgressBar);
 impl Bar {
     /// One that is not drawn yet.
     pub(crate) fn new() -> Self {
-        let look = ProgressStyle::with_template(LOOK).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let look = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
         Bar(ProgressBar::hidden().with_style(look.progress_chars("=> ")))
     }
 }
@@ -40,16 +43,13 @@ impl<S: Subscriber> Layer<S> for Bar {
         if self.0.length() != Some(all) {
             self.0.set_length(all);
             // What came before it counts.
-            self.0.set_elapsed(LOOK_BACK);
+            self.0.set_elapsed(SAID_FIRST_AFTER);
             self.0.set_draw_target(ProgressDrawTarget::stderr());
             self.0.enable_steady_tick(DRAWN_EVERY);
         }
         self.0.set_position(read);
     }
 }
-
-/// The first event comes so long after the beginning.
-const LOOK_BACK: Duration = Duration::from_secs(1);
 
 /// The fields of [`leveret_server::PROGRESS`].
 #[derive(Default)]

@@ -8,7 +8,7 @@ use leveret_amqp::ShortString;
 
 use crate::access::Login;
 use crate::change::{JournalPosition, Tries};
-use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES};
+use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT};
 use crate::moment::Deadline;
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::QueueId;
@@ -282,7 +282,7 @@ impl Unacked {
 /// Tags are given in order and mostly settled in order, so this is a queue in which settled ones may stay for a
 /// while as holes; they are swept out when they are more than half of it.
 ///
-/// A client may never settle what was taken back from it. Of that, so many are kept; older ones are forgotten, and from
+/// A client may never settle what was taken back from it. Of that, [`TAKEN_BACK_KEPT`] are kept; older ones are forgotten, and from
 /// then on each tag up to the last of them that stands for nothing passes for one that was taken back.
 #[derive(Debug, Default)]
 pub(crate) struct Outstanding {
@@ -313,7 +313,6 @@ enum DeliveryState {
 pub(crate) struct UnknownTag;
 
 const HOLES_SWEPT_FROM: usize = 64;
-const TAKEN_BACK_KEPT: usize = 4096;
 
 impl Outstanding {
     /// The tag of the next delivery, settled or not.

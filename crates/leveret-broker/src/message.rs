@@ -8,11 +8,12 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use leveret_amqp::{ContentHeader, DecodeError, ShortStr};
+use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, FieldTable, ShortStr};
 
 use triomphe::ThinArc;
 
 use crate::change::JournalPosition;
+use crate::limits::BODY_OVERHEAD_BYTES;
 
 /// What names a message for life: the position of the change that enqueued it, or for a message that no journal knows
 /// a number that is no position.
@@ -199,14 +200,23 @@ impl Message {
         self.block().len()
     }
 
-    /// The same with another route, other properties, and the keys that nobody sees.
+    /// Bytes it takes in memory, with what goes with them.
+    pub(crate) fn memory(&self) -> usize {
+        self.bytes() + BODY_OVERHEAD_BYTES
+    }
+
+    /// The same with another route, other properties, and the keys that nobody sees. Its headers are those that are given,
+    /// in order of their names, as RabbitMQ sorts headers to which it adds some.
     pub(crate) fn rewritten<'k>(
         &self,
         (exchange, routing_key): (ShortStr<'_>, ShortStr<'_>),
         hidden_keys: impl Iterator<Item = &'k str>,
-        header: &ContentHeader<'_>,
+        header: ContentHeader<'_>,
+        headers: &FieldTable,
         history: History,
     ) -> Message {
+        let headers = headers.as_table().sorted();
+        let properties = BasicProperties { headers: Some(headers.as_table()), ..header.properties };
         let mut block = Vec::with_capacity(self.bytes());
         write_route(&mut block, exchange, routing_key);
         for key in hidden_keys {
@@ -214,7 +224,7 @@ impl Message {
             let _fits = write_hidden_key(&mut block, ShortStr::truncated(key));
         }
         let header_at = u16::try_from(block.len()).expect("a route is at most 512 bytes, and keys beyond fit");
-        header.encode(&mut block);
+        ContentHeader { properties, ..header }.encode(&mut block);
         let body_at = u32::try_from(block.len()).expect("a header is at most one frame and what the broker adds");
         block.extend_from_slice(self.body());
         Message::with_history(&block, header_at, body_at, self.delivery_mode(), history)

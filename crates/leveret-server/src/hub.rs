@@ -106,7 +106,8 @@ impl Hub {
         Attached { hub: Arc::clone(self), id }
     }
 
-    /// Executes commands, letting others have a turn in between. Returns what the journal was given.
+    /// Executes commands for one hold of the lock. Returns what the journal was given, and whether there is more to do, which
+    /// others should have a turn before.
     fn execute(&self, from: ConnectionId, commands: &mut Commands) -> (Appended, Progress) {
         let now = self.clock.now();
         let mut state = self.lock();
@@ -283,8 +284,8 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// Executes commands; what follows for this connection is in its outbox afterwards. Returns what the journal was
-    /// given.
+    /// Executes commands for one hold of the lock; what follows for this connection is in its outbox afterwards. Returns what
+    /// the journal was given, and whether there is more to do.
     pub(crate) fn execute(&self, commands: &mut Commands) -> (Appended, Progress) {
         self.hub.execute(self.id, commands)
     }

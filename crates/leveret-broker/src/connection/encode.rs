@@ -105,7 +105,7 @@ impl Connection {
             }
             Output::Return { channel, reason, message } => {
                 write_frame(out, FrameKind::Method, channel.number(), |out| {
-                    let (exchange, routing_key) = route(&message);
+                    let (exchange, routing_key) = message.route_strings();
                     let reply_text = ShortStr::truncated(reason.name());
                     let reply_code = reason.code();
                     Method::BasicReturn { reply_code, reply_text, exchange, routing_key }.encode(out);
@@ -219,7 +219,7 @@ impl Connection {
         message: &Message,
         out: &mut Vec<u8>,
     ) {
-        let (exchange, routing_key) = route(message);
+        let (exchange, routing_key) = message.route_strings();
         let delivery_tag = tag.number();
         let method = Method::BasicGetOk { delivery_tag, redelivered, exchange, routing_key, message_count };
         write_method(out, channel.number(), &method);
@@ -319,9 +319,4 @@ impl Connection {
         };
         write_method(out, channel.number(), &method);
     }
-}
-
-/// Exchange and routing key of a message; both were short strings when it was published.
-fn route(message: &Message) -> (ShortStr<'_>, ShortStr<'_>) {
-    (ShortStr::truncated(message.exchange()), ShortStr::truncated(message.routing_key()))
 }

@@ -112,24 +112,10 @@ impl VirtualHost {
                 }
             }
             Change::MessagesCondemned { queue, messages } => {
-                let id = self.durable_queue(queue)?;
-                let mut result = Ok(());
-                for (place, reason) in messages {
-                    if !self.queues.get_mut(id).is_some_and(|queue| queue.condemn_again(place, reason)) {
-                        result = Err(ApplyError::Place { queue: queue.0, position: place.0 });
-                    }
-                }
-                return result;
+                return self.apply_to_each(queue, messages, Queue::condemn_again);
             }
             Change::MessagesReturned { queue, messages } => {
-                let id = self.durable_queue(queue)?;
-                let mut result = Ok(());
-                for (place, tries) in messages {
-                    if !self.queues.get_mut(id).is_some_and(|queue| queue.restore_tries(place, tries)) {
-                        result = Err(ApplyError::Place { queue: queue.0, position: place.0 });
-                    }
-                }
-                return result;
+                return self.apply_to_each(queue, messages, Queue::restore_tries);
             }
             Change::QueuePurged { queue, below, except } => {
                 self.apply_purged_in_pages(queue, below, &except);
@@ -247,6 +233,23 @@ impl VirtualHost {
             let entry = Entry { counted, ..Entry::new(id, message.clone(), expires, true) };
             if !self.queues.get_mut(queue).is_some_and(|queue| queue.push_at(position, entry)) {
                 result = Err(ApplyError::Place { queue: number.0, position: position.0 });
+            }
+        }
+        result
+    }
+
+    /// Applies something to each of these messages. One that is not there does not take the others with it.
+    fn apply_to_each<T>(
+        &mut self,
+        number: QueueNumber,
+        messages: impl IntoIterator<Item = (QueuePosition, T)>,
+        apply: impl Fn(&mut Queue, QueuePosition, T) -> bool,
+    ) -> Result<(), ApplyError> {
+        let id = self.durable_queue(number)?;
+        let mut result = Ok(());
+        for (place, what) in messages {
+            if !self.queues.get_mut(id).is_some_and(|queue| apply(queue, place, what)) {
+                result = Err(ApplyError::Place { queue: number.0, position: place.0 });
             }
         }
         result

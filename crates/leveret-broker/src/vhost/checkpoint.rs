@@ -21,11 +21,11 @@ use crate::memory::Meter;
 use crate::message::MessageId;
 use crate::moment::Moment;
 use crate::names::QueueName;
-use crate::vhost::VirtualHost;
 use crate::vhost::apply::ApplyError;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, ExchangeId};
 use crate::vhost::queue::{Body, Entry, Levels, Position, Queue, Rank};
+use crate::vhost::{QueueId, VirtualHost};
 
 /// A durable queue as a checkpoint repeats it.
 pub(super) struct QueueRestated {
@@ -205,24 +205,8 @@ impl VirtualHost {
         }
         if let Some(restated) = restated {
             self.checkpoint_part(restated, checkpoint, effects);
-            let Some(queue) = self.queues.get(id) else { return Some(following) };
-            let others: Vec<_> = queue.levels().others().collect();
-            for (next, granted) in others {
-                self.checkpoint_part(Change::LevelRestated { queue: number, next, granted }, checkpoint, effects);
-            }
-            let Some(queue) = self.queues.get(id) else { return Some(following) };
-            let journaled = |&(position, _): &_| queue.known(position).is_some_and(|known| known.journaled);
-            let messages: SmallVec<_> = queue.dying().all().filter(journaled).collect();
-            let returned: SmallVec<_> = queue.all_tries().collect();
-            if !returned.is_empty() {
-                *units = units.saturating_sub(u32::try_from(returned.len()).unwrap_or(u32::MAX));
-                let change = Change::MessagesReturned { queue: number, messages: returned };
-                self.checkpoint_part(change, checkpoint, effects);
-            }
-            if !messages.is_empty() {
-                *units = units.saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
-                self.checkpoint_part(Change::MessagesCondemned { queue: number, messages }, checkpoint, effects);
-            }
+            let said = self.checkpoint_rest(number, id, checkpoint, effects);
+            *units = units.saturating_sub(u32::try_from(said).unwrap_or(u32::MAX));
             return Some(following);
         }
         walk.from.extend(end.map(|end| (Rank::of_place(end), end)));
@@ -231,6 +215,35 @@ impl VirtualHost {
             *units = 1;
         }
         Some((number, walk))
+    }
+
+    /// Says what is to be known of a queue beside what it holds: its other priorities, and the messages that came back or that
+    /// die. Returns how many these are.
+    fn checkpoint_rest(
+        &mut self,
+        number: QueueNumber,
+        id: QueueId,
+        checkpoint: &mut Checkpoint,
+        effects: &mut Effects,
+    ) -> usize {
+        let Some(queue) = self.queues.get(id) else { return 0 };
+        let journaled = |&(position, _): &_| queue.known(position).is_some_and(|known| known.journaled);
+        let others: Vec<_> = queue.levels().others().collect();
+        let returned: SmallVec<_> = queue.all_tries().collect();
+        let condemned: SmallVec<_> = queue.dying().all().filter(journaled).collect();
+        let said = returned.len() + condemned.len();
+        for (next, granted) in others {
+            self.checkpoint_part(Change::LevelRestated { queue: number, next, granted }, checkpoint, effects);
+        }
+        if !returned.is_empty() {
+            let change = Change::MessagesReturned { queue: number, messages: returned };
+            self.checkpoint_part(change, checkpoint, effects);
+        }
+        if !condemned.is_empty() {
+            let change = Change::MessagesCondemned { queue: number, messages: condemned };
+            self.checkpoint_part(change, checkpoint, effects);
+        }
+        said
     }
 }
 
@@ -308,11 +321,12 @@ impl VirtualHost {
         Ok(())
     }
 
-    /// Takes a message from the pages of a queue; false if they have none there.
-    pub(super) fn apply_settled_in_pages(&mut self, queue: QueueNumber, position: QueuePosition) -> bool {
+    /// Takes a message from the pages of a queue, if they have it.
+    pub(super) fn apply_settled_in_pages(&mut self, queue: QueueNumber, position: QueuePosition) {
         let staged = self.restating.as_mut().and_then(|restating| restating.queues.get_mut(&queue));
-        let level = staged.and_then(|staged| staged.levels.of_mut(position));
-        level.is_some_and(|level| level.settle(position).is_some())
+        if let Some(level) = staged.and_then(|staged| staged.levels.of_mut(position)) {
+            level.settle(position);
+        }
     }
 
     pub(super) fn apply_purged_in_pages(

@@ -205,21 +205,10 @@ mod tests {
     use super::*;
     use crate::Node;
     use crate::change::{Enqueued, JournalPosition, QueueNumber, QueuePosition};
-    use crate::message::{DeliveryMode, History};
     use crate::moment::Deadline;
     use crate::names::QueueName;
-    use crate::vhost::Sweep;
     use crate::vhost::effects::Fetched;
-
-    fn at(seconds: u64) -> Moment {
-        let time = Duration::from_secs(seconds);
-        Moment { monotonic: time, wall: time }
-    }
-
-    fn message() -> Message {
-        let block = [0, 0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i'];
-        Message::from_parts(&block, 2, 16, DeliveryMode::Persistent, History::None).unwrap()
-    }
+    use crate::vhost::fixtures::{at, evict, message};
 
     /// A queue after a restart, that keeps so many dead letters until an exchange takes them that is not there.
     fn vhost_that_keeps(letters: u64) -> VirtualHost {
@@ -245,11 +234,6 @@ mod tests {
         }
         vhost.end_recovery();
         vhost
-    }
-
-    fn evict(vhost: &mut VirtualHost, may_go: impl Fn(&Message) -> bool) {
-        let mut sweep = Sweep::default();
-        while vhost.evict(&mut sweep, 0, |_, message| may_go(message)) {}
     }
 
     /// What is due is done; true if something still is.

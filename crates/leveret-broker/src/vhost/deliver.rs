@@ -26,7 +26,7 @@ impl VirtualHost {
             Qos::PerChannel(limit) => {
                 channel.prefetch = limit;
                 let consumers = channel.consumers.clone();
-                self.units = self.units.saturating_sub(u32::try_from(consumers.len()).unwrap_or(u32::MAX));
+                self.spend(consumers.len());
                 for consumer in consumers {
                     self.offer_turn(from, consumer);
                 }

@@ -16,6 +16,8 @@ mod deliver;
 pub mod effects;
 pub(crate) mod exchange;
 mod expiry;
+#[cfg(test)]
+mod fixtures;
 mod overflow;
 mod publish;
 pub(crate) mod queue;
@@ -359,6 +361,11 @@ impl VirtualHost {
             self.run_queue(now, queue, effects);
         }
         false
+    }
+
+    /// So many units of this hold are used up, at most all that are left.
+    fn spend(&mut self, units: usize) {
+        self.units = self.units.saturating_sub(u32::try_from(units).unwrap_or(u32::MAX));
     }
 
     fn free_detached(&mut self) {

@@ -52,9 +52,9 @@ pub enum Refusal {
         vhost: String,
         error: ArgumentError,
     },
-    /// A property that queues of this type cannot have.
     /// The name of a queue of type quorum was left to the server.
     NoNameForQuorum,
+    /// A property that queues of this type cannot have.
     InvalidQueueProperty {
         property: &'static str,
         queue: String,

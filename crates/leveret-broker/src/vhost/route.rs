@@ -137,7 +137,7 @@ impl VirtualHost {
         let mut by_key = true;
         let mut visited: BTreeSet<ExchangeId> = BTreeSet::new();
         let mut pending: SmallVec<[ExchangeId; 4]> = SmallVec::new();
-        let mut sorted_below = SORTED_FROM;
+        let (mut sorted_below, mut steps) = (SORTED_FROM, 0);
         visited.insert(start);
         pending.push(start);
         while let Some(id) = pending.pop() {
@@ -150,7 +150,7 @@ impl VirtualHost {
                 }
             };
             let keys = if exchange.looks_at_keys() { keys } else { &keys[..1] };
-            let mut steps = keys.len() * STEPS_PER_UNIT;
+            steps += keys.len() * STEPS_PER_UNIT;
             for key in keys {
                 if route.len() > sorted_below {
                     // Many keys may lead to the same queues: keep the list as long as the queues are many.
@@ -169,12 +169,11 @@ impl VirtualHost {
                 });
                 steps += targets;
             }
-            let units = u32::try_from(steps / STEPS_PER_UNIT).unwrap_or(u32::MAX);
-            self.units = self.units.saturating_sub(units);
             if !matched && let Some(alternate) = &exchange.declared.alternate {
                 self.exchanges.find(alternate.as_str()).into_iter().for_each(visit);
             }
         }
+        self.spend(steps / STEPS_PER_UNIT);
         by_key
     }
 }

@@ -121,8 +121,6 @@ impl VirtualHost {
             }
             if was_full {
                 whole_channel.clone_from(&channel.consumers);
-                let units = u32::try_from(whole_channel.len() / STEPS_PER_UNIT).unwrap_or(u32::MAX);
-                self.units = self.units.saturating_sub(units);
             }
         }
         if let Some(consumer) = session.consumer(id) {
@@ -135,6 +133,7 @@ impl VirtualHost {
         if whole_channel.is_empty() {
             self.offer_turn(from, id);
         }
+        self.spend(whole_channel.len() / STEPS_PER_UNIT);
         for consumer in whole_channel {
             self.offer_turn(from, consumer);
         }

@@ -149,8 +149,6 @@ impl VirtualHost {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
-
     use std::num::NonZeroU64;
 
     use leveret_amqp::{FieldTable, ShortStr, ShortString, Value};
@@ -160,15 +158,15 @@ mod tests {
     use crate::Node;
     use crate::access::{Login, Permissions};
     use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
-    use crate::message::{DeliveryMode, History, Message};
     use crate::names::{ConsumerTag, QueueName, UserName};
+    use crate::vhost::Progress;
     use crate::vhost::command::{
         AckMode, AckTarget, Command, Commands, Consume, DeliveryTag, QueueRef, SettledBy, Wait,
     };
     use crate::vhost::effects::{Fetched, Output};
+    use crate::vhost::fixtures::{at, evict, message};
     use crate::vhost::queue::Queue;
     use crate::vhost::session::Channel;
-    use crate::vhost::{Progress, Sweep};
 
     const CONSUMER: ConsumerId = ConsumerId { slot: 0, number: 1 };
 
@@ -178,16 +176,6 @@ mod tests {
         connection: ConnectionId,
         now: Moment,
         effects: Effects,
-    }
-
-    fn at(seconds: u64) -> Moment {
-        Moment { monotonic: Duration::from_secs(seconds), wall: Duration::from_secs(seconds) }
-    }
-
-    fn message() -> Message {
-        let mut block = vec![0, 0];
-        block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
-        Message::from_parts(&block, 2, 16, DeliveryMode::Persistent, History::None).unwrap()
     }
 
     fn channel() -> ChannelId {
@@ -298,8 +286,7 @@ mod tests {
                 for _ in 0..unsettled {
                     let _ = scene.begin(Command::Get(channel(), queue_ref(), AckMode::Manual));
                 }
-                let mut sweep = Sweep::default();
-                while scene.vhost.evict(&mut sweep, 0, |_, _| true) {}
+                evict(&mut scene.vhost, |_| true);
                 let _ = scene.begin(Command::Get(channel(), queue_ref(), ack_mode));
                 let fetch = scene.effects.fetches.pop().unwrap();
                 scene.wait(1);

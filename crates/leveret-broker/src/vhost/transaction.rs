@@ -66,8 +66,8 @@ impl VirtualHost {
         channel.unacked.put_back(settlements.iter().map(|&(unacked, _)| unacked));
         if !settlements.is_empty() {
             // All that is unacked was put in order again.
-            let units = u32::try_from(channel.unacked.len() / STEPS_PER_UNIT).unwrap_or(u32::MAX);
-            self.units = self.units.saturating_sub(units);
+            let unacked = channel.unacked.len();
+            self.spend(unacked / STEPS_PER_UNIT);
         }
         // The timer may have come and gone without them.
         let deadlines = settlements.iter().filter_map(|(unacked, _)| self.deadline(from, id, unacked));

@@ -3,7 +3,7 @@
 //! Owns: counting, in queues of type quorum; the limit on failures, argument `x-delivery-limit`; the headers
 //! `x-acquired-count` and `x-delivery-count`, which a delivery carries that is not the first.
 
-use leveret_amqp::{ContentHeader, FieldTable, Value};
+use leveret_amqp::{FieldTable, Value};
 use smallvec::smallvec;
 
 use crate::change::{Change, DeathReason, Tries};
@@ -64,9 +64,5 @@ pub(super) fn with_tries(message: &Message, tries: Tries) -> Message {
             table.field("x-delivery-count", Value::I64(tries.failed.into()));
         }
     });
-    let told = told.as_table().sorted();
-    let mut properties = header.properties;
-    properties.headers = Some(told.as_table());
-    let header = ContentHeader { properties, ..header };
-    message.rewritten(message.route_strings(), message.hidden_keys(), &header, message.history())
+    message.rewritten(message.route_strings(), message.hidden_keys(), header, &told, message.history())
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use leveret_amqp::{Array, ContentHeader, FieldTable, ShortStr, Table, Value};
+use leveret_amqp::{Array, BasicProperties, ContentHeader, FieldTable, ShortStr, Table, Value};
 
 use crate::change::DeathReason;
 use crate::message::{History, Message};
@@ -73,17 +73,12 @@ pub(super) fn with_death(
                 .field(&format!("{which}-reason"), Value::LongStr(death.reason.as_str().as_bytes()));
         }
     });
-    // RabbitMQ sorts the headers to which it adds some.
-    let told = told.as_table().sorted();
-    let mut properties = header.properties;
-    properties.headers = Some(told.as_table());
-    properties.expiration = None;
-
+    let properties = BasicProperties { expiration: None, ..header.properties };
     let header = ContentHeader { properties, ..*header };
     let (_, routing_key) = message.route_strings();
     let route = (to.exchange, to.routing_key.unwrap_or(routing_key));
     let hidden_keys = message.hidden_keys().filter(|_| to.routing_key.is_none());
-    message.rewritten(route, hidden_keys, &header, History::Deaths)
+    message.rewritten(route, hidden_keys, header, &told, History::Deaths)
 }
 
 /// The queues in which a message was and from which it came without any client's doing: nobody has rejected it since.

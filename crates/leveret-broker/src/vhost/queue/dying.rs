@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Position;
 use crate::change::DeathReason;
-use crate::limits::{BODY_OVERHEAD_BYTES, READ_AHEAD_ENTRIES};
+use crate::limits::READ_AHEAD_ENTRIES;
 use crate::memory::{Lease, Meter};
 use crate::message::Message;
 use crate::moment::Deadline;
@@ -54,7 +54,7 @@ impl Letter {
     fn memory(&self) -> usize {
         DYING_BYTES
             + match &self.body {
-                Body::Here(message) => body_bytes(message),
+                Body::Here(message) => message.memory(),
                 Body::InQueue | Body::AskedFor => 0,
             }
     }
@@ -206,7 +206,7 @@ impl Dying {
     pub(crate) fn restore(&mut self, position: Position, message: Message) -> Option<Message> {
         let Some(letter) = self.messages.get_mut(&position) else { return Some(message) };
         if !matches!(letter.body, Body::Here(_)) {
-            self.memory.take(body_bytes(&message));
+            self.memory.take(message.memory());
             letter.body = Body::Here(message);
         }
         None
@@ -223,10 +223,6 @@ impl Dying {
         }
         true
     }
-}
-
-fn body_bytes(message: &Message) -> usize {
-    message.bytes() + BODY_OVERHEAD_BYTES
 }
 
 #[cfg(test)]

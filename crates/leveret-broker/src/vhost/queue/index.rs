@@ -1,6 +1,6 @@
-//! The messages of one queue in their order: the durable part of a queue.
+//! The messages of one priority in one queue, in their order: the durable part of a level.
 //!
-//! Owns: which messages lie in the queue, at which position, when they expire, how many they are, and what memory they
+//! Owns: which messages lie there, at which position, when they expire, how many they are, and what memory they
 //! take.
 //! Must not know: who consumes, what is delivered, what comes next.
 //! Invariant: positions grow and are never given twice; a settled entry never comes back.
@@ -18,7 +18,7 @@ use std::ops::Range;
 use self::due::Due;
 use self::packed::Packed;
 pub(crate) use crate::change::QueuePosition as Position;
-use crate::limits::{BODY_OVERHEAD_BYTES, PAGE_ENTRIES};
+use crate::limits::PAGE_ENTRIES;
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
@@ -42,7 +42,7 @@ impl Body {
         if let Body::Resident(message) = self
             && message.begin_hold()
         {
-            meter.add(message.bytes() + BODY_OVERHEAD_BYTES);
+            meter.add(message.memory());
         }
     }
 
@@ -51,7 +51,7 @@ impl Body {
         if let Body::Resident(message) = self
             && message.end_hold()
         {
-            meter.subtract(message.bytes() + BODY_OVERHEAD_BYTES);
+            meter.subtract(message.memory());
         }
     }
 }
@@ -357,7 +357,7 @@ impl Index {
         }
     }
 
-    /// Packs the last page, if it is full and no body of it is in memory.
+    /// Packs the last page, which is full, if no body of it is in memory.
     fn pack_last(&mut self) {
         if let Some(page) = self.pages.back_mut().and_then(Option::as_deref_mut)
             && let Page::Open(open) = page

@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 use crate::change::JournalPosition;
+use crate::limits::BODY_OVERHEAD_BYTES;
 use crate::message::DeliveryMode;
 
 fn entry(id: u64) -> Entry {

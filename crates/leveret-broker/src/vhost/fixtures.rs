@@ -1,0 +1,25 @@
+//! What unit tests of a virtual host begin with.
+
+use std::time::Duration;
+
+use crate::message::{DeliveryMode, History, Message};
+use crate::moment::Moment;
+use crate::vhost::{Sweep, VirtualHost};
+
+/// So many seconds after the beginning, by both clocks.
+pub(crate) fn at(seconds: u64) -> Moment {
+    let time = Duration::from_secs(seconds);
+    Moment { monotonic: time, wall: time }
+}
+
+/// A persistent one with two bytes.
+pub(crate) fn message() -> Message {
+    let block = [0, 0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i'];
+    Message::from_parts(&block, 2, 16, DeliveryMode::Persistent, History::None).unwrap()
+}
+
+/// Lets go of all bodies that may go.
+pub(crate) fn evict(vhost: &mut VirtualHost, may_go: impl Fn(&Message) -> bool) {
+    let mut sweep = Sweep::default();
+    while vhost.evict(&mut sweep, 0, |_, message| may_go(message)) {}
+}

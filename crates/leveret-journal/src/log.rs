@@ -337,31 +337,18 @@ impl Log {
             streams: self.streams.clone(),
         };
         let least = header.bytes() as u64 + needed;
-        let spare = match size {
-            // It gives the rest back when the next one has been begun, and so tells that there was one.
-            Size::Header => self
-                .spares
-                .make(least + BATCH_HEADER_BYTES as u64)
-                .or_else(|error| self.spares.take(least).ok_or(error)),
-            Size::Segment => self
-                .spares
-                .take(least)
-                .map_or_else(|| self.spares.make_larger(self.spares.segment_bytes().max(least), least), Ok),
-        };
-        let spare = match spare {
-            Err(error) if is_full(&error) || has_no_descriptor(&error) => {
-                return Err(LogError::Full(error.to_string()));
+        let (file, length) = match self.begin(&header, least, size) {
+            // A name may need a block of the folder. The room of the file that was to have it is free now.
+            Err(error) if is_full(&error) => self.begin(&header, least, size),
+            begun => begun,
+        }
+        .map_err(|error| {
+            if is_full(&error) || has_no_descriptor(&error) {
+                LogError::Full(error.to_string())
+            } else {
+                self.fail(&error)
             }
-            spare => spare.map_err(|error| self.fail(&error))?,
-        };
-        let name = spare.name.clone();
-        let (file, length) = match begin_segment(&*self.disk, &header, spare) {
-            // Without a file system that takes room beforehand.
-            Err(error) if is_full(&error) && self.disk.remove(&name).is_ok() => {
-                return Err(LogError::Full(error.to_string()));
-            }
-            begun => begun.map_err(|error| self.fail(&error))?,
-        };
+        })?;
         let previous = std::mem::replace(&mut self.file, file);
         if self.end < self.length {
             end_segment(&*previous, self.end).map_err(|error| self.fail(&error))?;
@@ -374,6 +361,29 @@ impl Log {
         self.end = header.bytes() as u64;
         self.length = length;
         Ok(())
+    }
+
+    /// Begins a segment with so many bytes at `least`, and says how long it is. If there is no room for it, nothing is left of it.
+    fn begin(&self, header: &SegmentHeader, least: u64, size: Size) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+        let spare = match size {
+            // It gives the rest back when the next one has been begun, and so tells that there was one.
+            Size::Header => self
+                .spares
+                .make(least + BATCH_HEADER_BYTES as u64)
+                .or_else(|error| self.spares.take(least).ok_or(error)),
+            Size::Segment => self
+                .spares
+                .take(least)
+                .map_or_else(|| self.spares.make_larger(self.spares.segment_bytes().max(least), least), Ok),
+        }?;
+        let name = spare.name.clone();
+        let begun = begin_segment(&*self.disk, header, spare);
+        if let Err(error) = &begun
+            && is_full(error)
+        {
+            self.disk.remove(&name).map_err(|left| io::Error::other(format!("{error}; {left}")))?;
+        }
+        begun
     }
 
     /// Whether anything is taken.

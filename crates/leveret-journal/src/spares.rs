@@ -164,6 +164,10 @@ impl Spares {
 
     /// Makes one with so many bytes ready.
     fn make_ready(&self, bytes: u64) -> io::Result<()> {
+        // What is tried in vain takes all that is free for a moment, and others may need a block of it.
+        if self.free_bytes().is_ok_and(|free| free < bytes) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let spare = self.make(bytes)?;
         // Its room is on the disk before anybody counts on it, and whoever takes it does not wait for that.
         if let Err(error) = spare.file.sync() {

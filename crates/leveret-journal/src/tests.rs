@@ -20,6 +20,8 @@ struct MemoryDisk {
     refusal: Arc<Mutex<Option<Refusal>>>,
     /// Bytes that there is room for.
     room: Arc<Mutex<Option<u64>>>,
+    /// Bytes of it that the folder takes for its next name.
+    folder_needs: Arc<Mutex<u64>>,
     /// A range of one file that cannot be read.
     unreadable: Arc<Mutex<Option<(String, Sectors)>>>,
     /// Whether the process has as many files open as it may.
@@ -121,6 +123,10 @@ impl Disk for MemoryDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         spend(&self.refusal)?;
+        if let Some(room) = &mut *self.room.lock().unwrap() {
+            *room = room.checked_sub(*self.folder_needs.lock().unwrap()).ok_or(io::ErrorKind::StorageFull)?;
+            *self.folder_needs.lock().unwrap() = 0;
+        }
         let mut files = self.files.lock().unwrap();
         let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         files.insert(to.into(), file);
@@ -486,6 +492,38 @@ fn without_room_for_a_segment_nothing_is_written_and_it_may_be_tried_again() {
     drop(log);
     *disk.room.lock().unwrap() = None;
     assert_eq!(open(&disk, SMALL).1, records(1, 2, 800));
+}
+
+#[test]
+fn the_folder_of_a_full_disk_takes_the_room_of_a_spare_for_a_name() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    log.spares().keep(2, 2).unwrap();
+    append(&mut log, 1, 1, 800).unwrap();
+    *disk.room.lock().unwrap() = Some(0);
+    *disk.folder_needs.lock().unwrap() = 512;
+    append(&mut log, 2, 2, 800).unwrap();
+    assert_eq!((log.spares().count(), *disk.room.lock().unwrap()), (0, Some(512)));
+    *disk.folder_needs.lock().unwrap() = 2000;
+    assert!(matches!(append(&mut log, 3, 3, 800), Err(LogError::Full(_))));
+    *disk.room.lock().unwrap() = None;
+    append(&mut log, 3, 3, 800).unwrap();
+    drop(log);
+    assert_eq!(open(&disk, SMALL).1, records(1, 3, 800));
+}
+
+#[test]
+fn who_makes_files_ready_leaves_a_full_disk_what_is_free() {
+    let disk = MemoryDisk::default();
+    let (log, _, _) = open(&disk, MIDDLE);
+    *disk.room.lock().unwrap() = Some(4096);
+    // Every file that was tried has a number of its own.
+    assert!(log.spares().keep(1, 1).is_err());
+    *disk.room.lock().unwrap() = None;
+    let names = || disk.snapshot().into_keys().filter(|name| name.starts_with("spare")).collect::<Vec<_>>();
+    assert_eq!(names(), [""; 0]);
+    log.spares().keep(1, 1).unwrap();
+    assert_eq!(names(), ["spare-2"]);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::journal::{Growth, Orders, WriterEnded};
 use crate::limits::{
     CHECKPOINT_GROWTH, CHECKPOINT_GROWTH_MIN, CHECKPOINT_INTERVALS_MAX, CHECKPOINT_LIVING_PART,
     CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, DISK_SHORT_LOOK_EVERY, ENQUEUED_RECORD_BYTES,
-    MESSAGE_RECORD_BYTES, SHORT_REST_FACTOR,
+    FULL_RETRY_EVERY, MESSAGE_RECORD_BYTES, SHORT_REST_FACTOR,
 };
 use crate::recovery::NODE_STREAM;
 use crate::space::Shortage;
@@ -124,6 +124,8 @@ struct Next {
     others: Option<u64>,
     /// What the last one took passed a few times, so that a disk that is short of room has time for others.
     rested: Instant,
+    /// Since then no checkpoint found room.
+    refused: Option<Instant>,
 }
 
 impl Written {
@@ -144,7 +146,7 @@ impl Thread {
         let recovered = recovered.collect::<Option<BTreeMap<_, _>>>();
         let mut last = recovered.map(|at| Begun { at, offset: 0, others: None });
         let messages = hubs.iter().map(|hub| hub.durable_messages()).sum();
-        let mut next = Next { at: *segment_bytes, messages, others: None, rested: Instant::now() };
+        let mut next = Next { at: *segment_bytes, messages, others: None, rested: Instant::now(), refused: None };
         let mut own = 0;
         while self.wait(&next, own) {
             let (began, others, short) = (Instant::now(), self.changes() - own, shortage.time());
@@ -155,13 +157,14 @@ impl Thread {
             next.rested = Instant::now() + began.elapsed() * SHORT_REST_FACTOR;
             match outcome {
                 Outcome::Whole => {
+                    next.refused = None;
                     let alone = short.is_some() && short == shortage.time();
                     shortage.set_checkpoint(written.bytes, written.messages, alone);
                 }
                 Outcome::NoRoom => {
-                    shortage.set_unfinished(written.bytes, written.messages);
-                    orders.set_acks_wait(false);
-                    let _ = self.woken.recv_timeout(CHECKPOINT_LOOK_EVERY);
+                    shortage.set_unfinished(bytes, messages);
+                    next.refused.get_or_insert(began);
+                    let _ = self.woken.recv_timeout(FULL_RETRY_EVERY);
                     continue;
                 }
                 Outcome::Stopped => break,
@@ -206,7 +209,9 @@ impl Thread {
             // What was settled since takes room until two checkpoints know of it.
             let is_due = is_short && next.others.is_none_or(|others| self.changes() - own > others);
             // Where none wins room, those who ack have nothing to wait for.
-            let (is_scarce, is_vain) = (orders.is_scarce(), is_short && (!is_due || shortage.is_out()));
+            let is_refused = next.refused.is_some_and(|since| since.elapsed() >= CHECKPOINT_LOOK_EVERY);
+            let (is_scarce, is_vain) =
+                (orders.is_scarce(), is_refused || (is_short && (!is_due || shortage.is_out())));
             orders.set_acks_wait(!is_scarce || !is_vain);
             let is_rested = is_scarce || Instant::now() >= next.rested;
             if !shortage.is_out() && (is_grown || (is_due && is_rested)) {

@@ -86,9 +86,11 @@ impl Shortage {
         *sizes = Sizes { kept: [sizes.kept[1], kept], measured: (bytes, messages as u64) };
     }
 
-    /// One that was given up took so many bytes for so many messages.
+    /// One that was given up took so many bytes for so many messages. One that was not begun tells nothing.
     pub(crate) fn set_unfinished(&self, bytes: u64, messages: usize) {
-        self.checkpoints.lock().measured = (bytes, messages as u64);
+        if messages > 0 {
+            self.checkpoints.lock().measured = (bytes, messages as u64);
+        }
     }
 }
 
@@ -236,5 +238,7 @@ mod tests {
         assert!(sizes(10).0 < 300, "what was drained needs little");
         shortage.set_unfinished(2000, 100);
         assert_eq!(sizes(110), (6240, 4440), "they take more than was thought");
+        shortage.set_unfinished(0, 0);
+        assert_eq!(sizes(110), (6240, 4440), "it did not come so far as to measure anything");
     }
 }

@@ -3,9 +3,6 @@
 
 use std::time::Duration;
 
-/// Largest frame payload before `connection.tune-ok`, in bytes. RabbitMQ 4.1: `initial_frame_max`. 501 and close.
-pub const INITIAL_FRAME_BYTES_MAX: u32 = 8192;
-
 /// Largest body any configuration allows, in bytes. RabbitMQ: the hard cap of `max_message_size`. Connection 501.
 pub const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 

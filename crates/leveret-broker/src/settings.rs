@@ -13,6 +13,8 @@ pub struct Settings {
     pub cluster_name: String,
     /// `frame_max`: largest frame, in bytes, 4096 or more. Default 131072.
     pub frame_max: u32,
+    /// `initial_frame_max`: largest frame before `connection.tune-ok`, in bytes, 4096 or more. Default 8192. RabbitMQ 4.1.
+    pub initial_frame_max: u32,
     /// `channel_max`: channels of one connection, 1 or more. Default 2047.
     pub channel_max: u16,
     /// `heartbeat`: what the server proposes, in seconds; 0 is none. Default 60.
@@ -33,6 +35,7 @@ impl Default for Settings {
             version: env!("CARGO_PKG_VERSION").into(),
             cluster_name: "leveret".into(),
             frame_max: 131_072,
+            initial_frame_max: 8192,
             channel_max: 2047,
             heartbeat: 60,
             handshake_timeout: Duration::from_secs(10),

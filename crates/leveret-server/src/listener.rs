@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
-use crate::limits::{BACKLOG, FREE_PORT_TRIES};
+use crate::limits::FREE_PORT_TRIES;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +34,11 @@ pub(crate) const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAdd
 /// Listens on the same port of all addresses. Port 0 stands for one that is free on all of them.
 ///
 /// Without addresses it listens on loopback; there, a machine without IPv6 is no error.
-pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, BindError> {
+pub(crate) fn bind(addresses: &[IpAddr], port: u16, backlog: u32) -> Result<Vec<TcpListener>, BindError> {
     check_overlap(addresses)?;
     let tries = if port == 0 { FREE_PORT_TRIES } else { 1 };
     for _ in 0..tries {
-        match bind_once(addresses, port) {
+        match bind_once(addresses, port, backlog) {
             Err(BindError::InUse(..)) if port == 0 => {}
             other => return other,
         }
@@ -59,13 +59,13 @@ fn check_overlap(addresses: &[IpAddr]) -> Result<(), BindError> {
     Ok(())
 }
 
-fn bind_once(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, BindError> {
+fn bind_once(addresses: &[IpAddr], port: u16, backlog: u32) -> Result<Vec<TcpListener>, BindError> {
     let (addresses, is_default) = if addresses.is_empty() { (&LOOPBACK[..], true) } else { (addresses, false) };
     let mut listeners: Vec<TcpListener> = Vec::new();
     for &ip in addresses {
         let port = listeners.first().and_then(|first| first.local_addr().ok()).map_or(port, |first| first.port());
         let address = SocketAddr::new(ip, port);
-        match listen(address) {
+        match listen(address, backlog) {
             Ok(listener) => listeners.push(listener),
             Err(error) if is_default && ip.is_ipv6() && is_missing(&error) => {
                 tracing::info!("no IPv6 on this machine: listening on 127.0.0.1 only");
@@ -77,14 +77,14 @@ fn bind_once(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, BindEr
     Ok(listeners)
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     if address.is_ipv6() {
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(backlog)
 }
 
 fn is_missing(error: &io::Error) -> bool {

@@ -19,7 +19,9 @@ use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::hub::Hub;
 use crate::journal::{Stream, Writer};
-use crate::limits::{ACCEPT_PAUSE, DISK_FREE_LIMIT, MEMORY_LIMIT_MIN, MEMORY_LIMIT_PERCENT, SHUTDOWN_TIMEOUT};
+use crate::limits::{
+    ACCEPT_PAUSE, BACKLOG, DISK_FREE_LIMIT, MEMORY_LIMIT_MIN, MEMORY_LIMIT_PERCENT, SHUTDOWN_TIMEOUT,
+};
 use crate::listener::{self, BindError};
 use crate::memory::{self, Memory};
 use crate::peer;
@@ -43,6 +45,8 @@ pub struct ServerConfig {
     pub bind: Vec<IpAddr>,
     /// Port for AMQP; 0 means one that is free on all addresses.
     pub amqp_port: u16,
+    /// Connections that wait to be accepted, 1 or more. Default 1024.
+    pub backlog: u32,
     /// Where durable things go.
     pub storage: Storage,
     /// Bytes of one file of the journal, 1 MiB or more. Default 64 MiB; the first one is small.
@@ -61,6 +65,7 @@ impl Default for ServerConfig {
         ServerConfig {
             bind: Vec::new(),
             amqp_port: 0,
+            backlog: BACKLOG,
             storage: Storage::InMemory,
             segment_bytes: SEGMENT_BYTES_DEFAULT,
             memory_limit: MemoryLimit::default(),
@@ -165,7 +170,7 @@ impl Server {
             Storage::InMemory => None,
             Storage::Folder(folder) => Some((folder.clone(), DataDir::lock(folder)?)),
         };
-        let listeners = listener::bind(&config.bind, config.amqp_port)?;
+        let listeners = listener::bind(&config.bind, config.amqp_port, config.backlog)?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
         let (mut keeping, mut spacing, mut data_dir) = (None, None, None);

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use leveret_server::{Condition, DataDirError};
 
+use crate::configuration::DATA_DIR;
+
 const REPAIRABLE: u8 = 1;
 const DAMAGED: u8 = 2;
 /// `EX_CANTCREAT` of sysexits.h, as for `leveret serve`.
@@ -21,7 +23,7 @@ const IN_USE: u8 = 73;
 #[command(after_help = "Example:\n  leveret check --data-dir leveret-data")]
 pub(crate) struct Check {
     /// The folder of the broker
-    #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR", default_value = "leveret-data")]
+    #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR", default_value = DATA_DIR)]
     data_dir: PathBuf,
 }
 

@@ -72,6 +72,6 @@ mod tests {
     fn no_command_means_serve() {
         let cli = Cli::parse_from(["leveret", "--amqp-port", "0"]);
         assert!(cli.command.is_none());
-        assert_eq!(cli.serve.amqp_port, Some(0));
+        assert_eq!(cli.serve.amqp_port, Some("0".into()));
     }
 }

@@ -3,18 +3,17 @@
 //! Exit codes: 0 stopped in good order, 1 could not start, 2 a bad option, 73 the data folder is in use, 74 the journal
 //! could not be written.
 
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bytesize::ByteSize;
+use clap::ArgMatches;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, ValueEnum};
 use leveret_server::{
-    BindError, DataDirError, MemoryLimit, PROGRESS, PROGRESS_LINE, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX,
-    SEGMENT_BYTES_MIN, Server, ServerConfig, ServerHandle, StartError, Storage,
+    BindError, DataDirError, PROGRESS, PROGRESS_LINE, Server, ServerConfig, ServerHandle, StartError,
 };
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -22,7 +21,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
-use crate::configuration;
+use crate::configuration::{self, AMQP_PORT, Assignment, Configuration, ConfigurationError, Origin};
 use crate::heap;
 use crate::progress::{Above, Bar};
 
@@ -37,91 +36,95 @@ const JOURNAL_FAILED: u8 = 74;
 /// Log lines that wait to be written; room for them is taken at the start.
 const LOG_LINES_MAX: usize = 4096;
 
-/// The port that AMQP 0-9-1 has at IANA.
-const AMQP_PORT: u16 = 5672;
-
 /// Starts the broker.
 ///
 /// Example: leveret serve --in-memory --amqp-port 0
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = configuration::help())]
 pub(crate) struct Serve {
     /// The folder where durable queues, exchanges and messages are kept, made if it is missing and locked while the
-    /// broker runs [default: ./leveret-data]
+    /// broker runs [default: leveret-data]
     #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
+    data_dir: Option<OsString>,
     /// Keep everything in memory; no file is touched, nothing outlives the broker
-    #[arg(long, env = "LEVERET_IN_MEMORY", value_parser = is_set)]
-    pub(crate) in_memory: bool,
-    /// Bytes of one file of the journal, from 1048576 (1 MiB); the first file is small
-    #[arg(long, value_name = "BYTES", env = "LEVERET_SEGMENT_SIZE", default_value_t = SEGMENT_BYTES_DEFAULT,
-          value_parser = clap::value_parser!(u64).range(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX))]
-    pub(crate) segment_size: u64,
+    #[arg(long, env = "LEVERET_IN_MEMORY", num_args = 0, default_missing_value = "true")]
+    in_memory: Option<OsString>,
+    /// Bytes of one file of the journal, from 1MiB to 1GiB; the first file is small [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "LEVERET_SEGMENT_SIZE")]
+    segment_size: Option<OsString>,
     /// Memory the broker may use, for example 256MiB, 1GB or 40% (of the machine's or, if that is less, of the control
-    /// group's); at least 32MiB
-    #[arg(long, value_name = "SIZE", env = "LEVERET_MEMORY_LIMIT", default_value = "40%", value_parser = memory_limit)]
-    pub(crate) memory_limit: MemoryLimit,
+    /// group's); at least 32MiB [default: 40%]
+    #[arg(long, value_name = "SIZE", env = "LEVERET_MEMORY_LIMIT")]
+    memory_limit: Option<OsString>,
     /// Bytes that must be free where the data folder is, for example 50MB or 1GiB; with less, publishers wait
-    #[arg(long, value_name = "SIZE", env = "LEVERET_DISK_FREE_LIMIT", default_value = "50MB", value_parser = disk_free_limit)]
-    pub(crate) disk_free_limit: u64,
-    /// An address to listen on; may be given several times, in the variable separated by commas
+    /// [default: 50MB]
+    #[arg(long, value_name = "SIZE", env = "LEVERET_DISK_FREE_LIMIT")]
+    disk_free_limit: Option<OsString>,
+    /// An address to listen on; may be given several times, or several separated by commas
     /// [default: both loopback addresses]
     #[arg(long, value_name = "ADDR", env = "LEVERET_BIND")]
-    pub(crate) bind: Vec<String>,
+    bind: Vec<OsString>,
     /// The port for AMQP; 0 picks a free one [default: 5672]
     #[arg(long, value_name = "N", env = "LEVERET_AMQP_PORT")]
-    pub(crate) amqp_port: Option<u16>,
+    pub(crate) amqp_port: Option<OsString>,
     /// The port for the management API; nothing listens there yet [default: 15672]
     #[arg(long, value_name = "N", env = "LEVERET_MANAGEMENT_PORT")]
-    pub(crate) management_port: Option<u16>,
-    /// The least level that is logged, to standard error
-    #[arg(long, value_name = "LEVEL", env = "LEVERET_LOG_LEVEL", value_enum, default_value_t = LogLevel::Info)]
-    pub(crate) log_level: LogLevel,
-    /// A setting by RabbitMQ's name, for example heartbeat=30; may be given several times, in the variable separated
+    management_port: Option<OsString>,
+    /// The least level that is logged, to standard error: none, error, warning, info or debug [default: info]
+    #[arg(long, value_name = "LEVEL", env = "LEVERET_LOG_LEVEL")]
+    log_level: Option<OsString>,
+    /// A setting, for example heartbeat=30 (--help lists all keys); may be given several times, in the variable separated
     /// by commas
     #[arg(long, value_name = "KEY=VALUE", env = "LEVERET_SET")]
-    pub(crate) set: Vec<String>,
-    /// A TOML file with settings, one `key = value` a line
+    set: Vec<String>,
+    /// A TOML file with the same settings, one `key = value` a line; variables and options win over it
     #[arg(long, value_name = "FILE", env = "LEVERET_CONFIG")]
-    pub(crate) config: Option<PathBuf>,
+    config: Option<PathBuf>,
 }
 
-/// How much is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogLevel {
-    /// Nothing.
-    None,
-    /// What needs somebody's attention.
-    Error,
-    /// Also what may be a mistake of a client.
-    Warning,
-    /// Also connections opened and closed.
-    Info,
-    /// Also every detail.
-    Debug,
-}
-
-impl From<LogLevel> for LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::None => LevelFilter::OFF,
-            LogLevel::Error => LevelFilter::ERROR,
-            LogLevel::Warning => LevelFilter::WARN,
-            LogLevel::Info => LevelFilter::INFO,
-            LogLevel::Debug => LevelFilter::DEBUG,
-        }
+impl Serve {
+    /// What options and variables set.
+    fn assignments(&self, matches: &ArgMatches) -> Result<Vec<Assignment>, ConfigurationError> {
+        let is_typed = |option: &str| matches.value_source(option) == Some(ValueSource::CommandLine);
+        let bind = (!self.bind.is_empty()).then(|| self.bind.join(OsStr::new(",")));
+        let options = [
+            ("data_dir", &self.data_dir),
+            ("in_memory", &self.in_memory),
+            ("segment_size", &self.segment_size),
+            ("memory_limit", &self.memory_limit),
+            ("disk_free_limit", &self.disk_free_limit),
+            ("bind", &bind),
+            ("amqp_port", &self.amqp_port),
+            ("management_port", &self.management_port),
+            ("log_level", &self.log_level),
+        ];
+        let options = options.into_iter().filter_map(|(key, value)| {
+            let origin = if is_typed(key) { Origin::Option } else { Origin::Variable };
+            Some(Ok(Assignment::new(origin, key, value.as_ref()?)))
+        });
+        // What is typed does not hide the variable, which may set something else.
+        let variable = env::var_os("LEVERET_SET").unwrap_or_default();
+        let variable = variable.to_str().ok_or(ConfigurationError::NotUtf8)?;
+        let variable = variable.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let variable = variable.map(|text| Assignment::parse(Origin::SetVariable, text));
+        let typed = self.set.iter().filter(|_| is_typed("set"));
+        let typed = typed.map(|text| Assignment::parse(Origin::Set, text));
+        options.chain(variable).chain(typed).collect()
     }
 }
 
 pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
-    let config = match server_config(serve, matches) {
-        Ok(config) => config,
+    let assignments = serve.assignments(matches);
+    let configuration = assignments.and_then(|given| Configuration::new(serve.config.as_deref(), given));
+    let Configuration { server: config, log_level, .. } = match configuration {
+        Ok(configuration) => configuration,
         Err(error) => return fail(BAD_OPTION, &error),
     };
     // Before the log starts a thread.
     heap::share_one();
     // A log that nobody reads must not stop the broker: lines that find no room are dropped.
     let log = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
-    let (level, is_terminal) = (LevelFilter::from(serve.log_level), io::stderr().is_terminal());
+    let (level, is_terminal) = (LevelFilter::from(log_level), io::stderr().is_terminal());
     // On a terminal, a bar is in the place of the lines that say how far a recovery is.
     let bar = (is_terminal && level >= LevelFilter::INFO).then(Bar::new);
     let line_level = if bar.is_some() { LevelFilter::OFF } else { level };
@@ -178,53 +181,6 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
     }
 }
 
-fn server_config(serve: &Serve, matches: &ArgMatches) -> Result<ServerConfig, String> {
-    let assignments = list(&serve.set, matches, "set");
-    let settings = configuration::settings(serve.config.as_deref(), &assignments).map_err(|e| e.to_string())?;
-    let bind = list(&serve.bind, matches, "bind").iter().map(|text| address(text)).collect::<Result<_, _>>()?;
-    let amqp_port = serve.amqp_port.unwrap_or(AMQP_PORT);
-    if amqp_port != 0 && serve.management_port == Some(amqp_port) {
-        return Err(format!("--amqp-port and --management-port are both {amqp_port}; choose two ports"));
-    }
-    Ok(ServerConfig {
-        bind,
-        amqp_port,
-        storage: storage(serve, matches)?,
-        segment_bytes: serve.segment_size,
-        memory_limit: serve.memory_limit,
-        disk_free_limit: serve.disk_free_limit,
-        settings,
-    })
-}
-
-/// The values of an option; what a variable holds is split at its commas.
-fn list(values: &[String], matches: &ArgMatches, option: &str) -> Vec<String> {
-    if matches.value_source(option) != Some(ValueSource::EnvVariable) {
-        return values.to_vec();
-    }
-    let parts = values.iter().flat_map(|value| value.split(','));
-    parts.map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
-}
-
-fn address(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| format!("--bind takes an IP address such as 127.0.0.1 or ::1; '{text}' is none"))
-}
-
-/// An option on the command line wins over the variable of the other one.
-fn storage(serve: &Serve, matches: &ArgMatches) -> Result<Storage, String> {
-    let folder = serve.data_dir.clone().filter(|folder| !folder.as_os_str().is_empty());
-    let is_typed = |option: &str| matches.value_source(option) == Some(ValueSource::CommandLine);
-    match (serve.in_memory, folder) {
-        (false, folder) => Ok(Storage::Folder(folder.unwrap_or_else(|| "leveret-data".into()))),
-        (true, None) => Ok(Storage::InMemory),
-        (true, Some(folder)) => match (is_typed("in_memory"), is_typed("data_dir")) {
-            (true, false) => Ok(Storage::InMemory),
-            (false, true) => Ok(Storage::Folder(folder)),
-            _ => Err("--in-memory and --data-dir exclude each other; leave one out".into()),
-        },
-    }
-}
-
 /// Says that connections are accepted, in the words that people and container tools wait for.
 fn announce(server: &ServerHandle) {
     let url = server.url();
@@ -232,7 +188,7 @@ fn announce(server: &ServerHandle) {
     let mut stdout = io::stdout();
     if stdout.is_terminal() {
         text.push_str("Log in as guest, password guest, from this machine. Try, in another terminal:\n");
-        let program = std::env::args().next().unwrap_or_else(|| "leveret".into());
+        let program = env::args().next().unwrap_or_else(|| "leveret".into());
         let port = server.addresses().first().map_or(AMQP_PORT, std::net::SocketAddr::port);
         let broker = if port == AMQP_PORT { String::new() } else { format!(" --url {url}") };
         for command in ["declare queue hello", "publish hello 'Hello, World!'", "get hello"] {
@@ -282,36 +238,5 @@ impl StopSignals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
-    }
-}
-
-/// The variable of a flag.
-fn is_set(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "true" => Ok(true),
-        "0" | "false" => Ok(false),
-        _ => Err("it is 1 or true, or 0 or false".to_owned()),
-    }
-}
-
-/// A size with or without a unit.
-fn disk_free_limit(text: &str) -> Result<u64, String> {
-    let size = text.parse::<ByteSize>();
-    size.map(|size| size.as_u64())
-        .map_err(|_| "a size is a number with a unit, for example 50MB or 1GiB".to_owned())
-}
-
-/// A size with or without a unit, or a part of the memory there is.
-fn memory_limit(text: &str) -> Result<MemoryLimit, String> {
-    if let Some(percent) = text.strip_suffix('%') {
-        return match percent.trim().parse() {
-            Ok(percent @ 1..=100) => Ok(MemoryLimit::Percent(percent)),
-            _ => Err("a part is from 1% to 100%".to_owned()),
-        };
-    }
-    match text.parse::<ByteSize>() {
-        Ok(size) if size >= ByteSize::mib(32) => Ok(MemoryLimit::Bytes(size.as_u64())),
-        Ok(_) => Err("the broker needs at least 32MiB".to_owned()),
-        Err(_) => Err("a size is a number with a unit, for example 256MiB or 1GB, or a part like 40%".to_owned()),
     }
 }

@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -158,6 +159,96 @@ mod starting {
     }
 
     #[test]
+    fn what_is_set_on_the_command_line_does_not_hide_other_settings_of_the_variable() {
+        let broker = leveret(&["--in-memory", "--set", "amqp_port=0", "--set", "product=typed"])
+            .env("LEVERET_SET", "product=variable, version=variable")
+            .start();
+        let connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
+        let properties = connection.server_properties();
+        assert_eq!(properties.get("product"), Some(Value::LongStr(b"typed")));
+        assert_eq!(properties.get("version"), Some(Value::LongStr(b"variable")));
+    }
+
+    /// A broker in a folder of its own, with this configuration file and no option but the port.
+    fn start_with(file: &str) -> Broker {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("leveret.toml");
+        fs::write(&path, file).unwrap();
+        leveret(&["--amqp-port", "0", "--config", path.to_str().unwrap()]).start()
+    }
+
+    #[test]
+    fn every_option_may_stand_in_the_file() {
+        let broker = start_with("in_memory = true\nbind = ['127.0.0.2', '127.0.0.3']\nlog_level = 'none'");
+        assert!(can_connect("127.0.0.2", broker.port()) && can_connect("127.0.0.3", broker.port()));
+        assert!(!can_connect("127.0.0.1", broker.port()));
+        assert_eq!(fs::read_dir(broker.process.folder.path()).unwrap().count(), 0, "no file is touched");
+        assert_eq!(broker.stop().stderr, "Server startup complete; 0 plugins started.\n");
+
+        let broker = start_with("data_dir = 'data'\nsegment_size = '1MiB'\ndisk_free_limit = '9000PB'");
+        let segment = broker.process.folder.path().join("data/0000000001.segment");
+        assert!(segment.is_file());
+        broker.process.stderr.wait_for("low on disk", "the limit");
+    }
+
+    #[test]
+    fn rabbitmq_names_for_options_have_the_same_effect() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("leveret.toml");
+        let listeners =
+            "listeners.tcp.1 = '127.0.0.2:0'\nlisteners.tcp.2 = '127.0.0.3:0'\n[log.console]\nlevel = 'none'";
+        fs::write(&file, listeners).unwrap();
+        let broker = leveret(&["--in-memory", "--config", file.to_str().unwrap()]).start();
+        assert!(can_connect("127.0.0.2", broker.port()) && can_connect("127.0.0.3", broker.port()));
+        assert!(!can_connect("127.0.0.1", broker.port()));
+        assert_eq!(broker.stop().stderr, "Server startup complete; 0 plugins started.\n");
+
+        let broker = leveret(&["--amqp-port", "0", "--set", "disk_free_limit.absolute=9000PB"]).start();
+        broker.process.stderr.wait_for("low on disk", "the limit");
+
+        let port = broker.port().to_string();
+        let (code, error) = refused(&["--in-memory", "--set", &format!("listeners.tcp.default={port}")]);
+        assert_eq!(code, 1, "{error}");
+        assert!(error.contains(&format!("port {port} is already in use")), "{error}");
+        let ports = ["listeners.tcp.default=7", "management.tcp.port=7"];
+        let (code, error) = refused(&["--in-memory", "--set", ports[0], "--set", ports[1]]);
+        assert_eq!(code, 2);
+        assert!(error.contains("--management-port"), "{error}");
+    }
+
+    #[test]
+    fn the_limit_on_memory_may_be_set_by_rabbitmqs_name_too() {
+        for limit in ["memory_limit=32MiB", "vm_memory_high_watermark.absolute=32MiB"] {
+            let broker = leveret(&["--in-memory", "--amqp-port", "0", "--set", limit]).start();
+            broker.ask(&["declare", "queue", "q"]);
+            let body = "x".repeat(100_000);
+            let publisher = broker.client(&["publish", "q", &body, "--count", "1000"]).spawn();
+            publisher.stderr.wait_for("low on memory", "the reason");
+        }
+    }
+
+    #[test]
+    fn limits_of_connections_are_announced() {
+        let limits = ["channel_max=7", "frame_max=8192", "heartbeat=9", "initial_frame_max=4096"];
+        let limits = limits.iter().flat_map(|limit| ["--set", limit]);
+        let arguments: Vec<_> = ["--in-memory", "--amqp-port", "0"].into_iter().chain(limits).collect();
+        let broker = leveret(&arguments).start();
+        let mut stream = TcpStream::connect(("127.0.0.1", broker.port())).unwrap();
+        stream.write_all(b"AMQP\0\0\x09\x01").unwrap();
+        let start_ok = b"\x00\x0A\x00\x0B\0\0\0\0\x05PLAIN\0\0\0\x0C\0guest\0guest\x05en_US";
+        let frame = [&[1, 0, 0, 0, 0, 0, u8::try_from(start_ok.len()).unwrap()], &start_ok[..], &[0xCE]].concat();
+        stream.write_all(&frame).unwrap();
+        // A header of 4097 bytes is refused by its length.
+        stream.write_all(&[1, 0, 0, 0, 0, 0x10, 0x01]).unwrap();
+        let mut said = Vec::new();
+        let _ = stream.read_to_end(&mut said);
+        let tune = [0, 10, 0, 30, 0, 7, 0, 0, 0x20, 0, 0, 9];
+        assert!(said.windows(tune.len()).any(|bytes| bytes == tune), "{said:?}");
+        let too_large = b"FRAME_ERROR";
+        assert!(said.windows(too_large.len()).any(|bytes| bytes == too_large), "{said:?}");
+    }
+
+    #[test]
     fn settings_come_from_a_file_and_the_command_line_wins() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("leveret.toml");
@@ -190,7 +281,8 @@ mod not_starting {
         for neither in ["banana", "yes", "2"] {
             let finished = leveret(&["--amqp-port", "0"]).env("LEVERET_IN_MEMORY", neither).run();
             assert_eq!(finished.code, Some(2), "{neither}");
-            assert!(finished.stderr.contains("it is 1 or true, or 0 or false"), "{}", finished.stderr);
+            let takes = format!("LEVERET_IN_MEMORY takes 1 or true, or 0 or false; '{neither}' is not that");
+            assert!(finished.stderr.contains(&takes), "{}", finished.stderr);
         }
     }
 
@@ -206,6 +298,31 @@ mod not_starting {
         assert_eq!(code, 2);
         assert!(error.contains("'frame_max' takes a number of bytes from 4096 to 134217728; '4095'"), "{error}");
         assert_eq!(refused(&["--in-memory", "--set", "heartbeat"]).0, 2);
+    }
+
+    #[test]
+    fn a_setting_in_a_file_that_is_wrong_is_2_and_the_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("leveret.toml");
+        let file = file.to_str().unwrap();
+        for (text, words) in [
+            ("hartbeat = 1", format!("unknown setting 'hartbeat' in {file}; the nearest is 'heartbeat'")),
+            ("[log.console]\nlevel = 'loud'", format!("setting 'log.console.level' in {file} takes none, ")),
+            ("amqp_port = 70000", format!("setting 'amqp_port' in {file} takes a port from 0 to 65535; '70000'")),
+            ("amqp_port = 1\nlisteners.tcp.default = 2", format!("in {file} exclude each other; leave one out")),
+            ("amqp_port", format!("{file} is not valid TOML")),
+        ] {
+            fs::write(file, text).unwrap();
+            let (code, error) = refused(&["--in-memory", "--config", file]);
+            assert!(code == 2 && error.contains(&words), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_option_and_its_setting_exclude_each_other() {
+        let (code, error) = refused(&["--in-memory", "--amqp-port", "0", "--set", "amqp_port=0"]);
+        assert_eq!(code, 2);
+        assert!(error.contains("--amqp-port and setting 'amqp_port' exclude each other"), "{error}");
     }
 
     #[test]

@@ -32,7 +32,7 @@ use self::channels::{Channels, Flow};
 use self::hold::Held;
 use self::reply::{ClientError, Exception};
 use crate::access::Login;
-use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, INITIAL_FRAME_BYTES_MAX};
+use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES};
 use crate::moment::{Deadline, Moment};
 use crate::names::{ChannelId, VhostName};
 use crate::node::{Node, Origin};
@@ -166,6 +166,7 @@ impl Connection {
     /// A connection that was just accepted. `seed` decides the names it makes up.
     pub fn new(settings: Arc<Settings>, node: Arc<Node>, origin: Origin, seed: [u8; 32], now: Moment) -> Self {
         let deadline = Some(now.deadline(settings.handshake_timeout));
+        let frame_max = settings.initial_frame_max;
         Connection {
             settings,
             node,
@@ -173,7 +174,7 @@ impl Connection {
             state: State::AwaitingHeader,
             deadline,
             heartbeat: None,
-            frame_max: INITIAL_FRAME_BYTES_MAX,
+            frame_max,
             capabilities: Capabilities::default(),
             is_blocked: false,
             channels: Channels::new(StdRng::from_seed(seed)),

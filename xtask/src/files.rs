@@ -5,7 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::tally::too_few;
 use crate::workspace::{root, tool};
+
+/// How many files a listing has at least that git has made of this repository.
+const FILES_LEAST: u64 = 200;
 
 /// The text files of the repository, also those that git does not know yet but would take.
 #[derive(Debug, Default)]
@@ -30,7 +34,10 @@ impl Files {
         // What is deleted and not yet committed cannot be read, what is not UTF-8 is no text.
         let read =
             |path: &str| Some(TextFile { path: path.into(), text: fs::read_to_string(root().join(path)).ok()? });
-        Ok(Files(paths.split_terminator('\0').filter_map(read).collect()))
+        let files: Vec<_> = paths.split_terminator('\0').filter_map(read).collect();
+        let complaint = too_few("text files", files.len() as u64, FILES_LEAST);
+        ensure!(complaint.is_none(), complaint.unwrap_or_default());
+        Ok(Files(files))
     }
 
     /// A repository for a test.

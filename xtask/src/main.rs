@@ -95,6 +95,8 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Seed { python, broker } => return clients::seed::run(&python, &broker),
     };
+    // What was skipped, for want of something on this machine, was at least found.
+    let tally = if tally.skipped > 0 { tally } else { tally.at_least("checks, tests and steps", 1) };
     println!("{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

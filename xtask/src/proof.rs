@@ -21,6 +21,10 @@ const CASES_MAX: u64 = 10_000_000;
 const DEATHS: Deaths = Deaths { kills: 20, cuts: 6, fulls: 10 };
 const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 
+/// Property tests, and crash tests; there are so many at least.
+const PROPERTIES_LEAST: u64 = 3;
+const CRASH_TESTS_LEAST: u64 = 7;
+
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// What a round may take longer than it should.
 const ROUND_SLACK: Duration = Duration::from_mins(5);
@@ -30,8 +34,9 @@ pub(crate) fn run(time: Duration) -> Result<Tally> {
     let share = time / u32::try_from(properties.len().max(1))?;
     let mut sum = Tally::default();
     for (package, names) in &properties {
-        sum += prove(package, names, share)?;
+        sum += prove(package, names, share)?.at_least(package, names.len() as u64);
     }
+    sum = sum.at_least("property tests", PROPERTIES_LEAST);
     sum += crash_everywhere()?;
     sum += clients::run_durability(&broker::build()?, DEATHS)?;
     Ok(sum)
@@ -42,7 +47,8 @@ fn crash_everywhere() -> Result<Tally> {
     let mut test = test_command("leveret-testkit", &["--test", "crash", "--test", "restarts", "--", "--nocapture"]);
     test.env("LEVERET_EVERY_BYTE", "1");
     let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
-    Ok(Tally::of_cargo_test(&finished.output, finished.has_succeeded()))
+    let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
+    Ok(tally.at_least("crash tests", CRASH_TESTS_LEAST))
 }
 
 /// Runs the property tests of a crate, again and again with other cases until the time is over or one fails.

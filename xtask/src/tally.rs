@@ -1,4 +1,7 @@
 //! Counting what passed, failed and was skipped.
+//!
+//! Invariant: nothing passes by not being there. Whatever looks for tests, scripts or files says how many there are at
+//! least; numbers are a little below the true ones, and follow when many are added.
 
 use std::fmt;
 use std::fs;
@@ -30,6 +33,11 @@ pub(crate) fn run_steps(steps: &[Step], binary: &Path, folder: &Path) -> Tally {
     tally
 }
 
+/// What to say if there is less to look at than there must be.
+pub(crate) fn too_few(what: &str, count: u64, least: u64) -> Option<String> {
+    (count < least).then(|| format!("{what}: {count}, of {least} at least"))
+}
+
 /// How many checks, tests or steps there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -42,6 +50,17 @@ impl Tally {
     pub(crate) const PASSED: Tally = Tally { passed: 1, failed: 0, skipped: 0 };
     pub(crate) const FAILED: Tally = Tally { passed: 0, failed: 1, skipped: 0 };
     pub(crate) const SKIPPED: Tally = Tally { passed: 0, failed: 0, skipped: 1 };
+
+    /// With a failure for each that did not run; what was skipped did not.
+    #[must_use]
+    pub(crate) fn at_least(mut self, what: &str, least: u64) -> Tally {
+        let ran = self.passed + self.failed;
+        if let Some(complaint) = too_few(what, ran, least) {
+            println!("{complaint}");
+            self.failed += least - ran;
+        }
+        self
+    }
 
     /// The sum of the lines `test result:` that `cargo test` printed.
     ///
@@ -60,12 +79,15 @@ impl Tally {
         tally
     }
 
-    /// A client suite of `expected` steps that printed this. A step that is not reported as `ok` has failed.
-    pub(crate) fn of_steps(output: &str, expected: u64, has_succeeded: bool) -> Tally {
-        let passed = output.lines().filter(|line| line.starts_with("ok ")).count() as u64;
-        let reported = output.lines().filter(|line| line.starts_with("not ok ")).count() as u64;
-        let failed = expected.saturating_sub(passed).max(reported);
-        Tally { passed, failed: if has_succeeded { failed } else { failed.max(1) }, skipped: 0 }
+    /// A client suite of so many steps at least that printed this. A step that is not reported as `ok` has failed.
+    pub(crate) fn of_steps(output: &str, least: u64, has_succeeded: bool) -> Tally {
+        let count = |verdict| output.lines().filter(|line| line.starts_with(verdict)).count() as u64;
+        let mut tally =
+            Tally { passed: count("ok "), failed: count("not ok "), skipped: 0 }.at_least("steps", least);
+        if !has_succeeded {
+            tally.failed = tally.failed.max(1);
+        }
+        tally
     }
 
     /// Steps that a suite says it has skipped, for want of something on this machine, have not failed.
@@ -114,6 +136,15 @@ test result: FAILED. 10 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out;
     #[test]
     fn a_cargo_test_that_did_not_get_to_its_tests_is_a_failure() {
         assert_eq!(Tally::of_cargo_test("error: could not compile", false), Tally::FAILED);
+    }
+
+    #[test]
+    fn what_did_not_run_has_failed_and_what_was_skipped_did_not_run() {
+        assert_eq!(Tally::default().at_least("tests", 3), Tally { passed: 0, failed: 3, skipped: 0 });
+        let tally = Tally { passed: 2, failed: 1, skipped: 7 };
+        assert_eq!(tally.at_least("tests", 3), tally);
+        assert_eq!(tally.at_least("tests", 4), Tally { failed: 2, ..tally });
+        assert_eq!(Tally::of_cargo_test("running 0 tests\n", true).at_least("tests", 1), Tally::FAILED);
     }
 
     #[test]

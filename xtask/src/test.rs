@@ -15,6 +15,9 @@ use crate::space;
 use crate::tally::Tally;
 use crate::workspace::cargo;
 
+/// How many tests `cargo test` runs at least.
+const TESTS_LEAST: u64 = 500;
+
 const CARGO_TEST_DEADLINE: Duration = Duration::from_mins(15);
 
 /// One line of the table at the end.
@@ -75,7 +78,7 @@ fn cargo_test() -> Result<Tally> {
     if !finished.has_succeeded() {
         println!("cargo test: {}", finished.end);
     }
-    Ok(Tally::of_cargo_test(&finished.output, finished.has_succeeded()))
+    Ok(Tally::of_cargo_test(&finished.output, finished.has_succeeded()).at_least("tests", TESTS_LEAST))
 }
 
 fn print_table(rows: &[Row]) -> Tally {

@@ -1,5 +1,6 @@
 //! What must not be in any file of the repository, and what must.
 
+use super::Looked;
 use crate::files::{Files, TextFile};
 
 /// Put together here, so that this file does not contain them.
@@ -10,36 +11,27 @@ const MACHINE_PATHS: [&str; 3] = [concat!("/ho", "me/"), concat!("/ro", "ot/"), 
 const SOURCE_EXTENSIONS: [&str; 4] = ["rs", "py", "js", "sh"];
 
 /// Markers of unfinished work in source files.
-pub(super) fn open_ends(files: &Files) -> Vec<String> {
+pub(super) fn open_ends(files: &Files) -> Looked {
     let is_source = |file: &&TextFile| {
         SOURCE_EXTENSIONS.iter().any(|extension| file.has_extension(extension)) || file.text.starts_with("#!")
     };
-    files
-        .iter()
-        .filter(is_source)
-        .flat_map(|file| {
-            lines_with(file, |line| {
-                MARKERS.iter().chain(&OPEN_ENDS).copied().find(|&marker| has_word(line, marker, is_word))
-            })
+    Looked::at_each("source files", files.iter().filter(is_source), |file| {
+        lines_with(file, |line| {
+            MARKERS.iter().chain(&OPEN_ENDS).copied().find(|&marker| has_word(line, marker, is_word))
         })
-        .collect()
+    })
 }
 
 /// Folders that only one machine has.
-pub(super) fn machine_paths(files: &Files) -> Vec<String> {
+pub(super) fn machine_paths(files: &Files) -> Looked {
     let is_part_of_a_path = |c: char| is_word(c) || matches!(c, '.' | '-' | '~' | '}' | ')' | '*');
-    files
-        .iter()
-        .flat_map(|file| {
-            lines_with(file, |line| {
-                MACHINE_PATHS.iter().copied().find(|&path| has_word(line, path, is_part_of_a_path))
-            })
-        })
-        .collect()
+    Looked::at_each("text files", files.iter(), |file| {
+        lines_with(file, |line| MACHINE_PATHS.iter().copied().find(|&path| has_word(line, path, is_part_of_a_path)))
+    })
 }
 
 /// Crates of the workspace whose manifest does not take the lints of the workspace.
-pub(super) fn crates_without_lints(files: &Files) -> Vec<String> {
+pub(super) fn crates_without_lints(files: &Files) -> Looked {
     let is_manifest = |path: &str| match path.split('/').collect::<Vec<_>>()[..] {
         ["xtask", file] | ["crates", _, file] => file == "Cargo.toml",
         _ => false,
@@ -48,11 +40,10 @@ pub(super) fn crates_without_lints(files: &Files) -> Vec<String> {
         let manifest: toml::Table = text.parse().ok()?;
         manifest.get("lints")?.get("workspace")?.as_bool()
     };
-    files
-        .iter()
-        .filter(|file| is_manifest(&file.path) && takes_lints(&file.text) != Some(true))
-        .map(|file| format!("{}: lints.workspace = true is missing", file.path))
-        .collect()
+    Looked::at_each("manifests", files.iter().filter(|file| is_manifest(&file.path)), |file| {
+        let is_missing = takes_lints(&file.text) != Some(true);
+        is_missing.then(|| format!("{}: lints.workspace = true is missing", file.path)).into_iter().collect()
+    })
 }
 
 /// A complaint for each line in which `find` finds something.
@@ -86,9 +77,9 @@ mod tests {
         let text = format!("one\n// {todo}: two\n{call})\nmktemp {xxx}X\n// {xxx}\n    {ignore} = \"slow\"]\n");
         let files = Files::of(&[("a.rs", &text), ("docs/a.md", &text)]);
         let expected = [(2, todo), (3, call), (5, xxx), (6, ignore)];
-        assert_eq!(open_ends(&files), expected.map(|(line, what)| format!("a.rs:{line}: {what}")));
+        assert_eq!(open_ends(&files).faults, expected.map(|(line, what)| format!("a.rs:{line}: {what}")));
         let script = format!("#!/bin/bash\n# {todo}\n");
-        assert_eq!(open_ends(&Files::of(&[(".ci/run", &script)])).len(), 1);
+        assert_eq!(open_ends(&Files::of(&[(".ci/run", &script)])).faults.len(), 1);
     }
 
     #[test]
@@ -96,7 +87,7 @@ mod tests {
         let [home, ..] = MACHINE_PATHS;
         let text = format!("cd {home}me\nhttps://example.org{home}page\n\"{home}me\"\n~{home}\n");
         let files = Files::of(&[("docs/a.md", &text)]);
-        assert_eq!(machine_paths(&files), [1, 3].map(|line| format!("docs/a.md:{line}: {home}")));
+        assert_eq!(machine_paths(&files).faults, [1, 3].map(|line| format!("docs/a.md:{line}: {home}")));
     }
 
     #[test]
@@ -108,7 +99,8 @@ mod tests {
             ("xtask/Cargo.toml", "[lints]\nworkspace = false\n"),
             ("clients/lapin/Cargo.toml", ""),
         ]);
-        let faults = crates_without_lints(&files);
+        let Looked { count, faults, .. } = crates_without_lints(&files);
+        assert_eq!(count, 4);
         assert_eq!(faults.len(), 2, "{faults:?}");
         assert!(faults[0].starts_with("crates/c/") && faults[1].starts_with("xtask/"), "{faults:?}");
     }

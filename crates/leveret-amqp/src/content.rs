@@ -48,6 +48,9 @@ impl<'a> ContentHeader<'a> {
         if reader.u16()? != 0 {
             return Err(DecodeError::Weight);
         }
+        if class_id != BASIC_CLASS {
+            return Err(DecodeError::Class(class_id));
+        }
         let body_bytes = reader.u64()?;
         let properties = BasicProperties::read(&mut reader)?;
         reader.end()?;
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn weight_unknown_flags_and_trailing_bytes_are_refused() {
+    fn another_class_weight_unknown_flags_and_trailing_bytes_are_refused() {
         let mut bytes = Vec::new();
         let properties = BasicProperties::default();
         ContentHeader { class_id: BASIC_CLASS, body_bytes: 0, properties }.encode(&mut bytes);
@@ -179,6 +182,7 @@ mod tests {
             changed[at] = to;
             ContentHeader::decode(&changed).unwrap_err()
         };
+        assert_eq!(change(1, 50), DecodeError::Class(50));
         assert_eq!(change(3, 1), DecodeError::Weight);
         assert_eq!(change(13, 1), DecodeError::PropertyFlags);
         assert_eq!(change(13, 2), DecodeError::PropertyFlags);

@@ -1,6 +1,6 @@
 //! Frames: finding the next one in a run of bytes, and writing them. AMQP 0-9-1 §2.3.5.
 
-use crate::limits::FRAME_OVERHEAD_BYTES;
+use crate::limits::{FRAME_OVERHEAD_BYTES, SNIPPET_BYTES};
 use crate::method::Method;
 
 /// The octet that ends every frame.
@@ -39,44 +39,84 @@ pub struct RawFrame<'a> {
     pub payload: &'a [u8],
 }
 
-/// A frame that breaks the framing rules. Each is a connection exception 501.
+/// The beginning of a payload, to be shown in an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snippet {
+    octets: [u8; SNIPPET_BYTES],
+    payload_bytes: usize,
+}
+
+impl Snippet {
+    /// The first octets of a payload, or all if there are not many.
+    pub fn of(payload: &[u8]) -> Self {
+        let mut octets = [0; SNIPPET_BYTES];
+        let kept = payload.len().min(SNIPPET_BYTES);
+        octets[..kept].copy_from_slice(&payload[..kept]);
+        Snippet { octets, payload_bytes: payload.len() }
+    }
+
+    /// What there is of the payload.
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..self.payload_bytes.min(SNIPPET_BYTES)]
+    }
+
+    /// Whether that is all of it.
+    pub fn is_all(&self) -> bool {
+        self.payload_bytes <= SNIPPET_BYTES
+    }
+}
+
+/// A frame that breaks the framing rules. Each is a connection exception 501. `kind` is the first octet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// A first octet that is no frame type.
-    #[error("unknown frame type {0}")]
-    UnknownType(u8),
+    /// A first octet that is no frame type, or a payload that no frame of this type has.
+    #[error("a frame of type {kind} with a payload of {} bytes", .payload.payload_bytes)]
+    Unknown {
+        /// The type.
+        kind: u8,
+        /// What it carries.
+        payload: Snippet,
+    },
     /// A payload above what was negotiated.
-    #[error("frame of {payload_bytes} bytes is larger than the negotiated maximum {frame_max}")]
+    #[error("a frame of {payload_bytes} bytes, larger than the negotiated maximum {frame_max}")]
     TooLarge {
+        /// The type.
+        kind: u8,
         /// The length the frame declares.
         payload_bytes: u32,
         /// The limit in force, frame overhead included.
         frame_max: u32,
     },
     /// A last octet other than 0xCE.
-    #[error("frame ends with octet {0:#04x} instead of 0xce")]
-    BadEnd(u8),
+    #[error("a frame that ends with octet {end:#04x} instead of 0xce")]
+    BadEnd {
+        /// The type.
+        kind: u8,
+        /// The last octet.
+        end: u8,
+        /// What it carries.
+        payload: Snippet,
+    },
 }
+
+/// Bytes of the ids in front of the arguments of a method.
+pub const METHOD_IDS_BYTES: usize = 4;
+
+/// Bytes of class, weight and body size in front of the properties of a content.
+const HEADER_BYTES_MIN: usize = 12;
 
 /// Takes the next whole frame off the front of `input`; `None` when more bytes are needed.
 ///
 /// `frame_max` counts whole frames. RabbitMQ lets a payload be as large as `frame_max` itself, 8 bytes more than
-/// the specification says, and so do we. A bad type or length is reported as soon as its bytes are there.
+/// the specification says, and so do we. A bad length is reported as soon as its bytes are there, all else with the
+/// last byte of the frame. RabbitMQ: `rabbit_reader:handle_input/3`, `rabbit_command_assembler:analyze_frame/2`.
 pub fn split_frame<'a>(input: &mut &'a [u8], frame_max: u32) -> Result<Option<RawFrame<'a>>, FrameError> {
-    let kind = match input.first() {
-        None => return Ok(None),
-        Some(1) => FrameKind::Method,
-        Some(2) => FrameKind::Header,
-        Some(3) => FrameKind::Body,
-        Some(8) => FrameKind::Heartbeat,
-        Some(&other) => return Err(FrameError::UnknownType(other)),
-    };
-    let Some((&[_, c0, c1, l0, l1, l2, l3], rest)) = input.split_first_chunk::<FRAME_HEAD_BYTES>() else {
+    let Some((&[kind, c0, c1, l0, l1, l2, l3], rest)) = input.split_first_chunk::<FRAME_HEAD_BYTES>() else {
         return Ok(None);
     };
     let payload_bytes = u32::from_be_bytes([l0, l1, l2, l3]);
     if payload_bytes > frame_max {
-        return Err(FrameError::TooLarge { payload_bytes, frame_max });
+        return Err(FrameError::TooLarge { kind, payload_bytes, frame_max });
     }
     let Some((payload, rest)) = rest.split_at_checked(payload_bytes as usize) else {
         return Ok(None);
@@ -85,8 +125,15 @@ pub fn split_frame<'a>(input: &mut &'a [u8], frame_max: u32) -> Result<Option<Ra
         return Ok(None);
     };
     if end != FRAME_END {
-        return Err(FrameError::BadEnd(end));
+        return Err(FrameError::BadEnd { kind, end, payload: Snippet::of(payload) });
     }
+    let kind = match (kind, payload.len()) {
+        (1, METHOD_IDS_BYTES..) => FrameKind::Method,
+        (2, HEADER_BYTES_MIN..) => FrameKind::Header,
+        (3, _) => FrameKind::Body,
+        (8, 0) => FrameKind::Heartbeat,
+        (kind, _) => return Err(FrameError::Unknown { kind, payload: Snippet::of(payload) }),
+    };
     *input = rest;
     Ok(Some(RawFrame { kind, channel: u16::from_be_bytes([c0, c1]), payload }))
 }
@@ -136,27 +183,56 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_length_or_type_is_refused_before_the_rest_arrives() {
+    fn a_bad_length_is_refused_before_the_rest_arrives() {
         let large = [1, 0, 0, 0x7F, 0xFF, 0xFF, 0xFF];
-        let refused = FrameError::TooLarge { payload_bytes: 0x7FFF_FFFF, frame_max: 4096 };
+        let refused = FrameError::TooLarge { kind: 1, payload_bytes: 0x7FFF_FFFF, frame_max: 4096 };
         assert_eq!(split_frame(&mut &large[..], 4096), Err(refused));
-        assert_eq!(split_frame(&mut &b"A"[..], 4096), Err(FrameError::UnknownType(b'A')));
     }
 
     #[test]
     fn a_wrong_end_octet_is_refused() {
-        assert_eq!(split_frame(&mut &[8, 0, 0, 0, 0, 0, 0, 0xCD][..], 4096), Err(FrameError::BadEnd(0xCD)));
+        let refused = FrameError::BadEnd { kind: 8, end: 0xCD, payload: Snippet::of(b"") };
+        assert_eq!(split_frame(&mut &[8, 0, 0, 0, 0, 0, 0, 0xCD][..], 4096), Err(refused));
+    }
+
+    #[test]
+    fn an_unknown_type_or_a_payload_that_no_frame_of_its_type_has_is_refused_at_its_end() {
+        let frame = |kind: u8, payload: &[u8]| {
+            let mut bytes = vec![kind, 0, 1, 0, 0, 0, u8::try_from(payload.len()).unwrap()];
+            bytes.extend_from_slice(payload);
+            assert_eq!(split_frame(&mut &bytes[..], 4096), Ok(None));
+            bytes.push(FRAME_END);
+            split_frame(&mut &bytes[..], 4096).map(|frame| frame.unwrap().kind)
+        };
+        for (kind, payload) in [(0, &b""[..]), (5, b"abc"), (1, b"123"), (2, b"12345678901"), (8, b"x")] {
+            let payload_seen = Snippet::of(payload);
+            assert_eq!(frame(kind, payload), Err(FrameError::Unknown { kind, payload: payload_seen }));
+        }
+        for (kind, payload) in [(1, &b"1234"[..]), (2, b"123456789012"), (3, b""), (8, b"")] {
+            assert_eq!(frame(kind, payload).map(|kind| kind as u8), Ok(kind));
+        }
+    }
+
+    #[test]
+    fn a_snippet_keeps_sixteen_octets_and_knows_whether_that_is_all() {
+        let snippet = |payload: &[u8]| {
+            let snippet = Snippet::of(payload);
+            (snippet.octets().to_vec(), snippet.is_all())
+        };
+        assert_eq!(snippet(b"abc"), (b"abc".to_vec(), true));
+        assert_eq!(snippet(&[7; 16]), (vec![7; 16], true));
+        assert_eq!(snippet(&[7; 17]), (vec![7; 16], false));
     }
 
     #[test]
     fn a_content_is_cut_so_that_no_frame_exceeds_the_maximum() {
         let mut bytes = Vec::new();
-        write_content(&mut bytes, 1, b"header", &[9; 10_000], 4096);
+        write_content(&mut bytes, 1, b"twelve bytes", &[9; 10_000], 4096);
         let mut rest = &bytes[..];
         let mut sizes = Vec::new();
         while let Some(frame) = split_frame(&mut rest, 4096).unwrap() {
             sizes.push(frame.payload.len());
         }
-        assert_eq!(sizes, [6, 4088, 4088, 1824]);
+        assert_eq!(sizes, [12, 4088, 4088, 1824]);
     }
 }

@@ -16,7 +16,7 @@ pub mod table;
 pub mod wire;
 
 pub use content::{BasicProperties, ContentHeader};
-pub use frame::{FrameError, FrameKind, RawFrame};
+pub use frame::{FrameError, FrameKind, RawFrame, Snippet};
 pub use method::Method;
 pub use reply::ReplyCode;
 pub use string::{ShortStr, ShortString};

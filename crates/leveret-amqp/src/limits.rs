@@ -13,4 +13,7 @@ pub const SHORT_STRING_BYTES_MAX: usize = 255;
 /// How deep field tables and arrays may nest. Enforced while decoding: 502.
 pub const TABLE_DEPTH_MAX: usize = 64;
 
+/// Bytes of a payload that an error keeps. RabbitMQ: `payload_snippet`.
+pub const SNIPPET_BYTES: usize = 16;
+
 const _: () = assert!(FRAME_BYTES_MIN as usize > FRAME_OVERHEAD_BYTES + SHORT_STRING_BYTES_MAX);

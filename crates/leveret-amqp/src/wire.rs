@@ -31,6 +31,9 @@ pub enum DecodeError {
     /// Property flags beyond the fourteen properties of class basic.
     #[error("property flags name properties that class basic does not have")]
     PropertyFlags,
+    /// A content header of a class other than basic, the only one whose methods have contents.
+    #[error("a content header of class {0}, where only class basic has contents")]
+    Class(u16),
     /// A content header whose weight is not 0. AMQP 0-9-1 §4.2.6.1.
     #[error("the weight of a content header must be 0")]
     Weight,

@@ -289,10 +289,12 @@ fn frames_that_break_the_rules_are_errors() {
     let error = failed_purge(|peer| peer.write(&[1, 0, 1, 0, 0, 0, 0, 0]));
     assert!(matches!(error, Error::Frame(_)), "bad end: {error}");
     let error = failed_purge(|peer| peer.write(b"garbage"));
+    assert!(matches!(error, Error::Frame(_)), "no frame: {error}");
+    let error = failed_purge(|peer| peer.write(&[5, 0, 1, 0, 0, 0, 0, 0xCE]));
     assert!(matches!(error, Error::Frame(_)), "bad type: {error}");
     let error = failed_purge(|peer| peer.write(&[1, 0, 1, 0, 0, 0, 4, 0, 50, 9, 9, 0xCE]));
     assert!(matches!(error, Error::Decode(_)), "unknown method: {error}");
-    let error = failed_purge(|peer| peer.write(&[1, 0, 1, 0, 0, 0, 1, 0, 0xCE]));
+    let error = failed_purge(|peer| peer.write(&[1, 0, 1, 0, 0, 0, 5, 0, 50, 0, 31, 0, 0xCE]));
     assert!(matches!(error, Error::Decode(_)), "cut method: {error}");
 }
 

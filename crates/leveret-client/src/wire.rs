@@ -215,7 +215,7 @@ mod tests {
                 assert_eq!(heard, HEARTBEAT);
                 peer.write_all(&HEARTBEAT).unwrap();
             }
-            peer.write_all(&[1, 0, 0, 0, 0, 0, 0, 0xCE]).unwrap();
+            peer.write_all(&[1, 0, 0, 0, 0, 0, 4, 0, 10, 0, 51, 0xCE]).unwrap();
         });
         let far = Instant::now() + Duration::from_secs(20);
         let mut received_method = false;

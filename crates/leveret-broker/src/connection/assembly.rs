@@ -3,10 +3,9 @@
 //! Owns: the block that will be the message, as far as it has arrived. It never holds more than arrived.
 //! Must not know: exchanges, queues, what becomes of the message.
 
-use leveret_amqp::content::BASIC_CLASS;
 use leveret_amqp::{BasicProperties, ContentHeader, ShortStr, ShortString, Table, Value};
 
-use crate::connection::reply::ClientError;
+use crate::connection::reply::{ClientError, Expected};
 use crate::limits::{BODY_BYTES_MAX, SELECTED_KEYS_MAX, TTL_MAX};
 use crate::memory::{Lease, Meter};
 use crate::message::{DeliveryMode, Message, write_hidden_key, write_route};
@@ -67,9 +66,13 @@ impl Assembly {
         Assembly { state: State::default(), block: Vec::new(), unfinished: Lease::new(unfinished) }
     }
 
-    /// Whether a method may arrive on the channel.
-    pub(super) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Idle)
+    /// What may arrive next on the channel.
+    pub(super) fn expected(&self) -> Expected {
+        match self.state {
+            State::Idle => Expected::Method,
+            State::AwaitingHeader { .. } => Expected::Header,
+            State::AwaitingBody { .. } | State::Dropping { .. } => Expected::Body,
+        }
     }
 
     /// `basic.publish`
@@ -91,12 +94,9 @@ impl Assembly {
         max_message_size: u64,
     ) -> Result<Option<Assembled>, ClientError> {
         let State::AwaitingHeader { mandatory } = self.state else {
-            return Err(ClientError::Unexpected("a content header without a method that announces it"));
+            return Err(ClientError::NotExpected(self.expected()));
         };
         let header = ContentHeader::decode(payload).map_err(ClientError::Header)?;
-        if header.class_id != BASIC_CLASS {
-            return Err(ClientError::Unexpected("the content header is of another class than its method"));
-        }
         if header.body_bytes > BODY_BYTES_MAX {
             return Err(ClientError::BodyBeyondAllLimits(header.body_bytes));
         }
@@ -133,8 +133,9 @@ impl Assembly {
 
     /// The payload of a body frame.
     pub(super) fn body(&mut self, payload: &[u8]) -> Result<Option<Assembled>, ClientError> {
+        let expected = self.expected();
         let (State::AwaitingBody { bytes_left, .. } | State::Dropping { bytes_left }) = &mut self.state else {
-            return Err(ClientError::Unexpected("a content body without its header"));
+            return Err(ClientError::NotExpected(expected));
         };
         *bytes_left = bytes_left.checked_sub(payload.len() as u64).ok_or(ClientError::BodyTooLong)?;
         let is_complete = *bytes_left == 0;

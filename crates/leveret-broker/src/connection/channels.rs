@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use crate::connection::Connection;
 use crate::connection::assembly::{Assembled, Assembly};
 use crate::connection::confirms::Confirms;
-use crate::connection::reply::{ClientError, Exception};
+use crate::connection::reply::{ClientError, Exception, Expected};
 use crate::limits::{UNFINISHED_BYTES_MIN, UNFINISHED_MESSAGES_MAX};
 use crate::memory::Meter;
 use crate::names::{ChannelId, ConsumerTag, UserName, strip_line_breaks};
@@ -229,11 +229,16 @@ impl Connection {
             return Err(Exception::from(&error).during(ids));
         }
         match (self.channels.slot(id), method) {
-            (Slot::Open(_), Some(method)) => {
-                if let Err(error) = self.handle_channel_method(id, method) {
-                    self.raise(id, Exception::from(&error).during(method.ids()))?;
+            (Slot::Open(channel), Some(method)) => match channel.assembly.expected() {
+                Expected::Method => {
+                    if let Err(error) = self.handle_channel_method(id, method) {
+                        self.raise(id, Exception::from(&error).during(method.ids()))?;
+                    }
                 }
-            }
+                expected @ (Expected::Header | Expected::Body) => {
+                    return Err(Exception::from(&ClientError::NotExpected(expected)).during(BASIC_PUBLISH));
+                }
+            },
             (Slot::Open(_), None) => self.handle_content_frame(id, frame)?,
             (Slot::Closed, Some(Method::ChannelOpen { .. })) => {
                 let channel = Channel::new(self.channels.unfinished.clone());
@@ -252,9 +257,11 @@ impl Connection {
                 self.commands.push(Command::CloseChannel(id, Wait::Answer));
             }
             (Slot::ClosedByUs, _) => {}
-            (Slot::Closed | Slot::ClosedByClient(_), method) => {
-                let ids = method.map_or((0, 0), |method| method.ids());
-                return Err(Exception::from(&ClientError::ChannelNotOpen).during(ids));
+            (Slot::Closed | Slot::ClosedByClient(_), Some(method)) => {
+                return Err(Exception::from(&ClientError::ChannelNotOpen).during(method.ids()));
+            }
+            (Slot::Closed | Slot::ClosedByClient(_), None) => {
+                return Err(Exception::from(&ClientError::NotExpected(Expected::Method)));
             }
         }
         Ok(Flow::Next)
@@ -279,6 +286,8 @@ impl Connection {
                 }
             }
             Ok(Some(assembled)) => self.publish(id, assembled),
+            // A content of no method.
+            Err(error @ ClientError::NotExpected(Expected::Method)) => return Err(Exception::from(&error)),
             Err(error) => {
                 let exception = Exception::from(&error).during(BASIC_PUBLISH);
                 return self.raise(id, exception);
@@ -311,9 +320,6 @@ impl Connection {
 
     fn handle_channel_method(&mut self, id: ChannelId, method: Method<'_>) -> Result<(), ClientError> {
         let Some(channel) = self.channels.open(id) else { return Ok(()) };
-        if !channel.assembly.is_idle() {
-            return Err(ClientError::Unexpected("a method in the middle of a content"));
-        }
         let command = match method {
             Method::ChannelOpen { .. } => return Err(ClientError::ChannelOpenedTwice),
             Method::ChannelClose { .. } => {
@@ -323,13 +329,10 @@ impl Connection {
                 }
                 Command::CloseChannel(id, Wait::Answer)
             }
-            Method::ChannelCloseOk {} => return Err(ClientError::NothingToAnswer("channel.close-ok")),
             Method::ChannelFlow { active: false } => {
                 return Err(ClientError::NotImplemented("active=false".into()));
             }
             Method::ChannelFlow { active: true } => Command::Answer(id, Answer::ChannelFlowOk { active: true }),
-            // The broker never sends `channel.flow`.
-            Method::ChannelFlowOk { .. } => return Err(ClientError::NothingToAnswer("channel.flow-ok")),
             Method::AccessRequest { .. } => Command::Answer(id, Answer::AccessRequestOk),
             Method::ConfirmSelect { nowait } => {
                 match &mut channel.mode {
@@ -511,10 +514,8 @@ impl Connection {
                 let to = BindTo::Exchange(strip_line_breaks(destination));
                 bind(id, BindAction::Unbind, source, to, routing_key, arguments, wait(nowait))
             }
-            other if other.name().starts_with("connection.") => {
-                return Err(ClientError::WrongChannel("methods of the connection belong to channel 0"));
-            }
-            other => return Err(ClientError::ServerMethod(other.name())),
+            // Of the server, of the connection, or an answer that nobody asked for.
+            other => return Err(ClientError::Unimplemented(other.name())),
         };
         self.commands.push(command);
         Ok(())

@@ -94,7 +94,7 @@ impl Connection {
                 self.state = State::Closed;
                 Ok(())
             }
-            _ => Err(during(ClientError::WrongChannel("this method does not belong here in the handshake"))),
+            (state, _) => Err(during(ClientError::UnexpectedMethod(state.name()))),
         }
     }
 

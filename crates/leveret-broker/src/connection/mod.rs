@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_amqp::frame::{self, HEARTBEAT, split_frame};
-use leveret_amqp::{FrameKind, Method, RawFrame, ShortStr, Table};
+use leveret_amqp::{DecodeError, FrameKind, Method, RawFrame, ShortStr, Snippet, Table};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -32,7 +32,7 @@ use self::channels::{Channels, Flow};
 use self::hold::Held;
 use self::reply::{ClientError, Exception};
 use crate::access::Login;
-use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES};
+use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, REPLY_TEXT_BYTES_MAX};
 use crate::moment::{Deadline, Moment};
 use crate::names::{ChannelId, VhostName};
 use crate::node::{Node, Origin};
@@ -62,6 +62,20 @@ enum State {
     /// Our `connection.close` is out; all input but its answer is dropped.
     AwaitingCloseOk,
     Closed,
+}
+
+impl State {
+    /// As RabbitMQ calls it.
+    fn name(&self) -> &'static str {
+        match self {
+            State::AwaitingHeader | State::AwaitingStartOk => "starting",
+            State::AwaitingTuneOk(_) => "tuning",
+            State::AwaitingOpen(_) | State::Opening(..) => "opening",
+            State::Open => "running",
+            State::Leaving => "closing",
+            State::AwaitingCloseOk | State::Closed => "closed",
+        }
+    }
 }
 
 /// One client's connection.
@@ -238,10 +252,9 @@ impl Connection {
 
     fn handle_frame(&mut self, now: Moment, frame: RawFrame<'_>, out: &mut Vec<u8>) -> Result<Flow, Exception> {
         if frame.kind == FrameKind::Heartbeat {
-            return match (frame.channel, frame.payload) {
-                (0, []) => Ok(Flow::Next),
-                (0, _) => Err(Exception::from(&ClientError::Unexpected("a heartbeat carries no payload"))),
-                _ => Err(Exception::from(&ClientError::Unexpected("a heartbeat belongs to channel 0"))),
+            return match frame.channel {
+                0 => Ok(Flow::Next),
+                _ => Err(Self::unexpected(frame)),
             };
         }
         if frame.channel != 0 && matches!(self.state, State::Open) {
@@ -254,18 +267,29 @@ impl Connection {
             }
             FrameKind::Method | FrameKind::Header | FrameKind::Body => match self.state {
                 State::AwaitingCloseOk => Ok(Flow::Next),
-                _ => Err(Exception::from(&ClientError::Unexpected("this frame needs an open channel"))),
+                _ => Err(Self::unexpected(frame)),
             },
             FrameKind::Heartbeat => Ok(Flow::Next),
         }
     }
 
-    fn undecodable(frame: RawFrame<'_>, error: leveret_amqp::DecodeError) -> Exception {
-        let ids = match frame.payload {
-            &[c0, c1, m0, m1, ..] => (u16::from_be_bytes([c0, c1]), u16::from_be_bytes([m0, m1])),
-            _ => (0, 0),
+    fn unexpected(frame: RawFrame<'_>) -> Exception {
+        let (kind, payload) = (frame.kind, Snippet::of(frame.payload));
+        Exception::from(&ClientError::UnexpectedFrame { kind, payload })
+    }
+
+    fn undecodable(frame: RawFrame<'_>, error: DecodeError) -> Exception {
+        let (ids, arguments) = match frame.payload {
+            &[c0, c1, m0, m1, ref arguments @ ..] => {
+                ((u16::from_be_bytes([c0, c1]), u16::from_be_bytes([m0, m1])), arguments)
+            }
+            _ => ((0, 0), frame.payload),
         };
-        Exception::from(&ClientError::Method(error)).during(ids)
+        // More than a reply text can show.
+        let arguments = arguments[..arguments.len().min(REPLY_TEXT_BYTES_MAX)].into();
+        let exception = Exception::from(&ClientError::Method { error, arguments });
+        // RabbitMQ names no method here.
+        if error == DecodeError::NotUtf8 && frame.channel != 0 { exception } else { exception.during(ids) }
     }
 
     /// What may be said on channel 0 once the connection is open, or after we closed it.
@@ -289,16 +313,15 @@ impl Connection {
                 Ok(())
             }
             (State::AwaitingCloseOk, _) => Ok(()),
-            (_, method) => {
-                let what = "this method cannot be used on channel 0 of an open connection";
-                Err(Exception::from(&ClientError::WrongChannel(what)).during(method.ids()))
+            (state, method) => {
+                Err(Exception::from(&ClientError::UnexpectedMethod(state.name())).during(method.ids()))
             }
         }
     }
 
     /// A connection exception found on our side of the virtual host.
     fn fail(&mut self, now: Moment, exception: Exception, out: &mut Vec<u8>) {
-        self.fault.get_or_insert_with(|| exception.text.clone());
+        self.fault.get_or_insert_with(|| exception.for_log());
         match self.state {
             State::Open => self.leave(now, Farewell::Close(exception)),
             // The peer has logged in, or at least heard our greeting: it may know why.

@@ -3,7 +3,11 @@
 //! The one place that names reply codes. The code decides whether channel or connection is closed. Texts are
 //! RabbitMQ's, since programs in the wild match on them.
 
-use leveret_amqp::{DecodeError, FrameError, ReplyCode};
+use std::fmt;
+
+use leveret_amqp::content::BASIC_CLASS;
+use leveret_amqp::limits::{FRAME_OVERHEAD_BYTES, SNIPPET_BYTES};
+use leveret_amqp::{DecodeError, FrameError, FrameKind, ReplyCode, Snippet};
 
 use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX, SELECTED_KEYS_MAX, TRANSACTION_BYTES_MAX};
 use crate::vhost::queue::{ArgumentError, ArgumentFault};
@@ -18,6 +22,8 @@ pub struct Exception {
     pub text: String,
     /// Class and method at fault; 0 and 0 if none is.
     pub method: (u16, u16),
+    /// For the log, where the text says little to people.
+    explanation: Option<String>,
 }
 
 impl Exception {
@@ -28,7 +34,19 @@ impl Exception {
             text.truncate(text.floor_char_boundary(REPLY_TEXT_BYTES_MAX - DOTS.len()));
             text.push_str(DOTS);
         }
-        Exception { code, text, method: (0, 0) }
+        Exception { code, text, method: (0, 0), explanation: None }
+    }
+
+    fn explained(self, explanation: impl fmt::Display) -> Self {
+        Exception { explanation: Some(explanation.to_string()), ..self }
+    }
+
+    /// The text, and what people want to know beside it.
+    pub(crate) fn for_log(&self) -> String {
+        match &self.explanation {
+            Some(explanation) => format!("{} ({explanation})", self.text),
+            None => self.text.clone(),
+        }
     }
 
     /// The broker closes the connection for its own reasons. RabbitMQ: `CONNECTION_FORCED`.
@@ -54,13 +72,25 @@ pub enum ClientError {
     /// A frame that breaks the framing rules.
     Frame(FrameError),
     /// A method that cannot be decoded.
-    Method(DecodeError),
+    Method {
+        /// Why.
+        error: DecodeError,
+        /// As many of its bytes as a reply text can show.
+        arguments: Box<[u8]>,
+    },
     /// A content header that cannot be decoded.
     Header(DecodeError),
-    /// A frame or method that does not fit what came before.
-    Unexpected(&'static str),
-    /// A method of the connection on a channel, or the reverse.
-    WrongChannel(&'static str),
+    /// A frame on a channel that does not fit what came before.
+    NotExpected(Expected),
+    /// A frame on a channel number that it cannot have, or not yet.
+    UnexpectedFrame {
+        /// What it carries.
+        kind: FrameKind,
+        /// How that begins.
+        payload: Snippet,
+    },
+    /// A method on channel 0 that the connection cannot take in this state.
+    UnexpectedMethod(&'static str),
     /// A method on a channel that is not open.
     ChannelNotOpen,
     /// `channel.open` on an open channel.
@@ -72,10 +102,8 @@ pub enum ClientError {
         /// What was negotiated.
         channel_max: u16,
     },
-    /// An answer to something that nobody asked.
-    NothingToAnswer(&'static str),
-    /// A method that only a server sends.
-    ServerMethod(&'static str),
+    /// A method of a server or of the connection, or an answer to something that nobody asked.
+    Unimplemented(&'static str),
     /// Something the broker does not have, and RabbitMQ has not either.
     NotImplemented(String),
     /// A consumer tag that is in use on the channel.
@@ -153,6 +181,17 @@ pub enum ClientError {
     UnknownMechanism(String),
 }
 
+/// What comes next on a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// A method.
+    Method,
+    /// The header of a content.
+    Header,
+    /// A piece of its body.
+    Body,
+}
+
 /// Which bound a value of `connection.tune-ok` breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TuneBound {
@@ -166,18 +205,42 @@ impl From<&ClientError> for Exception {
     fn from(error: &ClientError) -> Self {
         use ReplyCode as Code;
         match error {
-            ClientError::Frame(error) => Exception::new(Code::FrameError, &error.to_string()),
-            ClientError::Method(error) => match error {
+            ClientError::Frame(error) => {
+                let text = match error {
+                    FrameError::Unknown { kind, payload } => format!("{}: unknown_frame", frame(*kind, payload)),
+                    FrameError::TooLarge { kind, payload_bytes, frame_max } => {
+                        let most = u64::from(*frame_max).saturating_sub(FRAME_OVERHEAD_BYTES as u64);
+                        format!("{}: {{frame_too_large,{payload_bytes},{most}}}", frame(*kind, &Snippet::of(&[])))
+                    }
+                    FrameError::BadEnd { kind, end, payload } => {
+                        format!("{}: {{invalid_frame_end_marker,{end}}}", frame(*kind, payload))
+                    }
+                };
+                Exception::new(Code::FrameError, &text).explained(error)
+            }
+            ClientError::Method { error, arguments } => match error {
                 DecodeError::UnknownMethod { .. } => Exception::new(Code::NotImplemented, &error.to_string()),
                 DecodeError::Table(_) => Exception::new(Code::SyntaxError, &error.to_string()),
+                DecodeError::NotUtf8 => Exception::new(Code::FrameError, "Malformed UTF-8 in shortstr"),
                 DecodeError::Truncated
                 | DecodeError::Trailing(_)
-                | DecodeError::NotUtf8
                 | DecodeError::PropertyFlags
-                | DecodeError::Weight => Exception::new(Code::FrameError, &error.to_string()),
+                | DecodeError::Class(_)
+                | DecodeError::Weight => {
+                    let text = format!("cannot decode {}", numbers(arguments));
+                    Exception::new(Code::FrameError, &text).explained(error)
+                }
             },
             ClientError::Header(error) => match error {
-                DecodeError::Weight => Exception::new(Code::UnexpectedFrame, &error.to_string()),
+                DecodeError::Weight => {
+                    Exception::from(&ClientError::NotExpected(Expected::Header)).explained(error)
+                }
+                DecodeError::Class(class) => {
+                    let text = format!(
+                        "expected content header for class {BASIC_CLASS}, got one for class {class} instead"
+                    );
+                    Exception::new(Code::UnexpectedFrame, &text)
+                }
                 DecodeError::UnknownMethod { .. }
                 | DecodeError::Table(_)
                 | DecodeError::Truncated
@@ -185,26 +248,37 @@ impl From<&ClientError> for Exception {
                 | DecodeError::NotUtf8
                 | DecodeError::PropertyFlags => Exception::new(Code::SyntaxError, &error.to_string()),
             },
-            ClientError::Unexpected(what) => Exception::new(Code::UnexpectedFrame, what),
-            ClientError::WrongChannel(what) => Exception::new(Code::ChannelError, what),
+            ClientError::NotExpected(expected) => {
+                let text = match expected {
+                    Expected::Method => "expected method frame, got non method frame instead".to_owned(),
+                    Expected::Header => format!(
+                        "expected content header for class {BASIC_CLASS}, got non content header frame instead"
+                    ),
+                    Expected::Body => "expected content body, got non content body frame instead".to_owned(),
+                };
+                Exception::new(Code::UnexpectedFrame, &text)
+            }
+            ClientError::UnexpectedFrame { kind, payload } => {
+                Exception::new(Code::UnexpectedFrame, &frame(*kind as u8, payload))
+            }
+            ClientError::UnexpectedMethod(state) => {
+                Exception::new(Code::ChannelError, &format!("unexpected method in connection state {state}"))
+            }
             ClientError::ChannelNotOpen => Exception::new(Code::ChannelError, "expected 'channel.open'"),
             ClientError::ChannelOpenedTwice => Exception::new(Code::ChannelError, "second 'channel.open' seen"),
             ClientError::TooManyChannels { channel, channel_max } => {
                 let text = format!("channel number {channel} is above the negotiated channel_max ({channel_max})");
                 Exception::new(Code::NotAllowed, &text)
             }
-            ClientError::NothingToAnswer(method) => {
-                Exception::new(Code::CommandInvalid, &format!("{method} answers nothing that was asked"))
-            }
-            ClientError::ServerMethod(method) => {
-                Exception::new(Code::CommandInvalid, &format!("{method} is for servers to send, not for clients"))
+            ClientError::Unimplemented(method) => {
+                Exception::new(Code::CommandInvalid, "unimplemented method").explained(method)
             }
             ClientError::NotImplemented(what) => Exception::new(Code::NotImplemented, what),
             ClientError::ConsumerTagInUse(tag) => {
                 Exception::new(Code::NotAllowed, &format!("attempt to reuse consumer tag '{tag}'"))
             }
             ClientError::BodyTooLong => {
-                Exception::new(Code::FrameError, "content body is longer than its header said")
+                Exception::new(Code::FrameError, "content body frame exceeds remaining content size")
             }
             ClientError::TooMuchUnfinished { limit } => Exception::new(
                 Code::ResourceError,
@@ -213,8 +287,7 @@ impl From<&ClientError> for Exception {
                 ),
             ),
             ClientError::BodyBeyondAllLimits(bytes) => {
-                let text =
-                    format!("message size {bytes} is larger than any configuration allows ({BODY_BYTES_MAX})");
+                let text = format!("content body size {bytes} exceeds maximum allowed size {BODY_BYTES_MAX}");
                 Exception::new(Code::FrameError, &text)
             }
             ClientError::BodyTooLarge { bytes, limit } => {
@@ -267,7 +340,7 @@ impl From<&ClientError> for Exception {
                 Exception::new(Code::AccessRefused, &text)
             }
             ClientError::SecretRefused(user) => {
-                Exception::new(Code::NotAllowed, &format!("new secret was refused for user '{user}'"))
+                Exception::new(Code::NotAllowed, "New secret was refused by one of the backends").explained(user)
             }
             ClientError::UnknownMechanism(name) => {
                 let text = format!("unknown authentication mechanism '{name}'");
@@ -275,6 +348,42 @@ impl From<&ClientError> for Exception {
             }
         }
     }
+}
+
+/// A frame as RabbitMQ shows it.
+fn frame(kind: u8, payload: &Snippet) -> String {
+    let which = if payload.is_all() { "all".to_owned() } else { format!("first {SNIPPET_BYTES}") };
+    format!("type {kind}, {which} octets = {}", term(payload.octets()))
+}
+
+/// Octets as Erlang prints a term: in quotes if all are characters to be read, and else as numbers. RabbitMQ prints
+/// some octets above 127 as they are, with which a short string would not be UTF-8; here they are numbers.
+fn term(octets: &[u8]) -> String {
+    let is_printable = |octet: &u8| matches!(octet, 0x20..=0x7E | 0x08..=0x0D | 0x1B);
+    if octets.is_empty() || !octets.iter().all(is_printable) {
+        return numbers(octets);
+    }
+    let mut text = String::from("<<\"");
+    for &octet in octets {
+        match octet {
+            b'"' => text.push_str("\\\""),
+            b'\\' => text.push_str("\\\\"),
+            0x08 => text.push_str("\\b"),
+            b'\t' => text.push_str("\\t"),
+            b'\n' => text.push_str("\\n"),
+            0x0B => text.push_str("\\v"),
+            0x0C => text.push_str("\\f"),
+            b'\r' => text.push_str("\\r"),
+            0x1B => text.push_str("\\e"),
+            other => text.push(char::from(other)),
+        }
+    }
+    text + "\">>"
+}
+
+/// Octets as Erlang writes a term.
+fn numbers(octets: &[u8]) -> String {
+    format!("<<{}>>", octets.iter().map(u8::to_string).collect::<Vec<_>>().join(","))
 }
 
 impl From<&Refusal> for Exception {
@@ -399,5 +508,37 @@ impl From<&Refusal> for Exception {
             Refusal::Access(refused) => (Code::AccessRefused, refused.to_string()),
         };
         Exception::new(code, &text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octets_are_shown_as_erlang_shows_them() {
+        for (octets, shown) in [
+            (&b""[..], "<<>>"),
+            (b"abc", "<<\"abc\">>"),
+            (b"a\"b\\c", r#"<<"a\"b\\c">>"#),
+            (b"\x08\t\n\x0B\x0C\r\x1B", r#"<<"\b\t\n\v\f\r\e">>"#),
+            (b"a\0b", "<<97,0,98>>"),
+            (b"\x7F", "<<127>>"),
+            (b"a\xE9", "<<97,233>>"),
+        ] {
+            assert_eq!(term(octets), shown);
+        }
+    }
+
+    #[test]
+    fn the_log_says_in_words_what_the_text_says_in_terms() {
+        let too_large = FrameError::TooLarge { kind: 3, payload_bytes: 131_073, frame_max: 131_072 };
+        assert_eq!(
+            Exception::from(&ClientError::Frame(too_large)).for_log(),
+            "FRAME_ERROR - type 3, all octets = <<>>: {frame_too_large,131073,131064} (a frame of 131073 bytes, larger \
+             than the negotiated maximum 131072)"
+        );
+        let unimplemented = Exception::from(&ClientError::Unimplemented("queue.declare-ok"));
+        assert_eq!(unimplemented.for_log(), "COMMAND_INVALID - unimplemented method (queue.declare-ok)");
     }
 }

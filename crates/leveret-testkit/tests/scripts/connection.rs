@@ -194,7 +194,7 @@ fn nothing_is_executed_before_the_connection_is_open() {
         S/0: connection.tune
         C/0: connection.tune-ok channel-max=2047 frame-max=131072
         C/1: queue.declare queue='q'
-        S/0: connection.close 505
+        S/0: connection.close 505 'UNEXPECTED_FRAME - type 1, all octets = <<0,50,0,10,0,0,1,113,0,0,0,0,0>>' 0 0
         C/0: connection.close-ok
         Cb: queue.declare queue='q' passive
         Sb: channel.close 404
@@ -247,7 +247,7 @@ fn update_secret_proves_the_user_again() {
         C: connection.update-secret new-secret='guest' reason='renewed'
         S: connection.update-secret-ok
         C: connection.update-secret new-secret='wrong' reason='renewed'
-        S: connection.close 530 \"NOT_ALLOWED - new secret was refused for user 'guest'\" 10 70
+        S: connection.close 530 'NOT_ALLOWED - New secret was refused by one of the backends' 10 70
         ",
     );
 }

@@ -24,60 +24,98 @@ fn refused(input: &str, reply: &str) {
     ));
 }
 
+/// The texts are Erlang terms: RabbitMQ shows type and payload, sixteen octets of it, and what is wrong.
 #[test]
 fn broken_frames_are_501() {
-    for input in [
-        "C: raw 01 00 01 00 00 00 04 00 14 00 0a cd",
-        "C: raw 00 00 01 00 00 00 00 ce",
-        "C: raw 05 00 01 00 00 00 00 ce",
-        "C: raw ff*70",
-        "C: raw 'AMQP' 00 00 09 01",
-        "C: raw 01 00 01 7f ff ff ff",
-        "C: raw 03 00 01 ff ff ff ff",
-        "C: raw 01 00 01 00 00 00 00 ce",
-        "C: raw 01 00 01 00 00 00 03 00 14 00 ce",
+    for (input, text) in [
+        (
+            "C: raw 01 00 01 00 00 00 04 00 14 00 0a cd",
+            "type 1, all octets = <<0,20,0,10>>: {invalid_frame_end_marker,205}",
+        ),
+        (
+            "C: raw 03 00 01 00 00 00 11 'ABCDEFGHIJKLMNOPQ' 01",
+            "type 3, first 16 octets = <<\"ABCDEFGHIJKLMNOP\">>: {invalid_frame_end_marker,1}",
+        ),
+        (
+            "C: raw 03 00 01 00 00 00 06 'a' 22 5c 1b 'b' 08 00",
+            "type 3, all octets = <<\"a\\x5c\"\\x5c\\x5c\\x5ceb\\x5cb\">>: {invalid_frame_end_marker,0}",
+        ),
+        ("C: raw 00 00 01 00 00 00 00 ce", "type 0, all octets = <<>>: unknown_frame"),
+        ("C: raw 05 00 01 00 00 00 03 'ABC' ce", "type 5, all octets = <<\"ABC\">>: unknown_frame"),
+        ("C: raw ff*70", "type 255, all octets = <<>>: {frame_too_large,4294967295,131064}"),
+        ("C: raw 'AMQP' 00 00 09 01", "type 65, all octets = <<>>: {frame_too_large,1342177289,131064}"),
+        ("C: raw 01 00 01 7f ff ff ff", "type 1, all octets = <<>>: {frame_too_large,2147483647,131064}"),
+        ("C: raw 03 00 01 ff ff ff ff", "type 3, all octets = <<>>: {frame_too_large,4294967295,131064}"),
+        ("C: raw 01 00 01 00 00 00 00 ce", "type 1, all octets = <<>>: unknown_frame"),
+        ("C: raw 01 00 01 00 00 00 03 00 14 00 ce", "type 1, all octets = <<0,20,0>>: unknown_frame"),
+        ("C: raw 02 00 01 00 00 00 04 00 3c 00 00 ce", "type 2, all octets = <<0,60,0,0>>: unknown_frame"),
+        ("C: raw 08 00 00 00 00 00 01 'A' ce", "type 8, all octets = <<\"A\">>: unknown_frame"),
     ] {
-        refused(input, "501");
+        refused(input, &format!("501 'FRAME_ERROR - {text}' 0 0"));
     }
 }
 
 #[test]
 fn frames_out_of_place_are_505() {
-    for input in [
-        "C: raw 08 00 01 00 00 00 00 ce",
-        "C: content-header 5",
-        "C: content-body 'x'",
-        "C/0: content-header 5",
-        "C/0: content-body 'x'",
-        "C: basic.publish routing-key='q'\n        C: content-body 'x'",
-        "C: basic.publish routing-key='q'\n        C: basic.qos",
-        "C: basic.publish routing-key='q'\n        C: content-header 5\n        C: content-header 5",
-        "C: basic.publish routing-key='q'\n        C: content-header 5\n        C: basic.qos",
-        "C: basic.publish routing-key='q'\n        C: raw 02 00 01 00 00 00 0e 00 32 00 00 00 00 00 00 00 00 00 00 00 00 ce",
-        "C: basic.publish routing-key='q'\n        C: raw 02 00 01 00 00 00 0e 00 3c 00 01 00 00 00 00 00 00 00 00 00 00 ce",
+    const NO_METHOD: &str = "'UNEXPECTED_FRAME - expected method frame, got non method frame instead' 0 0";
+    const NO_HEADER: &str =
+        "'UNEXPECTED_FRAME - expected content header for class 60, got non content header frame instead' 60 40";
+    const NO_BODY: &str = "'UNEXPECTED_FRAME - expected content body, got non content body frame instead' 60 40";
+    for (input, reply) in [
+        ("C: raw 08 00 01 00 00 00 00 ce", "'UNEXPECTED_FRAME - type 8, all octets = <<>>' 0 0"),
+        ("C/0: content-header 5", "'UNEXPECTED_FRAME - type 2, all octets = <<0,60,0,0,0,0,0,0,0,0,0,5,0,0>>' 0 0"),
+        ("C/0: content-body 'x'", "'UNEXPECTED_FRAME - type 3, all octets = <<\"x\">>' 0 0"),
+        ("C: content-header 5", NO_METHOD),
+        ("C: content-body 'x'", NO_METHOD),
+        ("C/2: content-header 5", NO_METHOD),
+        ("C/2: content-body 'x'", NO_METHOD),
+        ("C: basic.publish routing-key='q'\n        C: content-body 'x'", NO_HEADER),
+        ("C: basic.publish routing-key='q'\n        C: basic.qos", NO_HEADER),
+        (
+            "C: basic.publish routing-key='q'\n        C: raw 02 00 01 00 00 00 0e 00 3c 00 01 00 00 00 00 00 00 00 00 00 00 ce",
+            NO_HEADER,
+        ),
+        (
+            "C: basic.publish routing-key='q'\n        C: raw 02 00 01 00 00 00 0e 00 32 00 00 00 00 00 00 00 00 00 00 00 00 ce",
+            "'UNEXPECTED_FRAME - expected content header for class 60, got one for class 50 instead' 60 40",
+        ),
+        ("C: basic.publish routing-key='q'\n        C: content-header 5\n        C: content-header 5", NO_BODY),
+        ("C: basic.publish routing-key='q'\n        C: content-header 5\n        C: basic.qos", NO_BODY),
     ] {
-        refused(input, "505");
+        refused(input, &format!("505 {reply}"));
     }
 }
 
 #[test]
 fn a_body_longer_than_declared_is_501() {
     for input in ["C: content-body '123456'", "C: content-body '123'\n        C: content-body '456'"] {
-        refused(&format!("C: basic.publish routing-key='q'\n        C: content-header 5\n        {input}"), "501");
+        refused(
+            &format!("C: basic.publish routing-key='q'\n        C: content-header 5\n        {input}"),
+            "501 'FRAME_ERROR - content body frame exceeds remaining content size' 60 40",
+        );
     }
 }
 
 #[test]
 fn a_size_beyond_all_limits_is_501_at_the_header() {
-    for size in ["536870913", "1073741824", "-9223372036854775808", "-1"] {
-        refused(&format!("C: basic.publish routing-key='q'\n        C: content-header {size}"), "501");
+    for (size, unsigned) in [
+        ("536870913", "536870913"),
+        ("1073741824", "1073741824"),
+        ("-9223372036854775808", "9223372036854775808"),
+        ("-1", "18446744073709551615"),
+    ] {
+        refused(
+            &format!("C: basic.publish routing-key='q'\n        C: content-header {size}"),
+            &format!(
+                "501 'FRAME_ERROR - content body size {unsigned} exceeds maximum allowed size 536870912' 60 40"
+            ),
+        );
     }
 }
 
 #[test]
 fn a_broken_content_header_is_502() {
     for header in [
-        "00 3c 00 00",
         "00 3c 00 00 00 00 00 00 00 00 00 00",
         "00 3c 00 00 00 00 00 00 00 00 00 00 80 00",
         "00 3c 00 00 00 00 00 00 00 00 00 00 80 00 05 'a'",
@@ -98,9 +136,22 @@ fn a_broken_content_header_is_502() {
 #[test]
 fn arguments_that_overrun_their_frame_are_501_and_broken_tables_502() {
     for (input, reply) in [
-        ("C: raw 01 00 01 00 00 00 07 00 32 00 0a 00 00 05 ce", "501"),
-        ("C: raw 01 00 01 00 00 00 0c 00 32 00 0a 00 00 01 'q' 00 00 00 00 ce", "501"),
-        ("C: raw 01 00 01 00 00 00 08 00 3c 00 1e 02 ff fe 00 ce", "501"),
+        (
+            "C: raw 01 00 01 00 00 00 07 00 32 00 0a 00 00 05 ce",
+            "501 'FRAME_ERROR - cannot decode <<0,0,5>>' 50 10",
+        ),
+        (
+            "C: raw 01 00 01 00 00 00 0c 00 32 00 0a 00 00 01 'q' 00 00 00 00 ce",
+            "501 'FRAME_ERROR - cannot decode <<0,0,1,113,0,0,0,0>>' 50 10",
+        ),
+        (
+            "C: raw 01 00 01 00 00 00 07 00 55 00 0a 00 'ab' ce",
+            "501 'FRAME_ERROR - cannot decode <<0,97,98>>' 85 10",
+        ),
+        (
+            "C: raw 01 00 01 00 00 00 08 00 3c 00 1e 02 ff fe 00 ce",
+            "501 'FRAME_ERROR - Malformed UTF-8 in shortstr' 0 0",
+        ),
         ("C: raw 01 00 01 00 00 00 10 00 32 00 0a 00 00 01 'q' 00 00 00 00 03 01 'k' 'Z' ce", "502"),
         ("C: raw 01 00 01 00 00 00 11 00 32 00 0a 00 00 01 'q' 00 00 00 00 04 01 'k' 'S' 00 ce", "502"),
     ] {
@@ -112,26 +163,25 @@ fn arguments_that_overrun_their_frame_are_501_and_broken_tables_502() {
 fn unknown_methods_are_540_and_methods_of_servers_503() {
     refused("C: raw 01 00 01 00 00 00 04 00 63 00 0a ce", "540 'NOT_IMPLEMENTED - unknown method 99.10' 99 10");
     refused("C: raw 01 00 01 00 00 00 04 00 32 03 e7 ce", "540");
-    for method in [
-        "queue.declare-ok",
-        "basic.deliver",
-        "basic.return",
-        "basic.qos-ok",
-        "confirm.select-ok",
-        "channel.close-ok",
-    ] {
-        refused(&format!("C: {method}"), "503");
+    for method in ["queue.declare-ok", "basic.deliver", "basic.return", "basic.qos-ok", "confirm.select-ok"] {
+        refused(&format!("C: {method}"), "503 'COMMAND_INVALID - unimplemented method'");
     }
 }
 
 #[test]
-fn methods_on_the_wrong_channel_are_504() {
-    refused("C: raw 01 00 00 00 00 00 0b 00 3c 00 0a 00 00 00 00 00 00 00 ce", "504");
-    refused("C: raw 01 00 01 00 00 00 04 00 0a 00 33 ce", "504");
-    refused("C: raw 01 00 00 00 00 00 05 00 14 00 0a 00 ce", "504");
-    refused("C/0: connection.start-ok mechanism='PLAIN'", "504");
-    refused("C/0: connection.tune-ok", "504");
-    refused("C/0: connection.open virtual-host='/'", "504");
+fn methods_on_the_wrong_channel_are_504_or_503() {
+    const RUNNING: &str = "504 'CHANNEL_ERROR - unexpected method in connection state running'";
+    for (input, ids) in [
+        ("C: raw 01 00 00 00 00 00 0b 00 3c 00 0a 00 00 00 00 00 00 00 ce", "60 10"),
+        ("C: raw 01 00 00 00 00 00 05 00 14 00 0a 00 ce", "20 10"),
+        ("C/0: connection.start-ok mechanism='PLAIN'", "10 11"),
+        ("C/0: connection.tune-ok", "10 31"),
+        ("C/0: connection.open virtual-host='/'", "10 40"),
+        ("C/0: connection.close-ok", "10 51"),
+    ] {
+        refused(input, &format!("{RUNNING} {ids}"));
+    }
+    refused("C: raw 01 00 01 00 00 00 04 00 0a 00 33 ce", "503 'COMMAND_INVALID - unimplemented method' 10 51");
 }
 
 #[test]

@@ -1,0 +1,450 @@
+//! What is decided and not yet written, and what the writer is asked for.
+//!
+//! Owns: in which order it is taken, and who has to wait for that.
+//!
+//! Changes that belong together are one group, which is never split.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
+
+use leveret_broker::Change;
+use leveret_broker::change::NodeChange;
+use leveret_journal::Spares;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+
+use super::{Appended, Congestion};
+use crate::limits::GROUP_BYTES;
+
+/// Something that the writer is asked to do between two batches. It answers when it is done, or there is no room for it; if it
+/// ends before, the answer's sender is dropped.
+pub(super) enum Order {
+    /// Append records to the stream of the node; the answer is the sequence of the first.
+    Node(Vec<NodeChange>, SyncSender<Option<u64>>),
+    /// Write what came before this; the answer is whether there was room for it.
+    Flush(SyncSender<bool>),
+    /// Let a start begin to read each stream there; the answer is whether there was room to say so.
+    BeginReplay(BTreeMap<u32, u64>, SyncSender<bool>),
+}
+
+/// The writer has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriterEnded;
+
+/// Where orders for the writer are left.
+#[derive(Clone)]
+pub(crate) struct Orders(pub(super) Arc<Pending>);
+
+impl Orders {
+    fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> Result<T, WriterEnded> {
+        let (answer, answered) = sync_channel(1);
+        let mut state = self.0.state.lock();
+        if state.has_ended || state.is_ending {
+            return Err(WriterEnded);
+        }
+        state.orders.push(order(answer));
+        drop(state);
+        self.0.filled.notify_one();
+        answered.recv().map_err(|_| WriterEnded)
+    }
+
+    /// Appends records to the stream of the node. When this returns, they are durable. Returns the sequence of the first;
+    /// none if there is no room for them.
+    pub(crate) fn append_to_node(&self, changes: Vec<NodeChange>) -> Result<Option<u64>, WriterEnded> {
+        self.ask(|answer| Order::Node(changes, answer))
+    }
+
+    /// Returns when everything is durable that was appended before; false if there is no room for it.
+    pub(crate) fn flush(&self) -> Result<bool, WriterEnded> {
+        self.ask(Order::Flush)
+    }
+
+    /// The disk has room ready for so many bytes of publishers, and as little as there is has been dealt with. Acks leave `least`
+    /// of what is ready to checkpoints.
+    pub(crate) fn set_room(&self, bytes: u64, least: u64) {
+        self.0.room.publishers.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
+        self.0.room.least.store(least, Ordering::Relaxed);
+        self.relieve();
+    }
+
+    /// From now on those who ack wait while less is ready than must be left, or they do not, as nothing wins more.
+    pub(crate) fn set_acks_wait(&self, do_wait: bool) {
+        if self.0.room.acks_wait.swap(do_wait, Ordering::Relaxed) && !do_wait {
+            self.relieve();
+        }
+    }
+
+    /// Whether less is ready.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.0.is_scarce()
+    }
+
+    fn relieve(&self) {
+        let state = self.0.state.lock();
+        self.0.relieve(state.bytes * 2);
+    }
+
+    /// Lets a start begin to read each stream at a sequence; false if there is no room to say so.
+    pub(crate) fn begin_replay_at(&self, streams: BTreeMap<u32, u64>) -> Result<bool, WriterEnded> {
+        self.ask(|answer| Order::BeginReplay(streams, answer))
+    }
+}
+
+/// What is decided and not yet taken by the writer.
+pub(super) struct Pending {
+    state: Mutex<State>,
+    filled: Condvar,
+    congested: watch::Sender<Congestion>,
+    /// Bytes from which on publishers wait; from twice as many on, others do, too.
+    bytes_max: usize,
+    room: Room,
+    /// What is ready.
+    spares: Option<Arc<Spares>>,
+}
+
+/// What the disk allows.
+#[derive(Debug)]
+struct Room {
+    /// Bytes that may wait before publishers do.
+    publishers: AtomicUsize,
+    /// Bytes that acks leave ready.
+    least: AtomicU64,
+    /// They wait for that.
+    acks_wait: AtomicBool,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let (publishers, least) = (AtomicUsize::new(usize::MAX), AtomicU64::new(0));
+        Room { publishers, least, acks_wait: AtomicBool::new(true) }
+    }
+}
+
+/// Why the writer goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// There is something to take.
+    Filled,
+    /// There was nothing for as long as it wanted to wait.
+    Idle,
+    /// There is nothing, and there will be nothing more.
+    Ending,
+}
+
+impl Pending {
+    /// What is decided for these streams, and how much of it there may be before publishers wait.
+    pub(super) fn new(
+        streams: impl IntoIterator<Item = u32>,
+        bytes_max: usize,
+        spares: Option<Arc<Spares>>,
+    ) -> Arc<Self> {
+        let streams = streams.into_iter().map(PendingStream::new).collect();
+        let (congested, _) = watch::channel(Congestion::None);
+        Arc::new(Pending {
+            state: Mutex::new(State { streams, ..State::default() }),
+            filled: Condvar::new(),
+            congested,
+            bytes_max,
+            room: Room::default(),
+            spares,
+        })
+    }
+
+    /// Takes changes of a stream in, and wakes the writer. The last of them may belong together with the next ones.
+    pub(super) fn append(&self, stream: u32, changes: &mut Vec<Change>, go_on: bool) -> Appended {
+        let mut appended = if changes.is_empty() { Appended::Nothing } else { Appended::Changes };
+        let mut bytes = 0;
+        for change in &*changes {
+            bytes += change.bytes();
+            if matches!(change, Change::MessageEnqueued { .. }) {
+                appended = Appended::Messages;
+            }
+        }
+        let mut state = self.state.lock();
+        if state.has_ended {
+            changes.clear();
+            return Appended::Nothing;
+        }
+        let Some(stream) = state.streams.iter_mut().find(|pending| pending.number == stream) else {
+            return Appended::Nothing;
+        };
+        stream.append(changes, bytes, go_on);
+        state.bytes += bytes;
+        let congestion = self.congestion(state.bytes);
+        self.congested.send_if_modified(|before| {
+            let is_worse = congestion > *before;
+            *before = congestion.max(*before);
+            is_worse
+        });
+        let is_idle = std::mem::take(&mut state.is_idle);
+        drop(state);
+        if is_idle {
+            self.filled.notify_one();
+        }
+        appended
+    }
+
+    /// Waits for something to take, at most so long if that is said.
+    pub(super) fn wait(&self, at_most: Option<Duration>) -> Woken {
+        let mut state = self.state.lock();
+        loop {
+            if state.has_work() {
+                return Woken::Filled;
+            }
+            if state.is_ending {
+                return Woken::Ending;
+            }
+            state.is_idle = true;
+            let is_late = if let Some(at_most) = at_most {
+                self.filled.wait_for(&mut state, at_most).timed_out()
+            } else {
+                self.filled.wait(&mut state);
+                false
+            };
+            state.is_idle = false;
+            if is_late && !state.has_work() {
+                return Woken::Idle;
+            }
+        }
+    }
+
+    /// Takes what has room in `most` bytes, of the stream at `first` before that of others, and the orders that came before
+    /// the last of it.
+    pub(super) fn take(&self, first: usize, most: usize, taken: &mut [Vec<Change>]) -> Vec<Order> {
+        let (mut state, mut bytes) = (self.state.lock(), 0);
+        let (before, from) = taken.split_at_mut(first);
+        let (streams_before, streams_from) = state.streams.split_at_mut(first);
+        let in_turn = streams_from.iter_mut().zip(from).chain(streams_before.iter_mut().zip(before));
+        for (stream, taken) in in_turn {
+            stream.take(taken, &mut bytes, most);
+        }
+        // Those that do not fit into this batch come before any order.
+        let is_all = !state.streams.iter().any(PendingStream::has_work);
+        if is_all { std::mem::take(&mut state.orders) } else { Vec::new() }
+    }
+
+    /// What was taken of these streams, by their place, has no room: what follows in them waits behind it.
+    pub(super) fn set_stuck(&self, streams: impl Iterator<Item = usize>) {
+        let mut state = self.state.lock();
+        for at in streams {
+            state.streams[at].is_stuck = true;
+        }
+    }
+
+    /// So many bytes are written that were taken of these streams, by their place.
+    pub(super) fn set_written(&self, streams: impl Iterator<Item = usize>, bytes: usize) {
+        let mut state = self.state.lock();
+        for at in streams {
+            state.streams[at].is_stuck = false;
+        }
+        state.bytes -= bytes;
+        // Held until half of what holds them is written, so that they do not stop and go with every batch.
+        self.relieve(state.bytes * 2);
+    }
+
+    /// Lets the writer end when everything is written.
+    pub(super) fn end(&self) {
+        self.state.lock().is_ending = true;
+        self.filled.notify_one();
+    }
+
+    /// Whether it is to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.state.lock().is_ending
+    }
+
+    /// It has ended: nothing more is taken, and nobody waits for an answer.
+    pub(super) fn set_ended(&self) {
+        let mut state = self.state.lock();
+        state.has_ended = true;
+        state.orders.clear();
+        for stream in &mut state.streams {
+            *stream = PendingStream::new(stream.number);
+        }
+    }
+
+    /// Who has to wait, now and from now on.
+    pub(super) fn congested(&self) -> watch::Receiver<Congestion> {
+        self.congested.subscribe()
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting_and_whole(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        let whole = |stream: &PendingStream| stream.groups.iter().map(|group| group.changes).sum();
+        state.streams.first().map_or((0, 0), |stream| (stream.changes.len(), whole(stream)))
+    }
+
+    fn congestion(&self, bytes: usize) -> Congestion {
+        if bytes > 2 * self.bytes_max || (self.room.acks_wait.load(Ordering::Relaxed) && self.is_scarce()) {
+            Congestion::Changes
+        } else if bytes > self.bytes_max.min(self.room.publishers.load(Ordering::Relaxed))
+            || self.spares.as_ref().is_some_and(|spares| spares.is_low())
+        {
+            Congestion::Messages
+        } else {
+            Congestion::None
+        }
+    }
+
+    fn is_scarce(&self) -> bool {
+        self.spares.as_ref().is_some_and(|spares| spares.bytes() < self.room.least.load(Ordering::Relaxed))
+    }
+
+    /// Lets those go on who need not wait any more for so many bytes.
+    fn relieve(&self, bytes: usize) {
+        let congestion = self.congestion(bytes);
+        self.congested.send_if_modified(|before| {
+            let is_better = congestion < *before;
+            *before = congestion.min(*before);
+            is_better
+        });
+    }
+}
+
+#[derive(Default)]
+struct State {
+    streams: Vec<PendingStream>,
+    /// Bytes that wait or are being written.
+    bytes: usize,
+    /// The writer sleeps and wants to be woken.
+    is_idle: bool,
+    /// The writer ends when everything is written.
+    is_ending: bool,
+    /// It has, or it has failed.
+    has_ended: bool,
+    orders: Vec<Order>,
+}
+
+struct PendingStream {
+    number: u32,
+    changes: Vec<Change>,
+    /// What of them may become durable without those that follow, from the first on. A group is written as a whole.
+    groups: VecDeque<Group>,
+    /// What follows, and is not complete yet.
+    open: Group,
+    /// What came before has no room.
+    is_stuck: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    changes: usize,
+    bytes: usize,
+}
+
+impl PendingStream {
+    fn new(number: u32) -> Self {
+        PendingStream {
+            number,
+            changes: Vec::new(),
+            groups: VecDeque::new(),
+            open: Group::default(),
+            is_stuck: false,
+        }
+    }
+
+    /// Whether something can be taken.
+    fn has_work(&self) -> bool {
+        !self.groups.is_empty() && !self.is_stuck
+    }
+
+    fn append(&mut self, changes: &mut Vec<Change>, bytes: usize, go_on: bool) {
+        self.open.changes += changes.len();
+        self.open.bytes += bytes;
+        self.changes.append(changes);
+        if go_on || self.open.changes == 0 {
+            return;
+        }
+        let closed = std::mem::take(&mut self.open);
+        match self.groups.back_mut() {
+            // Nothing keeps small ones apart.
+            Some(last) if last.bytes + closed.bytes <= GROUP_BYTES => {
+                last.changes += closed.changes;
+                last.bytes += closed.bytes;
+            }
+            _ => self.groups.push_back(closed),
+        }
+    }
+
+    /// Takes whole groups, as long as they have room in `most` bytes; the first one always, if nothing else was taken.
+    fn take(&mut self, taken: &mut Vec<Change>, bytes: &mut usize, most: usize) {
+        let mut changes = 0;
+        while !self.is_stuck
+            && let Some(group) = self.groups.front()
+            && (*bytes == 0 || *bytes + group.bytes <= most)
+        {
+            *bytes += group.bytes.max(1);
+            changes += group.changes;
+            self.groups.pop_front();
+        }
+        if changes == self.changes.len() {
+            std::mem::swap(&mut self.changes, taken);
+        } else {
+            taken.extend(self.changes.drain(..changes));
+        }
+    }
+}
+
+impl State {
+    fn has_work(&self) -> bool {
+        !self.orders.is_empty() || self.streams.iter().any(PendingStream::has_work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leveret_broker::change::{QueueNumber, QueuePosition};
+
+    use super::super::Appended;
+    use super::*;
+    use crate::limits::WRITTEN_BYTES_MAX;
+
+    fn changes(count: u64) -> Vec<Change> {
+        let settled =
+            |position| Change::MessageSettled { queue: QueueNumber(1), position: QueuePosition(position) };
+        (0..count).map(settled).collect()
+    }
+
+    /// Several transactions may be as large as one batch can be.
+    #[test]
+    fn what_belongs_together_is_never_split_and_too_much_is_not_written_at_once() {
+        let mut stream = PendingStream::new(1);
+        let large = WRITTEN_BYTES_MAX / 2 + 1;
+        stream.append(&mut changes(3), 10, false);
+        stream.append(&mut changes(2), 10, false);
+        stream.append(&mut changes(5), large, true);
+        stream.append(&mut changes(5), large, false);
+        stream.append(&mut changes(1), large, false);
+        stream.append(&mut changes(7), 10, true);
+        let mut take = || {
+            let (mut taken, mut bytes) = (Vec::new(), 0);
+            stream.take(&mut taken, &mut bytes, WRITTEN_BYTES_MAX);
+            taken.len()
+        };
+        assert_eq!(take(), 5, "small ones together");
+        assert_eq!(take(), 10, "a large one alone, though it is more than is written at once");
+        assert_eq!(take(), 1);
+        assert_eq!(take(), 0, "what is not complete yet");
+        stream.append(&mut Vec::new(), 0, false);
+        let (mut taken, mut bytes) = (Vec::new(), WRITTEN_BYTES_MAX);
+        stream.take(&mut taken, &mut bytes, WRITTEN_BYTES_MAX);
+        assert_eq!(taken.len(), 0, "another stream has filled the batch");
+        stream.take(&mut taken, &mut 0, WRITTEN_BYTES_MAX);
+        assert_eq!(taken.len(), 7);
+    }
+
+    #[test]
+    fn acks_wait_later_than_messages() {
+        let pending = Pending::new([], 100, None);
+        for (bytes, holds_messages, holds_acks) in [(100, false, false), (101, true, false), (201, true, true)] {
+            let congestion = pending.congestion(bytes);
+            assert_eq!(congestion.holds(Appended::Messages), holds_messages, "{bytes} bytes");
+            assert_eq!(congestion.holds(Appended::Changes), holds_acks, "{bytes} bytes");
+            assert!(!congestion.holds(Appended::Nothing));
+        }
+    }
+}

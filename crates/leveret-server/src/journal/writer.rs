@@ -1,0 +1,466 @@
+//! The thread that writes the journal.
+//!
+//! Group commit that never waits: the writer takes all that is pending, writes and syncs it as one batch, and takes
+//! what came meanwhile. What a full disk has no room for waits, while others pass it; nothing that the writer is asked to do
+//! does. After a failed write or sync it takes nothing more, and nothing becomes durable any more.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use bytesize::ByteSize;
+use leveret_broker::{Change, JournalPosition};
+use leveret_journal::{Batch, Log, LogError};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::Stream;
+use super::pending::{Order, Orders, Pending, Woken};
+use crate::limits::{FULL_RETRY_EVERY, IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
+use crate::recovery::NODE_STREAM;
+
+/// The thread that writes the journal.
+pub(crate) struct Writer {
+    pending: Arc<Pending>,
+    thread: Option<JoinHandle<()>>,
+    growth: Arc<Growth>,
+    failed: watch::Receiver<Option<String>>,
+}
+
+/// How much the journal has grown, and whom that concerns.
+#[derive(Debug, Default)]
+pub(crate) struct Growth {
+    bytes: AtomicU64,
+    /// From here on, somebody wants to know.
+    mark: AtomicU64,
+    told: Mutex<Option<Sender<()>>>,
+}
+
+impl Growth {
+    /// Bytes that were written since the start.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Tells, once, when so many are written.
+    pub(crate) fn tell_at(&self, bytes: u64, tell: Sender<()>) {
+        *self.told.lock() = Some(tell);
+        self.mark.store(bytes, Ordering::Relaxed);
+        self.add(0);
+    }
+
+    fn add(&self, bytes: u64) {
+        let now = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if now >= self.mark.load(Ordering::Relaxed)
+            && let Some(tell) = self.told.lock().take()
+        {
+            self.mark.store(u64::MAX, Ordering::Relaxed);
+            let _ = tell.send(());
+        }
+    }
+}
+
+impl Writer {
+    /// Starts the thread. `streams` says how far each is; while more than `bytes_max` wait, publishers do, too.
+    pub(crate) fn start(
+        log: Log,
+        bytes_max: usize,
+        node_sequence: u64,
+        streams: &[(u32, JournalPosition)],
+    ) -> io::Result<(Writer, Vec<Arc<Stream>>)> {
+        let numbers = streams.iter().map(|&(number, _)| number);
+        let pending = Pending::new(numbers, bytes_max, Some(log.spares()));
+        let streams: Vec<_> = streams.iter().map(|&(number, last)| Stream::kept(number, last, &pending)).collect();
+        let (failing, failed) = watch::channel(None);
+        let growth = Arc::new(Growth { mark: AtomicU64::new(u64::MAX), ..Growth::default() });
+        let writing = Writing {
+            pending: Arc::clone(&pending),
+            streams: streams.clone(),
+            log,
+            first: 0,
+            stuck: Vec::new(),
+            node_sequence,
+            growth: Arc::clone(&growth),
+        };
+        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
+            if let Err(error) = writing.run() {
+                tracing::error!("{error}; what was not confirmed is lost");
+                failing.send_replace(Some(error.to_string()));
+            }
+        })?;
+        Ok((Writer { pending, thread: Some(thread), failed, growth }, streams))
+    }
+
+    /// Why nothing is kept any more, once that is so.
+    pub(crate) fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.failed.clone()
+    }
+
+    /// Where orders for it are left.
+    pub(crate) fn orders(&self) -> Orders {
+        Orders(Arc::clone(&self.pending))
+    }
+
+    /// How much it has written.
+    pub(crate) fn growth(&self) -> Arc<Growth> {
+        Arc::clone(&self.growth)
+    }
+
+    /// Writes what is left and ends.
+    pub(crate) fn stop(&mut self) {
+        self.pending.end();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that writes the journal has panicked");
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Writing {
+    pending: Arc<Pending>,
+    streams: Vec<Arc<Stream>>,
+    log: Log,
+    /// The stream that is taken from first the next time.
+    first: usize,
+    /// What there is no room for.
+    stuck: Vec<Stuck>,
+    /// The last sequence in the stream of the node.
+    node_sequence: u64,
+    growth: Arc<Growth>,
+}
+
+/// A batch, and what follows once it is written.
+struct Whole {
+    batch: Batch,
+    /// Bytes that wait for it.
+    bytes: usize,
+    /// How far streams are then, by their place among them.
+    last: Vec<(usize, u64)>,
+}
+
+/// A batch for which the disk has no room. What belongs to the same streams waits behind it, and nothing else does.
+struct Stuck {
+    whole: Whole,
+    tried: Instant,
+}
+
+impl Writing {
+    fn run(mut self) -> Result<(), LogError> {
+        let mut last: Vec<u64> = self.streams.iter().map(|stream| stream.durable().0).collect();
+        let mut taken: Vec<Vec<Change>> = self.streams.iter().map(|_| Vec::new()).collect();
+        let mut batch = Batch::default();
+        let mut is_marked = false;
+        loop {
+            let at_most = if self.stuck.is_empty() { IDLE_BEFORE_MARK } else { FULL_RETRY_EVERY };
+            match self.pending.wait((!is_marked).then_some(at_most)) {
+                Woken::Ending if self.stuck.is_empty() => {
+                    return match self.log.mark() {
+                        // Nothing that was promised is missing.
+                        Err(LogError::Full(_)) => Ok(()),
+                        marked => marked,
+                    };
+                }
+                Woken::Idle if self.stuck.is_empty() => {
+                    // A failure shows at the next batch.
+                    let _ = self.log.mark();
+                    is_marked = true;
+                    continue;
+                }
+                _ => is_marked = false,
+            }
+            // What a spare can hold: one that was counted on may have been made smaller.
+            let most = usize::try_from(self.log.batch_bytes()).unwrap_or(usize::MAX).min(WRITTEN_BYTES_MAX);
+            let orders = self.pending.take(self.first, most, &mut taken);
+            // A stream that had to wait for others comes first the next time.
+            self.first = (self.first + 1) % self.streams.len().max(1);
+            self.write(&mut taken, &mut last, &mut batch)?;
+            self.obey(orders)?;
+        }
+    }
+
+    /// Does what it was asked for, now that what came before is written, or has no room.
+    fn obey(&mut self, orders: Vec<Order>) -> Result<(), LogError> {
+        for order in orders {
+            match order {
+                Order::Node(changes, answer) => {
+                    let (mut batch, mut last) = (Batch::default(), self.node_sequence);
+                    for change in changes {
+                        last += 1;
+                        batch.push(NODE_STREAM, last, |out| change.encode(out));
+                    }
+                    let first = match self.log.append(&mut batch) {
+                        Ok(()) => Some(std::mem::replace(&mut self.node_sequence, last) + 1),
+                        Err(LogError::Full(_)) => None,
+                        Err(error) => return Err(error),
+                    };
+                    let _ = answer.send(first);
+                }
+                Order::Flush(answer) => _ = answer.send(self.stuck.is_empty()),
+                Order::BeginReplay(streams, answer) => match self.log.begin_replay_at(&streams) {
+                    Ok(()) => _ = answer.send(true),
+                    Err(LogError::Full(_)) => _ = answer.send(false),
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, taken: &mut [Vec<Change>], last: &mut [u64], batch: &mut Batch) -> Result<(), LogError> {
+        self.retry()?;
+        let (mut bytes, mut ends) = (0, Vec::new());
+        for (at, ((stream, taken), last)) in self.streams.iter().zip(&mut *taken).zip(&mut *last).enumerate() {
+            for change in taken.drain(..) {
+                *last += 1;
+                bytes += change.bytes();
+                batch.push(stream.number, *last, |out| change.encode(out));
+                if ends.last().is_none_or(|&(end, _)| end != at) {
+                    ends.push((at, 0));
+                }
+            }
+            if let Some((end, reached)) = ends.last_mut()
+                && *end == at
+            {
+                *reached = *last;
+            }
+        }
+        for taken in taken {
+            taken.shrink_to(TAKEN_CHANGES_KEPT);
+        }
+        let mut whole = Whole { batch: std::mem::take(batch), bytes, last: ends };
+        match self.append(&mut whole) {
+            Err(LogError::Full(why)) => {
+                let bytes = ByteSize(whole.batch.bytes() as u64);
+                tracing::error!(
+                    "the disk has no room for {bytes} of the journal ({why}): what was published waits to be \
+                     confirmed, until there is some"
+                );
+                self.pending.set_stuck(whole.last.iter().map(|&(at, _)| at));
+                self.stuck.push(Stuck { whole, tried: Instant::now() });
+                Ok(())
+            }
+            done => {
+                *batch = whole.batch;
+                done
+            }
+        }
+    }
+
+    /// Tries again to write what the disk had no room for. If the node stops, it does not wait for that any longer.
+    fn retry(&mut self) -> Result<(), LogError> {
+        for mut stuck in std::mem::take(&mut self.stuck) {
+            let is_ending = self.pending.is_ending();
+            if !is_ending && stuck.tried.elapsed() < FULL_RETRY_EVERY {
+                self.stuck.push(stuck);
+                continue;
+            }
+            match self.append(&mut stuck.whole) {
+                Err(LogError::Full(_)) if !is_ending => {
+                    stuck.tried = Instant::now();
+                    self.stuck.push(stuck);
+                }
+                done => done?,
+            }
+            if self.stuck.is_empty() {
+                tracing::info!("the journal is written again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a batch, and tells whom that concerns.
+    fn append(&mut self, whole: &mut Whole) -> Result<(), LogError> {
+        let written = whole.batch.bytes() as u64;
+        self.log.append(&mut whole.batch)?;
+        self.growth.add(written);
+        for &(at, last) in &whole.last {
+            self.streams[at].advance(last);
+        }
+        self.pending.set_written(whole.last.iter().map(|&(at, _)| at), whole.bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Writing {
+    /// Also if the thread has panicked.
+    fn drop(&mut self) {
+        self.pending.set_ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leveret_broker::change::{QueueNumber, QueuePosition};
+    use leveret_journal::disk::{Disk, DiskFile};
+    use leveret_journal::{Options, RealDisk};
+
+    use super::super::Appended;
+    use super::*;
+    use crate::limits::PENDING_BYTES_MAX;
+
+    fn changes(count: u64) -> Vec<Change> {
+        let settled =
+            |position| Change::MessageSettled { queue: QueueNumber(1), position: QueuePosition(position) };
+        (0..count).map(settled).collect()
+    }
+
+    /// A folder on a disk that has so many bytes left.
+    struct SmallDisk {
+        files: RealDisk,
+        left: Arc<Mutex<u64>>,
+    }
+
+    struct SmallFile {
+        file: Arc<dyn DiskFile>,
+        left: Arc<Mutex<u64>>,
+    }
+
+    impl SmallDisk {
+        fn of(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+            Arc::new(SmallFile { file, left: Arc::clone(&self.left) })
+        }
+    }
+
+    impl Disk for SmallDisk {
+        fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            Ok(self.of(self.files.create(name)?))
+        }
+
+        fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            Ok(self.of(self.files.open(name)?))
+        }
+
+        fn list(&self) -> io::Result<Vec<String>> {
+            self.files.list()
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            self.files.rename(from, to)
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            self.files.remove(name)
+        }
+
+        fn sync_directory(&self) -> io::Result<()> {
+            self.files.sync_directory()
+        }
+
+        fn free_bytes(&self) -> io::Result<u64> {
+            Ok(*self.left.lock())
+        }
+    }
+
+    impl DiskFile for SmallFile {
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            self.file.write_at(offset, bytes)
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+            self.file.read_at(offset, buffer)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            self.file.sync()
+        }
+
+        fn preallocate(&self, end: u64) -> io::Result<()> {
+            let more = end.saturating_sub(self.length()?);
+            let mut left = self.left.lock();
+            assert_ne!(*left, BROKEN, "whoever writes dies, as it should");
+            *left = left.checked_sub(more).ok_or(io::ErrorKind::StorageFull)?;
+            self.file.preallocate(end)
+        }
+
+        fn truncate(&self, end: u64) -> io::Result<()> {
+            self.file.truncate(end)
+        }
+
+        fn length(&self) -> io::Result<u64> {
+            self.file.length()
+        }
+    }
+
+    /// Bytes that are left on a disk that ends its writer.
+    const BROKEN: u64 = 13;
+
+    /// A writer of two streams, its disk, and how much is left on it.
+    fn on_small_disk(folder: &tempfile::TempDir) -> (Writer, Vec<Arc<Stream>>, Arc<Mutex<u64>>) {
+        let left = Arc::new(Mutex::new(1 << 30));
+        let disk = SmallDisk { files: RealDisk::new(folder.path()).unwrap(), left: Arc::clone(&left) };
+        let options = Options { segment_bytes: 1 << 20, salt: [1; 16] };
+        let (log, _) = Log::open(Arc::new(disk), options, &mut |_| {}).unwrap();
+        let streams = [(1, JournalPosition(0)), (2, JournalPosition(0))];
+        let (writer, streams) = Writer::start(log, PENDING_BYTES_MAX, 0, &streams).unwrap();
+        (writer, streams, left)
+    }
+
+    /// One of three megabytes.
+    fn large() -> Change {
+        let except = (0..400_000).map(QueuePosition).collect();
+        Change::QueuePurged { queue: QueueNumber(1), below: QueuePosition(400_000), except }
+    }
+
+    #[test]
+    fn what_has_no_room_holds_up_nobody_else_and_is_written_when_there_is_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, streams, left) = on_small_disk(&folder);
+        let orders = writer.orders();
+        assert!(orders.flush().unwrap());
+        *left.lock() = 0;
+        streams[0].append(&mut vec![large()], false);
+        assert!(!orders.flush().unwrap(), "nobody waits for room");
+        streams[1].append(&mut changes(5), false);
+        assert!(!orders.flush().unwrap());
+        assert_eq!((streams[0].durable(), streams[1].durable()), (JournalPosition(0), JournalPosition(5)));
+        assert_eq!(orders.append_to_node(Vec::new()).unwrap(), Some(1));
+        *left.lock() = 1 << 30;
+        while !orders.flush().unwrap() {
+            std::thread::yield_now();
+        }
+        assert_eq!(streams[0].durable(), JournalPosition(1));
+        writer.stop();
+        assert!(writer.failed().borrow().is_none());
+    }
+
+    #[test]
+    fn acks_wait_for_a_checkpoint_before_they_take_its_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, _) = on_small_disk(&folder);
+        let orders = writer.orders();
+        let congestion = |stream: &Arc<Stream>| {
+            stream.append(&mut changes(1), false);
+            *stream.congestion().unwrap().borrow()
+        };
+        orders.set_room(1 << 20, 0);
+        assert!(!congestion(&streams[0]).holds(Appended::Changes));
+        orders.set_room(1 << 20, 1);
+        assert!(congestion(&streams[0]).holds(Appended::Changes), "less is ready than must be left");
+        orders.set_acks_wait(false);
+        assert!(!congestion(&streams[0]).holds(Appended::Changes), "no checkpoint would win more");
+    }
+
+    #[test]
+    fn who_asks_a_writer_that_has_panicked_is_told_that_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, left) = on_small_disk(&folder);
+        let orders = writer.orders();
+        let (asked, answered) = std::sync::mpsc::channel();
+        *left.lock() = BROKEN;
+        streams[0].append(&mut vec![large()], false);
+        std::thread::spawn(move || asked.send((orders.flush().is_err(), orders.flush().is_err())));
+        assert_eq!(answered.recv_timeout(std::time::Duration::from_secs(20)), Ok((true, true)));
+        streams[0].append(&mut changes(5), false);
+        assert_eq!(streams[0].waiting_and_whole(), (0, 0), "nothing is kept for it");
+    }
+}

@@ -274,7 +274,8 @@ fn others_are_served_between_the_steps_of_long_work() {
         turns += 1;
         heard += busy.read(&mut buffer).unwrap_or(0);
     }
-    assert!(turns > ROUNDS / 4, "a turn between others' {ROUNDS} long commands: {turns} times");
+    // A machine that is busy gives the clients themselves few turns. Without any between the steps it would be one.
+    assert!(turns > ROUNDS / 20, "a turn between others' {ROUNDS} long commands: {turns} times");
 }
 
 /// What a client asks is not taken in without bound while it does not read the answers.

@@ -16,6 +16,7 @@ mod pieces;
 mod reader;
 mod real;
 mod recovery;
+mod scratch;
 mod spares;
 #[cfg(test)]
 mod tests;
@@ -28,4 +29,5 @@ pub use self::real::{RealDisk, errno};
 pub use self::recovery::{
     Cut, Damage, Doubt, Extent, Missing, OpenError, Outlook, Recovery, check, look, look_ahead,
 };
+pub use self::scratch::{Scratch, ScratchReader, remove_scratch};
 pub use self::spares::Spares;

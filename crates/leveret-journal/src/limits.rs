@@ -47,5 +47,8 @@ pub const THIN_PERCENT: u64 = 80;
 /// Bytes that are synced at once while segments are rewritten.
 pub const COMPACTED_BATCH_BYTES: usize = 1024 * 1024;
 
+/// Bytes of a scratch file, or more if its last record has more.
+pub const SCRATCH_BYTES: u32 = 16 * 1024 * 1024;
+
 /// Bytes around a place that the disk cannot read, which are given up with it.
 pub const UNREADABLE_BLOCK_BYTES: usize = 4096;

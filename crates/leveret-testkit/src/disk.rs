@@ -63,6 +63,10 @@ struct State {
     /// The same if it syncs the folder.
     fails_folder_sync_at: Option<u64>,
     has_failed: bool,
+    /// How many bytes longer all files together may become by writing.
+    room: Option<usize>,
+    /// Nothing can be read.
+    is_unreadable: bool,
 }
 
 /// A folder in memory.
@@ -100,6 +104,17 @@ impl SimDisk {
     /// The same for a sync of the folder: the names that changed since the last one never reach the disk.
     pub fn fail_folder_sync_at(&self, operation: u64) {
         self.lock().fails_folder_sync_at = Some(operation);
+    }
+
+    /// From now on files become longer by so many bytes in all, by what is written to them. Of a write that would need more,
+    /// a part is there. None takes the limit away.
+    pub fn set_room(&self, bytes: Option<usize>) {
+        self.lock().room = bytes;
+    }
+
+    /// From now on nothing can be read, or all of it again.
+    pub fn set_unreadable(&self, is_unreadable: bool) {
+        self.lock().is_unreadable = is_unreadable;
     }
 
     /// Whether a sync has failed so.
@@ -302,6 +317,16 @@ impl DiskFile for SimFile {
         let mut state = self.lock();
         state.begin()?;
         let (file, offset) = (self.number, to_usize(offset)?);
+        let more = (offset + bytes.len()).saturating_sub(state.current[file].len());
+        if let Some(room) = state.room {
+            let Some(left) = room.checked_sub(more) else {
+                state.room = Some(0);
+                let there = bytes.len() - (more - room);
+                write(&mut state.current[file], offset, &bytes[..there]);
+                return Err(io::ErrorKind::StorageFull.into());
+            };
+            state.room = Some(left);
+        }
         write(&mut state.current[file], offset, bytes);
         state.pending.push(Pending::Write { file, offset, bytes: bytes.into() });
         Ok(())
@@ -309,6 +334,9 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let state = self.lock();
+        if state.is_unreadable {
+            return Err(io::Error::other("the disk cannot be read"));
+        }
         let rest = state.current[self.number].get(to_usize(offset)?..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
@@ -353,7 +381,10 @@ impl DiskFile for SimFile {
         let mut state = self.lock();
         state.begin()?;
         let (file, length) = (self.number, to_usize(end)?);
+        let before = state.current[file].len();
         state.current[file].truncate(length);
+        let won = before - state.current[file].len();
+        state.room = state.room.map(|room| room + won);
         state.pending.push(Pending::Truncate { file, length });
         Ok(())
     }

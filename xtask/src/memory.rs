@@ -27,7 +27,12 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 const STEPS: &[Step] = &[
-    ("a backlog of a gibibyte stays below the limit and comes back in order", spill),
+    ("a backlog of a gibibyte stays below the limit and comes back in order", spill_persistent),
+    ("so does one of transient messages, and its files go with it", spill_transient),
+    ("also where they come faster than the disk takes them", spill_large),
+    ("while they cannot be written out their publisher waits, and then goes on by itself", refuse),
+    ("what is lost of them on disk is told, and the others come in order", lose),
+    ("a broker that was killed leaves nothing of them behind once it starts again", kill_and_start),
     ("a backlog that cannot be written out makes its publisher wait, and nobody else", hold),
 ];
 
@@ -91,6 +96,9 @@ pub(crate) struct Backlog {
     pub(crate) queues: u64,
 }
 
+/// A gibibyte of small messages.
+const SMALL: Backlog = Backlog { messages: MESSAGES, body_bytes: BODY_BYTES, queues: 1 };
+
 impl Backlog {
     fn queue(number: u64) -> String {
         format!("backlog-{number}")
@@ -150,13 +158,37 @@ impl Backlog {
     }
 }
 
-fn spill(binary: &Path, folder: &Path) -> Result<String> {
+fn spill_persistent(binary: &Path, folder: &Path) -> Result<String> {
+    spill(binary, folder, SMALL, true)
+}
+
+fn spill_transient(binary: &Path, folder: &Path) -> Result<String> {
+    spill(binary, folder, SMALL, false)
+}
+
+fn spill_large(binary: &Path, folder: &Path) -> Result<String> {
+    spill(binary, folder, Backlog { messages: 8000, body_bytes: 64 * 1024, queues: 1 }, false)
+}
+
+/// Bytes of the files in a data folder to which transient messages are written.
+fn scratch_bytes(data: &str) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(data)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("scratch-") {
+            // It may be removed at any time.
+            bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+        }
+    }
+    Ok(bytes)
+}
+
+fn spill(binary: &Path, folder: &Path, backlog: Backlog, durable: bool) -> Result<String> {
     let data = folder.join("data").display().to_string();
     let broker = start(binary, folder, &["--data-dir", &data], LIMIT_MIB)?;
     let peak = Peak::watch(broker.process_id());
     let mut connection = open(&broker)?;
-    let backlog = Backlog { messages: MESSAGES, body_bytes: BODY_BYTES, queues: 1 };
-    backlog.declare(&mut connection, true)?;
+    backlog.declare(&mut connection, durable)?;
     let mut figures = Vec::new();
     let mut check = |what: &str, took: Duration| {
         let kib = peak.take();
@@ -165,8 +197,10 @@ fn spill(binary: &Path, folder: &Path) -> Result<String> {
         Ok(())
     };
     let started = Instant::now();
-    backlog.fill(&mut connection, 2)?;
+    backlog.fill(&mut connection, if durable { 2 } else { 1 })?;
     check("filling", started.elapsed())?;
+    let scratch_mib = scratch_bytes(&data)? >> 20;
+    ensure!((scratch_mib == 0) == durable, "{scratch_mib} MiB of scratch files");
     let started = Instant::now();
     // Nothing happens now; what it kept, it keeps.
     thread::sleep(Duration::from_millis(200));
@@ -174,9 +208,123 @@ fn spill(binary: &Path, folder: &Path) -> Result<String> {
     let started = Instant::now();
     backlog.drain(&mut connection)?;
     check("draining", started.elapsed())?;
+    if !durable {
+        wait_for_removal(&data)?;
+        figures.push(format!("{scratch_mib} MiB of scratch files, then none"));
+    }
     connection.close()?;
     broker.stop()?;
     Ok(figures.join("; "))
+}
+
+/// Scratch files that nobody needs are removed within moments.
+fn wait_for_removal(data: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while scratch_bytes(data)? > 0 {
+        ensure!(Instant::now() < deadline, "{} bytes of scratch files are left", scratch_bytes(data)?);
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// Waits until the log says something.
+fn wait_for_line(log: &Path, text: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !fs::read_to_string(log)?.contains(text) {
+        ensure!(Instant::now() < deadline, "the log does not say '{text}'");
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+fn refuse(binary: &Path, folder: &Path) -> Result<String> {
+    let (data, log) = (folder.join("data").display().to_string(), folder.join("broker.log"));
+    let backlog = Backlog { messages: 100_000, body_bytes: BODY_BYTES, queues: 1 };
+    let broker = start(binary, folder, &["--data-dir", &data], LIMIT_MIB)?;
+    let peak = Peak::watch(broker.process_id());
+    let mut connection = open(&broker)?;
+    backlog.declare(&mut connection, false)?;
+    // It has the name of the first file.
+    let in_the_way = Path::new(&data).join("scratch-1-1");
+    fs::create_dir(&in_the_way)?;
+    let mut publishing = open(&broker)?;
+    publishing.set_answer_timeout(PATIENCE);
+    let publisher = thread::spawn(move || backlog.fill(&mut publishing, 1));
+    wait_for_line(&log, "stay in memory")?;
+    wait_for_line(&log, "low on memory")?;
+    let mut channel = connection.open_channel()?;
+    let held = channel.check_queue(&Backlog::queue(0))?.message_count;
+    channel.close()?;
+    fs::remove_dir(&in_the_way)?;
+    publisher.join().ok().context("the publisher panicked")??;
+    for text in ["enough memory again", "written out again"] {
+        wait_for_line(&log, text)?;
+    }
+    backlog.drain(&mut connection)?;
+    let peak_kib = peak.take();
+    ensure!(peak_kib <= CEILING_KIB, "{} MiB at a limit of {LIMIT_MIB}", peak_kib / 1024);
+    connection.close()?;
+    broker.stop()?;
+    Ok(format!("held at {held} messages and {} MiB, then all {} came", peak_kib / 1024, backlog.messages))
+}
+
+fn lose(binary: &Path, folder: &Path) -> Result<String> {
+    let (data, log) = (folder.join("data").display().to_string(), folder.join("broker.log"));
+    let backlog = Backlog { messages: 100_000, body_bytes: BODY_BYTES, queues: 1 };
+    let broker = start(binary, folder, &["--data-dir", &data], LIMIT_MIB)?;
+    let mut connection = open(&broker)?;
+    backlog.declare(&mut connection, false)?;
+    backlog.fill(&mut connection, 1)?;
+    fs::File::options().write(true).open(Path::new(&data).join("scratch-1-2"))?.set_len(1000)?;
+    let mut channel = connection.open_channel()?;
+    let options = ConsumeOptions { ack_mode: AckMode::Auto, ..ConsumeOptions::default() };
+    channel.consume(&Backlog::queue(0), &options)?;
+    let (mut next, mut lost) = (0, 0);
+    while next < backlog.messages {
+        let Some(ConsumerEvent::Delivery(delivery)) = channel.next_event(PATIENCE)? else {
+            bail!("{next} messages came, and no more");
+        };
+        let number = delivery.message.body.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+        ensure!((next..backlog.messages).contains(&number), "message {number} came, not {next}");
+        lost += number - next;
+        next = number + 1;
+    }
+    let count = channel.check_queue(&Backlog::queue(0))?.message_count;
+    ensure!(count == 0, "{count} messages are left that nobody can have");
+    channel.close()?;
+    let log = fs::read_to_string(&log)?;
+    let told =
+        log.lines().filter_map(|line| line.split_once("are lost: ")?.1.split(',').next()?.parse::<u64>().ok());
+    let told: u64 = told.sum();
+    ensure!(lost > 0 && lost == told, "{lost} messages were lost, and the log tells of {told}");
+    wait_for_removal(&data)?;
+    connection.close()?;
+    broker.stop()?;
+    Ok(format!("{lost} of {} messages", backlog.messages))
+}
+
+fn kill_and_start(binary: &Path, folder: &Path) -> Result<String> {
+    let data = folder.join("data").display().to_string();
+    let backlog = Backlog { messages: 100_000, body_bytes: BODY_BYTES, queues: 1 };
+    let broker = start(binary, folder, &["--data-dir", &data], LIMIT_MIB)?;
+    let mut connection = open(&broker)?;
+    // Transient messages in a durable queue, which comes back without them.
+    backlog.declare(&mut connection, true)?;
+    backlog.fill(&mut connection, 1)?;
+    // By a signal that it cannot answer.
+    drop(broker);
+    let left = scratch_bytes(&data)?;
+    ensure!(left > 0, "nothing was written out");
+    let broker = start(binary, folder, &["--data-dir", &data], LIMIT_MIB)?;
+    ensure!(scratch_bytes(&data)? == 0, "{} bytes of scratch files are left", scratch_bytes(&data)?);
+    let mut connection = open(&broker)?;
+    let mut channel = connection.open_channel()?;
+    let count = channel.check_queue(&Backlog::queue(0))?.message_count;
+    ensure!(count == 0, "{count} transient messages came back");
+    channel.close()?;
+    connection.close()?;
+    broker.stop()?;
+    Ok(format!("{} MiB were left", left >> 20))
 }
 
 fn hold(binary: &Path, folder: &Path) -> Result<String> {
@@ -190,11 +338,7 @@ fn hold(binary: &Path, folder: &Path) -> Result<String> {
     publishing.set_answer_timeout(PATIENCE);
     let publisher = thread::spawn(move || backlog.fill(&mut publishing, 1));
     let log = folder.join("broker.log");
-    let deadline = Instant::now() + PATIENCE;
-    while !fs::read_to_string(&log)?.contains("low on memory") {
-        ensure!(Instant::now() < deadline, "the publisher was not held");
-        thread::sleep(LOOK_EVERY);
-    }
+    wait_for_line(&log, "low on memory")?;
     let mut channel = connection.open_channel()?;
     let held = channel.check_queue(&Backlog::queue(0))?.message_count;
     ensure!(u64::from(held) < backlog.messages, "all {held} messages are in a queue that has no room for them");

@@ -71,6 +71,9 @@ pub const EVICTED_PER_HOLD: usize = 4096;
 /// Entries that looking at a queue at all counts beside those in it.
 pub const EVICTED_PER_QUEUE: usize = 16;
 
+/// Bytes of a message that is to be written out that count as much in such a step as another entry.
+pub const SPILLED_BYTES_PER_ENTRY: usize = 1024;
+
 /// Units of work that each part of a checkpoint counts beside the messages in it.
 pub const CHECKPOINT_UNITS_PER_PART: u32 = 16;
 

@@ -6,7 +6,7 @@
 //! assembled, for the few that the broker needs; the rest is never looked at.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, FieldTable, ShortStr};
 
@@ -14,14 +14,18 @@ use triomphe::ThinArc;
 
 use crate::change::JournalPosition;
 use crate::limits::BODY_OVERHEAD_BYTES;
+use crate::scratch::Place;
 
-/// What names a message for life: the position of the change that enqueued it, or for a message that no journal knows
-/// a number that is no position.
+/// What names a message where its body is read back: the position of the change that enqueued it, for life; or its place on
+/// disk, for a message of which the journal of its queue does not know, once it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(u64);
 
 impl MessageId {
     const TRANSIENT: u64 = 1 << 63;
+
+    /// Of a message that is in memory and nowhere else.
+    pub(crate) const NOWHERE: Self = MessageId(u64::MAX);
 
     /// The message that was enqueued by the change at this position.
     pub fn journaled(position: JournalPosition) -> Self {
@@ -29,14 +33,20 @@ impl MessageId {
         MessageId(position.0)
     }
 
-    /// The message of this number among those that no journal knows.
-    pub(crate) fn transient(number: u64) -> Self {
-        MessageId(number | Self::TRANSIENT)
+    /// The message that was written to this place.
+    pub fn scratch(place: Place) -> Self {
+        MessageId(place.number() | Self::TRANSIENT)
     }
 
     /// The change that enqueued it, if a journal knows it.
     pub fn position(self) -> Option<JournalPosition> {
         (self.0 & Self::TRANSIENT == 0).then_some(JournalPosition(self.0))
+    }
+
+    /// The place that it was written to, if it was and no journal knows it.
+    pub fn place(self) -> Option<Place> {
+        let has_place = self.0 & Self::TRANSIENT != 0 && self != Self::NOWHERE;
+        has_place.then(|| Place::numbered(self.0 & !Self::TRANSIENT))
     }
 }
 
@@ -57,11 +67,19 @@ pub struct Message(ThinArc<Facts, u8>);
 struct Facts {
     /// How many queues have it in memory.
     holders: AtomicU32,
+    /// The number of its place on disk, or one of those below.
+    place: AtomicU64,
     body_at: u32,
     header_at: u16,
     delivery_mode: DeliveryMode,
     history: History,
 }
+
+/// It was not written anywhere.
+const UNWRITTEN: u64 = u64::MAX;
+
+/// It is being written.
+const IN_WRITING: u64 = u64::MAX - 1;
 
 /// Who wrote the headers of a message that tell how it died. RabbitMQ 4: what clients write there is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +110,8 @@ impl Message {
     ) -> Self {
         assert!(usize::from(header_at) <= body_at as usize);
         assert!(body_at as usize <= block.len());
-        let facts = Facts { holders: AtomicU32::new(0), body_at, header_at, delivery_mode, history };
+        let (holders, place) = (AtomicU32::new(0), AtomicU64::new(UNWRITTEN));
+        let facts = Facts { holders, place, body_at, header_at, delivery_mode, history };
         Message(ThinArc::from_header_and_slice(facts, block))
     }
 
@@ -112,6 +131,27 @@ impl Message {
     /// A queue lets go of it; true if it is the last.
     pub(crate) fn end_hold(&self) -> bool {
         self.facts().holders.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
+    /// The place on disk that it was written to last, whichever queue that was for.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let number = self.facts().place.load(Ordering::Relaxed);
+        (number < IN_WRITING).then(|| Place::numbered(number))
+    }
+
+    /// It is to be written; false if it is being written already.
+    pub(crate) fn begin_writing(&self) -> bool {
+        self.facts().place.swap(IN_WRITING, Ordering::Relaxed) != IN_WRITING
+    }
+
+    /// It was written there, or it could not be.
+    pub(crate) fn end_writing(&self, place: Option<Place>) {
+        self.facts().place.store(place.map_or(UNWRITTEN, Place::number), Ordering::Relaxed);
+    }
+
+    /// Whether the two are one in memory.
+    pub(crate) fn is_same(&self, other: &Message) -> bool {
+        std::ptr::eq(self.facts(), other.facts())
     }
 
     /// The same for a block from a journal, which may hold anything.

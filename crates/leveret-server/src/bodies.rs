@@ -1,17 +1,18 @@
-//! Bodies that are not in memory: the thread that reads them back from the journal.
+//! Bodies that are not in memory: the thread that reads them back from the journal and from scratch files.
 //!
 //! Must not know: why a body is wanted.
 //!
 //! What cannot be read because the process has used up its files or memory is tried again; only what the journal has lost is
-//! given up.
+//! given up. Of what a scratch file has lost, nothing is left.
 
 use std::io;
 use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 
+use leveret_broker::scratch::Place;
 use leveret_broker::vhost::effects::{Fetch, Fetched};
 use leveret_broker::{Change, Message};
-use leveret_journal::{ReadError, Reader, errno};
+use leveret_journal::{ReadError, Reader, ScratchReader, errno};
 use rustix::io::Errno;
 
 use crate::hub::Hub;
@@ -37,13 +38,20 @@ impl Bodies {
 }
 
 /// Starts the thread. It ends when nobody can ask any more.
-pub(crate) fn start(reader: Reader) -> io::Result<Bodies> {
+pub(crate) fn start(journal: Reader, scratch: ScratchReader) -> io::Result<Bodies> {
     let (asking, asked) = channel();
-    std::thread::Builder::new().name("bodies".into()).spawn(move || read(reader, &asked))?;
+    let readers = Readers { journal, scratch };
+    std::thread::Builder::new().name("bodies".into()).spawn(move || read(readers, &asked))?;
     Ok(Bodies(asking))
 }
 
-fn read(mut reader: Reader, asked: &Receiver<Request>) {
+/// Where bodies are.
+struct Readers {
+    journal: Reader,
+    scratch: ScratchReader,
+}
+
+fn read(mut readers: Readers, asked: &Receiver<Request>) {
     // What could not be read for a moment.
     let mut refused: Vec<Request> = Vec::new();
     loop {
@@ -59,14 +67,15 @@ fn read(mut reader: Reader, asked: &Receiver<Request>) {
         };
         if next.is_none() {
             for request in std::mem::take(&mut refused) {
-                refused.extend(answer(&mut reader, request, Try::Again));
+                refused.extend(answer(&mut readers, request, Try::Again));
             }
         }
         while let Some(request) = next {
-            refused.extend(answer(&mut reader, request, Try::First));
+            refused.extend(answer(&mut readers, request, Try::First));
             next = asked.try_recv().ok();
         }
-        reader.rest();
+        readers.journal.rest();
+        readers.scratch.rest();
     }
 }
 
@@ -85,23 +94,33 @@ enum Fault {
 }
 
 /// Reads what was asked for. Returns what must be tried again; of all that is wrong, the log gets a line or two.
-fn answer(reader: &mut Reader, request: Request, which: Try) -> Option<Request> {
+fn answer(readers: &mut Readers, request: Request, which: Try) -> Option<Request> {
     let Request { hub, stream, mut fetches } = request;
     let owner = hub.upgrade()?;
     // In the order of the journal, which a queue that was requeued to need not have.
     fetches.sort_by_key(|fetch| fetch.id);
-    let (mut fetched, mut again, mut lost) = (Vec::new(), Vec::new(), 0);
-    let (mut first_again, mut first_lost) = (None, None);
+    let (mut fetched, mut again, mut lost, mut gone) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut first_again, mut first_lost, mut first_gone) = (None, None, None);
     for fetch in fetches {
-        match message(reader, stream, fetch) {
+        match message(readers, stream, fetch) {
             Ok(message) => fetched.push(Fetched { fetch, message: Some(message) }),
             Err(Fault::Momentary(fault)) => {
                 first_again.get_or_insert(fault);
                 again.push(fetch);
             }
             Err(Fault::Lasting(fault)) => {
-                lost += 1;
-                first_lost.get_or_insert(fault);
+                match fetch.id.place() {
+                    None => {
+                        lost += 1;
+                        first_lost.get_or_insert(fault);
+                    }
+                    Some(place) if owner.has_segment(place.segment) => {
+                        gone += 1;
+                        first_gone.get_or_insert(fault);
+                    }
+                    // It was purged, or deleted with its queue, and its file was removed.
+                    Some(_) => {}
+                }
                 fetched.push(Fetched { fetch, message: None });
             }
         }
@@ -109,6 +128,11 @@ fn answer(reader: &mut Reader, request: Request, which: Try) -> Option<Request> 
     if let Some(fault) = first_lost {
         tracing::error!(
             "messages of stream {stream} that cannot be read back stay where they are: {lost}, first {fault}"
+        );
+    }
+    if let Some(fault) = first_gone {
+        tracing::error!(
+            "transient messages of stream {stream} cannot be read back and are lost: {gone}, first {fault}"
         );
     }
     if let Some(fault) = first_again.filter(|_| which == Try::First) {
@@ -122,20 +146,28 @@ fn answer(reader: &mut Reader, request: Request, which: Try) -> Option<Request> 
 }
 
 /// Reads one message back.
-fn message(reader: &mut Reader, stream: u32, fetch: Fetch) -> Result<Message, Fault> {
-    let position = fetch.id.position().ok_or_else(|| Fault::Lasting("one that is not in the journal".into()))?;
-    let fault = match reader.read(stream, position.0) {
+fn message(readers: &mut Readers, stream: u32, fetch: Fetch) -> Result<Message, Fault> {
+    let read = match (fetch.id.position(), fetch.id.place()) {
+        (Some(position), _) => readers.journal.read(stream, position.0),
+        (None, Some(Place { segment, offset })) => readers.scratch.read(stream, segment, offset),
+        (None, None) => return Err(Fault::Lasting("one that is not on disk".into())),
+    };
+    let name = || match fetch.id.place() {
+        Some(Place { segment, offset }) => format!("{segment}:{offset}"),
+        None => fetch.id.position().unwrap_or_default().0.to_string(),
+    };
+    let fault = match read {
         Ok(payload) => match Change::decode(payload) {
             Ok(Change::MessageEnqueued { message, .. }) => return Ok(message),
             Ok(_) => "it is no message".to_owned(),
             Err(error) => error.to_string(),
         },
         Err(ReadError::Disk { file, error }) if is_momentary(&error) => {
-            return Err(Fault::Momentary(format!("{}: {file} cannot be read: {error}", position.0)));
+            return Err(Fault::Momentary(format!("{}: {file} cannot be read: {error}", name())));
         }
         Err(error) => error.to_string(),
     };
-    Err(Fault::Lasting(format!("{}: {fault}", position.0)))
+    Err(Fault::Lasting(format!("{}: {fault}", name())))
 }
 
 /// Whether it is the process that lacks something, files or memory, and not the disk.

@@ -10,12 +10,13 @@ use leveret_broker::change::NodeChange;
 use leveret_broker::limits::UNITS_PER_HOLD;
 use leveret_broker::memory::Meter;
 use leveret_broker::moment::Deadline;
+use leveret_broker::scratch::{Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::Fetched;
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::{Progress, Sweep};
-use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, MessageId, VirtualHost};
+use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, VirtualHost};
 use parking_lot::{Mutex, MutexGuard};
 use slotmap::SecondaryMap;
 use smallvec::SmallVec;
@@ -191,15 +192,46 @@ impl Hub {
         }
     }
 
-    /// Lets go of some bodies that the journal keeps; false once it came round all queues.
-    pub(crate) fn evict(&self, sweep: &mut Sweep, kept_bytes: usize) -> bool {
+    /// Lets go of some bodies that the disk keeps; false once it came round all queues. Of those of which no journal knows, it
+    /// adds to `spills` what is to be written first, if `may_spill` says so.
+    pub(crate) fn evict(
+        &self,
+        sweep: &mut Sweep,
+        kept_bytes: usize,
+        may_spill: bool,
+        spills: &mut Vec<Spill>,
+    ) -> bool {
         let durable = self.journal.durable();
         let mut state = self.lock();
         state.vhost.set_read_ahead(kept_bytes.max(READ_AHEAD_BYTES_MIN));
-        let is_kept = |id: MessageId, _: &_| id.position().is_some_and(|position| position <= durable);
-        let goes_on = self.bodies.is_some() && state.vhost.evict(sweep, kept_bytes, is_kept);
+        let may_go = |position: Option<JournalPosition>, _: &_| match position {
+            Some(position) => position <= durable,
+            None => may_spill,
+        };
+        let goes_on = self.bodies.is_some() && state.vhost.evict(sweep, kept_bytes, may_go, spills);
         self.hand_on(state, None);
         goes_on
+    }
+
+    /// Bodies were to be written to scratch files.
+    pub(crate) fn take_spilled(&self, spilled: &mut Vec<Spilled>) {
+        if spilled.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        state.vhost.handle_spilled(spilled);
+        self.hand_on(state, None);
+    }
+
+    /// The numbers of scratch segments that no message needs any more, and how many are left.
+    pub(crate) fn take_unneeded_segments(&self) -> (Vec<u32>, usize) {
+        let mut state = self.lock();
+        (state.vhost.take_unneeded_segments(), state.vhost.segment_count())
+    }
+
+    /// Whether some message may need a scratch segment.
+    pub(crate) fn has_segment(&self, number: u32) -> bool {
+        self.lock().vhost.has_segment(number)
     }
 
     /// Goes one step on with a checkpoint; false once it is complete. And how many changes that took.

@@ -15,6 +15,7 @@ mod outbox;
 mod peer;
 mod recovery;
 mod room;
+mod scratch;
 mod server;
 mod space;
 

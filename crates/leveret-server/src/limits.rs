@@ -105,6 +105,18 @@ pub(crate) const DISK_SHORT_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often the journal tries to write what a full disk had no room for.
 pub(crate) const FULL_RETRY_EVERY: Duration = Duration::from_millis(100);
 
+/// Bytes of transient messages that are written at once, or more if one message has more.
+pub(crate) const SPILLED_BYTES: usize = 1024 * 1024;
+
+/// Bytes that a transient message takes on disk beside its own, at most.
+pub(crate) const SPILLED_OVERHEAD_BYTES: u64 = 32;
+
+/// How often is looked whether scratch files are needed no more.
+pub(crate) const SCRATCH_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long transient messages that could not be written out stay in memory before that is tried again.
+pub(crate) const SPILL_RETRY_EVERY: Duration = Duration::from_secs(1);
+
 /// How often a body is tried to be read again for which the process has no file or memory left.
 pub(crate) const READ_RETRY_EVERY: Duration = Duration::from_millis(100);
 

@@ -1,9 +1,10 @@
 //! The limit on memory: what the queues of all virtual hosts hold, and what happens when it is too much.
 //!
 //! Owns: the sum, and whether publishers wait.
-//! Bodies that the journal keeps are let go, queue by queue. What cannot be let go makes publishers wait, until consumers
-//! have made room.
+//! Bodies are let go, queue by queue: the journal has those of its messages, others are written to scratch files first. What
+//! cannot be let go makes publishers wait, until consumers have made room.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
@@ -14,8 +15,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::hub::Hub;
-use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN};
+use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN, SPILL_RETRY_EVERY};
 use crate::room::Rooms;
+use crate::scratch::{Outcome, Spilling};
 
 /// What a node holds in memory, and how much that may be.
 #[derive(Debug)]
@@ -71,56 +73,141 @@ impl Memory {
         // is said; with less, nothing would go on.
         aim.saturating_sub(excess).max(self.limit / 4)
     }
+}
 
-    /// Keeps within the limit, as long as the server runs.
-    pub(crate) async fn keep(self: Arc<Self>, hubs: Vec<Arc<Hub>>, rooms: Arc<Rooms>) {
-        let mut sweeps: Vec<_> = hubs.iter().map(|_| Sweep::default()).collect();
-        let (mut room, mut short_since) = (Room::Enough, Instant::now());
-        let mut is_full = false;
+/// Keeps a node within its limit on memory.
+pub(crate) struct Keeper {
+    memory: Arc<Memory>,
+    hubs: Vec<Arc<Hub>>,
+    rooms: Arc<Rooms>,
+    /// Where bodies are written of which no journal knows; none if nothing is kept.
+    spilling: Option<Spilling>,
+    sweeps: Vec<Sweep>,
+    /// Nothing is written before that, as there was no room for it on the disk.
+    refused_until: Option<Instant>,
+    room: Room,
+    short_since: Instant,
+}
+
+/// How much memory queues may take now.
+#[derive(Clone, Copy)]
+struct Marks {
+    /// Above that, publishers wait.
+    budget: usize,
+    /// Above that, bodies are let go,
+    enough: usize,
+    /// down to that.
+    low: usize,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        memory: Arc<Memory>,
+        hubs: Vec<Arc<Hub>>,
+        rooms: Arc<Rooms>,
+        spilling: Option<Spilling>,
+    ) -> Self {
+        let sweeps = hubs.iter().map(|_| Sweep::default()).collect();
+        let (refused_until, room, short_since) = (None, Room::Enough, Instant::now());
+        Keeper { memory, hubs, rooms, spilling, sweeps, refused_until, room, short_since }
+    }
+
+    /// Runs as long as the server does.
+    pub(crate) async fn run(mut self) {
         loop {
-            if is_full {
+            if self.room == Room::Enough && self.memory.held() <= self.memory.mark.load(Ordering::Relaxed) {
+                self.memory.tell.notified().await;
+            } else {
                 // What makes room is no event here: acks, a journal that comes further, a socket that takes bytes.
                 tokio::time::sleep(MEMORY_LOOK_EVERY).await;
-            } else {
-                self.tell.notified().await;
             }
-            self.is_told.store(false, Ordering::Relaxed);
-            let budget = self.budget();
-            let (enough, low) = (budget / 10 * 9, budget / 10 * 8);
-            self.mark.store(enough, Ordering::Relaxed);
-            let queues: usize = hubs.iter().map(|hub| hub.queue_count()).sum();
-            let kept = (budget / 8 / queues.max(1)).clamp(READ_AHEAD_BYTES_MIN, READ_AHEAD_BYTES);
+            self.memory.is_told.store(false, Ordering::Relaxed);
+            let marks = self.marks();
+            let queues: usize = self.hubs.iter().map(|hub| hub.queue_count()).sum();
+            let kept = (marks.budget / 8 / queues.max(1)).clamp(READ_AHEAD_BYTES_MIN, READ_AHEAD_BYTES);
             for kept in [kept, 0] {
-                for (hub, sweep) in hubs.iter().zip(&mut sweeps) {
-                    while self.held() > low && hub.evict(sweep, kept) {
-                        tokio::task::yield_now().await;
-                    }
-                }
-                if self.held() <= enough {
+                self.evict(kept).await;
+                if self.memory.held() <= self.marks().enough {
                     break;
                 }
             }
-            is_full = self.held() > enough;
-            let next = match room {
-                _ if !is_full => Room::Enough,
-                Room::Enough if self.held() > budget => {
-                    short_since = Instant::now();
-                    Room::Soon
-                }
-                // It takes a while before a wait for the disk is more than that.
-                Room::Soon if short_since.elapsed() >= BLOCKED_AFTER => {
-                    let held = self.held() >> 20;
-                    tracing::warn!("low on memory: queues hold {held} MiB that cannot be let go; publishers wait");
-                    Room::ShortOf { memory: true, disk: false }
-                }
-                room => room,
-            };
-            if matches!(room, Room::ShortOf { .. }) && next == Room::Enough {
-                tracing::info!("enough memory again: queues hold {} MiB; publishers go on", self.held() >> 20);
-            }
-            room = next;
-            rooms.set_memory(room);
+            self.tell_room();
         }
+    }
+
+    fn marks(&self) -> Marks {
+        let budget = self.memory.budget();
+        let (enough, low) = (budget / 10 * 9, budget / 10 * 8);
+        self.memory.mark.store(enough, Ordering::Relaxed);
+        Marks { budget, enough, low }
+    }
+
+    /// Goes round all queues once, until enough was let go.
+    async fn evict(&mut self, kept: usize) {
+        let mut low = self.marks().low;
+        for nth in 0..self.hubs.len() {
+            let mut goes_on = true;
+            while goes_on && self.memory.held() > low {
+                let is_refused = self.refused_until.is_some_and(|until| Instant::now() < until);
+                let spilling = self.spilling.clone().filter(|_| !is_refused);
+                let (hub, mut spills) = (Arc::clone(&self.hubs[nth]), Vec::new());
+                goes_on = hub.evict(&mut self.sweeps[nth], kept, spilling.is_some(), &mut spills);
+                match spilling {
+                    Some(spilling) if !spills.is_empty() => {
+                        let outcome = self.watch(spilling.write(&hub, spills)).await;
+                        let retry_at = Instant::now() + SPILL_RETRY_EVERY;
+                        self.refused_until = (outcome == Outcome::Refused).then_some(retry_at);
+                        low = self.tell_room().low;
+                    }
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        }
+    }
+
+    /// Has publishers wait while something is written, should they be faster.
+    async fn watch<T>(&mut self, writing: impl Future<Output = T>) -> T {
+        let mut writing = pin!(writing);
+        loop {
+            let budget = self.marks().budget;
+            self.memory.mark.store(budget, Ordering::Relaxed);
+            self.memory.is_told.store(false, Ordering::Relaxed);
+            let look = tokio::time::timeout(MEMORY_LOOK_EVERY, self.memory.tell.notified());
+            tokio::select! {
+                written = &mut writing => return written,
+                _ = look => {
+                    self.tell_room();
+                }
+            }
+        }
+    }
+
+    /// Has publishers wait or go on.
+    fn tell_room(&mut self) -> Marks {
+        let marks = self.marks();
+        let held = self.memory.held();
+        let next = match self.room {
+            _ if held <= marks.enough => Room::Enough,
+            Room::Enough if held > marks.budget => {
+                self.short_since = Instant::now();
+                Room::Soon
+            }
+            // It takes a while before a wait for the disk is more than that.
+            Room::Soon if self.short_since.elapsed() >= BLOCKED_AFTER => {
+                tracing::warn!(
+                    "low on memory: queues hold {} MiB that cannot be let go; publishers wait",
+                    held >> 20
+                );
+                Room::ShortOf { memory: true, disk: false }
+            }
+            room => room,
+        };
+        if matches!(self.room, Room::ShortOf { .. }) && next == Room::Enough {
+            tracing::info!("enough memory again: queues hold {} MiB; publishers go on", held >> 20);
+        }
+        self.room = next;
+        self.rooms.set_memory(next);
+        marks
     }
 }
 

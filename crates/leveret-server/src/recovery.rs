@@ -166,8 +166,8 @@ impl Fold<'_> {
             return;
         }
         for vhost in self.vhosts.values_mut() {
-            let mut sweep = Sweep::default();
-            while vhost.evict(&mut sweep, 0, |id, _| id.position().is_some()) {}
+            let (mut sweep, mut spills) = (Sweep::default(), Vec::new());
+            while vhost.evict(&mut sweep, 0, |position, _| position.is_some(), &mut spills) {}
         }
         // What is left cannot be let go; it is not worth looking again before there is much more.
         self.mark = 2 * held(self);

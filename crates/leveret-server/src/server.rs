@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use leveret_broker::{Node, Settings, VirtualHost};
-use leveret_journal::Options;
+use leveret_journal::disk::Disk;
 use leveret_journal::limits::SEGMENT_BYTES_DEFAULT;
+use leveret_journal::{Options, RealDisk, ScratchReader, remove_scratch};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -23,10 +24,11 @@ use crate::limits::{
     ACCEPT_PAUSE, BACKLOG, DISK_FREE_LIMIT, MEMORY_LIMIT_MIN, MEMORY_LIMIT_PERCENT, SHUTDOWN_TIMEOUT,
 };
 use crate::listener::{self, BindError};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Keeper, Memory};
 use crate::peer;
 use crate::recovery::{self, Recovered};
 use crate::room::Rooms;
+use crate::scratch::ScratchThread;
 use crate::space::{self, Shortage, Space};
 
 /// Where a node keeps what is durable.
@@ -155,6 +157,8 @@ pub struct ServerHandle {
     /// Both are dropped before what they give orders to.
     checkpoints: Option<Checkpoints>,
     space: Option<Space>,
+    /// It removes its files.
+    scratch: Option<ScratchThread>,
     /// It writes what is left.
     writer: Option<Writer>,
     /// Dropped last, when no thread is left that changes it.
@@ -173,7 +177,7 @@ impl Server {
         let listeners = listener::bind(&config.bind, config.amqp_port, config.backlog)?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
-        let (mut keeping, mut spacing, mut data_dir) = (None, None, None);
+        let (mut keeping, mut spacing, mut scratch, mut data_dir) = (None, None, None, None);
         let (writer, bodies, vhosts) = match storage {
             None => {
                 let vhosts = node.vhosts().iter();
@@ -185,14 +189,23 @@ impl Server {
                 let (now, names) = (clock.now(), node.vhosts().to_vec());
                 let bytes = memory.budget();
                 let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
-                let reading = move || recovery::recover(&folder, options, bytes, now, &names);
+                let unusable = |error| DataDirError::Unusable { folder: folder.clone(), error };
+                let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&folder).map_err(unusable)?);
+                remove_scratch(&*disk).map_err(unusable)?;
+                let reading = {
+                    let folder = folder.clone();
+                    move || recovery::recover(&folder, options, bytes, now, &names)
+                };
                 let Recovered { log, node_sequence, named_from, bytes, vhosts } =
                     match tokio::task::spawn_blocking(reading).await {
                         Ok(recovered) => recovered?,
                         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                     };
                 let positions: Vec<_> = vhosts.iter().map(|(stream, vhost)| (*stream, vhost.position())).collect();
-                let bodies = bodies::start(log.reader()).map_err(StartError::Thread)?;
+                let bodies = bodies::start(log.reader(), ScratchReader::new(Arc::clone(&disk)))
+                    .map_err(StartError::Thread)?;
+                let limit = config.disk_free_limit;
+                scratch = Some(ScratchThread::start(disk, limit).map_err(StartError::Thread)?);
                 keeping = Some((log.keeper(), bytes, named_from));
                 spacing = Some((log.spares(), log.reader()));
                 let bytes_max = memory.pending_bytes_max();
@@ -211,7 +224,9 @@ impl Server {
         let mut background: Vec<_> = hubs.values().map(|hub| tokio::spawn(Arc::clone(hub).run_timers())).collect();
         let all_hubs: Vec<_> = hubs.values().cloned().collect();
         let rooms = Rooms::new(all_hubs.clone());
-        background.push(tokio::spawn(memory.keep(all_hubs.clone(), Arc::clone(&rooms))));
+        let spilling = scratch.as_ref().map(ScratchThread::spilling);
+        let keeper = Keeper::new(memory, all_hubs.clone(), Arc::clone(&rooms), spilling);
+        background.push(tokio::spawn(keeper.run()));
         let (shortage, segment_bytes) = (Arc::new(Shortage::default()), config.segment_bytes);
         let space = match (&writer, spacing) {
             (Some(writer), Some((spares, reader))) => {
@@ -247,6 +262,7 @@ impl Server {
             rooms,
             checkpoints,
             space,
+            scratch,
             writer,
             data_dir,
         })
@@ -278,9 +294,9 @@ impl ServerHandle {
             hub.stop();
         }
         let (checkpoints, space, writer) = (self.checkpoints.take(), self.space.take(), self.writer.take());
-        let data_dir = self.data_dir.take();
+        let (scratch, data_dir) = (self.scratch.take(), self.data_dir.take());
         let ending = move || {
-            drop((checkpoints, space));
+            drop((checkpoints, space, scratch));
             // What is left takes one write and one sync.
             drop(writer);
             drop(data_dir);

@@ -8,6 +8,7 @@ use leveret_amqp::frame::split_frame;
 use leveret_broker::connection::Written;
 use leveret_broker::moment::Deadline;
 use leveret_broker::node::Origin;
+use leveret_broker::scratch::{Place, Segment, Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::{Fetch, Fetched};
@@ -19,6 +20,7 @@ use leveret_broker::{
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use smallvec::SmallVec;
 
 use crate::script::{BEGINNING, Extent, Heard, JournalPace, Stop, Wire};
 
@@ -65,6 +67,47 @@ impl Variation {
     ];
 }
 
+/// Messages in each scratch segment: few, so that segments come and go.
+const SCRATCH_MESSAGES: u32 = 3;
+
+/// Scratch segments in memory.
+#[derive(Default)]
+struct Scratch {
+    /// What is to be written.
+    spills: Vec<Spill>,
+    /// What was, as the records hold it.
+    records: BTreeMap<Place, Vec<u8>>,
+    /// The last segment, as long as it is written.
+    segment: Option<Segment>,
+    last: Place,
+}
+
+impl Scratch {
+    /// Writes what is to be written.
+    fn write(&mut self) -> Vec<Spilled> {
+        let spills = std::mem::take(&mut self.spills).into_iter();
+        spills
+            .map(|spill| {
+                let place = match &self.segment {
+                    Some(_) if self.last.offset + 1 < SCRATCH_MESSAGES => {
+                        Place { offset: self.last.offset + 1, ..self.last }
+                    }
+                    _ => Place { segment: self.last.segment + 1, offset: 0 },
+                };
+                self.last = place;
+                let segment = self.segment.take().filter(|segment| segment.number() == place.segment);
+                let segment = segment.unwrap_or_else(|| Segment::new(place.segment));
+                self.segment = Some(segment.clone());
+                let mut record = Vec::new();
+                Change::MessageEnqueued { message: spill.message.clone(), queues: SmallVec::new() }
+                    .encode(&mut record);
+                self.records.insert(place, record);
+                Spilled { spill, place: Some((segment, place)) }
+            })
+            .collect()
+    }
+}
+
 struct Peer {
     connection: Connection,
     id: Option<ConnectionId>,
@@ -100,6 +143,7 @@ pub struct Broker {
     journal_stands: bool,
     /// Bodies that were asked for and not yet fetched.
     fetches: Vec<Fetch>,
+    scratch: Scratch,
     /// The checkpoint that is being written, if there is one.
     checkpoint: Option<Checkpoint>,
     /// Where the complete ones begin and end.
@@ -130,6 +174,7 @@ impl Broker {
             durable: JournalPosition::default(),
             journal_stands: false,
             fetches: Vec::new(),
+            scratch: Scratch::default(),
             checkpoint: None,
             checkpoints: Vec::new(),
             longest_hold: 0,
@@ -223,16 +268,34 @@ impl Broker {
     /// What the disk had put off; true if there was something.
     fn catch_up(&mut self) -> bool {
         if !self.fetches.is_empty() {
-            let stored = &self.stored;
+            let (stored, records) = (&self.stored, &self.scratch.records);
             let fetched = self.fetches.drain(..).map(|fetch| {
-                let message = stored.get(&fetch.id).expect("what was evicted was stored").clone();
-                Fetched { fetch, message: Some(message) }
+                let Some(place) = fetch.id.place() else {
+                    let message = stored.get(&fetch.id).expect("what was evicted was stored").clone();
+                    return Fetched { fetch, message: Some(message) };
+                };
+                // Not there is only what nobody needs any more.
+                let message = records.get(&place).map(|record| match Change::decode(record) {
+                    Ok(Change::MessageEnqueued { message, .. }) => message,
+                    other => panic!("not a message: {other:?}"),
+                });
+                Fetched { fetch, message }
             });
             let progress = self.vhost.handle_fetched(self.now, &mut fetched.collect(), &mut self.effects);
             self.hand_on(progress);
             return true;
         }
+        self.spill();
         self.make_durable()
+    }
+
+    /// Writes what is to be written to scratch segments, and removes those that are needed no more.
+    fn spill(&mut self) {
+        let mut spilled = self.scratch.write();
+        self.vhost.handle_spilled(&mut spilled);
+        for number in self.vhost.take_unneeded_segments() {
+            self.scratch.records.retain(|place, _| place.segment != number);
+        }
     }
 
     /// The journal catches up, unless it stands; true if that changed something.
@@ -302,19 +365,26 @@ impl Broker {
     }
 
     fn evict(&mut self) {
-        let (stored, random) = (&mut self.stored, &mut self.random);
-        let mut store = |id: MessageId, message: &Message| {
-            stored.insert(id, message.clone());
+        let (stored, random, spills) = (&mut self.stored, &mut self.random, &mut self.scratch.spills);
+        let mut store = |position: Option<JournalPosition>, message: &Message| {
+            if let Some(position) = position {
+                stored.insert(MessageId::journaled(position), message.clone());
+            }
             true
         };
         let mut sweep = Sweep::default();
         match self.variation.eviction {
             Eviction::Never => {}
-            Eviction::Always => while self.vhost.evict(&mut sweep, 0, &mut store) {},
+            Eviction::Always => while self.vhost.evict(&mut sweep, 0, &mut store, spills) {},
             Eviction::AtRandom => {
-                let mut perhaps = |id, message: &Message| random.random_bool(0.5) && store(id, message);
-                while self.vhost.evict(&mut sweep, 0, &mut perhaps) {}
+                let mut perhaps = |position: Option<JournalPosition>, message: &Message| {
+                    random.random_bool(0.5) && store(position, message)
+                };
+                while self.vhost.evict(&mut sweep, 0, &mut perhaps, spills) {}
             }
+        }
+        if self.variation.lag == Lag::None {
+            self.spill();
         }
     }
 
@@ -445,6 +515,7 @@ impl Wire for Broker {
         self.peers.clear();
         self.fetches.clear();
         self.stored.clear();
+        self.scratch = Scratch::default();
         self.effects = Effects::default();
         self.journal.retain(|(position, _)| *position <= self.durable);
         self.checkpoint = None;

@@ -397,8 +397,13 @@ impl VirtualHost {
     }
 
     /// The body that a `basic.get` waits for cannot be read back. Its message stays where it is, and nobody gets it before
-    /// the next start; the client gets the one behind it.
+    /// the next start, or is gone if no journal knows of it; the client gets the one behind it.
     pub(super) fn fail_get(&mut self, now: Moment, to: ConnectionId, getting: &Getting, effects: &mut Effects) {
+        if let Some(queue) = self.queues.get_mut(getting.queue)
+            && queue.known(getting.position).is_some_and(|known| !known.journaled)
+        {
+            queue.settle_taken(getting.position);
+        }
         if let Some(channel) = self.sessions.get_mut(to).and_then(|session| session.channel(getting.channel)) {
             let _is_manual = channel.unacked.take(getting.tag);
         }

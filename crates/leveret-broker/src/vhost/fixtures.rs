@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::message::{DeliveryMode, History, Message};
 use crate::moment::Moment;
+use crate::scratch::{Place, Segment, Spilled};
 use crate::vhost::{Sweep, VirtualHost};
 
 /// So many seconds after the beginning, by both clocks.
@@ -20,6 +21,11 @@ pub(crate) fn message() -> Message {
 
 /// Lets go of all bodies that may go.
 pub(crate) fn evict(vhost: &mut VirtualHost, may_go: impl Fn(&Message) -> bool) {
-    let mut sweep = Sweep::default();
-    while vhost.evict(&mut sweep, 0, |_, message| may_go(message)) {}
+    let (mut sweep, mut spills) = (Sweep::default(), Vec::new());
+    while vhost.evict(&mut sweep, 0, |_, message| may_go(message), &mut spills) {}
+    let segment = Segment::new(0);
+    let place = |offset| Place { segment: 0, offset };
+    let spilled = spills.into_iter().zip(0..);
+    let spilled = spilled.map(|(spill, nth)| Spilled { spill, place: Some((segment.clone(), place(nth))) });
+    vhost.handle_spilled(&mut spilled.collect());
 }

@@ -14,6 +14,7 @@ pub mod command;
 mod dead_letter;
 mod deliver;
 pub mod effects;
+mod evict;
 pub(crate) mod exchange;
 mod expiry;
 #[cfg(test)]
@@ -46,19 +47,20 @@ use slotmap::SlotMap;
 use self::checkpoint::Restating;
 use self::command::{Command, Commands, Farewell, Settlement, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
+pub use self::evict::Sweep;
 use self::exchange::{Exchanges, MatchScratch};
-use self::queue::{Body, Detached, Position, Queue};
+use self::queue::{Detached, Queue};
 use self::room::Room;
 use self::session::Session;
 use self::work::Work;
 use crate::access::Login;
 use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::connection::reply::Exception;
-use crate::limits::{EVICTED_PER_HOLD, EVICTED_PER_QUEUE, READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD};
+use crate::limits::{READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD};
 use crate::memory::Meter;
-use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
 use crate::names::{ChannelId, QueueName, VhostName};
+use crate::scratch::Segments;
 
 slotmap::new_key_type! {
     /// Names a connection in its virtual host; never given twice.
@@ -86,15 +88,6 @@ enum Timer {
     Channel(ConnectionId, ChannelId),
 }
 
-/// How far [`VirtualHost::evict`] has come round.
-#[derive(Debug, Default)]
-pub struct Sweep {
-    /// Queues that it has not looked at yet; the last one is next.
-    queues: Vec<QueueId>,
-    /// Where to go on in the next one; none is its beginning.
-    from: Option<Position>,
-}
-
 /// One virtual host.
 #[derive(Debug)]
 pub struct VirtualHost {
@@ -110,8 +103,8 @@ pub struct VirtualHost {
     /// Changes whenever a message may take another way through an exchange.
     bindings_version: u64,
     match_scratch: MatchScratch,
-    /// Numbers messages that no journal knows.
-    last_transient: u64,
+    /// Where bodies are of which no journal knows and that are not in memory.
+    segments: Segments,
     last_queue_number: u64,
     /// How many changes were emitted: the position of the last one.
     position: JournalPosition,
@@ -157,7 +150,7 @@ impl VirtualHost {
             reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             bindings_version: 0,
             match_scratch: MatchScratch::default(),
-            last_transient: 0,
+            segments: Segments::default(),
             last_queue_number: 0,
             position: JournalPosition::default(),
             checkpoint: None,
@@ -233,6 +226,7 @@ impl VirtualHost {
                     let Some(queue) = self.queues.get_mut(queue_id) else { continue };
                     match message {
                         Some(message) => queue.restore(position, message),
+                        None if fetch.id.place().is_some() => queue.lose(position),
                         None => queue.set_aside(position),
                     }
                     self.mark_runnable(queue_id);
@@ -318,39 +312,6 @@ impl VirtualHost {
     /// How many queues there are.
     pub fn queue_count(&self) -> usize {
         self.queues.len()
-    }
-
-    /// Lets go of bodies in memory for which `store` says that it keeps them; they are fetched when needed. Each queue
-    /// keeps so many bytes of what it delivers next. Does a bounded amount of work; false once it came round.
-    pub fn evict(
-        &mut self,
-        sweep: &mut Sweep,
-        kept_bytes: usize,
-        mut store: impl FnMut(MessageId, &Message) -> bool,
-    ) -> bool {
-        let mut store = |entry: &queue::Entry| match &entry.body {
-            Body::Resident(message) => store(entry.id, message),
-            Body::Stored => false,
-        };
-        if sweep.queues.is_empty() {
-            sweep.queues.extend(self.queues.keys());
-        }
-        let mut entries = EVICTED_PER_HOLD;
-        while entries > 0 {
-            // A queue with little in it costs something, too.
-            entries = entries.saturating_sub(EVICTED_PER_QUEUE);
-            let Some(&id) = sweep.queues.last() else { return false };
-            let from = std::mem::take(&mut sweep.from);
-            let queue = self.queues.get_mut(id);
-            match queue.and_then(|queue| queue.evict(from, kept_bytes, &mut entries, &mut store)) {
-                Some(from) => {
-                    sweep.from = Some(from);
-                    return true;
-                }
-                None => _ = sweep.queues.pop(),
-            }
-        }
-        !sweep.queues.is_empty()
     }
 
     /// Finishes what was begun; true when a command may be.

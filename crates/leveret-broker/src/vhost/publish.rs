@@ -100,8 +100,7 @@ impl VirtualHost {
         let id = if route.iter().any(|&queue| self.queues.get(queue).is_some_and(is_journaled)) {
             MessageId::journaled(self.position.next())
         } else {
-            self.last_transient += 1;
-            MessageId::transient(self.last_transient)
+            MessageId::NOWHERE
         };
         let mut durable_queues: SmallVec<[Enqueued; 1]> = SmallVec::new();
         let mut message = Some(message);

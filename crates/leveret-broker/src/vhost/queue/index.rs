@@ -15,13 +15,16 @@ mod packed;
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use self::due::Due;
 use self::packed::Packed;
 pub(crate) use crate::change::QueuePosition as Position;
-use crate::limits::PAGE_ENTRIES;
+use crate::limits::{PAGE_ENTRIES, SPILLED_BYTES_PER_ENTRY};
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
+use crate::scratch::{Place, Segment};
 
 /// Where the body of a message is.
 #[derive(Debug)]
@@ -72,6 +75,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// The message, if it is in memory.
+    pub(crate) fn message(&self) -> Option<&Message> {
+        if let Body::Resident(message) = &self.body { Some(message) } else { None }
+    }
+
     /// A message that is in memory and was not delivered yet.
     pub(crate) fn new(id: MessageId, message: Message, expires: Option<Deadline>, journaled: bool) -> Self {
         let bytes = u32::try_from(message.bytes()).unwrap_or(u32::MAX);
@@ -89,6 +97,22 @@ pub(crate) struct Settled {
     pub(crate) message: Option<Message>,
 }
 
+/// What becomes of a body that may be let go.
+#[derive(Debug)]
+pub(crate) enum Eviction {
+    /// It stays in memory.
+    Stays,
+    /// It is read back by the name that its message has.
+    Journaled,
+    /// It lies in a scratch segment.
+    Scratch(Segment, Place),
+    /// It stays until it is written.
+    ToBeWritten,
+}
+
+/// Scratch segments in which bodies of a page lie, for as long as there is any message in the page.
+pub(crate) type Needed = SmallVec<[Segment; 1]>;
+
 const ENTRY_BYTES: usize = size_of::<Option<Entry>>();
 
 #[derive(Debug)]
@@ -105,6 +129,7 @@ struct Open {
     counted: u64,
     /// Bodies in memory.
     resident: usize,
+    needed: Needed,
     /// A message was put into it since it was looked at last.
     is_growing: bool,
 }
@@ -175,11 +200,21 @@ impl Open {
         self.entries.push(Some(entry));
     }
 
-    /// The same packed, if the journal has all bodies.
-    fn pack(&self) -> Option<Page> {
-        let is_packable =
-            self.live > 0 && self.resident == 0 && self.entries.iter().flatten().all(|entry| entry.journaled);
-        is_packable.then(|| Page::Packed(Packed::pack(&self.entries)))
+    /// The same packed, if no body is in memory.
+    fn pack(&mut self) -> Option<Page> {
+        let is_packable = self.live > 0 && self.resident == 0;
+        is_packable.then(|| Page::Packed(Packed::pack(&self.entries, std::mem::take(&mut self.needed))))
+    }
+
+    /// The body of a message is in a scratch segment from now on.
+    fn store(&mut self, slot: usize, segment: Segment, place: Place, meter: &Meter) {
+        self.replace(slot, Body::Stored, meter);
+        if let Some(Some(entry)) = self.entries.get_mut(slot) {
+            entry.id = MessageId::scratch(place);
+        }
+        if !self.needed.iter().any(|needed| needed.number() == segment.number()) {
+            self.needed.push(segment);
+        }
     }
 
     /// Puts another body in the place of one that is there; false if there is none.
@@ -347,7 +382,7 @@ impl Index {
     pub(crate) fn known(&self, position: Position) -> Option<Known> {
         let (page, slot) = self.locate(position)?;
         let known = |entry: &Entry| {
-            let message = if let Body::Resident(message) = &entry.body { Some(message.clone()) } else { None };
+            let message = entry.message().cloned();
             let Entry { id, expires, bytes, counted, journaled, .. } = *entry;
             Known { id, message, expires, bytes, counted, journaled }
         };
@@ -386,7 +421,7 @@ impl Index {
             Page::Packed(packed) => {
                 let mut at = begin.0;
                 packed.unpack(|entry| {
-                    if let Some(entry) = entry.filter(|_| at >= first.0) {
+                    if let Some(entry) = entry.filter(|entry| at >= first.0 && entry.journaled) {
                         each(Position(at), &entry);
                     }
                     at += 1;
@@ -480,7 +515,8 @@ impl Index {
         let (at, slot) = self.locate(position)?;
         let page = self.pages.get_mut(at)?.as_deref_mut()?;
         if let Page::Packed(packed) = page {
-            let mut open = Open { entries: Vec::with_capacity(PAGE_ENTRIES), ..Open::default() };
+            let (entries, needed) = (Vec::with_capacity(PAGE_ENTRIES), packed.take_needed());
+            let mut open = Open { entries, needed, ..Open::default() };
             packed.unpack(|entry| match entry {
                 Some(entry) => open.push(entry),
                 None => open.entries.push(None),
@@ -506,6 +542,25 @@ impl Index {
     pub(crate) fn restore(&mut self, position: Position, message: Message) -> bool {
         let meter = self.meter.clone();
         self.open_page(position).is_some_and(|(page, slot)| page.replace(slot, Body::Resident(message), &meter))
+    }
+
+    /// The body of a message was written to a scratch segment, and need not be in memory any more, if it still is.
+    pub(crate) fn store(&mut self, position: Position, message: &Message, segment: Segment, place: Place) {
+        let meter = self.meter.clone();
+        let Some((page, slot)) = self.page_mut(position) else { return };
+        let Page::Open(open) = page else { return };
+        let entry = open.entries.get(slot).and_then(Option::as_ref);
+        if !entry.and_then(Entry::message).is_some_and(|here| here.is_same(message)) {
+            return;
+        }
+        open.store(slot, segment, place, &meter);
+        if open.entries.len() == PAGE_ENTRIES
+            && let Some(packed) = open.pack()
+        {
+            meter.add(packed.memory());
+            meter.subtract(page.memory());
+            *page = packed;
+        }
     }
 
     /// Notes that a message was delivered before; false if it is not there.
@@ -549,10 +604,7 @@ impl Index {
                 let Entry { journaled, counted, expires, .. } = entry;
                 (Settled { journaled, counted, message }, expires.is_some())
             }
-            Page::Packed(packed) => {
-                let (expires, counted) = packed.settle(slot)?;
-                (Settled { journaled: true, counted, message: None }, expires)
-            }
+            Page::Packed(packed) => packed.settle(slot)?,
         };
         self.live -= 1;
         self.expiring -= usize::from(expires);
@@ -577,6 +629,7 @@ impl Index {
             && page.entries.capacity() <= IDLE_PAGE_ENTRIES
         {
             page.entries.clear();
+            page.needed.clear();
             self.pages.push_back(Some(last));
         }
     }
@@ -615,14 +668,14 @@ impl Index {
         None
     }
 
-    /// Lets go of bodies at or behind a position, but not in `keep`, for which `store` found another place, and packs
-    /// pages. Looks at about `entries` and counts them down; returns where to go on, unless it came to the end.
+    /// Lets go of bodies at or behind a position, but not in `keep`, for which `evict` says so, and packs pages. Looks at about
+    /// `entries` and counts them down; returns where to go on, unless it came to the end.
     pub(crate) fn evict(
         &mut self,
         from: Position,
         keep: &Range<Position>,
         entries: &mut usize,
-        store: &mut dyn FnMut(&Entry) -> bool,
+        evict: &mut dyn FnMut(Position, &Entry) -> Eviction,
     ) -> Option<Position> {
         let (mut at, mut first) = self.locate(from.max(self.base))?;
         while at < self.pages.len() {
@@ -638,12 +691,19 @@ impl Index {
                 for slot in first..if open.resident > 0 { open.entries.len() } else { 0 } {
                     let position = Position(begin.0 + slot as u64);
                     *entries = entries.saturating_sub(1);
-                    if let Some(entry) = &open.entries[slot]
-                        && matches!(entry.body, Body::Resident(_))
-                        && !keep.contains(&position)
-                        && store(entry)
-                    {
-                        open.replace(slot, Body::Stored, &self.meter);
+                    let Some(entry) = open.entries[slot].as_ref().filter(|entry| entry.body.is_resident()) else {
+                        continue;
+                    };
+                    if keep.contains(&position) {
+                        continue;
+                    }
+                    match evict(position, entry) {
+                        Eviction::Stays => {}
+                        Eviction::Journaled => _ = open.replace(slot, Body::Stored, &self.meter),
+                        Eviction::Scratch(segment, place) => open.store(slot, segment, place, &self.meter),
+                        Eviction::ToBeWritten => {
+                            *entries = entries.saturating_sub(entry.bytes as usize / SPILLED_BYTES_PER_ENTRY);
+                        }
                     }
                 }
                 let end = Position(begin.0 + PAGE_ENTRIES as u64);

@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::index::{Detached, Entry, Index, Position, Settled};
+use super::index::{Detached, Entry, Eviction, Index, Position, Settled};
 use super::{Dying, Known};
 use crate::change::JournalPosition;
 use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
 use crate::memory::Meter;
-use crate::message::MessageId;
+use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
+use crate::scratch::{Place, Segment};
 use crate::vhost::queue::Body;
 
 /// The place of a priority among others: the lower, the sooner its messages are delivered. Messages without a priority
@@ -133,7 +134,7 @@ impl Level {
         self.index.open(position)
     }
 
-    pub(super) fn restore(&mut self, position: Position, message: crate::message::Message) {
+    pub(super) fn restore(&mut self, position: Position, message: Message) {
         self.index.restore(position, message);
     }
 
@@ -246,6 +247,11 @@ impl Level {
         assert!(is_new, "a message is returned once for each time it was delivered");
     }
 
+    /// Whether a message may be delivered, should it be there.
+    pub(super) fn is_ready(&self, position: Position, dying: &Dying) -> bool {
+        if position < self.cursor { self.returned.contains(&position) } else { !dying.contains(position) }
+    }
+
     /// The ready messages of the next page in which some are due, in their order; none if no message is due.
     pub(super) fn take_due(&mut self, now: Moment, dying: &Dying) -> Option<Vec<Position>> {
         let Level { index, cursor, returned, .. } = self;
@@ -312,9 +318,13 @@ impl Level {
         from: Position,
         keep: &Range<Position>,
         entries: &mut usize,
-        store: &mut dyn FnMut(&Entry) -> bool,
+        evict: &mut dyn FnMut(Position, &Entry) -> Eviction,
     ) -> Option<Position> {
-        self.index.evict(from, keep, entries, store)
+        self.index.evict(from, keep, entries, evict)
+    }
+
+    pub(super) fn store(&mut self, position: Position, message: &Message, segment: Segment, place: Place) {
+        self.index.store(position, message, segment, place);
     }
 
     /// The places that hold so many bytes from the cursor on, about.

@@ -19,7 +19,7 @@ pub(crate) use self::arguments::{
 };
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing};
 pub(crate) use self::dying::Dying;
-pub(crate) use self::index::{Body, Detached, Entry, Known, Position, Settled};
+pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, Settled};
 pub(crate) use self::level::{Level, Levels, Rank};
 use crate::change::{DeathReason, JournalPosition, QueueNumber, Tries};
 use crate::limits::{QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
@@ -27,6 +27,7 @@ use crate::memory::Meter;
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
 use crate::names::QueueName;
+use crate::scratch::{Place, Segment};
 use crate::vhost::ConnectionId;
 use crate::vhost::exchange::ExchangeId;
 
@@ -385,6 +386,14 @@ impl Queue {
         }
     }
 
+    /// The body of a message of which no journal knows cannot be read back: the message is gone, unless somebody has it.
+    pub(crate) fn lose(&mut self, position: Position) {
+        let is_ready = self.levels.of(position).is_some_and(|level| level.is_ready(position, &self.dying));
+        if self.dying.remove(position) || (is_ready && self.take(position)) {
+            self.settle_taken(position);
+        }
+    }
+
     /// The bodies that will be needed next, from the head on: those that are not in memory, until so many bytes or the
     /// first that is. Not those of messages that die.
     pub(crate) fn stored_from(&mut self, head: Position, bytes: usize) -> Vec<(Position, MessageId)> {
@@ -516,7 +525,7 @@ impl Queue {
         self.next_deadline().is_some() || self.timer.is_some()
     }
 
-    /// Lets go of bodies for which `store` found another place, but not of so many bytes that will be delivered next.
+    /// Lets go of bodies for which `evict` says so, but not of so many bytes that will be delivered next.
     /// Looks at about `entries` from a place on, or from the first, and counts them down; returns where to go on, unless it
     /// came to the end.
     pub(crate) fn evict(
@@ -524,18 +533,25 @@ impl Queue {
         from: Option<Position>,
         kept_bytes: usize,
         entries: &mut usize,
-        store: &mut dyn FnMut(&Entry) -> bool,
+        evict: &mut dyn FnMut(Position, &Entry) -> Eviction,
     ) -> Option<Position> {
         let kept_bytes = if self.consumers.is_empty() { 0 } else { kept_bytes };
         let starts: Vec<_> = self.levels.iter_from(from).map(|(from, _)| from).collect();
         for from in starts {
             let Some(level) = self.levels.of_mut(from) else { continue };
             let keep = level.window(kept_bytes);
-            if let Some(next) = level.evict(from, &keep, entries, store) {
+            if let Some(next) = level.evict(from, &keep, entries, evict) {
                 return Some(next);
             }
         }
         None
+    }
+
+    /// The body of a message was written to a scratch segment: it need not be in memory any more, if it still is.
+    pub(crate) fn store(&mut self, position: Position, message: &Message, segment: Segment, place: Place) {
+        if let Some(level) = self.levels.of_mut(position) {
+            level.store(position, message, segment, place);
+        }
     }
 
     pub(crate) fn detach(&mut self) -> Vec<Detached> {

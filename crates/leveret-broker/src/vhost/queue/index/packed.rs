@@ -1,13 +1,14 @@
-//! A page of entries whose bodies are all in the journal, in a few bytes an entry.
+//! A page of entries whose bodies are all on disk, in a few bytes an entry.
 
 use std::time::Duration;
 
-use super::{Body, Entry};
+use super::{Body, Entry, Needed, Settled};
 use crate::change::JournalPosition;
 use crate::limits::PAGE_ENTRIES;
 use crate::message::MessageId;
 use crate::moment::Deadline;
 use crate::number::{read_number, write_number};
+use crate::scratch::Place;
 
 /// One bit for each slot of a page.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,9 +44,44 @@ impl Bits {
     }
 }
 
-/// Entries, one after the other: how much its id is greater than the one before; four times its bytes, plus two if those
-/// of its body are counted, plus one if it expires; then so many, and its deadline in nanoseconds. Each is a number of
-/// as many bytes as it needs.
+/// The last entry of each kind.
+#[derive(Default)]
+struct Last {
+    position: u64,
+    place: u64,
+}
+
+impl Last {
+    /// How far another one is behind it, as a number that is small if that is near.
+    fn step_to(&mut self, id: MessageId) -> u64 {
+        if let Some(place) = id.place() {
+            let step = place.number().wrapping_sub(self.place).cast_signed();
+            self.place = place.number();
+            // A place may lie before the last one: an even number goes forward, an odd one back.
+            return (step << 1 ^ step >> 63).cast_unsigned();
+        }
+        let position = id.position().map_or(0, |position| position.0);
+        let step = position.wrapping_sub(self.position);
+        self.position = position;
+        step
+    }
+
+    /// The one that is so far behind it.
+    fn step(&mut self, step: u64, journaled: bool) -> MessageId {
+        if journaled {
+            self.position = self.position.wrapping_add(step);
+            return MessageId::journaled(JournalPosition(self.position));
+        }
+        let step = (step >> 1).cast_signed() ^ -(step & 1).cast_signed();
+        self.place = self.place.wrapping_add(step.cast_unsigned());
+        MessageId::scratch(Place::numbered(self.place))
+    }
+}
+
+/// Entries, one after the other: eight times its bytes, plus four if it is not journaled, plus two if those of its body are
+/// counted, plus one if it expires; how far its position in the journal is behind that of the last one that has one, or its
+/// place on disk behind the last such; then so many, and its deadline in nanoseconds. Each is a number of as many bytes as it
+/// needs.
 #[derive(Debug)]
 pub(super) struct Packed {
     /// The slots that `bytes` has entries for.
@@ -55,16 +91,20 @@ pub(super) struct Packed {
     redelivered: Bits,
     expiring: usize,
     counted: u64,
+    /// How many of all are not journaled.
+    transient: usize,
+    needed: Needed,
     /// How long the page was.
     slots: usize,
     bytes: Box<[u8]>,
 }
 
 impl Packed {
-    /// Packs a page. All entries must be journaled and their bodies stored.
-    pub(super) fn pack(entries: &[Option<Entry>]) -> Self {
+    /// Packs a page, of which no body is in memory.
+    pub(super) fn pack(entries: &[Option<Entry>], needed: Needed) -> Self {
         let (mut written, mut redelivered) = (Bits::default(), Bits::default());
-        let (mut expiring, mut counted, mut last_id) = (0, 0, 0);
+        let (mut expiring, mut counted, mut transient) = (0, 0, 0);
+        let mut last = Last::default();
         let mut bytes = Vec::with_capacity(PAGE_ENTRIES * 4);
         for (slot, entry) in entries.iter().enumerate() {
             let Some(entry) = entry else { continue };
@@ -72,11 +112,12 @@ impl Packed {
             if entry.redelivered {
                 redelivered.set(slot);
             }
-            let id = entry.id.position().map_or(0, |position| position.0);
-            write_number(&mut bytes, id.wrapping_sub(last_id));
-            last_id = id;
-            let flags = u64::from(entry.counted > 0) << 1 | u64::from(entry.expires.is_some());
-            write_number(&mut bytes, u64::from(entry.bytes) << 2 | flags);
+            transient += usize::from(!entry.journaled);
+            let flags = u64::from(!entry.journaled) << 2
+                | u64::from(entry.counted > 0) << 1
+                | u64::from(entry.expires.is_some());
+            write_number(&mut bytes, u64::from(entry.bytes) << 3 | flags);
+            write_number(&mut bytes, last.step_to(entry.id));
             if entry.counted > 0 {
                 counted += u64::from(entry.counted);
                 write_number(&mut bytes, entry.counted.into());
@@ -86,7 +127,13 @@ impl Packed {
                 write_number(&mut bytes, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
             }
         }
-        Packed { written, live: written, redelivered, expiring, counted, slots: entries.len(), bytes: bytes.into() }
+        let (live, slots, bytes) = (written, entries.len(), bytes.into());
+        Packed { written, live, redelivered, expiring, counted, transient, needed, slots, bytes }
+    }
+
+    /// The page is opened: what it needed, that does from now on.
+    pub(super) fn take_needed(&mut self) -> Needed {
+        std::mem::take(&mut self.needed)
     }
 
     /// Hands out what each slot of the page holds, in order.
@@ -103,20 +150,21 @@ impl Packed {
 
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         let mut rest = &self.bytes[..];
-        let mut id: u64 = 0;
+        let mut last = Last::default();
         std::iter::from_fn(move || {
-            id = id.wrapping_add(read_number(&mut rest)?);
             let bytes = read_number(&mut rest)?;
+            let journaled = bytes & 4 == 0;
+            let id = last.step(read_number(&mut rest)?, journaled);
             let counted = if bytes & 2 == 2 { read_number(&mut rest)? } else { 0 };
             let expires =
                 if bytes & 1 == 1 { Some(Deadline(Duration::from_nanos(read_number(&mut rest)?))) } else { None };
             Some(Entry {
-                id: MessageId::journaled(JournalPosition(id)),
+                id,
                 body: Body::Stored,
                 expires,
-                bytes: u32::try_from(bytes >> 2).unwrap_or(u32::MAX),
+                bytes: u32::try_from(bytes >> 3).unwrap_or(u32::MAX),
                 counted: u32::try_from(counted).unwrap_or(u32::MAX),
-                journaled: true,
+                journaled,
                 redelivered: false,
             })
         })
@@ -153,18 +201,19 @@ impl Packed {
         Some(Entry { redelivered: self.redelivered.has(slot), ..entry })
     }
 
-    /// Takes an entry out for good; whether it would have expired, and what of it is counted. `None` if it is not there.
-    pub(super) fn settle(&mut self, slot: usize) -> Option<(bool, u32)> {
+    /// Takes an entry out for good, and says whether it would have expired. `None` if it is not there.
+    pub(super) fn settle(&mut self, slot: usize) -> Option<(Settled, bool)> {
         if !self.live.has(slot) {
             return None;
         }
-        let needs_entry = self.expiring > 0 || self.counted > 0;
+        let needs_entry = self.expiring > 0 || self.counted > 0 || self.transient > 0;
         let entry = if needs_entry { self.get(slot) } else { None };
-        let (expires, counted) = entry.map_or((false, 0), |entry| (entry.expires.is_some(), entry.counted));
+        let (expires, counted, journaled) =
+            entry.map_or((false, 0, true), |entry| (entry.expires.is_some(), entry.counted, entry.journaled));
         self.live.clear(slot);
         self.expiring -= usize::from(expires);
         self.counted -= u64::from(counted);
-        Some((expires, counted))
+        Some((Settled { journaled, counted, message: None }, expires))
     }
 
     pub(super) fn flag_redelivered(&mut self, slot: usize) -> bool {

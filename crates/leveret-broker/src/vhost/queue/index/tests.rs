@@ -8,9 +8,22 @@ use super::*;
 use crate::change::JournalPosition;
 use crate::limits::BODY_OVERHEAD_BYTES;
 use crate::message::DeliveryMode;
+use crate::scratch::Segments;
+
+fn id_in_scratch(number: u64) -> MessageId {
+    MessageId::scratch(Place::numbered(number))
+}
+
+fn message_of(bytes: usize) -> Message {
+    Message::new(&vec![b'x'; bytes], 0, 0, DeliveryMode::Transient)
+}
+
+fn journaled(_: Position, _: &Entry) -> Eviction {
+    Eviction::Journaled
+}
 
 fn entry(id: u64) -> Entry {
-    let (id, body, expires) = (MessageId::transient(id), Body::Stored, None);
+    let (id, body, expires) = (id_in_scratch(id), Body::Stored, None);
     Entry { id, body, expires, bytes: 0, counted: 0, journaled: false, redelivered: false }
 }
 
@@ -31,7 +44,7 @@ fn a_body_in_many_queues_counts_once_until_the_last_lets_go_of_it() {
     let message = Message::new(&[b'x'; 10_000], 0, 0, DeliveryMode::Persistent);
     let mut queues: Vec<_> = (0..100).map(|_| Index::new(meter.clone())).collect();
     for index in &mut queues {
-        index.push(Entry::new(MessageId::transient(1), message.clone(), None, false));
+        index.push(Entry::new(MessageId::NOWHERE, message.clone(), None, false));
     }
     let whole = meter.bytes();
     assert!(whole < 10_000 + 100 * 200, "{whole} bytes");
@@ -58,7 +71,7 @@ fn a_page_that_is_not_full_is_packed_and_goes_on() {
         }
         // What was put in just now is about to be followed by more.
         for _ in 0..2 {
-            assert!(index.evict(Position(0), &(Position(0)..Position(0)), &mut 4096, &mut |_| true).is_none());
+            assert!(index.evict(Position(0), &(Position(0)..Position(0)), &mut 4096, &mut journaled).is_none());
         }
         assert!(meter.bytes() < 2000, "{} bytes", meter.bytes());
     }
@@ -87,7 +100,7 @@ fn a_message_that_is_never_acked_does_not_keep_the_others_in_memory() {
         index.settle(position);
     }
     assert_eq!(index.pages.iter().flatten().count(), 1);
-    assert_eq!(index.open(kept).map(|entry| entry.id), Some(MessageId::transient(0)));
+    assert_eq!(index.open(kept).map(|entry| entry.id), Some(id_in_scratch(0)));
     assert_eq!(index.first_from(kept.next()), None);
     index.settle(kept);
     let last = index.push(entry(7));
@@ -123,7 +136,7 @@ fn messages_come_back_to_their_places() {
     let mut found = Vec::new();
     let mut from = Position(0);
     while let Some(position) = index.first_from(from) {
-        assert_eq!(index.open(position).map(|entry| entry.id), Some(MessageId::transient(position.0)));
+        assert_eq!(index.open(position).map(|entry| entry.id), Some(id_in_scratch(position.0)));
         found.push(position.0);
         from = position.next();
     }
@@ -150,8 +163,14 @@ fn positions_go_on_after_the_queue_was_empty() {
     assert_eq!(index.live(), 1);
 }
 
-/// What is known of a message beside its body.
-type Known = (u64, Option<Deadline>, bool);
+/// What is known of a message beside its body: what its size comes from, when it expires, whether it was delivered before,
+/// whether it is journaled.
+type Known = (u64, Option<Deadline>, bool, bool);
+
+/// Where a message of which no journal knows is written: not in the order of the queue.
+fn place_of(position: Position) -> Place {
+    Place::numbered(position.0.wrapping_mul(1000) ^ 0x1234)
+}
 
 #[test]
 fn packed_pages_hold_what_open_ones_do() {
@@ -165,6 +184,14 @@ fn packed_pages_hold_what_open_ones_do() {
             let block = vec![b'x'; usize::try_from(id % 300).unwrap() + 2];
             Message::new(&block, 0, 0, DeliveryMode::Persistent)
         };
+        let segment = Segment::new(0);
+        let mut evict = |position: Position, entry: &Entry| {
+            if entry.journaled {
+                Eviction::Journaled
+            } else {
+                Eviction::Scratch(segment.clone(), place_of(position))
+            }
+        };
         for _ in 0..300 {
             let any = Position(random.random_range(0..=index.next().0));
             let picked = model.range(any..).next().map(|(&position, _)| position);
@@ -174,16 +201,28 @@ fn packed_pages_hold_what_open_ones_do() {
                         id += random.random_range(1..400);
                         let expires = (seed % 3 > 0 && random.random_bool(0.3))
                             .then(|| Deadline(Duration::from_nanos(random.random_range(0..u64::MAX))));
-                        let entry =
-                            Entry::new(MessageId::journaled(JournalPosition(id)), message(id), expires, true);
-                        model.insert(index.push(entry), (id, expires, false));
+                        // Some queues are all of one kind.
+                        let is_journaled = seed % 4 == 0 || (seed % 4 > 1 && random.random_bool(0.5));
+                        let name = if is_journaled {
+                            MessageId::journaled(JournalPosition(id))
+                        } else {
+                            MessageId::NOWHERE
+                        };
+                        let entry = Entry::new(name, message(id), expires, is_journaled);
+                        model.insert(index.push(entry), (id, expires, false, is_journaled));
                     }
                 }
                 3 => {
                     let keep = any..Position(any.0 + random.random_range(0..500));
-                    while index.evict(Position(0), &keep, &mut 100_000, &mut |_| true).is_some() {}
+                    while index.evict(Position(0), &keep, &mut 100_000, &mut evict).is_some() {}
                 }
-                4 => _ = index.evict(any, &(any..any), &mut 200, &mut |entry| entry.bytes % 7 > 0),
+                4 => {
+                    let mut some = |at: Position, entry: &Entry| match entry.bytes % 7 {
+                        0 => Eviction::Stays,
+                        _ => evict(at, entry),
+                    };
+                    index.evict(any, &(any..any), &mut 200, &mut some);
+                }
                 5 => {
                     if let Some(position) = picked {
                         assert!(index.restore(position, message(model[&position].0)));
@@ -200,9 +239,9 @@ fn packed_pages_hold_what_open_ones_do() {
                     let gone: Vec<_> =
                         model.range(any..).take(random.random_range(1..300)).map(|(&at, _)| at).collect();
                     for position in gone {
-                        model.remove(&position);
+                        let known = model.remove(&position).unwrap();
                         let settled = index.settle(position).unwrap();
-                        assert!(settled.journaled && index.settle(position).is_none());
+                        assert!(settled.journaled == known.3 && index.settle(position).is_none());
                     }
                 }
             }
@@ -213,32 +252,96 @@ fn packed_pages_hold_what_open_ones_do() {
             assert_eq!(index.is_redelivered(any), redelivered);
             assert_eq!(meter.bytes(), memory(&index));
         }
-        while index.evict(Position(0), &(Position(0)..Position(0)), &mut 1_000_000, &mut |_| true).is_some() {}
+        while index.evict(Position(0), &(Position(0)..Position(0)), &mut 1_000_000, &mut evict).is_some() {}
         let packed = index.pages.iter().flatten().filter(|page| matches!(***page, Page::Packed(_))).count();
         assert!(packed > 0, "seed {seed}");
+        let mut told = Vec::new();
+        let mut from = Some(Position(0));
+        while let Some(at) = from {
+            from = index.page_from(at, |position, _| told.push(position));
+        }
+        let journaled = |(position, known): (&Position, &Known)| known.3.then_some(*position);
+        assert_eq!(told, model.iter().filter_map(journaled).collect::<Vec<_>>(), "what a checkpoint has");
         for (position, known) in &model {
             let entry = index.open(*position).unwrap();
-            let found = (entry.id.position().unwrap().0, entry.expires, entry.redelivered);
-            assert_eq!(found, *known);
+            let place = MessageId::scratch(place_of(*position));
+            let name = if known.3 { MessageId::journaled(JournalPosition(known.0)) } else { place };
+            assert_eq!(
+                (entry.id, entry.expires, entry.redelivered, entry.journaled),
+                (name, known.1, known.2, known.3)
+            );
             assert_eq!(entry.bytes as usize, message(known.0).bytes());
         }
         drop(index.detach());
         assert_eq!(meter.bytes(), 0);
+        let mut segments = Segments::default();
+        segments.insert(&segment);
+        drop(segment);
+        assert_eq!(segments.take_unneeded(), [0], "nobody needs what lay in a scratch segment");
     }
 }
 
 #[test]
 fn a_message_that_is_not_in_memory_takes_a_few_bytes() {
-    let meter = Meter::default();
-    let mut index = Index::new(meter.clone());
-    for id in 1..=100_000 {
-        let message = Message::new(&[b'x'; 1024], 0, 0, DeliveryMode::Persistent);
-        index.push(Entry::new(MessageId::journaled(JournalPosition(id)), message, None, true));
+    for is_journaled in [true, false] {
+        let meter = Meter::default();
+        let mut index = Index::new(meter.clone());
+        for id in 1..=100_000 {
+            let message = Message::new(&[b'x'; 1024], 0, 0, DeliveryMode::Persistent);
+            let name = if is_journaled { MessageId::journaled(JournalPosition(id)) } else { MessageId::NOWHERE };
+            index.push(Entry::new(name, message, None, is_journaled));
+        }
+        let mut evict = |Position(position): Position, entry: &Entry| {
+            if entry.journaled {
+                return Eviction::Journaled;
+            }
+            let (segment, nth) =
+                (u32::try_from(position / 16_000).unwrap(), u32::try_from(position % 16_000).unwrap());
+            Eviction::Scratch(Segment::new(segment), Place { segment, offset: nth * 1100 })
+        };
+        let mut from = Some(Position(0));
+        while let Some(at) = from {
+            from = index.evict(at, &(at..at), &mut 4096, &mut evict);
+        }
+        assert!(meter.bytes() < 100_000 * 6, "{} bytes", meter.bytes());
+        assert_eq!(index.live(), 100_000);
     }
-    let mut from = Some(Position(0));
-    while let Some(at) = from {
-        from = index.evict(at, &(at..at), &mut 4096, &mut |_| true);
+}
+
+/// A segment is needed as long as anything lies in a page that has something in it, packed or not.
+#[test]
+fn a_scratch_segment_is_needed_until_the_last_message_in_it_is_gone() {
+    let mut segments = Segments::default();
+    let mut index = Index::default();
+    for _ in 0..3 * PAGE_ENTRIES {
+        index.push(Entry::new(MessageId::NOWHERE, message_of(10), None, false));
     }
-    assert!(meter.bytes() < 100_000 * 6, "{} bytes", meter.bytes());
-    assert_eq!(index.live(), 100_000);
+    let of = |position: Position| u32::try_from(position.0 / PAGE_ENTRIES as u64).unwrap();
+    let handles: Vec<_> = (0..3).map(Segment::new).collect();
+    for handle in &handles {
+        segments.insert(handle);
+    }
+    let mut evict = |position: Position, _: &Entry| {
+        let segment = of(position);
+        Eviction::Scratch(handles[segment as usize].clone(), Place { segment, offset: 0 })
+    };
+    index.evict(Position(0), &(Position(0)..Position(0)), &mut 10_000, &mut evict);
+    drop(handles);
+    assert_eq!(segments.take_unneeded(), []);
+    let page = PAGE_ENTRIES as u64;
+    for place in page..2 * page - 1 {
+        index.settle(Position(place));
+    }
+    assert_eq!(segments.take_unneeded(), [], "one is left");
+    // Opened, it is needed as well.
+    index.restore(Position(2 * page - 1), message_of(10));
+    assert_eq!(segments.take_unneeded(), []);
+    index.settle(Position(2 * page - 1));
+    assert_eq!(segments.take_unneeded(), [1]);
+    let mut detached = index.detach();
+    assert_eq!(segments.take_unneeded(), [], "they are not freed yet");
+    detached.free_page();
+    assert_eq!(segments.take_unneeded(), [0]);
+    drop(detached);
+    assert_eq!(segments.take_unneeded(), [2]);
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use leveret_amqp::BasicProperties;
 use leveret_client::{Connection, PublishTo, QueueOptions, Url};
 
@@ -37,13 +38,32 @@ impl fmt::Display for Samples {
     }
 }
 
-pub(crate) fn run() -> Result<()> {
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// What the journal costs beside the bare disk
+    Journal,
+    /// Large backlogs: memory, speed, restart
+    Backlog,
+}
+
+pub(crate) fn run(only: Option<Part>) -> Result<()> {
     let binary = broker::build()?;
+    if only != Some(Part::Backlog) {
+        journal(&binary)?;
+    }
+    if only != Some(Part::Journal) {
+        backlog::run(&binary)?;
+    }
+    Ok(())
+}
+
+fn journal(binary: &Path) -> Result<()> {
     let folder = target().join("bench");
     // Of an earlier run.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
-    let broker = Broker::start_on_disk(&binary, &folder.join("data"), &folder.join("broker.log"))?;
+    let broker = Broker::start_on_disk(binary, &folder.join("data"), &folder.join("broker.log"))?;
     let url: Url = broker.client_url().parse()?;
     let mut connection = Connection::open(&url)?;
     let names = [
@@ -56,6 +76,8 @@ pub(crate) fn run() -> Result<()> {
         "bytes written / bytes of bodies, window 1000",
         "bare disk: ms to write and sync one message",
         "bare disk: ms to write and sync a window",
+        "ms until one message is confirmed",
+        "ms until an exclusive declare is answered: nothing but the way there and back",
     ];
     let mut samples: Vec<Samples> = names.iter().map(|_| Samples::default()).collect();
     declare_many(&mut connection)?;
@@ -81,6 +103,8 @@ pub(crate) fn run() -> Result<()> {
             written as f64 / (MESSAGES * BODY_BYTES) as f64,
             one * 1000.0,
             window * 1000.0,
+            confirm * 1000.0,
+            exclusive * 1000.0,
         ];
         samples.iter_mut().zip(figures).for_each(|(samples, figure)| samples.0.push(figure));
     }
@@ -96,15 +120,15 @@ pub(crate) fn run() -> Result<()> {
     }
     connection.close()?;
     broker.stop()?;
-    fs::remove_dir_all(&folder)?;
-    backlog::run(&binary)
+    Ok(fs::remove_dir_all(&folder)?)
 }
 
-/// Seconds that the disk needs to take so many bytes and sync them; the median.
+/// Seconds that the disk needs to take so many bytes and sync them; the median. They go where something was written before,
+/// as in a segment that is used again: where nothing was, many file systems take longer.
 fn sync_time(folder: &Path, bytes: usize, times: usize) -> Result<f64> {
     let path = folder.join("bare");
     let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, (bytes * times) as u64)?;
+    file.write_all_at(&vec![1; bytes * times], 0)?;
     file.sync_all()?;
     let block = vec![7; bytes];
     let took = median(times, |nth| {

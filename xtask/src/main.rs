@@ -60,7 +60,11 @@ enum Command {
     /// Start time and memory of the release binary, as numbers
     Measure,
     /// Speed of the journal beside the bare disk, as ratios of one run; then large backlogs: memory, speed, restart
-    Bench,
+    Bench {
+        /// Only this part
+        #[arg(long, value_name = "PART")]
+        only: Option<bench::Part>,
+    },
     /// The two programs of clients/seed, against a broker of their own on port 5672
     #[command(hide = true)]
     Seed {
@@ -89,8 +93,8 @@ fn run(command: Command) -> Result<ExitCode> {
             measure::run()?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Bench => {
-            bench::run()?;
+        Command::Bench { only } => {
+            bench::run(only)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Seed { python, broker } => return clients::seed::run(&python, &broker),

@@ -58,6 +58,17 @@ struct State {
     counted: usize,
 }
 
+/// What came of one hold of the lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    /// What the journal was given. The caller sees to it that it is written.
+    pub(crate) appended: Appended,
+    /// Other connections have something to tell their clients.
+    pub(crate) has_woken: bool,
+    /// Whether there is more to do, which others should have a turn before.
+    pub(crate) progress: Progress,
+}
+
 impl Hub {
     pub(crate) fn new(
         vhost: VirtualHost,
@@ -107,14 +118,14 @@ impl Hub {
         Attached { hub: Arc::clone(self), id }
     }
 
-    /// Executes commands for one hold of the lock. Returns what the journal was given, and whether there is more to do, which
-    /// others should have a turn before.
-    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> (Appended, Progress) {
+    /// Executes commands for one hold of the lock.
+    fn execute(&self, from: ConnectionId, commands: &mut Commands) -> Turn {
         let now = self.clock.now();
         let mut state = self.lock();
         let State { vhost, effects, .. } = &mut *state;
         let progress = vhost.handle_batch(now, from, commands, effects);
-        (self.hand_on(state, Some(from)), progress)
+        let (appended, has_woken) = self.hand_on(state, Some(from));
+        Turn { appended, has_woken, progress }
     }
 
     async fn expire(&self) {
@@ -136,8 +147,9 @@ impl Hub {
         }
     }
 
-    /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns.
-    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> Appended {
+    /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns. Returns what the journal was
+    /// given, and whether anybody was woken.
+    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> (Appended, bool) {
         let state = &mut *guard;
         let fetches = std::mem::take(&mut state.effects.fetches);
         let mut journaled = Appended::Nothing;
@@ -166,16 +178,21 @@ impl Hub {
         if held != counted {
             self.memory.changed(counted, held);
         }
+        // A connection sees to that itself.
+        if journaled != Appended::Nothing && caller.is_none() {
+            self.journal.have_written();
+        }
         if let Some(bodies) = self.bodies.as_ref().filter(|_| !fetches.is_empty()) {
             bodies.ask(&self.myself, self.journal.number(), fetches);
         }
         if is_earlier {
             self.rearm.notify_one();
         }
+        let has_woken = !woken.is_empty();
         for outbox in woken {
             outbox.wake();
         }
-        journaled
+        (journaled, has_woken)
     }
 
     /// Bodies that were asked for have been read back.
@@ -316,9 +333,8 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// Executes commands for one hold of the lock; what follows for this connection is in its outbox afterwards. Returns what
-    /// the journal was given, and whether there is more to do.
-    pub(crate) fn execute(&self, commands: &mut Commands) -> (Appended, Progress) {
+    /// Executes commands for one hold of the lock; what follows for this connection is in its outbox afterwards.
+    pub(crate) fn execute(&self, commands: &mut Commands) -> Turn {
         self.hub.execute(self.id, commands)
     }
 
@@ -332,7 +348,11 @@ impl Drop for Attached {
     fn drop(&mut self) {
         let mut commands = Commands::default();
         commands.push(Command::Disconnect(Farewell::Silent));
-        while self.hub.execute(self.id, &mut commands).1 == Progress::More {}
+        let mut progress = Progress::More;
+        while progress == Progress::More {
+            progress = self.hub.execute(self.id, &mut commands).progress;
+            self.hub.journal.have_written();
+        }
         self.hub.lock().outboxes.remove(self.id);
     }
 }
@@ -356,7 +376,7 @@ mod tests {
 
     /// All of it, in as many holds as it takes.
     fn execute(attached: &Attached, commands: &mut Commands) {
-        while attached.execute(commands).1 == Progress::More {}
+        while attached.execute(commands).progress == Progress::More {}
     }
 
     /// A client without its socket: the loop of a peer's task, driven by hand.

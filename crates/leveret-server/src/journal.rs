@@ -1,4 +1,4 @@
-//! Where durable facts go: the journal of the node, and the thread that writes it.
+//! Where durable facts go: the journal of the node, and who writes it.
 //!
 //! Owns: the stream of each virtual host: how far it is durable, and who waits for that.
 //! Must not know: what a change says.
@@ -18,50 +18,85 @@ use crate::limits::PENDING_BYTES_MAX;
 use crate::outbox::Outbox;
 use pending::Pending;
 pub(crate) use pending::{Orders, WriterEnded};
+use writer::Writing;
 pub(crate) use writer::{Growth, Writer};
 
 /// The stream of one virtual host, as its hub and its connections see it.
 pub(crate) struct Stream {
     number: u32,
+    reached: Arc<Reached>,
     /// None: nothing is kept, and everything counts as durable at once.
-    pending: Option<Arc<Pending>>,
+    kept: Option<Kept>,
+}
+
+/// How far a stream is durable, and who waits for that.
+#[derive(Debug, Default)]
+struct Reached {
     durable: AtomicU64,
     /// Connections that have something to tell once a position is durable; a few, in no order.
     waiting: Mutex<Vec<(JournalPosition, Arc<Outbox>)>>,
 }
 
+/// The journal behind a stream.
+struct Kept {
+    pending: Arc<Pending>,
+    writing: Arc<Mutex<Option<Writing>>>,
+}
+
 impl Stream {
     /// A stream that keeps nothing.
     pub(crate) fn forgetful() -> Arc<Self> {
-        Arc::new(Stream { number: 0, pending: None, durable: AtomicU64::new(0), waiting: Mutex::default() })
+        Arc::new(Stream { number: 0, reached: Arc::default(), kept: None })
     }
 
-    /// A stream whose changes pile up, as there is no thread to write them.
+    /// A stream whose changes pile up, as there is nobody to write them.
     #[cfg(test)]
     pub(crate) fn unwritten() -> Arc<Self> {
-        Stream::kept(1, JournalPosition::default(), &Pending::new([1], PENDING_BYTES_MAX, None))
+        let kept = Kept { pending: Pending::new([1], PENDING_BYTES_MAX, None), writing: Arc::default() };
+        Arc::new(Stream { number: 1, reached: Arc::default(), kept: Some(kept) })
     }
 
     /// How many changes wait for a writer, and how many of them it may take.
     #[cfg(test)]
     pub(crate) fn waiting_and_whole(&self) -> (usize, usize) {
-        self.pending.as_ref().map_or((0, 0), |pending| pending.waiting_and_whole())
-    }
-
-    fn kept(number: u32, last: JournalPosition, pending: &Arc<Pending>) -> Arc<Self> {
-        let (pending, durable) = (Some(Arc::clone(pending)), AtomicU64::new(last.0));
-        Arc::new(Stream { number, pending, durable, waiting: Mutex::default() })
+        self.kept.as_ref().map_or((0, 0), |kept| kept.pending.waiting_and_whole())
     }
 
     /// Takes changes in, in order, with the lock of the virtual host held. The last of them may belong together with
-    /// the next ones; they become durable with those.
+    /// the next ones; they become durable with those. Once the lock is released, somebody has to [write](Self::write_here)
+    /// them or have them [written](Self::have_written).
     pub(crate) fn append(&self, changes: &mut Vec<Change>, go_on: bool) -> Appended {
-        let Some(pending) = &self.pending else {
-            self.durable.fetch_add(changes.len() as u64, Ordering::Release);
+        let Some(kept) = &self.kept else {
+            self.reached.durable.fetch_add(changes.len() as u64, Ordering::Release);
             changes.clear();
             return Appended::Nothing;
         };
-        pending.append(self.number, changes, go_on)
+        kept.pending.append(self.number, changes, go_on)
+    }
+
+    /// Lets the thread of the journal write what was appended.
+    pub(crate) fn have_written(&self) {
+        if let Some(kept) = &self.kept {
+            kept.pending.wake();
+        }
+    }
+
+    /// Whether what waits is little, and the disk so quick that to wake another thread takes as long as to write it.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.pending.is_quick())
+    }
+
+    /// Writes what was appended, and returns when it is durable or has no room, unless somebody else is writing: then the
+    /// thread of the journal writes it after that.
+    pub(crate) fn write_here(&self) {
+        let Some(kept) = &self.kept else { return };
+        let is_done = match kept.writing.try_lock().as_deref_mut() {
+            Some(Some(writing)) => writing.turn().is_ok(),
+            _ => false,
+        };
+        if !is_done || kept.pending.rests() {
+            kept.pending.wake();
+        }
     }
 
     /// Its number in the journal.
@@ -71,17 +106,32 @@ impl Stream {
 
     /// How far everything is kept, come what may.
     pub(crate) fn durable(&self) -> JournalPosition {
-        JournalPosition(self.durable.load(Ordering::Acquire))
+        self.reached.durable()
     }
 
     /// Wakes the owner of an outbox once a position is durable; at once if it is.
     pub(crate) fn wait(&self, position: JournalPosition, outbox: &Arc<Outbox>) {
-        let mut waiting = self.waiting.lock();
+        let mut waiting = self.reached.waiting.lock();
         if position <= self.durable() {
             drop(waiting);
             return outbox.wake();
         }
         waiting.push((position, Arc::clone(outbox)));
+    }
+
+    /// How much waits to be written, and who has to wait for that.
+    pub(crate) fn congestion(&self) -> Option<watch::Receiver<Congestion>> {
+        self.kept.as_ref().map(|kept| kept.pending.congested())
+    }
+}
+
+impl Reached {
+    fn at(last: JournalPosition) -> Arc<Self> {
+        Arc::new(Reached { durable: AtomicU64::new(last.0), waiting: Mutex::default() })
+    }
+
+    fn durable(&self) -> JournalPosition {
+        JournalPosition(self.durable.load(Ordering::Acquire))
     }
 
     fn advance(&self, durable: u64) {
@@ -93,11 +143,6 @@ impl Stream {
             }
             !is_durable
         });
-    }
-
-    /// How much waits to be written, and who has to wait for that.
-    pub(crate) fn congestion(&self) -> Option<watch::Receiver<Congestion>> {
-        self.pending.as_ref().map(|pending| pending.congested())
     }
 }
 /// What a connection gave the journal, the most demanding kind of it.

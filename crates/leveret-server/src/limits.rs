@@ -17,6 +17,13 @@ pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that are written and synced at once, or most of a segment if that is less; more only if they belong together.
 pub(crate) const WRITTEN_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Bytes that wait for the journal, up to which a connection that waits for them may write them itself.
+pub(crate) const WRITTEN_HERE_BYTES_MAX: usize = 64 * 1024;
+
+/// Nanoseconds that writes take with their syncs, up to which it may. It is as long as others wait for the lock of a virtual
+/// host; on a slower disk, to wake the journal's thread is a small part of the whole.
+pub(crate) const WRITTEN_HERE_NANOS_MAX: u64 = 500_000;
+
 /// So many times the bytes of the last checkpoint the journal grows before the next one, so that they are a small part of
 /// it; a segment, if that is more.
 pub(crate) const CHECKPOINT_GROWTH: u64 = 16;

@@ -12,10 +12,11 @@ use leveret_broker::connection::Written;
 use leveret_broker::node::Origin;
 use leveret_broker::vhost::Progress;
 use leveret_broker::{Connection, JournalPosition, Output};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::hub::Attached;
+use crate::hub::{Attached, Turn};
 use crate::journal::{Appended, Congestion};
 use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
 use crate::outbox::Outbox;
@@ -28,6 +29,16 @@ thread_local! {
 
 /// What the broker says when it is stopped. RabbitMQ's words.
 const SHUTDOWN_REASON: &str = "broker forced connection closure with reason 'shutdown'";
+
+/// What a connection has given the journal and nobody was told to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Unwritten {
+    #[default]
+    Nothing,
+    Changes,
+    /// With which others were woken, perhaps to run on this thread.
+    ChangesForOthers,
+}
 
 struct Peer {
     shared: Arc<Shared>,
@@ -47,6 +58,7 @@ struct Peer {
     awaited: Option<JournalPosition>,
     /// What it ever gave the journal. If that has too much to write, the connection is not read.
     appended: Appended,
+    unwritten: Unwritten,
     /// Whether the virtual host was left with something to do.
     progress: Progress,
     /// Input was left in `carry` for that reason.
@@ -78,6 +90,7 @@ pub(crate) async fn serve(
         outputs: Vec::new(),
         awaited: None,
         appended: Appended::Nothing,
+        unwritten: Unwritten::Nothing,
         progress: Progress::Done,
         is_cut: false,
         is_gone: false,
@@ -169,9 +182,19 @@ impl Peer {
                 }
                 ready = self.stream.readable(), if may_read => {
                     ready?;
-                    self.read(address);
-                    // A client that never stops sending keeps its socket readable for ever. Others have a turn.
-                    tokio::task::yield_now().await;
+                    let is_full = self.read(address);
+                    let writes_here = self.writes_here();
+                    if !writes_here {
+                        self.have_written();
+                    }
+                    // A client that never stops sending keeps its socket readable for ever, and who was woken on this thread waits
+                    // for it. They have a turn.
+                    if is_full || (writes_here && self.unwritten == Unwritten::ChangesForOthers) {
+                        tokio::task::yield_now().await;
+                    }
+                    if writes_here {
+                        self.write_here();
+                    }
                 }
                 () = outbox.filled() => {}
                 () = relieved, if is_congested => {}
@@ -214,8 +237,8 @@ impl Peer {
         tokio::time::timeout(LINGER, farewell).await.unwrap_or(Ok(()))
     }
 
-    /// Reads once, and takes in what came.
-    fn read(&mut self, address: SocketAddr) {
+    /// Reads once, and takes in what came; true if there may be more.
+    fn read(&mut self, address: SocketAddr) -> bool {
         READ_BUFFER.with_borrow_mut(|buffer| {
             // What is kept of a small frame goes before what is read. That of a large one stays where it is and grows:
             // copied for every read, it would cost the square of its length.
@@ -225,7 +248,9 @@ impl Peer {
                 buffer.resize(kept + READ_BYTES, 0);
             }
             buffer[..kept].copy_from_slice(&self.carry[..kept]);
-            match self.stream.try_read(&mut buffer[kept..]) {
+            let room = buffer.len() - kept;
+            let read = try_read(&self.stream, &mut buffer[kept..]);
+            match read {
                 Ok(count) if count > 0 && is_large => {
                     self.carry.extend_from_slice(&buffer[..count]);
                     self.take_in_carry(address);
@@ -235,13 +260,14 @@ impl Peer {
                     let used = self.take_in(input, address);
                     self.carry = input[used..].to_vec();
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(ref error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(_) | Err(_) => {
                     self.is_gone = true;
                     self.connection.handle_end();
                 }
             }
-        });
+            read.is_ok_and(|count| count == room)
+        })
     }
 
     /// Takes in what was kept, and goes on keeping what is left.
@@ -278,6 +304,39 @@ impl Peer {
             self.take_in_carry(address);
             self.catch_up();
         }
+        self.have_written();
+    }
+
+    /// Lets the journal's thread write what this connection has brought.
+    fn have_written(&mut self) {
+        if std::mem::take(&mut self.unwritten) != Unwritten::Nothing
+            && let Some(attached) = &self.attached
+        {
+            attached.journal().have_written();
+        }
+    }
+
+    /// Writes it on this thread.
+    fn write_here(&mut self) {
+        if std::mem::take(&mut self.unwritten) != Unwritten::Nothing
+            && let Some(attached) = &self.attached
+        {
+            attached.journal().write_here();
+        }
+    }
+
+    /// Whether this connection waits for what it has just brought, and for nothing else, and to write that takes no longer than
+    /// to wake another thread.
+    fn writes_here(&mut self) -> bool {
+        let is_written = self.unwritten == Unwritten::Nothing;
+        if is_written || !self.shared.writes_here || self.progress == Progress::More {
+            return false;
+        }
+        let Some(attached) = &self.attached else { return false };
+        let (journal, durable) = (attached.journal(), attached.journal().durable());
+        self.awaited.is_none_or(|awaited| awaited <= durable)
+            && journal.is_quick()
+            && self.connection.awaits().is_some_and(|position| position > durable)
     }
 
     /// One hold of the virtual host or, while there are answers that lead to more commands, several.
@@ -286,8 +345,12 @@ impl Peer {
             if let Some(attached) = &self.attached
                 && (self.progress == Progress::More || !self.connection.commands().is_empty())
             {
-                let (appended, progress) = attached.execute(self.connection.commands());
+                let Turn { appended, has_woken, progress } = attached.execute(self.connection.commands());
                 self.appended = self.appended.max(appended);
+                if appended != Appended::Nothing {
+                    let unwritten = if has_woken { Unwritten::ChangesForOthers } else { Unwritten::Changes };
+                    self.unwritten = self.unwritten.max(unwritten);
+                }
                 self.progress = progress;
             }
             self.outbox.take(&mut self.outputs);
@@ -375,6 +438,17 @@ impl Peer {
         }
         Ok(self.connection.handle_written(self.shared.clock.now(), written))
     }
+}
+
+/// Reads what there is, as much as has room. A socket that has given less has no more, and is not asked for it before it says so.
+fn try_read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let (room, mut read) = (buffer.len(), None);
+    let tried = stream.try_io(Interest::READABLE, || {
+        let count = rustix::io::read(stream, &mut *buffer)?;
+        read = Some(count);
+        if (1..room).contains(&count) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(count) }
+    });
+    read.map_or(tried, Ok)
 }
 
 #[cfg(test)]

@@ -139,6 +139,8 @@ pub(crate) struct Shared {
     pub(crate) node: Arc<Node>,
     /// By name of the virtual host.
     pub(crate) hubs: BTreeMap<String, Arc<Hub>>,
+    /// A connection may write the journal itself: there are other threads to serve the others meanwhile.
+    pub(crate) writes_here: bool,
 }
 
 /// A broker, as a constructor.
@@ -246,7 +248,8 @@ impl Server {
             _ => None,
         };
         let checkpoints = checkpoints.transpose().map_err(StartError::Thread)?;
-        let shared = Arc::new(Shared { clock, settings: Arc::new(config.settings), node, hubs });
+        let writes_here = tokio::runtime::Handle::current().metrics().num_workers() > 1;
+        let shared = Arc::new(Shared { clock, settings: Arc::new(config.settings), node, hubs, writes_here });
         let (shutdown, _) = watch::channel(Stop::No);
         let (running, connections_ended) = mpsc::channel(1);
         for listener in listeners {

@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use super::{Appended, Congestion};
-use crate::limits::GROUP_BYTES;
+use crate::limits::{GROUP_BYTES, WRITTEN_HERE_BYTES_MAX, WRITTEN_HERE_NANOS_MAX};
 
 /// Something that the writer is asked to do between two batches. It answers when it is done, or there is no room for it; if it
 /// ends before, the answer's sender is dropped.
@@ -42,7 +42,7 @@ impl Orders {
     fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> Result<T, WriterEnded> {
         let (answer, answered) = sync_channel(1);
         let mut state = self.0.state.lock();
-        if state.has_ended || state.is_ending {
+        if state.writer != Life::Running {
             return Err(WriterEnded);
         }
         state.orders.push(order(answer));
@@ -103,6 +103,8 @@ pub(super) struct Pending {
     room: Room,
     /// What is ready.
     spares: Option<Arc<Spares>>,
+    /// How long a write takes with its sync, about; the largest number if there was none.
+    write_nanos: AtomicU64,
 }
 
 /// What the disk allows.
@@ -126,7 +128,7 @@ impl Default for Room {
 /// Why the writer goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
-    /// There is something to take.
+    /// There may be something to take.
     Filled,
     /// There was nothing for as long as it wanted to wait.
     Idle,
@@ -150,13 +152,14 @@ impl Pending {
             bytes_max,
             room: Room::default(),
             spares,
+            write_nanos: AtomicU64::new(u64::MAX),
         })
     }
 
-    /// Takes changes of a stream in, and wakes the writer. The last of them may belong together with the next ones.
+    /// Takes changes of a stream in. The last of them may belong together with the next ones.
     pub(super) fn append(&self, stream: u32, changes: &mut Vec<Change>, go_on: bool) -> Appended {
-        let mut appended = if changes.is_empty() { Appended::Nothing } else { Appended::Changes };
-        let mut bytes = 0;
+        // Also without any: what came before may be complete now.
+        let (mut appended, mut bytes) = (Appended::Changes, 0);
         for change in &*changes {
             bytes += change.bytes();
             if matches!(change, Change::MessageEnqueued { .. }) {
@@ -164,7 +167,7 @@ impl Pending {
             }
         }
         let mut state = self.state.lock();
-        if state.has_ended {
+        if state.writer == Life::Ended {
             changes.clear();
             return Appended::Nothing;
         }
@@ -179,33 +182,71 @@ impl Pending {
             *before = congestion.max(*before);
             is_worse
         });
-        let is_idle = std::mem::take(&mut state.is_idle);
-        drop(state);
-        if is_idle {
-            self.filled.notify_one();
-        }
         appended
     }
 
-    /// Waits for something to take, at most so long if that is said.
-    pub(super) fn wait(&self, at_most: Option<Duration>) -> Woken {
+    /// Wakes the writer, if it sleeps.
+    pub(super) fn wake(&self) {
+        let is_idle = std::mem::take(&mut self.state.lock().is_idle);
+        if is_idle {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Whether little waits, nothing is asked for, and the last writes took little time.
+    pub(super) fn is_quick(&self) -> bool {
+        if self.write_nanos.load(Ordering::Relaxed) > WRITTEN_HERE_NANOS_MAX {
+            return false;
+        }
+        let state = self.state.lock();
+        state.bytes <= WRITTEN_HERE_BYTES_MAX && state.orders.is_empty() && state.writer == Life::Running
+    }
+
+    /// A write and its sync took so long.
+    pub(super) fn set_write_took(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.write_nanos.load(Ordering::Relaxed);
+        // One that is late for once does not count for all, but the first one is all there is.
+        let smooth = if before == u64::MAX { took } else { before - before / 8 + took / 8 };
+        self.write_nanos.store(smooth, Ordering::Relaxed);
+    }
+
+    /// How often something was taken.
+    pub(super) fn times_taken(&self) -> u64 {
+        self.state.lock().times_taken
+    }
+
+    /// Whether the writer rests, though something was taken since.
+    pub(super) fn rests(&self) -> bool {
+        self.state.lock().rests
+    }
+
+    /// Lets the writer wait for something to take, so long at most from when something was taken last. It rests without an
+    /// end if nothing was taken since so many `times`.
+    pub(super) fn wait(&self, at_most: Duration, times: Option<u64>) -> Woken {
         let mut state = self.state.lock();
         loop {
             if state.has_work() {
                 return Woken::Filled;
             }
-            if state.is_ending {
+            if state.writer == Life::Ending {
                 return Woken::Ending;
             }
+            let before = state.times_taken;
             state.is_idle = true;
-            let is_late = if let Some(at_most) = at_most {
-                self.filled.wait_for(&mut state, at_most).timed_out()
-            } else {
+            state.rests = times == Some(before);
+            let is_late = if state.rests {
                 self.filled.wait(&mut state);
                 false
+            } else {
+                self.filled.wait_for(&mut state, at_most).timed_out()
             };
-            state.is_idle = false;
-            if is_late && !state.has_work() {
+            state.rests = false;
+            let is_woken = !std::mem::take(&mut state.is_idle);
+            if is_woken {
+                return Woken::Filled;
+            }
+            if is_late && !state.has_work() && state.times_taken == before {
                 return Woken::Idle;
             }
         }
@@ -215,6 +256,7 @@ impl Pending {
     /// the last of it.
     pub(super) fn take(&self, first: usize, most: usize, taken: &mut [Vec<Change>]) -> Vec<Order> {
         let (mut state, mut bytes) = (self.state.lock(), 0);
+        state.times_taken += 1;
         let (before, from) = taken.split_at_mut(first);
         let (streams_before, streams_from) = state.streams.split_at_mut(first);
         let in_turn = streams_from.iter_mut().zip(from).chain(streams_before.iter_mut().zip(before));
@@ -247,19 +289,19 @@ impl Pending {
 
     /// Lets the writer end when everything is written.
     pub(super) fn end(&self) {
-        self.state.lock().is_ending = true;
+        self.state.lock().writer = Life::Ending;
         self.filled.notify_one();
     }
 
     /// Whether it is to end.
     pub(super) fn is_ending(&self) -> bool {
-        self.state.lock().is_ending
+        self.state.lock().writer == Life::Ending
     }
 
     /// It has ended: nothing more is taken, and nobody waits for an answer.
     pub(super) fn set_ended(&self) {
         let mut state = self.state.lock();
-        state.has_ended = true;
+        state.writer = Life::Ended;
         state.orders.clear();
         for stream in &mut state.streams {
             *stream = PendingStream::new(stream.number);
@@ -305,6 +347,17 @@ impl Pending {
     }
 }
 
+/// How long the writer goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Life {
+    #[default]
+    Running,
+    /// Until everything is written.
+    Ending,
+    /// It has ended, or it has failed.
+    Ended,
+}
+
 #[derive(Default)]
 struct State {
     streams: Vec<PendingStream>,
@@ -312,10 +365,10 @@ struct State {
     bytes: usize,
     /// The writer sleeps and wants to be woken.
     is_idle: bool,
-    /// The writer ends when everything is written.
-    is_ending: bool,
-    /// It has, or it has failed.
-    has_ended: bool,
+    /// It sleeps until then, as nothing was taken since it said on disk that all is durable.
+    rests: bool,
+    times_taken: u64,
+    writer: Life,
     orders: Vec<Order>,
 }
 

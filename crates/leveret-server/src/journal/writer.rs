@@ -1,4 +1,6 @@
-//! The thread that writes the journal.
+//! Who writes the journal: a thread, or whoever waits for little on a quick disk.
+//!
+//! Owns: the log.
 //!
 //! Group commit that never waits: the writer takes all that is pending, writes and syncs it as one batch, and takes
 //! what came meanwhile. What a full disk has no room for waits, while others pass it; nothing that the writer is asked to do
@@ -17,8 +19,8 @@ use leveret_journal::{Batch, Log, LogError};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Stream;
 use super::pending::{Order, Orders, Pending, Woken};
+use super::{Kept, Reached, Stream};
 use crate::limits::{FULL_RETRY_EVERY, IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
 use crate::recovery::NODE_STREAM;
 
@@ -73,20 +75,31 @@ impl Writer {
     ) -> io::Result<(Writer, Vec<Arc<Stream>>)> {
         let numbers = streams.iter().map(|&(number, _)| number);
         let pending = Pending::new(numbers, bytes_max, Some(log.spares()));
-        let streams: Vec<_> = streams.iter().map(|&(number, last)| Stream::kept(number, last, &pending)).collect();
+        let reached: Vec<_> = streams.iter().map(|&(number, last)| (number, Reached::at(last))).collect();
         let (failing, failed) = watch::channel(None);
         let growth = Arc::new(Growth { mark: AtomicU64::new(u64::MAX), ..Growth::default() });
         let writing = Writing {
             pending: Arc::clone(&pending),
-            streams: streams.clone(),
             log,
+            last: streams.iter().map(|&(_, last)| last.0).collect(),
+            taken: streams.iter().map(|_| Vec::new()).collect(),
+            streams: reached.clone(),
+            batch: Batch::default(),
             first: 0,
             stuck: Vec::new(),
             node_sequence,
             growth: Arc::clone(&growth),
+            failed: None,
         };
+        let writing = Arc::new(Mutex::new(Some(writing)));
+        let kept = reached.into_iter().map(|(number, reached)| {
+            let kept = Kept { pending: Arc::clone(&pending), writing: Arc::clone(&writing) };
+            Arc::new(Stream { number, reached, kept: Some(kept) })
+        });
+        let streams = kept.collect();
+        let thread = Thread { pending: Arc::clone(&pending), writing };
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            if let Err(error) = writing.run() {
+            if let Err(error) = thread.run() {
                 tracing::error!("{error}; what was not confirmed is lost");
                 failing.send_replace(Some(error.to_string()));
             }
@@ -126,10 +139,15 @@ impl Drop for Writer {
     }
 }
 
-struct Writing {
+/// The log, and what is on its way into it.
+pub(super) struct Writing {
     pending: Arc<Pending>,
-    streams: Vec<Arc<Stream>>,
     log: Log,
+    streams: Vec<(u32, Arc<Reached>)>,
+    /// The last sequence of each stream that was taken.
+    last: Vec<u64>,
+    taken: Vec<Vec<Change>>,
+    batch: Batch,
     /// The stream that is taken from first the next time.
     first: usize,
     /// What there is no room for.
@@ -137,6 +155,8 @@ struct Writing {
     /// The last sequence in the stream of the node.
     node_sequence: u64,
     growth: Arc<Growth>,
+    /// Why nothing more is taken.
+    failed: Option<LogError>,
 }
 
 /// A batch, and what follows once it is written.
@@ -154,38 +174,77 @@ struct Stuck {
     tried: Instant,
 }
 
-impl Writing {
-    fn run(mut self) -> Result<(), LogError> {
-        let mut last: Vec<u64> = self.streams.iter().map(|stream| stream.durable().0).collect();
-        let mut taken: Vec<Vec<Change>> = self.streams.iter().map(|_| Vec::new()).collect();
-        let mut batch = Batch::default();
-        let mut is_marked = false;
+/// The thread: it writes what nobody else has written.
+struct Thread {
+    pending: Arc<Pending>,
+    writing: Arc<Mutex<Option<Writing>>>,
+}
+
+impl Thread {
+    fn run(self) -> Result<(), LogError> {
+        let mut marked = None;
         loop {
-            let at_most = if self.stuck.is_empty() { IDLE_BEFORE_MARK } else { FULL_RETRY_EVERY };
-            match self.pending.wait((!is_marked).then_some(at_most)) {
-                Woken::Ending if self.stuck.is_empty() => {
-                    return match self.log.mark() {
+            let is_stuck = self.write(|writing| Ok(!writing.stuck.is_empty()))?;
+            let at_most = if is_stuck { FULL_RETRY_EVERY } else { IDLE_BEFORE_MARK };
+            match self.pending.wait(at_most, marked) {
+                Woken::Ending if !is_stuck => {
+                    return match self.write(|writing| writing.log.mark()) {
                         // Nothing that was promised is missing.
                         Err(LogError::Full(_)) => Ok(()),
                         marked => marked,
                     };
                 }
-                Woken::Idle if self.stuck.is_empty() => {
-                    // A failure shows at the next batch.
-                    let _ = self.log.mark();
-                    is_marked = true;
-                    continue;
+                Woken::Idle if !is_stuck => {
+                    marked = self.write(|writing| {
+                        // A failure shows at the next batch.
+                        let _ = writing.log.mark();
+                        Ok(Some(writing.pending.times_taken()))
+                    })?;
                 }
-                _ => is_marked = false,
+                _ => {
+                    self.write(Writing::turn)?;
+                    marked = None;
+                }
             }
-            // What a spare can hold: one that was counted on may have been made smaller.
-            let most = usize::try_from(self.log.batch_bytes()).unwrap_or(usize::MAX).min(WRITTEN_BYTES_MAX);
-            let orders = self.pending.take(self.first, most, &mut taken);
-            // A stream that had to wait for others comes first the next time.
-            self.first = (self.first + 1) % self.streams.len().max(1);
-            self.write(&mut taken, &mut last, &mut batch)?;
-            self.obey(orders)?;
         }
+    }
+
+    /// Does something with the log while nobody else does.
+    fn write<T>(&self, act: impl FnOnce(&mut Writing) -> Result<T, LogError>) -> Result<T, LogError> {
+        let ended = || LogError::Failed("whoever wrote it has ended".into());
+        self.writing.lock().as_mut().map_or_else(|| Err(ended()), act)
+    }
+}
+
+impl Drop for Thread {
+    /// The log is closed, also if the thread has panicked: nothing more is taken.
+    fn drop(&mut self) {
+        self.pending.set_ended();
+        *self.writing.lock() = None;
+    }
+}
+
+impl Writing {
+    /// Takes what there is and writes it, then does what it was asked for.
+    pub(super) fn turn(&mut self) -> Result<(), LogError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        // If this panics, what was taken is lost.
+        self.failed = Some(LogError::Failed("whoever wrote it has panicked".into()));
+        let done = self.take_and_write();
+        self.failed = done.as_ref().err().cloned();
+        done
+    }
+
+    fn take_and_write(&mut self) -> Result<(), LogError> {
+        // What a spare can hold: one that was counted on may have been made smaller.
+        let most = usize::try_from(self.log.batch_bytes()).unwrap_or(usize::MAX).min(WRITTEN_BYTES_MAX);
+        let orders = self.pending.take(self.first, most, &mut self.taken);
+        // A stream that had to wait for others comes first the next time.
+        self.first = (self.first + 1) % self.streams.len().max(1);
+        self.write()?;
+        self.obey(orders)
     }
 
     /// Does what it was asked for, now that what came before is written, or has no room.
@@ -216,25 +275,20 @@ impl Writing {
         Ok(())
     }
 
-    fn write(&mut self, taken: &mut [Vec<Change>], last: &mut [u64], batch: &mut Batch) -> Result<(), LogError> {
+    fn write(&mut self) -> Result<(), LogError> {
         self.retry()?;
         let (mut bytes, mut ends) = (0, Vec::new());
-        for (at, ((stream, taken), last)) in self.streams.iter().zip(&mut *taken).zip(&mut *last).enumerate() {
+        let Writing { streams, taken, last, batch, .. } = self;
+        for (at, ((&(stream, _), taken), last)) in streams.iter().zip(taken).zip(last).enumerate() {
+            let before = *last;
             for change in taken.drain(..) {
                 *last += 1;
                 bytes += change.bytes();
-                batch.push(stream.number, *last, |out| change.encode(out));
-                if ends.last().is_none_or(|&(end, _)| end != at) {
-                    ends.push((at, 0));
-                }
+                batch.push(stream, *last, |out| change.encode(out));
             }
-            if let Some((end, reached)) = ends.last_mut()
-                && *end == at
-            {
-                *reached = *last;
+            if *last > before {
+                ends.push((at, *last));
             }
-        }
-        for taken in taken {
             taken.shrink_to(TAKEN_CHANGES_KEPT);
         }
         let mut whole = Whole { batch: std::mem::take(batch), bytes, last: ends };
@@ -250,7 +304,7 @@ impl Writing {
                 Ok(())
             }
             done => {
-                *batch = whole.batch;
+                self.batch = whole.batch;
                 done
             }
         }
@@ -280,21 +334,18 @@ impl Writing {
 
     /// Appends a batch, and tells whom that concerns.
     fn append(&mut self, whole: &mut Whole) -> Result<(), LogError> {
-        let written = whole.batch.bytes() as u64;
+        if whole.batch.is_empty() {
+            return Ok(());
+        }
+        let (written, began) = (whole.batch.bytes() as u64, Instant::now());
         self.log.append(&mut whole.batch)?;
+        self.pending.set_write_took(began.elapsed());
         self.growth.add(written);
         for &(at, last) in &whole.last {
-            self.streams[at].advance(last);
+            self.streams[at].1.advance(last);
         }
         self.pending.set_written(whole.last.iter().map(|&(at, _)| at), whole.bytes);
         Ok(())
-    }
-}
-
-impl Drop for Writing {
-    /// Also if the thread has panicked.
-    fn drop(&mut self) {
-        self.pending.set_ended();
     }
 }
 
@@ -303,6 +354,8 @@ mod tests {
     use leveret_broker::change::{QueueNumber, QueuePosition};
     use leveret_journal::disk::{Disk, DiskFile};
     use leveret_journal::{Options, RealDisk};
+
+    use std::time::Duration;
 
     use super::super::Appended;
     use super::*;
@@ -459,8 +512,63 @@ mod tests {
         *left.lock() = BROKEN;
         streams[0].append(&mut vec![large()], false);
         std::thread::spawn(move || asked.send((orders.flush().is_err(), orders.flush().is_err())));
-        assert_eq!(answered.recv_timeout(std::time::Duration::from_secs(20)), Ok((true, true)));
+        assert_eq!(answered.recv_timeout(Duration::from_secs(20)), Ok((true, true)));
         streams[0].append(&mut changes(5), false);
         assert_eq!(streams[0].waiting_and_whole(), (0, 0), "nothing is kept for it");
+    }
+
+    fn wait_until(holds: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(20), "waited in vain");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn little_is_written_by_whoever_waits_for_it_on_a_quick_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, _) = on_small_disk(&folder);
+        assert!(!streams[0].is_quick(), "nobody knows yet");
+        for _ in 0..200 {
+            writer.pending.set_write_took(Duration::ZERO);
+        }
+        assert!(streams[0].is_quick());
+        for last in 1..4 {
+            wait_until(|| writer.pending.rests());
+            streams[1].append(&mut changes(1), false);
+            streams[0].append(&mut changes(1), false);
+            streams[0].write_here();
+            assert_eq!((streams[0].durable().0, streams[1].durable().0), (last, last), "all that waits is written");
+            // The writer is woken, as it has to say on disk that all is durable.
+            wait_until(|| writer.pending.times_taken() == 2 * last);
+        }
+        streams[0].append(&mut vec![large()], false);
+        assert!(!streams[0].is_quick(), "that is not little");
+        streams[0].have_written();
+        assert!(writer.orders().flush().unwrap());
+        writer.pending.set_write_took(Duration::from_secs(1));
+        assert!(!streams[0].is_quick(), "the disk is slow");
+    }
+
+    #[test]
+    fn whoever_fails_to_write_ends_the_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, left) = on_small_disk(&folder);
+        let mut failed = writer.failed();
+        wait_until(|| writer.pending.rests());
+        *left.lock() = BROKEN;
+        streams[0].append(&mut vec![large()], false);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| streams[0].write_here()));
+        assert!(panicked.is_err());
+        // The connection ends with the thread that panicked, and what it brought last wakes the writer.
+        streams[0].have_written();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let reason = runtime.block_on(failed.wait_for(Option::is_some)).unwrap().clone();
+        assert_eq!(reason.as_deref(), Some("the journal cannot be written: whoever wrote it has panicked"));
+        streams[0].append(&mut changes(5), false);
+        assert_eq!(streams[0].waiting_and_whole(), (0, 0), "nothing is kept for it");
+        streams[0].write_here();
+        assert_eq!(streams[0].durable().0, 0);
     }
 }

@@ -101,10 +101,11 @@ pub const QUORUM_PRIORITY_DEFAULT: u8 = 4;
 /// How long a dead letter waits that has to be kept and that no queue takes, before it is tried again.
 pub const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 
-/// Places in queues that are looked for, because of one message, for the dead letters that full queues pass on, beside
-/// those of the queues that it was published to or died in: queues that lead to each other could pass it on in every
-/// order that there is. Letters beyond are gone. RabbitMQ has no limit.
-pub const PASSED_ON_MAX: usize = UNITS_PER_HOLD as usize;
+/// How far a message may go on by itself as a dead letter: how many were made of it on the way, each time rounded up to a
+/// power of two, times the square of how often it died since it was published or somebody rejected it. The first time
+/// it goes on in any case. So one message takes a bounded part of the disk, whatever queues lead to: queues that all lead to each
+/// other could pass it on in every order that there is. Letters beyond are gone. RabbitMQ has no limit.
+pub const DEAD_LETTERS_MAX: u64 = 65_536;
 
 /// Deliveries on one channel that were taken back from a late consumer and that the client may still settle, each once and to
 /// no effect. Of older ones it may settle any, any number of times.

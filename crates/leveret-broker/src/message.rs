@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, FieldTable, ShortStr};
 
-use triomphe::ThinArc;
+use triomphe::{Arc, ThinArc};
 
 use crate::change::JournalPosition;
 use crate::limits::BODY_OVERHEAD_BYTES;
@@ -87,7 +87,10 @@ pub enum History {
     /// Nobody, or a client.
     None,
     /// The broker: `x-death` and its like are what happened.
-    Deaths,
+    Deaths {
+        /// Since somebody rejected it, dead lettering has made at most two to the power of this of it. Below 64.
+        spread: u8,
+    },
 }
 
 impl Message {
@@ -273,6 +276,18 @@ impl Message {
     /// Exchange and routing key, as they go on the wire.
     pub(crate) fn route_strings(&self) -> (ShortStr<'_>, ShortStr<'_>) {
         (ShortStr::truncated(self.exchange()), ShortStr::truncated(self.routing_key()))
+    }
+
+    /// It has died, and is one of so many by now. Only who has made it can say so, before anybody else has it.
+    pub(crate) fn set_spread(&mut self, spread: u8) {
+        let is_alone = self.0.with_arc_mut(|block| match Arc::get_mut(block) {
+            Some(block) => {
+                block.header_mut().history = History::Deaths { spread };
+                true
+            }
+            None => false,
+        });
+        debug_assert!(is_alone, "nobody else has it");
     }
 
     /// Whether its headers tell how it died.

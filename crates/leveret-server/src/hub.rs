@@ -152,6 +152,7 @@ impl Hub {
     fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> (Appended, bool) {
         let state = &mut *guard;
         let fetches = std::mem::take(&mut state.effects.fetches);
+        let notices = std::mem::take(&mut state.effects.notices);
         let mut journaled = Appended::Nothing;
         let is_ended = std::mem::replace(&mut state.changes_go_on, state.effects.changes_go_on);
         // Also without a change: it may be that what belongs together is complete now.
@@ -191,6 +192,9 @@ impl Hub {
         let has_woken = !woken.is_empty();
         for outbox in woken {
             outbox.wake();
+        }
+        for notice in notices {
+            tracing::warn!("{notice}");
         }
         (journaled, has_woken)
     }

@@ -1,6 +1,6 @@
 //! Work under the lock of a virtual host is bounded, whatever a command names.
 
-use leveret_broker::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, PASSED_ON_MAX, UNITS_PER_HOLD};
+use leveret_broker::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, UNITS_PER_HOLD};
 use leveret_testkit::{Broker, Variation, continue_script, run_script};
 
 /// An enqueue, a delivery and a settlement are a unit each, and a unit has at most two consequences: an output, and a
@@ -142,36 +142,153 @@ fn ten_thousand_late_consumers_are_cancelled_in_bounded_holds() {
     assert!((MOST / 4..=MOST).contains(&broker.longest_hold()), "{}", broker.longest_hold());
 }
 
-/// Each of seven full queues sends what it does not take to all the others, in every order that there is: 13,699 ways.
-#[test]
-fn full_queues_that_lead_to_each_other_pass_on_so_much_and_no_more() {
-    let full = lines(1..=7, |nth| {
+/// Queues that all lead to each other, and to `all`, through the exchange `x`.
+fn queues_that_lead_to_each_other(count: u32, arguments: &str) -> String {
+    let queues = lines(1..=count, |nth| {
         format!(
             "
-            C: queue.declare queue='{nth}' arguments={{x-max-length=0 x-overflow='reject-publish-dlx' x-dead-letter-exchange='x'}}
+            C: queue.declare queue='{nth}' arguments={{x-dead-letter-exchange='x' {arguments}}}
             S: queue.declare-ok '{nth}' 0 0
             C: queue.bind queue='{nth}' exchange='x'
             S: queue.bind-ok
             "
         )
     });
-    // It has room for the message itself, and for what each of the seven and those behind them send on to eight queues.
-    let count = 1 + 7 + PASSED_ON_MAX / 8;
-    let script = format!(
+    format!(
         "
         C: exchange.declare exchange='x' type='fanout'
         S: exchange.declare-ok
-        {full}
+        {queues}
         C: queue.declare queue='all'
         S: queue.declare-ok 'all' 0 0
         C: queue.bind queue='all' exchange='x'
         S: queue.bind-ok
+        "
+    )
+}
+
+/// Each of seven full queues sends what it does not take to all the others, in every order that there is: 13,699 ways.
+#[test]
+fn full_queues_that_lead_to_each_other_pass_on_so_much_and_no_more() {
+    let full = queues_that_lead_to_each_other(7, "x-max-length=0 x-overflow='reject-publish-dlx'");
+    // The message itself, and what becomes of it where it dies for the first, second and third time.
+    let count = 1 + 7 + 7 * 6 + 7 * 6 * 5;
+    let script = format!(
+        "
+        {full}
         C: confirm.select
         S: confirm.select-ok
         C: basic.publish exchange='x' body='1'
         S: basic.nack 1 multiple requeue
         C: queue.declare queue='all' passive
         S: queue.declare-ok 'all' {count} 0
+        "
+    );
+    run(&mut Broker::new(Variation::ALL[0]), &script);
+}
+
+/// The same with queues that take it, and drop it at once or after a while: of nine, there would be 986,409 letters.
+#[test]
+fn a_message_goes_on_by_itself_so_often_and_no_more() {
+    for arguments in ["x-max-length=0", "x-message-ttl=10"] {
+        let queues = queues_that_lead_to_each_other(9, arguments);
+        let count = 1 + 9 + 9 * 8 + 9 * 8 * 7;
+        let script = format!(
+            "
+            {queues}
+            C: confirm.select
+            S: confirm.select-ok
+            C: basic.publish exchange='x' body='1'
+            S: basic.ack 1
+            wait 10ms
+            wait 10ms
+            wait 10ms
+            wait 10ms
+            wait 10ms
+            C: queue.declare queue='all' passive
+            S: queue.declare-ok 'all' {count} 0
+            "
+        );
+        run(&mut Broker::new(Variation::ALL[0]), &script);
+    }
+}
+
+/// Each time it dies, its headers become longer.
+#[test]
+fn a_message_dies_256_times_in_a_row_and_no_more() {
+    let queues = lines(0..=258, |nth| {
+        let to = nth + 1;
+        let route = format!("x-dead-letter-exchange='' x-dead-letter-routing-key='{to}'");
+        let arguments = if nth < 257 { "x-max-length=0" } else { "x-max-length=1" };
+        format!(
+            "
+            C: queue.declare queue='{nth}' arguments={{{arguments} {route}}}
+            S: queue.declare-ok '{nth}' 0 0
+            "
+        )
+    });
+    let script = format!(
+        "
+        {queues}
+        C: basic.publish routing-key='0' body='too far'
+        C: queue.declare queue='257' passive
+        S: queue.declare-ok '257' 0 0
+        C: basic.publish routing-key='1' body='as far as it goes'
+        C: queue.declare queue='257' passive
+        S: queue.declare-ok '257' 1 0
+        C: basic.get queue='257' no-ack
+        S: basic.get-ok 1 '' '257' 0 body='as far as it goes'
+        "
+    );
+    run(&mut Broker::new(Variation::ALL[0]), &script);
+}
+
+/// Rejected messages go on as often as somebody rejects them. How far one has gone since then survives a restart.
+#[test]
+fn how_many_were_made_of_a_message_is_known_after_a_restart_and_forgotten_once_it_is_rejected() {
+    let queue = |name: &str, arguments: &str, exchange: &str| {
+        format!(
+            "
+            C: queue.declare queue='{name}' durable arguments={{{arguments}}}
+            S: queue.declare-ok '{name}' 0 0
+            C: queue.bind queue='{name}' exchange='{exchange}'
+            S: queue.bind-ok
+            "
+        )
+    };
+    let to_each =
+        lines(1..=129, |nth| queue(&format!("b{nth}"), "x-message-ttl=1000 x-dead-letter-exchange='c'", "b"));
+    let few = lines(1..=64, |nth| queue(&format!("c{nth}"), "", "c"));
+    let one_more = queue("c65", "", "c");
+    let publish = "
+        C: basic.publish routing-key='a' delivery-mode=2 body='1'
+        wait 1s
+        crash
+        wait 1s
+        C: queue.declare queue='c1' passive";
+    let script = format!(
+        "
+        C: exchange.declare exchange='b' type='fanout' durable
+        S: exchange.declare-ok
+        C: exchange.declare exchange='c' type='fanout' durable
+        S: exchange.declare-ok
+        C: queue.declare queue='a' durable arguments={{x-message-ttl=1000 x-dead-letter-exchange='b'}}
+        S: queue.declare-ok 'a' 0 0
+        {to_each}
+        {few}
+        {publish}
+        S: queue.declare-ok 'c1' 129 0
+        {one_more}
+        {publish}
+        S: queue.declare-ok 'c1' 129 0
+        C: basic.publish routing-key='a' delivery-mode=2 body='1'
+        wait 1s
+        C: basic.get queue='b1'
+        S: basic.get-ok 1 'b' 'a' 0 body='1'
+        C: basic.reject delivery-tag=1
+        wait 1s
+        C: queue.declare queue='c1' passive
+        S: queue.declare-ok 'c1' 130 0
         "
     );
     run(&mut Broker::new(Variation::ALL[0]), &script);

@@ -80,7 +80,11 @@ impl Change {
             Change::MessageEnqueued { message, queues } => {
                 out.push(kind::MESSAGE_ENQUEUED);
                 let is_persistent = message.delivery_mode() == DeliveryMode::Persistent;
-                out.push(u8::from(is_persistent) | u8::from(message.history() == History::Deaths) << 1);
+                let history = match message.history() {
+                    History::None => 0,
+                    History::Deaths { spread } => 1 | spread << 1,
+                };
+                out.push(u8::from(is_persistent) | history << 1);
                 let (block, header_at, body_at) = message.parts();
                 out.extend_from_slice(&header_at.to_le_bytes());
                 out.extend_from_slice(&body_at.to_le_bytes());
@@ -374,9 +378,13 @@ impl<'a> Reader<'a> {
 
     /// The rest of a record that says that a message was enqueued.
     fn enqueued(mut self) -> Result<Change, DecodeChangeError> {
-        let [persistent, has_deaths] = self.flags()?;
-        let delivery_mode = if persistent { DeliveryMode::Persistent } else { DeliveryMode::Transient };
-        let history = if has_deaths { History::Deaths } else { History::None };
+        let facts = self.u8()?;
+        let delivery_mode = if facts & 1 != 0 { DeliveryMode::Persistent } else { DeliveryMode::Transient };
+        let history = match (facts & 2 != 0, facts >> 2) {
+            (true, spread) => History::Deaths { spread },
+            (false, 0) => History::None,
+            (false, _) => return Err(DecodeChangeError("it has unknown flags")),
+        };
         let (header_at, body_at) = (self.u16()?, self.u32()?);
         let mut queues = SmallVec::new();
         for _ in 0..self.u32()? {
@@ -419,7 +427,8 @@ mod tests {
         let message = Message::from_parts(&block, 6, 20, DeliveryMode::Persistent, History::None).unwrap();
         let mut block = vec![1, b'x', 3, b'k', b'e', b'y', 2, b'c', b'c'];
         block.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i']);
-        let dead_letter = Message::from_parts(&block, 9, 23, DeliveryMode::Transient, History::Deaths).unwrap();
+        let dead_letter =
+            Message::from_parts(&block, 9, 23, DeliveryMode::Transient, History::Deaths { spread: 5 }).unwrap();
         assert_eq!(dead_letter.hidden_keys().collect::<Vec<_>>(), ["cc"]);
         let expires = Some(Expiry { wall_ms: 1_790_000_000_000, time_to_live_ms: 60_000 });
         let queues = [Enqueued { queue, position, expires }, Enqueued { queue, position, expires: None }];

@@ -13,10 +13,10 @@ use smallvec::smallvec;
 
 use self::deaths::{Address, Death};
 use crate::change::{Change, DeathReason};
-use crate::limits::{DEAD_LETTER_RETRY, PASSED_ON_MAX};
-use crate::message::Message;
+use crate::limits::DEAD_LETTER_RETRY;
+use crate::message::{History, Message};
 use crate::moment::Moment;
-use crate::vhost::effects::{Effects, Fetch, FetchFor};
+use crate::vhost::effects::{Effects, Fetch, FetchFor, Notice};
 use crate::vhost::queue::{Known, Position, Queue};
 use crate::vhost::route::Route;
 use crate::vhost::{QueueId, VirtualHost};
@@ -102,7 +102,16 @@ impl VirtualHost {
         }
     }
 
-    /// [`Self::pass_on`] of one message alone.
+    /// Sends a message on from queues that are too full for it, as far as they do that.
+    pub(super) fn pass_on(&mut self, now: Moment, full: &[QueueId], message: &Message, effects: &mut Effects) {
+        let from: Vec<_> = full.iter().copied().filter(|&id| self.dead_letters_overflow(id)).collect();
+        let spread = deaths::spread_further(0, from.len());
+        let leave = |queue| Leaving { queue, message: message.clone(), reason: DeathReason::MaxLen, spread };
+        self.send_on(now, from.into_iter().rev().map(leave).collect(), effects);
+    }
+
+    /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. False if the message has to
+    /// stay where it is.
     fn dead_letter(
         &mut self,
         now: Moment,
@@ -111,55 +120,36 @@ impl VirtualHost {
         reason: DeathReason,
         effects: &mut Effects,
     ) -> bool {
-        let mut left = PASSED_ON_MAX;
-        self.pass_on(now, id, message, reason, &mut left, effects)
+        self.send_on(now, vec![Leaving::new(id, message, reason)], effects)
     }
 
-    /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. What a full queue does
-    /// not take may go on from there in turn, until it comes round to a queue where it was, as long as there are places
-    /// `left` to look for. False if the message has to stay where it is.
-    pub(super) fn pass_on(
-        &mut self,
-        now: Moment,
-        id: QueueId,
-        message: &Message,
-        reason: DeathReason,
-        left: &mut usize,
-        effects: &mut Effects,
-    ) -> bool {
-        let must_arrive = self.queues.get(id).is_some_and(Queue::keeps_dead_letters);
-        let mut letters = vec![(id, message.clone(), reason)];
-        let mut is_first = true;
-        while let Some((id, message, reason)) = letters.pop() {
+    /// The same for several, the last one first. What a full queue does not take may go on from there in turn, until it comes
+    /// round to a queue where it was. False if the last one has to stay where it is.
+    fn send_on(&mut self, now: Moment, mut leaving: Vec<Leaving>, effects: &mut Effects) -> bool {
+        let last = leaving.last().and_then(|last| self.queues.get(last.queue));
+        let must_arrive = last.is_some_and(Queue::keeps_dead_letters);
+        while let Some(next) = leaving.pop() {
             self.units = self.units.saturating_sub(1);
-            let letter = self.letter(now, id, &message, reason);
-            let places = letter.as_ref().map_or(0, |letter| letter.places);
-            if !std::mem::take(&mut is_first) {
-                // It costs something, too, where it leads nowhere.
-                *left = left.saturating_sub(places.max(1));
-            }
-            let Some(Letter { message: letter, mut route, .. }) = letter else {
+            let Some(Letter { message, mut route, leads_somewhere }) = self.letter(now, &next, effects) else {
                 if must_arrive {
                     return false;
                 }
                 continue;
             };
-            let full = self.take_full(&letter, &mut route);
-            if must_arrive && !(places > 0 && full.is_empty()) {
+            let full = self.take_full(&message, &mut route);
+            if must_arrive && !(leads_somewhere && full.is_empty()) {
                 return false;
             }
             let goes_on = full.into_iter().filter(|&id| self.dead_letters_overflow(id));
-            letters.extend(goes_on.map(|id| (id, letter.clone(), DeathReason::MaxLen)));
-            self.place(now, letter, None, &route, effects);
-            if *left == 0 {
-                break;
-            }
+            leaving.extend(goes_on.map(|id| Leaving::new(id, &message, DeathReason::MaxLen)));
+            self.place(now, message, None, &route, effects);
         }
         true
     }
 
-    /// A message as it goes on from a queue.
-    fn letter(&mut self, now: Moment, id: QueueId, message: &Message, reason: DeathReason) -> Option<Letter> {
+    /// A message as it goes on from a queue; none if that has no exchange for it.
+    fn letter(&mut self, now: Moment, leaving: &Leaving, effects: &mut Effects) -> Option<Letter> {
+        let &Leaving { queue: id, ref message, reason, spread } = leaving;
         let declared = &self.queues.get(id)?.declared;
         let to = declared.arguments.dead_letters.as_ref()?;
         let exchange = match to.exchange.as_str() {
@@ -167,23 +157,70 @@ impl VirtualHost {
             name => Some(self.exchanges.find(name)?),
         };
         let header = message.decode_header().ok()?;
+        let times = deaths::times_since_rejected(message, &header, reason);
+        if !deaths::may_go_on(times, spread) {
+            self.notice_spread(id, effects);
+            return Some(Letter { message: message.clone(), route: Route::new(), leads_somewhere: true });
+        }
         let routing_key = to.routing_key.as_ref().map(ShortString::as_short_str);
         let address = Address { exchange: to.exchange.as_short_str(), routing_key };
         let death = Death { reason, queue: declared.name.as_str(), at: now.wall };
-        let letter = deaths::with_death(message, &header, death, address);
+        let mut letter = deaths::with_death(message, &header, death, address);
         let header = letter.decode_header().ok()?;
         let mut keys = deaths::visible_keys(&letter, &header);
         keys.extend(letter.hidden_keys());
         let (mut route, _) = self.queues_behind(exchange, &keys, &letter);
-        let places = route.len();
-        if reason != DeathReason::Rejected {
-            let been = deaths::queues_since_rejected(header.properties.headers.unwrap_or_default());
-            route.retain(|&mut target| {
-                let target = self.queues.get(target).map(|queue| queue.declared.name.as_str());
-                !target.is_some_and(|name| been.contains(&name))
-            });
+        let leads_somewhere = !route.is_empty();
+        let been = deaths::queues_since_rejected(header.properties.headers.unwrap_or_default());
+        let mut comes_back_to = None;
+        route.retain(|&mut target| {
+            let name = self.queues.get(target).map(|queue| &queue.declared.name);
+            let comes_back = name.filter(|name| been.contains(&name.as_str()));
+            comes_back_to = comes_back_to.or(comes_back);
+            comes_back.is_none()
+        });
+        if let Some(to) = comes_back_to
+            && !self.queues.get(id).is_some_and(|queue| queue.cycle_noticed)
+        {
+            let queues = [to.as_str()].iter().chain(&been).map(|&name| name.to_owned()).collect();
+            effects.notices.push(Notice::DeadLetterCycle { queues });
+            self.queues.get_mut(id)?.cycle_noticed = true;
         }
-        Some(Letter { message: letter, route, places })
+        let is_first = times <= 1 && spread == 0;
+        let spread = if times == 0 { 0 } else { deaths::spread_further(spread, route.len()) };
+        letter.set_spread(spread);
+        if !is_first && !deaths::may_go_on(times, spread) {
+            self.notice_spread(id, effects);
+            route.clear();
+        }
+        Some(Letter { message: letter, route, leads_somewhere })
+    }
+
+    /// Says, once for each queue, that a message has gone on far enough.
+    fn notice_spread(&mut self, left: QueueId, effects: &mut Effects) {
+        let Some(queue) = self.queues.get_mut(left) else { return };
+        if !std::mem::replace(&mut queue.spread_noticed, true) {
+            effects.notices.push(Notice::DeadLetterSpread { queue: queue.declared.name.clone() });
+        }
+    }
+}
+
+/// A message that leaves a queue to go on.
+struct Leaving {
+    queue: QueueId,
+    message: Message,
+    reason: DeathReason,
+    /// How many were made of it so far, as in [`History::Deaths`].
+    spread: u8,
+}
+
+impl Leaving {
+    fn new(queue: QueueId, message: &Message, reason: DeathReason) -> Self {
+        let spread = match message.history() {
+            History::None => 0,
+            History::Deaths { spread } => spread,
+        };
+        Leaving { queue, message: message.clone(), reason, spread }
     }
 }
 
@@ -192,8 +229,8 @@ struct Letter {
     message: Message,
     /// The queues that it goes to.
     route: Route,
-    /// How many there were before those were left out where it has been.
-    places: usize,
+    /// Whether there are any, or were before those were left out where it has been.
+    leads_somewhere: bool,
 }
 
 #[cfg(test)]
@@ -210,30 +247,48 @@ mod tests {
     use crate::vhost::effects::Fetched;
     use crate::vhost::fixtures::{at, evict, message};
 
-    /// A queue after a restart, that keeps so many dead letters until an exchange takes them that is not there.
-    fn vhost_that_keeps(letters: u64) -> VirtualHost {
+    /// A queue `q` after a restart, with so many messages in it, and what else happened to it.
+    fn vhost_with(arguments: FieldTable, messages: u64, more: Option<Change>) -> VirtualHost {
         let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let queue = QueueNumber(1);
+        let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
+        let mut changes = vec![Change::QueueDeclared { queue, name, auto_delete: false, arguments }];
+        changes.extend((0..messages).map(QueuePosition).map(|position| {
+            let queues = smallvec![Enqueued { queue, position, expires: None }];
+            Change::MessageEnqueued { message: message(), queues }
+        }));
+        for (change, number) in changes.into_iter().chain(more).zip(1..) {
+            vhost.apply(at(1), JournalPosition(number), change).unwrap();
+        }
+        vhost.end_recovery();
+        vhost
+    }
+
+    /// One that keeps so many dead letters until an exchange takes them that is not there.
+    fn vhost_that_keeps(letters: u64) -> VirtualHost {
         let arguments = FieldTable::build(|table| {
             table.field("x-queue-type", Value::LongStr(b"quorum"));
             table.field("x-overflow", Value::LongStr(b"reject-publish"));
             table.field("x-dead-letter-strategy", Value::LongStr(b"at-least-once"));
             table.field("x-dead-letter-exchange", Value::LongStr(b"nowhere"));
         });
-        let name = QueueName::new(ShortStr::truncated("q"));
-        let mut changes = vec![Change::QueueDeclared { queue, name, auto_delete: false, arguments }];
-        let places = (0..letters).map(QueuePosition);
-        changes.extend(places.clone().map(|position| {
-            let queues = smallvec![Enqueued { queue, position, expires: None }];
-            Change::MessageEnqueued { message: message(), queues }
-        }));
-        let messages = places.map(|position| (position, DeathReason::Rejected)).collect();
-        changes.push(Change::MessagesCondemned { queue, messages });
-        for (change, number) in changes.into_iter().zip(1..) {
-            vhost.apply(at(1), JournalPosition(number), change).unwrap();
-        }
-        vhost.end_recovery();
-        vhost
+        let messages = (0..letters).map(|place| (QueuePosition(place), DeathReason::Rejected)).collect();
+        let condemned = Change::MessagesCondemned { queue: QueueNumber(1), messages };
+        vhost_with(arguments, letters, Some(condemned))
+    }
+
+    #[test]
+    fn letters_that_come_round_are_noticed_once_for_their_queue() {
+        let arguments = FieldTable::build(|table| {
+            table.field("x-max-length", Value::I32(0));
+            table.field("x-dead-letter-exchange", Value::LongStr(b""));
+            table.field("x-dead-letter-routing-key", Value::LongStr(b"q"));
+        });
+        let mut vhost = vhost_with(arguments, 2, None);
+        let mut effects = Effects::default();
+        assert!(!run(&mut vhost, at(1), &mut effects));
+        assert_eq!(vhost.queues.values().map(Queue::len).sum::<usize>(), 0);
+        let queues = vec!["q".to_owned(), "q".to_owned()];
+        assert_eq!(effects.notices, [Notice::DeadLetterCycle { queues }]);
     }
 
     /// What is due is done; true if something still is.

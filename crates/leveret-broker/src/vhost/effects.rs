@@ -228,6 +228,31 @@ pub struct Fetched {
     pub message: Option<Message>,
 }
 
+/// Something that happened by itself and that whoever runs the broker should know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Notice {
+    /// A dead letter came round to a queue in which it was. Said once for each queue from which one came.
+    #[error(
+        "a dead letter was dropped, for it came round without having been rejected (dead letter cycle, the last queue first: {}); \
+         not said again of queue '{}'",
+        queues.join(", "),
+        queues.get(1).map_or("", String::as_str)
+    )]
+    DeadLetterCycle {
+        /// The queue to which it came, and those from which it came, the last one first.
+        queues: Vec<String>,
+    },
+    /// A dead letter has gone on by itself as far as it may. Said once for each queue that one could not leave.
+    #[error(
+        "a dead letter was dropped, for too many were made of one message, or it died too often without having been rejected; \
+         not said again of queue '{queue}'"
+    )]
+    DeadLetterSpread {
+        /// The queue that it was to leave.
+        queue: QueueName,
+    },
+}
+
 /// What follows from a batch of commands. Reused from batch to batch, so that its buffers are, too.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -242,6 +267,8 @@ pub struct Effects {
     pub changes_go_on: bool,
     /// Bodies that queues wait for.
     pub fetches: Vec<Fetch>,
+    /// For the log.
+    pub notices: Vec<Notice>,
 }
 
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use leveret_amqp::{ReplyCode, ShortString};
 use smallvec::SmallVec;
 
-use crate::change::{Change, DeathReason, Enqueued, JournalPosition};
-use crate::limits::{PASSED_ON_MAX, TRANSACTION_BYTES_MAX};
+use crate::change::{Change, Enqueued, JournalPosition};
+use crate::limits::TRANSACTION_BYTES_MAX;
 use crate::message::{DeliveryMode, Message, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
@@ -62,11 +62,8 @@ impl VirtualHost {
         }
         let mut route = route.clone();
         let full = self.take_full(&message, &mut route);
-        let mut left = PASSED_ON_MAX;
-        for &queue in &full {
-            if self.dead_letters_overflow(queue) {
-                self.pass_on(now, queue, &message, DeathReason::MaxLen, &mut left, effects);
-            }
+        if !full.is_empty() {
+            self.pass_on(now, &full, &message, effects);
         }
         let after = self.place(now, message, expiration_ms, &route, effects);
         for &queue in &route {

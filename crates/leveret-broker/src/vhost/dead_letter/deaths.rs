@@ -10,7 +10,11 @@ use std::time::Duration;
 use leveret_amqp::{Array, BasicProperties, ContentHeader, FieldTable, ShortStr, Table, Value};
 
 use crate::change::DeathReason;
+use crate::limits::DEAD_LETTERS_MAX;
 use crate::message::{History, Message};
+
+/// The most that a message keeps of how many were made of it.
+const SPREAD_MAX: u8 = 63;
 
 /// What happened to a message.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +82,30 @@ pub(super) fn with_death(
     let (_, routing_key) = message.route_strings();
     let route = (to.exchange, to.routing_key.unwrap_or(routing_key));
     let hidden_keys = message.hidden_keys().filter(|_| to.routing_key.is_none());
-    message.rewritten(route, hidden_keys, header, &told, History::Deaths)
+    message.rewritten(route, hidden_keys, header, &told, History::Deaths { spread: 0 })
+}
+
+/// How often a message has died, this time included, since it was published or somebody rejected it.
+pub(super) fn times_since_rejected(message: &Message, header: &ContentHeader<'_>, reason: DeathReason) -> usize {
+    match (reason, message.history()) {
+        (DeathReason::Rejected, _) => 0,
+        (_, History::None) => 1,
+        (_, History::Deaths { .. }) => {
+            1 + queues_since_rejected(header.properties.headers.unwrap_or_default()).len()
+        }
+    }
+}
+
+/// Whether a message may go on that has died so often without anybody having rejected it, and of which so many were made.
+pub(super) fn may_go_on(times: usize, spread: u8) -> bool {
+    let times = times as u64;
+    times.saturating_mul(times) <= DEAD_LETTERS_MAX >> spread
+}
+
+/// How many were made of a message, as in [`History::Deaths`], when it goes to so many queues.
+pub(super) fn spread_further(spread: u8, queues: usize) -> u8 {
+    let more = usize::BITS - queues.saturating_sub(1).leading_zeros();
+    spread.saturating_add(u8::try_from(more).unwrap_or(u8::MAX)).min(SPREAD_MAX)
 }
 
 /// The queues in which a message was and from which it came without any client's doing: nobody has rejected it since.

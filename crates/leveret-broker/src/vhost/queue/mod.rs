@@ -61,6 +61,10 @@ pub(crate) struct Queue {
     pub(crate) parked: Option<Position>,
     /// The deadline for which the virtual host will call.
     pub(crate) timer: Option<Deadline>,
+    /// Whether it was said that a dead letter from here came round.
+    pub(crate) cycle_noticed: bool,
+    /// The same of one that had gone on far enough.
+    pub(crate) spread_noticed: bool,
     /// When it was used last; what `x-expires` counts from.
     pub(crate) last_used: Moment,
     levels: Levels,
@@ -89,6 +93,8 @@ impl Queue {
             runnable: false,
             parked: None,
             timer: None,
+            cycle_noticed: false,
+            spread_noticed: false,
             last_used: now,
             levels: Levels::new(meter.clone()),
             taken: 0,

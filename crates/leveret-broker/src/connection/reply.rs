@@ -501,6 +501,7 @@ impl From<&Refusal> for Exception {
             Refusal::UnknownDeliveryTag { tag } => {
                 (Code::PreconditionFailed, format!("unknown delivery tag {tag}"))
             }
+            Refusal::PartialCommit => (Code::PreconditionFailed, "partial tx completion".into()),
             Refusal::TransactionTooLarge => {
                 let text = format!("the messages of a transaction take more than {TRANSACTION_BYTES_MAX} bytes");
                 (Code::PreconditionFailed, text)

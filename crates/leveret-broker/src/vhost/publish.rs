@@ -35,12 +35,12 @@ impl VirtualHost {
                 transaction.memory.take(bytes);
                 transaction.publishes.push((publish, route));
             }
-            None => self.enqueue(now, from, publish, &route, effects),
+            None => _ = self.enqueue(now, from, publish, &route, effects),
         }
         Ok(())
     }
 
-    /// Puts a message into the queues of its route, all at one instant.
+    /// Puts a message into the queues of its route, all at one instant; false if one of them is full and does not take it.
     pub(super) fn enqueue(
         &mut self,
         now: Moment,
@@ -48,7 +48,7 @@ impl VirtualHost {
         publish: Publish,
         route: &Route,
         effects: &mut Effects,
-    ) {
+    ) -> bool {
         let Publish { channel, message, more_keys, mandatory, expiration_ms, confirm } = publish;
         let is_answered =
             message.exchange().is_empty() && self.deliver_replies(&message, more_keys.as_deref(), effects);
@@ -78,6 +78,7 @@ impl VirtualHost {
             };
             effects.push(from, output);
         }
+        full.is_empty()
     }
 
     /// Puts a message into queues, all at one instant. Returns what its being there rests on.

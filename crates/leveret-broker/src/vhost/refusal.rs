@@ -119,6 +119,8 @@ pub enum Refusal {
     UnknownDeliveryTag {
         tag: u64,
     },
+    /// A queue was too full for what a transaction has published; all else of it is done.
+    PartialCommit,
     /// A transaction holds more than a journal takes at once.
     TransactionTooLarge,
     Access(AccessRefused),

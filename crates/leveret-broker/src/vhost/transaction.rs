@@ -3,11 +3,13 @@
 //! Owns: publishes that were routed and not enqueued, deliveries that were settled and are still unacked.
 //! What a transaction holds takes effect at commit, all of it, or at rollback not at all.
 
+use crate::connection::reply::Exception;
 use crate::limits::STEPS_PER_UNIT;
 use crate::memory::{Lease, Meter};
 use crate::names::ChannelId;
-use crate::vhost::command::{Publish, Settlement};
+use crate::vhost::command::{Command, Publish, Settlement};
 use crate::vhost::effects::{Answer, Effects};
+use crate::vhost::refusal::Refusal;
 use crate::vhost::route::Route;
 use crate::vhost::session::{Channel, Unacked};
 use crate::vhost::work::Work;
@@ -53,8 +55,17 @@ impl VirtualHost {
         // From now on the queues count it, message by message.
         drop(memory);
         let (publishes, settlements) = (publishes.into_iter(), settlements.into_iter());
-        self.work.push_back(Work::Commit { from, channel: id, publishes, settlements });
-        self.work.push_back(Work::Answer(from, id, Answer::TxCommitOk));
+        self.work.push_back(Work::Commit { from, channel: id, publishes, settlements, is_whole: true });
+    }
+
+    /// All that a transaction held has taken effect, but for what queues were too full for. RabbitMQ: then its channel is
+    /// closed.
+    pub(super) fn end_commit(&mut self, from: ConnectionId, id: ChannelId, is_whole: bool, effects: &mut Effects) {
+        if is_whole {
+            return self.answer(from, id, Answer::TxCommitOk, effects);
+        }
+        let exception = Exception::from(&Refusal::PartialCommit).during(Command::Commit(id).method());
+        self.fail_channel(from, id, exception, Settlement::Fail, effects);
     }
 
     /// `tx.rollback`: publishes are forgotten, and what was settled is unacked as before.

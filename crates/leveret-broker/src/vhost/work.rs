@@ -32,6 +32,8 @@ pub(super) enum Work {
         channel: ChannelId,
         publishes: vec::IntoIter<(Publish, Route)>,
         settlements: vec::IntoIter<(Unacked, Settlement)>,
+        /// Whether all queues have taken what came before.
+        is_whole: bool,
     },
     /// End consumers of a connection.
     Cancel(ConnectionId, BTreeSet<ConsumerId>),
@@ -114,14 +116,15 @@ impl VirtualHost {
                 let Some(unacked) = outstanding.take_first(u64::MAX) else { return false };
                 self.settle_one(now, unacked, *settlement, effects);
             }
-            Work::Commit { from, channel, publishes, settlements } => {
+            Work::Commit { from, channel, publishes, settlements, is_whole } => {
                 if let Some((publish, route)) = publishes.next() {
-                    self.enqueue(now, *from, publish, &route, effects);
+                    *is_whole &= self.enqueue(now, *from, publish, &route, effects);
                     self.settled_on(*from, *channel);
                 } else if let Some((unacked, settlement)) = settlements.next() {
                     self.settle_on(now, *from, *channel, unacked, settlement, effects);
                     self.give_credit(*from, *channel, unacked);
                 } else {
+                    self.end_commit(*from, *channel, *is_whole, effects);
                     return false;
                 }
             }

@@ -62,6 +62,44 @@ fn rollback_forgets_publishes_and_keeps_deliveries_unacked() {
     );
 }
 
+/// RabbitMQ: everything else takes effect, and the channel is closed.
+#[test]
+fn a_commit_of_what_a_full_queue_does_not_take_is_406_and_the_rest_is_done() {
+    for overflow in ["reject-publish", "reject-publish-dlx"] {
+        script(&format!(
+            "
+            C: queue.declare queue='full' arguments={{x-max-length=1 x-overflow='{overflow}'}}
+            S: queue.declare-ok 'full' 0 0
+            C: queue.declare queue='q'
+            S: queue.declare-ok 'q' 0 0
+            C/2: basic.publish routing-key='q' body='acked'
+            C/2: basic.publish routing-key='q' body='returns'
+            C: tx.select
+            S: tx.select-ok
+            C: basic.get queue='q'
+            S: basic.get-ok 1
+            C: basic.get queue='q'
+            S: basic.get-ok 2
+            C: basic.publish routing-key='full' body='1'
+            C: tx.commit
+            S: tx.commit-ok
+            C: basic.publish routing-key='full' body='refused'
+            C: basic.publish routing-key='q' body='2'
+            C: basic.ack delivery-tag=1
+            C: tx.commit
+            S: channel.close 406 'PRECONDITION_FAILED - partial tx completion' 90 20
+            C: channel.close-ok
+            C/2: basic.get queue='q' no-ack
+            S/2: basic.get-ok 1 redelivered '' 'q' 1 body='returns'
+            C/2: basic.get queue='q' no-ack
+            S/2: basic.get-ok 2 '' 'q' 0 body='2'
+            C/2: queue.declare queue='full' passive
+            S/2: queue.declare-ok 'full' 1 0
+            "
+        ));
+    }
+}
+
 #[test]
 fn a_closed_channel_rolls_back() {
     script(

@@ -478,9 +478,9 @@ impl From<&Refusal> for Exception {
             Refusal::ExclusiveConsumer { queue, vhost } => {
                 (Code::AccessRefused, format!("queue '{queue}' in vhost '{vhost}' in exclusive use"))
             }
-            Refusal::InvalidConsumerArgument { argument, queue, vhost, fault } => (
+            Refusal::InvalidConsumerArgument { queue, vhost, error: ArgumentError { argument, fault } } => (
                 Code::PreconditionFailed,
-                format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}': {fault}"),
+                format!("invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{fault}"),
             ),
             Refusal::NoGetWithSingleActive { queue, vhost } => (
                 Code::ResourceLocked,

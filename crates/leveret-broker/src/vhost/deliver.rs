@@ -1,6 +1,6 @@
 //! Handing messages out: consumers, credit, `basic.get`; and what a queue does by itself.
 
-use std::time::Duration;
+use leveret_amqp::Table;
 
 use crate::access::Permission;
 use crate::change::{Change, JournalPosition};
@@ -9,7 +9,9 @@ use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
-use crate::vhost::queue::arguments::{CONSUMER_TIMEOUT, QueueType, milliseconds, not_an_integer};
+use crate::vhost::queue::arguments::{
+    CONSUMER_TIMEOUT, QueueType, check_consumer, milliseconds, not_an_integer, value_fault,
+};
 use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
@@ -46,14 +48,12 @@ impl VirtualHost {
         let queue_id = self.authorize_queue(from, Permission::Read, queue_id)?;
         self.check_not_locked(from, queue_id)?;
         let (name, vhost) = (self.queue_name(queue_id), self.name.to_string());
-        let invalid = |(argument, fault)| Refusal::InvalidConsumerArgument {
-            argument,
-            queue: name.clone(),
-            vhost: vhost.clone(),
-            fault,
-        };
-        let priority = consumer_priority(consume).map_err(invalid)?;
-        let own_timeout = consumer_timeout(consume).map_err(invalid)?;
+        let invalid = |error| Refusal::InvalidConsumerArgument { queue: name.clone(), vhost: vhost.clone(), error };
+        let queue_type = self.queues.get(queue_id).map(|queue| queue.declared.arguments.queue_type);
+        let arguments = consume.arguments.as_table();
+        let priority = consumer_priority(arguments).map_err(invalid)?;
+        let own_timeout = milliseconds(arguments, CONSUMER_TIMEOUT, 1).map_err(invalid)?;
+        check_consumer(arguments, queue_type.unwrap_or_default()).map_err(invalid)?;
         let timeout = own_timeout.or_else(|| self.queue_timeout(queue_id));
         let key = ConsumerKey { connection: from, consumer: consume.consumer };
         let Some(queue) = self.queues.get_mut(queue_id) else { return Ok(()) };
@@ -433,17 +433,9 @@ impl VirtualHost {
     }
 }
 
-type BadArgument = (&'static str, String);
-
 /// Argument `x-priority` of `basic.consume`: any integer. RabbitMQ: consumer priorities.
-fn consumer_priority(consume: &Consume) -> Result<Priority, BadArgument> {
+fn consumer_priority(arguments: Table<'_>) -> Result<Priority, ArgumentError> {
     let argument = "x-priority";
-    let Some(value) = consume.arguments.as_table().get(argument) else { return Ok(0) };
-    value.as_integer().ok_or_else(|| (argument, not_an_integer(value)))
-}
-
-/// Argument `x-consumer-timeout` of `basic.consume`: milliseconds. RabbitMQ 4.3: consumer timeouts.
-fn consumer_timeout(consume: &Consume) -> Result<Option<Duration>, BadArgument> {
-    let timeout = milliseconds(consume.arguments.as_table(), CONSUMER_TIMEOUT, 1);
-    timeout.map_err(|ArgumentError { argument, fault }| (argument, fault.value()))
+    let Some(value) = arguments.get(argument) else { return Ok(0) };
+    value.as_integer().ok_or_else(|| value_fault(argument, not_an_integer(value)))
 }

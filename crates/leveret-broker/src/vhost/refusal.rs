@@ -101,10 +101,9 @@ pub enum Refusal {
         vhost: String,
     },
     InvalidConsumerArgument {
-        argument: &'static str,
         queue: String,
         vhost: String,
-        fault: String,
+        error: ArgumentError,
     },
     /// `basic.get` from a queue of type quorum with a single active consumer.
     NoGetWithSingleActive {

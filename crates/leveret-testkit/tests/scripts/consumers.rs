@@ -313,6 +313,26 @@ fn a_consumer_priority_is_a_number() {
     );
 }
 
+/// Whatever their values, but behind those of others.
+#[test]
+fn arguments_of_consumers_of_streams_are_refused_by_other_queues() {
+    for argument in ["x-stream-offset='first'", "x-stream-filter=5", "x-stream-match-unfiltered=true"] {
+        let name = argument.split('=').next().unwrap_or_default();
+        for queue_type in ["classic", "quorum"] {
+            script(&format!(
+                "
+                C: queue.declare queue='q' durable arguments={{x-queue-type='{queue_type}'}}
+                S: queue.declare-ok 'q' 0 0
+                C: basic.consume queue='q' arguments={{{argument}}}
+                S: channel.close 406 \"PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/' of queue type {queue_type}\" 60 20
+                C/2: basic.consume queue='q' arguments={{{argument} x-priority='high'}}
+                S/2: channel.close 406 \"PRECONDITION_FAILED - invalid arg 'x-priority' for queue 'q' in vhost '/': \\x22expected integer, got longstr\\x22\" 60 20
+                "
+            ));
+        }
+    }
+}
+
 #[test]
 fn an_argument_that_nobody_defined_means_nothing_to_a_consumer() {
     script(

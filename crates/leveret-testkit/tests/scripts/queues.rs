@@ -41,6 +41,53 @@ fn a_redeclaration_that_differs_is_406() {
         ("auto-delete", "", "auto_delete", "'false'", "'true'"),
         ("", "arguments={x-expires=5}", "x-expires", "the value '5' of type 'signedint'", "none"),
         ("arguments={x-message-ttl=5}", "", "x-message-ttl", "none", "the value '5' of type 'signedint'"),
+        // Also those that mean nothing.
+        ("", "arguments={x-queue-mode='lazy'}", "x-queue-mode", "the value 'lazy' of type 'longstr'", "none"),
+        ("arguments={x-queue-mode='lazy'}", "", "x-queue-mode", "none", "the value 'lazy' of type 'longstr'"),
+        (
+            "arguments={x-queue-mode='lazy'}",
+            "arguments={x-queue-mode='default'}",
+            "x-queue-mode",
+            "'default'",
+            "'lazy'",
+        ),
+        ("", "arguments={x-queue-version=3}", "x-queue-version", "the value '3' of type 'signedint'", "none"),
+        (
+            "",
+            "arguments={x-queue-master-locator='min-masters'}",
+            "x-queue-master-locator",
+            "the value 'min-masters' of type 'longstr'",
+            "none",
+        ),
+        (
+            "durable arguments={x-queue-type='quorum'}",
+            "durable arguments={x-queue-type='quorum' x-max-in-memory-length=6}",
+            "x-max-in-memory-length",
+            "the value '6' of type 'signedint'",
+            "none",
+        ),
+        (
+            "durable arguments={x-queue-type='quorum' x-quorum-initial-group-size=1}",
+            "durable arguments={x-queue-type='quorum'}",
+            "x-quorum-initial-group-size",
+            "none",
+            "the value '1' of type 'signedint'",
+        ),
+        (
+            "durable arguments={x-queue-type='quorum' x-queue-leader-locator='balanced'}",
+            "durable arguments={x-queue-type='quorum'}",
+            "x-queue-leader-locator",
+            "none",
+            "the value 'balanced' of type 'longstr'",
+        ),
+        // Of several, the first in an order of RabbitMQ's own.
+        (
+            "arguments={x-queue-mode='lazy' x-overflow='drop-head' x-max-length=5}",
+            "",
+            "x-max-length",
+            "none",
+            "the value '5' of type 'signedint'",
+        ),
     ] {
         script(&format!(
             "
@@ -48,6 +95,27 @@ fn a_redeclaration_that_differs_is_406() {
             S: queue.declare-ok 'q' 0 0
             C: queue.declare queue='q' {second}
             S: channel.close 406 \"PRECONDITION_FAILED - inequivalent arg '{argument}' for queue 'q' in vhost '/': received {received} but current is {current}\" 50 10
+            "
+        ));
+    }
+}
+
+/// RabbitMQ compares the arguments of its type only.
+#[test]
+fn what_a_redeclaration_says_of_other_types_is_passed_over() {
+    for (first, second) in [
+        ("", "arguments={x-max-in-memory-length=5 x-delivery-limit=3}"),
+        (
+            "durable arguments={x-queue-type='quorum'}",
+            "durable arguments={x-queue-type='quorum' x-queue-mode='lazy'}",
+        ),
+    ] {
+        script(&format!(
+            "
+            C: queue.declare queue='q' {first}
+            S: queue.declare-ok 'q' 0 0
+            C: queue.declare queue='q' {second}
+            S: queue.declare-ok 'q' 0 0
             "
         ));
     }
@@ -323,6 +391,7 @@ fn arguments_that_are_not_supported_are_refused_by_name() {
         "x-delayed-retry-max",
         "x-delayed-retry-min",
         "x-delayed-retry-type",
+        "x-initial-cluster-size",
         "x-max-age",
         "x-stream-filter-size-bytes",
         "x-stream-max-segment-size-bytes",

@@ -333,6 +333,10 @@ fn arguments_of_quorum_queues_are_checked() {
         ),
         ("x-queue-mode='lazy'", "invalid arg 'x-queue-mode' for queue 'q' in vhost '/' of queue type quorum"),
         ("x-queue-version=2", "invalid arg 'x-queue-version' for queue 'q' in vhost '/' of queue type quorum"),
+        (
+            "x-queue-master-locator='min-masters'",
+            "invalid arg 'x-queue-master-locator' for queue 'q' in vhost '/' of queue type quorum",
+        ),
     ] {
         script(&format!(
             "

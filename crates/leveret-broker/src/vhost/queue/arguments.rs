@@ -102,16 +102,6 @@ pub enum ArgumentFault {
     Value(String),
 }
 
-impl ArgumentFault {
-    /// What is wrong with the value alone, without saying of what.
-    pub(crate) fn value(&self) -> String {
-        match self {
-            ArgumentFault::NotOfType(what) | ArgumentFault::NoName(what) => (*what).into(),
-            ArgumentFault::Value(fault) => fault.clone(),
-        }
-    }
-}
-
 impl std::fmt::Display for ArgumentFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -128,6 +118,7 @@ const NOT_SUPPORTED: &[&str] = &[
     "x-delayed-retry-max",
     "x-delayed-retry-min",
     "x-delayed-retry-type",
+    "x-initial-cluster-size",
     "x-max-age",
     "x-stream-filter-size-bytes",
     "x-stream-max-segment-size-bytes",
@@ -146,29 +137,65 @@ const QUORUM_ONLY: &[&str] = &[
 ];
 
 /// What RabbitMQ has for queues of type classic only.
-const CLASSIC_ONLY: &[&str] = &["x-queue-mode", "x-queue-version"];
+const CLASSIC_ONLY: &[&str] = &["x-queue-master-locator", "x-queue-mode", "x-queue-version"];
 
-/// Those that a redeclaration must repeat, for a queue of any type.
-const COMPARED: &[&str] = &[
+/// What a redeclaration of a classic queue must repeat, in the order in which RabbitMQ compares.
+const COMPARED_CLASSIC: &[&str] = &[
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
     "x-max-length",
     "x-max-length-bytes",
+    "x-max-priority",
+    "x-overflow",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-single-active-consumer",
+    "x-queue-type",
+    "x-queue-master-locator",
+    "x-queue-leader-locator",
+    CONSUMER_TIMEOUT,
+];
+
+/// The same of a quorum queue.
+const COMPARED_QUORUM: &[&str] = &[
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
+    "x-expires",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
     "x-overflow",
     "x-single-active-consumer",
-    CONSUMER_TIMEOUT,
     "x-queue-type",
+    "x-quorum-initial-group-size",
+    "x-delivery-limit",
+    "x-message-ttl",
+    "x-queue-leader-locator",
+    CONSUMER_TIMEOUT,
 ];
 
 /// Those that a redeclaration must repeat. RabbitMQ compares the arguments of the queue type only.
 pub(crate) fn compared(queue_type: QueueType) -> impl Iterator<Item = &'static str> {
-    let of_type: &[&str] = match queue_type {
-        QueueType::Classic => &["x-max-priority"],
-        QueueType::Quorum => &["x-dead-letter-strategy", "x-delivery-limit"],
+    let of_type = match queue_type {
+        QueueType::Classic => COMPARED_CLASSIC,
+        QueueType::Quorum => COMPARED_QUORUM,
     };
-    of_type.iter().chain(COMPARED).copied()
+    of_type.iter().copied()
+}
+
+/// What RabbitMQ has for consumers of streams only.
+const STREAM_CONSUMERS_ONLY: &[&str] = &["x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"];
+
+/// Refuses arguments of `basic.consume` that consumers of this type of queue do not have.
+pub(crate) fn check_consumer(table: Table<'_>, queue_type: QueueType) -> Result<(), ArgumentError> {
+    match STREAM_CONSUMERS_ONLY.iter().find(|&&argument| table.get(argument).is_some()) {
+        Some(&argument) => Err(ArgumentError { argument, fault: ArgumentFault::NotOfType(queue_type.as_str()) }),
+        None => Ok(()),
+    }
 }
 
 impl QueueArguments {
@@ -380,7 +407,7 @@ pub(crate) fn not_an_integer(value: Value<'_>) -> String {
     format!("\"expected integer, got {}\"", value.type_name())
 }
 
-fn value_fault(argument: &'static str, fault: String) -> ArgumentError {
+pub(crate) fn value_fault(argument: &'static str, fault: String) -> ArgumentError {
     ArgumentError { argument, fault: ArgumentFault::Value(fault) }
 }
 

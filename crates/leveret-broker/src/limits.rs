@@ -29,6 +29,9 @@ pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
 /// Units of work (an enqueue, a delivery, a settlement) after which a virtual host lets go of its lock.
 pub const UNITS_PER_HOLD: u32 = 4096;
 
+/// Units of work that a queue does before the next command begins, or before another queue has its turn.
+pub const UNITS_PER_RUN: u32 = UNITS_PER_HOLD / 4;
+
 /// Units of work that freeing a page of messages counts.
 pub const UNITS_PER_FREED_PAGE: u32 = 32;
 

@@ -353,7 +353,7 @@ impl Broker {
             });
             self.longest_hold = self.longest_hold.max(followed);
             self.fetches.append(&mut self.effects.fetches);
-            if progress == Progress::Done {
+            if progress == Progress::Done && !self.vhost.is_behind() {
                 break;
             }
             progress = self.vhost.go_on(self.now, &mut self.effects);

@@ -241,9 +241,12 @@ mod tests {
 
     use super::*;
     use crate::Node;
+    use crate::access::{Login, Permissions};
     use crate::change::{Enqueued, JournalPosition, QueueNumber, QueuePosition};
     use crate::moment::Deadline;
-    use crate::names::QueueName;
+    use crate::names::{ChannelId, QueueName, UserName};
+    use crate::vhost::Progress;
+    use crate::vhost::command::{Command, Commands};
     use crate::vhost::effects::Fetched;
     use crate::vhost::fixtures::{at, evict, message};
 
@@ -289,6 +292,27 @@ mod tests {
         assert_eq!(vhost.queues.values().map(Queue::len).sum::<usize>(), 0);
         let queues = vec!["q".to_owned(), "q".to_owned()];
         assert_eq!(effects.notices, [Notice::DeadLetterCycle { queues }]);
+    }
+
+    #[test]
+    fn commands_go_on_while_many_leave_a_queue() {
+        let arguments = FieldTable::build(|table| _ = table.field("x-max-length", Value::I32(0)));
+        let mut vhost = vhost_with(arguments, 10_000, None);
+        let mut effects = Effects::default();
+        let messages = |vhost: &VirtualHost| vhost.queues.values().map(Queue::len).sum::<usize>();
+        assert_eq!(vhost.handle_timeout(at(1), &mut effects), Progress::More);
+        let left = messages(&vhost);
+        assert!(left > 0);
+        let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
+        let client = vhost.connect(Login { user, permissions: Permissions::ALL });
+        let mut commands = Commands::default();
+        commands.push(Command::OpenChannel(ChannelId::new(1).unwrap()));
+        assert_eq!(vhost.handle_batch(at(1), client, &mut commands, &mut effects), Progress::Done);
+        assert!(commands.is_empty());
+        assert_eq!(messages(&vhost), left, "whoever asks something else does not do it");
+        assert_eq!(vhost.next_timeout(), Some(Deadline(Duration::ZERO)), "but it is done");
+        while vhost.go_on(at(1), &mut effects) == Progress::More {}
+        assert_eq!((messages(&vhost), vhost.next_timeout()), (0, None));
     }
 
     /// What is due is done; true if something still is.

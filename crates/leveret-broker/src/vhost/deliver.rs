@@ -4,6 +4,7 @@ use leveret_amqp::Table;
 
 use crate::access::Permission;
 use crate::change::{Change, JournalPosition};
+use crate::limits::UNITS_PER_RUN;
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
 use crate::names::ChannelId;
@@ -12,7 +13,7 @@ use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_byt
 use crate::vhost::queue::arguments::{
     CONSUMER_TIMEOUT, QueueType, check_consumer, milliseconds, not_an_integer, value_fault,
 };
-use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat};
+use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat, Turn};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
 use crate::vhost::tries::with_tries;
@@ -162,10 +163,13 @@ impl VirtualHost {
         }
     }
 
-    /// Delivers while there are messages and consumers with credit, then lets messages go that are due or too many.
+    /// Delivers while there are messages and consumers with credit, then lets messages go that are due or too many. A queue
+    /// that has more to do than it may in one go does the rest between commands.
     pub(super) fn run_queue(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
         let Some(queue) = self.queues.get_mut(id) else { return };
-        queue.runnable = false;
+        queue.turn = Turn::None;
+        let for_others = self.units.saturating_sub(UNITS_PER_RUN);
+        self.units -= for_others;
         self.bury(now, id, effects);
         while self.units > 0 {
             let Some(queue) = self.queues.get_mut(id) else { return };
@@ -182,8 +186,9 @@ impl VirtualHost {
         self.expire(now, id, effects);
         self.drop_overflow(now, id, effects);
         if self.units == 0 {
-            self.mark_runnable(id);
+            self.mark_behind(id);
         }
+        self.units += for_others;
         if self.queues.get(id).is_some_and(Queue::is_timed) {
             self.set_timer(id);
         }
@@ -310,8 +315,8 @@ impl VirtualHost {
         queue.last_used = now;
         if queue.is_due(now) {
             // Many may have become so since the queue was looked at last.
-            self.work.push_back(Work::Expire(id));
-            self.work.push_back(Work::Get(from, channel_id, id, ack_mode));
+            self.begin(from, Work::Expire(id));
+            self.begin(from, Work::Get(from, channel_id, id, ack_mode));
         } else {
             self.get_head(now, from, channel_id, id, ack_mode, effects);
         }

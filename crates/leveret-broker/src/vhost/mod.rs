@@ -4,8 +4,9 @@
 //! Must not know: frames, sockets, files, clocks.
 //!
 //! A batch runs until its commands are done or [`UNITS_PER_HOLD`] units of work are; what is left stays, and the
-//! driver calls again after others had a turn. A command that names many messages takes effect at one instant
-//! all the same: while it is being worked off, no other command is begun.
+//! driver calls again after others had a turn. A command that puts many messages back takes effect at one instant
+//! all the same: while it is being worked off, no other command is begun. One that settles many holds up its own
+//! connection only.
 
 pub mod apply;
 pub mod binding;
@@ -49,7 +50,7 @@ use self::command::{Command, Commands, Farewell, Settlement, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 pub use self::evict::Sweep;
 use self::exchange::{Exchanges, MatchScratch};
-use self::queue::{Detached, Queue};
+use self::queue::{Detached, Queue, Turn};
 use self::room::Room;
 use self::session::Session;
 use self::work::Work;
@@ -116,8 +117,12 @@ pub struct VirtualHost {
     topology: JournalPosition,
     /// What commands have begun. It comes before everything else.
     work: VecDeque<Work>,
-    /// Queues that may have something to deliver or expire.
+    /// Connections that have begun something of their own: it comes before their next commands, and not before those of others.
+    begun: VecDeque<ConnectionId>,
+    /// Queues that may have something to deliver or expire, before the next command begins.
     runnable: VecDeque<QueueId>,
+    /// Those that had more to do than could be done then: commands go on in between.
+    behind: VecDeque<QueueId>,
     /// What nobody can see any more.
     detached: Vec<Detached>,
     timers: BTreeSet<(Deadline, Timer)>,
@@ -157,7 +162,9 @@ impl VirtualHost {
             restating: None,
             topology: JournalPosition::default(),
             work: VecDeque::new(),
+            begun: VecDeque::new(),
             runnable: VecDeque::new(),
+            behind: VecDeque::new(),
             detached: Vec::new(),
             timers: BTreeSet::new(),
             consumer_timeout: None,
@@ -188,7 +195,8 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> Progress {
         self.units = UNITS_PER_HOLD;
-        while self.continue_work(now, effects) {
+        let was_behind = !self.behind.is_empty();
+        while self.continue_work(now, Some(from), effects) {
             if self.must_wait(from, commands, effects) {
                 break;
             }
@@ -196,9 +204,13 @@ impl VirtualHost {
             self.units = self.units.saturating_sub(1);
             self.execute(now, from, command, effects);
         }
+        if !was_behind {
+            self.run_behind(now, effects);
+        }
         self.free_detached();
         self.end_hold(effects);
-        if self.units == 0 && (!commands.is_empty() || self.has_work()) { Progress::More } else { Progress::Done }
+        let is_left = !commands.is_empty() || self.has_work() || self.has_begun(from);
+        if self.units == 0 && is_left { Progress::More } else { Progress::Done }
     }
 
     /// Whether the next command of a connection may not be begun: a body is being fetched for its last one, or it has
@@ -250,10 +262,17 @@ impl VirtualHost {
     /// Goes on with work that a batch left, when no command is at hand.
     pub fn go_on(&mut self, now: Moment, effects: &mut Effects) -> Progress {
         self.units = UNITS_PER_HOLD;
-        self.continue_work(now, effects);
+        self.continue_work(now, None, effects);
+        while self.units > 0
+            && self.work.is_empty()
+            && let Some(&from) = self.begun.front()
+        {
+            self.work_off_begun(now, from, effects);
+        }
+        self.run_behind(now, effects);
         self.free_detached();
         self.end_hold(effects);
-        if self.has_work() { Progress::More } else { Progress::Done }
+        if self.has_work() || self.is_behind() { Progress::More } else { Progress::Done }
     }
 
     /// Does what is due.
@@ -278,7 +297,7 @@ impl VirtualHost {
             if queue.expires_at().is_some_and(|deadline| now.has_reached(deadline)) {
                 self.delete_queue(queue_id, effects);
             } else {
-                self.mark_runnable(queue_id);
+                self.mark_behind(queue_id);
             }
         }
         self.go_on(now, effects)
@@ -287,7 +306,15 @@ impl VirtualHost {
     /// When [`Self::handle_timeout`] has something to do.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Deadline> {
+        if !self.behind.is_empty() {
+            return Some(Deadline(Duration::ZERO));
+        }
         self.timers.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Whether there is something left to do between commands.
+    pub fn is_behind(&self) -> bool {
+        !self.behind.is_empty() || !self.begun.is_empty()
     }
 
     fn end_hold(&self, effects: &mut Effects) {
@@ -314,14 +341,29 @@ impl VirtualHost {
         self.queues.len()
     }
 
-    /// Finishes what was begun; true when a command may be.
-    fn continue_work(&mut self, now: Moment, effects: &mut Effects) -> bool {
+    /// Finishes what was begun, by this connection and for all; true when a command of it may be.
+    fn continue_work(&mut self, now: Moment, from: Option<ConnectionId>, effects: &mut Effects) -> bool {
         self.work_off(now, effects);
+        if let Some(from) = from {
+            self.work_off_begun(now, from, effects);
+        }
         while self.units > 0 && self.work.is_empty() {
-            let Some(queue) = self.runnable.pop_front() else { return true };
-            self.run_queue(now, queue, effects);
+            let Some(id) = self.runnable.pop_front() else { return true };
+            if self.queues.get(id).is_some_and(|queue| queue.turn == Turn::Soon) {
+                self.run_queue(now, id, effects);
+            }
         }
         false
+    }
+
+    /// Lets queues go on that have much to do, each for a while, as far as this hold of the lock allows.
+    fn run_behind(&mut self, now: Moment, effects: &mut Effects) {
+        while self.units > 0
+            && self.work.is_empty()
+            && let Some(id) = self.behind.pop_front()
+        {
+            self.run_queue(now, id, effects);
+        }
     }
 
     /// So many units of this hold are used up, at most all that are left.
@@ -529,10 +571,20 @@ impl VirtualHost {
 
     fn mark_runnable(&mut self, id: QueueId) {
         if let Some(queue) = self.queues.get_mut(id)
-            && !queue.runnable
+            && queue.turn == Turn::None
         {
-            queue.runnable = true;
+            queue.turn = Turn::Soon;
             self.runnable.push_back(id);
+        }
+    }
+
+    /// A queue has something to do, and commands go on before that.
+    fn mark_behind(&mut self, id: QueueId) {
+        if let Some(queue) = self.queues.get_mut(id)
+            && queue.turn != Turn::Behind
+        {
+            queue.turn = Turn::Behind;
+            self.behind.push_back(id);
         }
     }
 

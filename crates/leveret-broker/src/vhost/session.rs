@@ -17,6 +17,7 @@ use crate::vhost::effects::Window;
 use crate::vhost::queue::{Position, Priority, Seat};
 use crate::vhost::route::RouteMemory;
 use crate::vhost::transaction::Transaction;
+use crate::vhost::work::Work;
 
 /// One connection.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Session {
     consumers: Vec<Option<Consumer>>,
     pub(crate) exclusive_queues: BTreeSet<QueueId>,
     pub(crate) routes: RouteMemory,
+    /// What its commands have begun and others need not wait for. No other command of it is begun until then.
+    pub(super) begun: VecDeque<Work>,
     /// A `basic.get` that waits for its body. No other command of this connection is begun until then.
     pub(crate) getting: Option<Getting>,
     /// The last change that settled something on any of its channels.
@@ -126,6 +129,7 @@ impl Session {
             consumers: Vec::new(),
             exclusive_queues: BTreeSet::new(),
             routes: RouteMemory::default(),
+            begun: VecDeque::new(),
             getting: None,
             settled: JournalPosition::default(),
             waits_for_room: false,
@@ -319,6 +323,11 @@ impl Outstanding {
     pub(crate) fn next_tag(&mut self) -> DeliveryTag {
         self.last_tag += 1;
         DeliveryTag(NonZeroU64::new(self.last_tag).expect("tags count from 1, and not to 2^64"))
+    }
+
+    /// The tag that was given last; 0 if none was.
+    pub(crate) fn last_tag(&self) -> u64 {
+        self.last_tag
     }
 
     /// Remembers a delivery. Tags grow.

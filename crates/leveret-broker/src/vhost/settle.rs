@@ -44,14 +44,22 @@ impl VirtualHost {
             }
             AckTarget::UpTo(tag) if !channel.unacked.contains(tag) => return unknown(tag.number()),
             AckTarget::UpTo(tag) => tag.number(),
-            AckTarget::AllOutstanding => u64::MAX,
+            AckTarget::AllOutstanding => channel.unacked.last_tag(),
         };
         match &mut channel.transaction {
             Some(transaction) => {
                 let taken = std::iter::from_fn(|| channel.unacked.take_first(up_to));
                 transaction.settlements.extend(taken.map(|unacked| (unacked, settlement)));
             }
-            None => self.work.push_back(Work::Settle { from, channel: id, up_to, settlement }),
+            None => {
+                let settle = Work::Settle { from, channel: id, up_to, settlement };
+                match settlement {
+                    // Whatever is delivered meanwhile, it is not these.
+                    Settlement::Ack | Settlement::Discard => self.begin(from, settle),
+                    // What goes back does so at one instant: nothing is to overtake it.
+                    Settlement::Requeue | Settlement::Fail => self.work.push_back(settle),
+                }
+            }
         }
         Ok(())
     }

@@ -158,10 +158,11 @@ mod tests {
     use crate::Node;
     use crate::access::{Login, Permissions};
     use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
+    use crate::message::{DeliveryMode, History, Message};
     use crate::names::{ConsumerTag, QueueName, UserName};
     use crate::vhost::Progress;
     use crate::vhost::command::{
-        AckMode, AckTarget, Command, Commands, Consume, DeliveryTag, QueueRef, SettledBy, Wait,
+        AckMode, AckTarget, Command, Commands, Consume, DeliveryTag, Publish, Qos, QueueRef, SettledBy, Wait,
     };
     use crate::vhost::effects::{Fetched, Output};
     use crate::vhost::fixtures::{at, evict, message};
@@ -208,13 +209,17 @@ mod tests {
         }
 
         fn begin(&mut self, command: Command) -> Progress {
+            self.begin_as(self.connection, command)
+        }
+
+        fn begin_as(&mut self, connection: ConnectionId, command: Command) -> Progress {
             let mut commands = Commands::default();
             commands.push(command);
-            self.vhost.handle_batch(self.now, self.connection, &mut commands, &mut self.effects)
+            self.vhost.handle_batch(self.now, connection, &mut commands, &mut self.effects)
         }
 
         fn finish(&mut self, mut progress: Progress) {
-            while progress == Progress::More {
+            while progress == Progress::More || self.vhost.is_behind() {
                 progress = self.vhost.go_on(self.now, &mut self.effects);
             }
         }
@@ -258,6 +263,32 @@ mod tests {
         assert_eq!(scene.messages(), 0);
         let session = scene.vhost.sessions.get_mut(scene.connection).unwrap();
         assert!(session.consumer(CONSUMER).is_some(), "it holds nothing any more");
+    }
+
+    #[test]
+    fn others_need_not_wait_for_an_ack_of_many() {
+        let mut scene = Scene::new(6000);
+        scene.consume();
+        let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
+        let other = scene.vhost.connect(Login { user, permissions: Permissions::ALL });
+        let settle =
+            |settlement| Command::Settle(channel(), AckTarget::AllOutstanding, settlement, SettledBy::Nack);
+        assert_eq!(scene.begin(settle(Settlement::Discard)), Progress::More);
+        let left = scene.messages();
+        scene.effects.take_outputs(|_, _| ());
+        assert_eq!(scene.begin_as(other, Command::OpenChannel(channel())), Progress::Done);
+        let mut answered = 0;
+        scene.effects.take_outputs(|to, outputs| answered += if to == other { outputs.len() } else { 0 });
+        assert_eq!((answered, scene.messages()), (1, left), "the other is answered meanwhile");
+        let block = [0, 1, b'q', 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i'];
+        let message = Message::from_parts(&block, 3, 17, DeliveryMode::Persistent, History::None).unwrap();
+        let (more_keys, expiration_ms, confirm) = (None, None, None);
+        let publish = Publish { channel: channel(), message, more_keys, mandatory: false, expiration_ms, confirm };
+        assert_eq!(scene.begin_as(other, Command::Publish(publish)), Progress::Done);
+        assert_eq!((scene.messages(), scene.ready()), (left + 1, 0), "it is delivered meanwhile");
+        let progress = scene.begin(Command::Qos(channel(), Qos::PerConsumer(None)));
+        scene.finish(progress);
+        assert_eq!((scene.messages(), scene.ready()), (1, 0), "and is not among those that were meant");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A command that names many messages, consumers or queues takes effect at one instant all the same: it leaves its
 //! work here, and until that is done no other command is begun and nothing is delivered. Answers that may only come
-//! after the work are part of it, and a timeout that comes in between waits for it, too.
+//! after the work are part of it, and a timeout that comes in between waits for it, too. Where nobody can tell, as for
+//! messages that are settled, only the connection waits that has begun it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -92,14 +93,53 @@ impl VirtualHost {
         while self.units > 0
             && let Some(mut work) = self.work.pop_front()
         {
-            let mut is_done = false;
-            while self.units > 0 && !is_done {
-                self.units -= 1;
-                is_done = !self.work_once(now, &mut work, effects);
-            }
-            if !is_done {
+            if !self.work_on(now, &mut work, effects) {
                 self.work.push_front(work);
             }
+        }
+    }
+
+    /// Goes on with a piece of work as far as this hold of the lock allows; true once nothing is left of it.
+    fn work_on(&mut self, now: Moment, work: &mut Work, effects: &mut Effects) -> bool {
+        while self.units > 0 {
+            self.units -= 1;
+            if !self.work_once(now, work, effects) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A command of a connection has begun something that others need not wait for.
+    pub(super) fn begin(&mut self, from: ConnectionId, work: Work) {
+        let Some(session) = self.sessions.get_mut(from) else { return };
+        if session.begun.is_empty() {
+            self.begun.push_back(from);
+        }
+        session.begun.push_back(work);
+    }
+
+    pub(super) fn has_begun(&self, from: ConnectionId) -> bool {
+        self.sessions.get(from).is_some_and(|session| !session.begun.is_empty())
+    }
+
+    /// Works off what a connection has begun, as far as this hold of the lock allows, unless something has to come before.
+    pub(super) fn work_off_begun(&mut self, now: Moment, from: ConnectionId, effects: &mut Effects) {
+        if self.begun.is_empty() {
+            return;
+        }
+        while self.units > 0
+            && self.work.is_empty()
+            && let Some(mut work) = self.sessions.get_mut(from).and_then(|session| session.begun.pop_front())
+        {
+            if !self.work_on(now, &mut work, effects)
+                && let Some(session) = self.sessions.get_mut(from)
+            {
+                session.begun.push_front(work);
+            }
+        }
+        if !self.has_begun(from) {
+            self.begun.retain(|&other| other != from);
         }
     }
 
@@ -168,6 +208,15 @@ impl VirtualHost {
                 return false;
             }
             Work::TimeOut(connection, channel) => {
+                // An ack of many may be half done.
+                let session = self.sessions.get_mut(*connection);
+                if let Some(mut begun) = session.and_then(|session| session.begun.pop_front()) {
+                    let is_left = self.work_once(now, &mut begun, effects);
+                    if let Some(session) = self.sessions.get_mut(*connection).filter(|_| is_left) {
+                        session.begun.push_front(begun);
+                    }
+                    return true;
+                }
                 self.time_out(now, *connection, *channel, effects);
                 return false;
             }

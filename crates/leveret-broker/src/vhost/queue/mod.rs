@@ -46,6 +46,17 @@ pub(crate) struct Declared {
     pub(crate) raw_arguments: FieldTable,
 }
 
+/// Whether a queue stands in a list of those to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It has nothing to do.
+    None,
+    /// Before the next command begins.
+    Soon,
+    /// It has much to do: between commands.
+    Behind,
+}
+
 /// A queue with all that is in it.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -55,8 +66,8 @@ pub(crate) struct Queue {
     pub(crate) consumers: Consumers,
     /// The one consumer that has the queue for itself.
     pub(crate) exclusive_consumer: Option<Seat>,
-    /// Whether it stands in the list of queues to run.
-    pub(crate) runnable: bool,
+    /// When it is to run.
+    pub(crate) turn: Turn,
     /// The head whose body is being fetched. Nothing overtakes it.
     pub(crate) parked: Option<Position>,
     /// The deadline for which the virtual host will call.
@@ -90,7 +101,7 @@ impl Queue {
             bound_to: BTreeSet::new(),
             consumers: Consumers::new(sharing),
             exclusive_consumer: None,
-            runnable: false,
+            turn: Turn::None,
             parked: None,
             timer: None,
             cycle_noticed: false,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that the queues and transactions of a virtual host hold: bodies in memory and what queues know of all others. Whoever drives
-/// the virtual host may read it without its lock.
+/// Bytes that the queues, transactions and channels of a virtual host hold: bodies in memory, what queues know of all others, and
+/// what channels know of many unacked deliveries. Whoever drives the virtual host may read it without its lock.
 #[derive(Clone, Debug, Default)]
 pub struct Meter(Arc<AtomicUsize>);
 
@@ -45,6 +45,20 @@ impl Lease {
     pub(crate) fn take(&mut self, bytes: usize) {
         self.meter.add(bytes);
         self.bytes += bytes;
+    }
+
+    /// So much is held now, whatever was before.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        if bytes > self.bytes {
+            self.take(bytes - self.bytes);
+        } else if bytes < self.bytes {
+            self.give_back(self.bytes - bytes);
+        }
+    }
+
+    /// Another one of the same meter.
+    pub(crate) fn sibling(&self) -> Self {
+        Lease::new(self.meter.clone())
     }
 
     pub(crate) fn give_back(&mut self, bytes: usize) {

@@ -386,7 +386,7 @@ impl VirtualHost {
         let (channel, result) = match command {
             Command::OpenChannel(channel) => {
                 if let Some(session) = self.sessions.get_mut(from) {
-                    session.open_channel(channel);
+                    session.open_channel(channel, self.memory.clone());
                     self.answer(from, channel, Answer::ChannelOpenOk, effects);
                 }
                 return;

@@ -9,6 +9,7 @@ use leveret_amqp::ShortString;
 use crate::access::Login;
 use crate::change::{JournalPosition, Tries};
 use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT};
+use crate::memory::{Lease, Meter};
 use crate::moment::Deadline;
 use crate::names::{ChannelId, QueueName};
 use crate::vhost::QueueId;
@@ -138,12 +139,14 @@ impl Session {
         }
     }
 
-    pub(crate) fn open_channel(&mut self, id: ChannelId) {
+    /// Opens a channel. What it knows of many deliveries is added up in `meter`.
+    pub(crate) fn open_channel(&mut self, id: ChannelId, meter: Meter) {
         let slot = usize::from(id.number());
         if self.channels.len() <= slot {
             self.channels.resize_with(slot + 1, || None);
         }
-        self.channels[slot] = Some(Box::default());
+        let unacked = Outstanding::new(Lease::new(meter));
+        self.channels[slot] = Some(Box::new(Channel { unacked, ..Channel::default() }));
     }
 
     pub(crate) fn channel(&mut self, id: ChannelId) -> Option<&mut Channel> {
@@ -296,7 +299,12 @@ pub(crate) struct Outstanding {
     taken_back: usize,
     /// The last tag that was taken back and forgotten.
     forgotten: u64,
+    /// What all of these take, in whole steps of [`MEASURED_AT_ONCE`].
+    memory: Lease,
 }
+
+/// So many deliveries are counted at once in what is held in memory; fewer do not count.
+const MEASURED_AT_ONCE: usize = 1024;
 
 #[derive(Debug)]
 struct Delivery {
@@ -319,6 +327,24 @@ pub(crate) struct UnknownTag;
 const HOLES_SWEPT_FROM: usize = 64;
 
 impl Outstanding {
+    /// None yet; what many take is added up by this.
+    pub(crate) fn new(memory: Lease) -> Self {
+        Outstanding { memory, ..Outstanding::default() }
+    }
+
+    fn measure(&mut self) {
+        let steps = self.deliveries.len() / MEASURED_AT_ONCE;
+        self.memory.set(steps * MEASURED_AT_ONCE * size_of::<Delivery>());
+    }
+
+    /// Gives memory back that a great many have left.
+    fn shrink(&mut self) {
+        self.measure();
+        if self.deliveries.is_empty() && self.deliveries.capacity() > MEASURED_AT_ONCE {
+            self.deliveries = VecDeque::new();
+        }
+    }
+
     /// The tag of the next delivery, settled or not.
     pub(crate) fn next_tag(&mut self) -> DeliveryTag {
         self.last_tag += 1;
@@ -334,6 +360,7 @@ impl Outstanding {
     pub(crate) fn push(&mut self, unacked: Unacked) {
         assert!(self.deliveries.back().is_none_or(|last| last.unacked.tag < unacked.tag));
         self.deliveries.push_back(Delivery { unacked, state: DeliveryState::Outstanding });
+        self.measure();
     }
 
     /// Takes one delivery out; `None` if it was taken back.
@@ -351,7 +378,7 @@ impl Outstanding {
 
     /// Takes out those of some consumers for the broker, in their order. The client may still settle them, to no effect.
     pub(crate) fn take_back(&mut self, of: impl Fn(ConsumerId) -> bool) -> Outstanding {
-        let mut taken = Outstanding::default();
+        let mut taken = Outstanding::new(self.memory.sibling());
         let is_taken = |delivery: &&mut Delivery| {
             delivery.state == DeliveryState::Outstanding && delivery.unacked.consumer.is_some_and(&of)
         };
@@ -376,6 +403,7 @@ impl Outstanding {
             && first.unacked.tag <= up_to
         {
             let Delivery { unacked, state } = self.deliveries.pop_front()?;
+            self.shrink();
             match state {
                 DeliveryState::Outstanding => return Some(unacked),
                 DeliveryState::Settled => self.holes -= 1,
@@ -410,6 +438,7 @@ impl Outstanding {
         deliveries.sort_by_key(|delivery| delivery.unacked.tag);
         self.deliveries = deliveries.into();
         self.holes = 0;
+        self.measure();
     }
 
     /// Forgets the oldest that were taken back, beyond those that are kept.
@@ -454,6 +483,7 @@ impl Outstanding {
             self.deliveries.retain(|delivery| !is_hole(delivery));
             self.holes = 0;
         }
+        self.shrink();
     }
 }
 

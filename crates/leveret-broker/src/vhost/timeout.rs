@@ -158,6 +158,7 @@ mod tests {
     use crate::Node;
     use crate::access::{Login, Permissions};
     use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
+    use crate::limits::TAKEN_BACK_KEPT;
     use crate::message::{DeliveryMode, History, Message};
     use crate::names::{ConsumerTag, QueueName, UserName};
     use crate::vhost::Progress;
@@ -190,9 +191,16 @@ mod tests {
     impl Scene {
         /// With a queue whose deliveries may be held for a second.
         fn new(messages: u64) -> Self {
+            Scene::of_type(b"classic", messages)
+        }
+
+        fn of_type(queue_type: &[u8], messages: u64) -> Self {
             let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
             let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
-            let arguments = FieldTable::build(|table| _ = table.field("x-consumer-timeout", Value::I32(1000)));
+            let arguments = FieldTable::build(|table| {
+                table.field("x-queue-type", Value::LongStr(queue_type));
+                table.field("x-consumer-timeout", Value::I32(1000));
+            });
             let declared = Change::QueueDeclared { queue, name, auto_delete: false, arguments };
             vhost.apply(at(1), JournalPosition(1), declared).unwrap();
             for position in 0..messages {
@@ -263,6 +271,28 @@ mod tests {
         assert_eq!(scene.messages(), 0);
         let session = scene.vhost.sessions.get_mut(scene.connection).unwrap();
         assert!(session.consumer(CONSUMER).is_some(), "it holds nothing any more");
+    }
+
+    #[test]
+    fn what_is_held_what_comes_back_and_what_was_taken_back_counts_in_memory() {
+        let held = |scene: &Scene| scene.vhost.memory().bytes();
+        let empty = held(&Scene::of_type(b"quorum", 0));
+        let mut scene = Scene::of_type(b"quorum", 6000);
+        let ready = held(&scene);
+        scene.consume();
+        assert!(held(&scene) >= ready + 5000 * 64, "held by a channel");
+        scene.wait(1);
+        assert_eq!(scene.ready(), 6000);
+        assert!(
+            held(&scene) >= ready + TAKEN_BACK_KEPT * 64 + 6000 * (16 + 32),
+            "came back, and may be settled late"
+        );
+        let progress = scene.begin(Command::PurgeQueue(channel(), queue_ref(), Wait::Answer));
+        scene.finish(progress);
+        assert_eq!(held(&scene), empty + TAKEN_BACK_KEPT * 64);
+        let progress = scene.begin(Command::CloseChannel(channel(), Wait::Answer));
+        scene.finish(progress);
+        assert_eq!(held(&scene), empty);
     }
 
     #[test]

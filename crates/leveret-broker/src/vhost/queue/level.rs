@@ -11,7 +11,7 @@ use super::index::{Detached, Entry, Eviction, Index, Position, Settled};
 use super::{Dying, Known};
 use crate::change::JournalPosition;
 use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
-use crate::memory::Meter;
+use crate::memory::{Lease, Meter};
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
 use crate::scratch::{Place, Segment};
@@ -74,12 +74,17 @@ pub(crate) struct Level {
     cursor: Position,
     /// Before the cursor, and ready again.
     returned: BTreeSet<Position>,
+    /// What these take.
+    returned_memory: Lease,
 }
+
+/// What a message that came back takes beside what all take, about.
+const RETURNED_BYTES: usize = 16;
 
 impl Level {
     fn new(rank: Rank, meter: Meter) -> Self {
         let first = rank.first_place();
-        let mut index = Index::new(meter);
+        let mut index = Index::new(meter.clone());
         index.begin_at(first);
         Level {
             index,
@@ -88,7 +93,12 @@ impl Level {
             journaled_end: first,
             cursor: first,
             returned: BTreeSet::new(),
+            returned_memory: Lease::new(meter),
         }
+    }
+
+    fn measure(&mut self) {
+        self.returned_memory.set(self.returned.len() * RETURNED_BYTES);
     }
 
     pub(super) fn push(&mut self, entry: Entry) -> Position {
@@ -226,6 +236,7 @@ impl Level {
     /// A ready message is ready no more, out of turn.
     pub(super) fn take(&mut self, position: Position) {
         self.returned.remove(&position);
+        self.measure();
     }
 
     /// The head is ready no more.
@@ -233,6 +244,7 @@ impl Level {
         if head < self.cursor {
             let was_returned = self.returned.remove(&head);
             debug_assert!(was_returned);
+            self.measure();
         } else {
             self.cursor = head.next();
         }
@@ -245,6 +257,7 @@ impl Level {
         }
         let is_new = self.returned.insert(position);
         assert!(is_new, "a message is returned once for each time it was delivered");
+        self.measure();
     }
 
     /// Whether a message may be delivered, should it be there.
@@ -293,6 +306,7 @@ impl Level {
             return self.index.detach_behind(self.cursor);
         }
         self.returned.clear();
+        self.measure();
         let detached = self.index.detach();
         self.cursor = self.index.next();
         detached

@@ -23,7 +23,7 @@ pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, S
 pub(crate) use self::level::{Level, Levels, Rank};
 use crate::change::{DeathReason, JournalPosition, QueueNumber, Tries};
 use crate::limits::{QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
-use crate::memory::Meter;
+use crate::memory::{Lease, Meter};
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
 use crate::names::QueueName;
@@ -86,7 +86,12 @@ pub(crate) struct Queue {
     dying: Dying,
     /// How often messages came back, if the queue counts that; only of those that did.
     tries: BTreeMap<Position, Tries>,
+    /// What these take.
+    tries_memory: Lease,
 }
+
+/// What is known of a message that came back takes, about.
+const TRIES_BYTES: usize = 32;
 
 impl Queue {
     /// An empty queue, whose memory is added up in `meter`.
@@ -110,8 +115,9 @@ impl Queue {
             levels: Levels::new(meter.clone()),
             taken: 0,
             taken_bytes: 0,
-            dying: Dying::new(meter),
+            dying: Dying::new(meter.clone()),
             tries: BTreeMap::new(),
+            tries_memory: Lease::new(meter),
         }
     }
 
@@ -154,8 +160,20 @@ impl Queue {
         let is_here = self.known(position).is_some();
         if is_here {
             self.tries.insert(position, tries);
+            self.measure_tries();
         }
         is_here
+    }
+
+    fn measure_tries(&mut self) {
+        self.tries_memory.set(self.tries.len() * TRIES_BYTES);
+    }
+
+    /// A message is gone.
+    fn forget_tries_of(&mut self, position: Position) {
+        if self.tries.remove(&position).is_some() {
+            self.measure_tries();
+        }
     }
 
     /// After a restart: a message came back so often; false if it is not there.
@@ -236,7 +254,7 @@ impl Queue {
     /// Removes a message after a restart, when none is delivered yet; false if it is not there.
     pub(crate) fn settle(&mut self, position: Position) -> bool {
         let is_dying = self.dying.remove(position);
-        self.tries.remove(&position);
+        self.forget_tries_of(position);
         let settled = self.levels.of_mut(position).and_then(|level| level.settle(position));
         if let Some(settled) = settled.as_ref().filter(|_| is_dying) {
             self.give_back(settled.counted);
@@ -264,6 +282,7 @@ impl Queue {
         let levels = &self.levels;
         let is_here = |position| levels.of(position).is_some_and(|level| level.known(position).is_some());
         self.tries.retain(|&position, _| is_here(position));
+        self.measure_tries();
     }
 
     /// Has these messages and no others, after a restart.
@@ -271,6 +290,7 @@ impl Queue {
         self.levels = levels;
         self.dying.clear();
         self.tries.clear();
+        self.measure_tries();
         (self.taken, self.taken_bytes) = (0, 0);
     }
 
@@ -452,7 +472,7 @@ impl Queue {
     /// Removes the head for good.
     pub(crate) fn settle_head(&mut self, head: Position) -> Option<Settled> {
         self.advance(head);
-        self.tries.remove(&head);
+        self.forget_tries_of(head);
         self.levels.of_mut(head)?.settle(head)
     }
 
@@ -464,7 +484,7 @@ impl Queue {
 
     /// Removes a message for good that was taken.
     pub(crate) fn settle_taken(&mut self, position: Position) -> Option<Settled> {
-        self.tries.remove(&position);
+        self.forget_tries_of(position);
         let settled = self.levels.of_mut(position)?.settle(position)?;
         self.give_back(settled.counted);
         Some(settled)

@@ -227,10 +227,9 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> usize {
         let Some(queue) = self.queues.get(id) else { return 0 };
-        let journaled = |&(position, _): &_| queue.known(position).is_some_and(|known| known.journaled);
         let others: Vec<_> = queue.levels().others().collect();
         let returned: SmallVec<_> = queue.all_tries().collect();
-        let condemned: SmallVec<_> = queue.dying().all().filter(journaled).collect();
+        let condemned: SmallVec<_> = queue.dying().journaled().collect();
         let said = returned.len() + condemned.len();
         for (next, granted) in others {
             self.checkpoint_part(Change::LevelRestated { queue: number, next, granted }, checkpoint, effects);

@@ -36,6 +36,8 @@ struct Letter {
     reason: DeathReason,
     /// What of its body the queue counts.
     counted: u32,
+    /// Whether a journal knows the message.
+    journaled: bool,
     body: Body,
 }
 
@@ -112,20 +114,25 @@ impl Dying {
         self.order.iter().filter_map(|&position| Some((position, self.messages.get(&position)?.reason)))
     }
 
-    /// All of them, for a start to come: those whose bodies cannot be read come last, and are tried again then.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (Position, DeathReason)> {
-        let waiting: BTreeSet<Position> = self.order.iter().copied().collect();
-        let given_up = self.messages.iter().filter(move |(position, _)| !waiting.contains(position));
-        self.in_order().chain(given_up.map(|(&position, letter)| (position, letter.reason)))
+    /// All of them that a journal knows, for a start to come: those whose bodies cannot be read come last, and are tried again
+    /// then.
+    pub(crate) fn journaled(&self) -> impl Iterator<Item = (Position, DeathReason)> {
+        let is_any_given_up = self.order.len() < self.messages.len();
+        let waiting: BTreeSet<Position> = self.order.iter().copied().filter(|_| is_any_given_up).collect();
+        let given_up =
+            self.messages.iter().filter(move |(position, _)| is_any_given_up && !waiting.contains(position));
+        let in_line = self.order.iter().filter_map(|position| self.messages.get_key_value(position));
+        let journaled = in_line.chain(given_up).filter(|(_, letter)| letter.journaled);
+        journaled.map(|(&position, letter)| (position, letter.reason))
     }
 
     /// One more dies, of whose body so many bytes count; false if it does already.
-    pub(crate) fn push(&mut self, position: Position, reason: DeathReason, counted: u32) -> bool {
+    pub(crate) fn push(&mut self, position: Position, reason: DeathReason, counted: u32, journaled: bool) -> bool {
         let is_new = !self.messages.contains_key(&position);
         if is_new {
             self.order.push_back(position);
             self.counted += u64::from(counted);
-            self.messages.insert(position, Letter { reason, counted, body: Body::InQueue });
+            self.messages.insert(position, Letter { reason, counted, journaled, body: Body::InQueue });
             self.memory.take(DYING_BYTES);
         }
         is_new
@@ -237,7 +244,7 @@ mod tests {
         let meter = Meter::default();
         let mut dying = Dying::new(meter.clone());
         for place in (0..MANY).rev() {
-            assert!(dying.push(Position(place), DeathReason::Rejected, 2));
+            assert!(dying.push(Position(place), DeathReason::Rejected, 2, place % 2 == 0));
         }
         let message = Message::new(&[0, 0], 2, 2, DeliveryMode::Persistent);
         assert!(dying.restore(Position(MANY / 2), message).is_none());
@@ -249,6 +256,13 @@ mod tests {
         assert!(dying.give_up(Position(MANY - 2)));
         assert_eq!(dying.counted(), 2 * (MANY - MANY / 3 - 1));
         assert_eq!(dying.first().map(|(position, ..)| position), Some(Position(MANY - 1)));
+        let journaled: Vec<_> = dying.journaled().map(|(position, _)| position.0).collect();
+        assert_eq!(journaled.len() as u64, (MANY - MANY / 3) / 2);
+        assert_eq!(
+            (journaled[0], journaled.last()),
+            (MANY - 4, Some(&(MANY - 2))),
+            "those that were given up last"
+        );
         dying.clear();
         assert!(dying.is_empty() && dying.retry_at().is_none());
         assert_eq!((dying.positions().count(), dying.counted(), meter.bytes()), (0, 0, 0));

@@ -310,7 +310,7 @@ impl Queue {
     /// After a restart: a message is to be dead-lettered, and waits for its body; false if it is not there.
     pub(crate) fn condemn_again(&mut self, position: Position, reason: DeathReason) -> bool {
         let Some(counted) = self.known(position).map(|known| known.counted) else { return false };
-        if self.dying.push(position, reason, counted) {
+        if self.dying.push(position, reason, counted, true) {
             self.taken += 1;
             self.taken_bytes += u64::from(counted);
         }
@@ -319,8 +319,9 @@ impl Queue {
 
     /// A message that was taken is to be dead-lettered, and waits for its body.
     pub(crate) fn condemn(&mut self, position: Position, reason: DeathReason) {
-        let counted = self.known(position).map_or(0, |known| known.counted);
-        let is_new = self.dying.push(position, reason, counted);
+        let (counted, journaled) =
+            self.known(position).map_or((0, false), |known| (known.counted, known.journaled));
+        let is_new = self.dying.push(position, reason, counted, journaled);
         assert!(is_new, "a message dies once");
     }
 

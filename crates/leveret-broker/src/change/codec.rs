@@ -38,6 +38,7 @@ mod kind {
     pub(super) const COUNTED_QUEUE_PAGE: u8 = 16;
     pub(super) const MESSAGES_RETURNED: u8 = 17;
     pub(super) const LEVEL_RESTATED: u8 = 18;
+    pub(super) const QUEUE_CLOSED: u8 = 19;
 }
 
 impl NodeChange {
@@ -122,10 +123,11 @@ impl Change {
             }
             Change::QueuePurged { queue, below, except } => {
                 put_numbers(out, kind::QUEUE_PURGED, &[queue.0, below.0]);
-                put_count(out, except.len());
-                for position in except {
-                    out.extend_from_slice(&position.0.to_le_bytes());
-                }
+                put_positions(out, except);
+            }
+            Change::QueueClosed { queue, kept } => {
+                put_numbers(out, kind::QUEUE_CLOSED, &[queue.0]);
+                put_positions(out, kept);
             }
             Change::DeliveryGranted { queue, below } => {
                 put_numbers(out, kind::DELIVERY_GRANTED, &[queue.0, below.0]);
@@ -152,9 +154,9 @@ impl Change {
                 put_numbers(out, kind, &[queue.0]);
                 out.extend_from_slice(entries.as_bytes());
             }
-            Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages } => {
+            Change::QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages } => {
                 put_numbers(out, kind::QUEUE_RESTATED, &[queue.0, next.0, granted.0, *messages]);
-                out.push(u8::from(*auto_delete));
+                out.push(u8::from(*auto_delete) | u8::from(*closed) << 1);
                 put_short(out, name.as_short_str());
                 put_table(out, arguments);
             }
@@ -198,13 +200,10 @@ impl Change {
                 Change::MessagesReturned { queue, messages }
             }
             kind::QUEUE_PURGED => {
-                let (queue, below) = (reader.queue()?, reader.position()?);
-                let mut except = Vec::new();
-                for _ in 0..reader.u32()? {
-                    except.push(reader.position()?);
-                }
+                let (queue, below, except) = (reader.queue()?, reader.position()?, reader.positions()?);
                 Change::QueuePurged { queue, below, except }
             }
+            kind::QUEUE_CLOSED => Change::QueueClosed { queue: reader.queue()?, kept: reader.positions()? },
             kind::DELIVERY_GRANTED => Change::DeliveryGranted { queue: reader.queue()?, below: reader.position()? },
             kind::EXCHANGE_DECLARED => {
                 let [auto_delete, internal] = reader.flags()?;
@@ -223,10 +222,11 @@ impl Change {
             }
             kind::QUEUE_RESTATED => {
                 let (queue, next, granted) = (reader.queue()?, reader.position()?, reader.position()?);
-                let (messages, auto_delete) = (reader.u64()?, reader.flag()?);
+                let messages = reader.u64()?;
+                let [auto_delete, closed] = reader.flags()?;
                 let name = QueueName::from(reader.short()?);
                 let arguments = reader.table()?;
-                Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages }
+                Change::QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages }
             }
             kind::LEVEL_RESTATED => {
                 let (queue, next, granted) = (reader.queue()?, reader.position()?, reader.position()?);
@@ -236,6 +236,13 @@ impl Change {
             _ => return Err(DecodeChangeError("its kind is unknown")),
         };
         reader.end().map(|()| change)
+    }
+}
+
+fn put_positions(out: &mut Vec<u8>, positions: &[QueuePosition]) {
+    put_count(out, positions.len());
+    for position in positions {
+        out.extend_from_slice(&position.0.to_le_bytes());
     }
 }
 
@@ -333,6 +340,14 @@ impl<'a> Reader<'a> {
             4 => Ok(DeathReason::DeliveryLimit),
             _ => Err(DecodeChangeError("it names no reason for a death")),
         }
+    }
+
+    fn positions(&mut self) -> Result<Vec<QueuePosition>, DecodeChangeError> {
+        let mut positions = Vec::new();
+        for _ in 0..self.u32()? {
+            positions.push(self.position()?);
+        }
+        Ok(positions)
     }
 
     fn flag(&mut self) -> Result<bool, DecodeChangeError> {
@@ -467,6 +482,7 @@ mod tests {
             },
             Change::MessageSettled { queue, position },
             Change::QueuePurged { queue, below: position, except: vec![QueuePosition(1), QueuePosition(2)] },
+            Change::QueueClosed { queue, kept: vec![QueuePosition(1), position] },
             Change::DeliveryGranted { queue, below: position },
             Change::ExchangeDeclared {
                 name: exchange.clone(),
@@ -485,6 +501,7 @@ mod tests {
                 queue,
                 name,
                 auto_delete: true,
+                closed: true,
                 arguments,
                 next: position,
                 granted: QueuePosition(3),

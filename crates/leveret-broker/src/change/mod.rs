@@ -127,7 +127,9 @@ impl Change {
     pub fn bytes(&self) -> usize {
         let own = match self {
             Change::MessageEnqueued { message, queues } => message.bytes() + queues.len() * size_of::<Enqueued>(),
-            Change::QueuePurged { except, .. } => except.len() * size_of::<QueuePosition>(),
+            Change::QueueClosed { kept: places, .. } | Change::QueuePurged { except: places, .. } => {
+                places.len() * size_of::<QueuePosition>()
+            }
             Change::MessagesCondemned { messages, .. } => size_of_val(&messages[..]),
             Change::MessagesReturned { messages, .. } => size_of_val(&messages[..]),
             Change::QueueDeclared { arguments, .. } | Change::ExchangeDeclared { arguments, .. } => {
@@ -167,6 +169,14 @@ pub enum Change {
     QueueDeleted {
         /// Which.
         queue: QueueNumber,
+    },
+    /// A durable queue is gone, with its messages, but for dead letters that have not gone on yet. Its name is free. Once they have
+    /// gone on, it is deleted.
+    QueueClosed {
+        /// Which.
+        queue: QueueNumber,
+        /// The places of those dead letters, in order. They are condemned.
+        kept: Vec<QueuePosition>,
     },
     /// A message lies in durable queues: all of them or, after a crash, none. The position of this change is the
     /// name of the message for life.
@@ -259,6 +269,8 @@ pub enum Change {
         name: QueueName,
         /// Whether it goes when its last consumer goes.
         auto_delete: bool,
+        /// Whether it was closed, and is there for its dead letters only.
+        closed: bool,
         /// The arguments of its declaration.
         arguments: FieldTable,
         /// The place that its next message will get.

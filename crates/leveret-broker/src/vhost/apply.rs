@@ -95,13 +95,18 @@ impl VirtualHost {
         let position = self.position;
         match change {
             Change::QueueDeclared { queue, name, auto_delete, arguments } => {
-                return self.apply_declared(now, queue, name, auto_delete, arguments);
+                return self.apply_declared(now, queue, name, auto_delete, false, arguments);
             }
             Change::QueueDeleted { queue } => {
                 self.apply_deleted_in_pages(queue);
                 let id = self.durable_queue(queue)?;
                 self.apply_queue_deleted(id);
                 self.detached.clear();
+            }
+            Change::QueueClosed { queue, kept } => {
+                self.apply_closed_in_pages(queue, &kept);
+                let id = self.durable_queue(queue)?;
+                self.apply_queue_closed(id, kept);
             }
             Change::MessageEnqueued { message, queues } => return self.apply_enqueued(now, &message, &queues),
             Change::MessageSettled { queue, position } => {
@@ -161,8 +166,9 @@ impl VirtualHost {
             }
             Change::CheckpointBegun { last_queue } => self.apply_checkpoint_begun(last_queue, is_first_change),
             Change::QueuePage { queue, entries } => return self.apply_queue_page(now, queue, &entries),
-            Change::QueueRestated { queue, name, auto_delete, arguments, next, granted, messages } => {
-                let restated = QueueRestated { queue, name, auto_delete, arguments, next, granted, messages };
+            Change::QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages } => {
+                let restated =
+                    QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages };
                 return self.apply_queue_restated(now, restated);
             }
             Change::LevelRestated { queue, next, granted } => {
@@ -183,10 +189,12 @@ impl VirtualHost {
         number: QueueNumber,
         name: QueueName,
         auto_delete: bool,
+        closed: bool,
         raw_arguments: FieldTable,
     ) -> Result<(), ApplyError> {
         self.last_queue_number = self.last_queue_number.max(number.0);
-        if self.durable_queues.contains_key(&number) || self.queue_names.contains_key(&name) {
+        let is_taken = !closed && self.queue_names.contains_key(&name);
+        if self.durable_queues.contains_key(&number) || is_taken {
             return Err(ApplyError::Exists(name.to_string()));
         }
         let (arguments, unknown) = QueueArguments::parse_known(raw_arguments.as_table());
@@ -195,7 +203,7 @@ impl VirtualHost {
             ApplyError::Argument { name, argument, fault }
         });
         let (durable, owner) = (true, None);
-        let declared = Declared { name, number, durable, auto_delete, owner, arguments, raw_arguments };
+        let declared = Declared { name, number, durable, auto_delete, closed, owner, arguments, raw_arguments };
         self.apply_queue_declared(now, declared);
         unknown.map_or(Ok(()), Err)
     }
@@ -282,7 +290,7 @@ impl VirtualHost {
         for id in self.durable_queues.values().copied().collect::<Vec<_>>() {
             let Some(queue) = self.queues.get_mut(id) else { continue };
             queue.flag_granted();
-            if !queue.dying().is_empty() || queue.overflows() {
+            if !queue.dying().is_empty() || queue.overflows() || queue.is_done() {
                 // It has something to do as soon as there is somebody to do it.
                 let at_once = Deadline(Duration::ZERO);
                 queue.timer = Some(at_once);
@@ -339,8 +347,16 @@ mod tests {
         let auto_delete = false;
         let declared = Change::QueueDeclared { queue, name: name.clone(), auto_delete, arguments: arguments() };
         let (next, granted, messages) = (QueuePosition(0), QueuePosition(0), 0);
-        let restated =
-            Change::QueueRestated { queue, name, auto_delete, arguments: arguments(), next, granted, messages };
+        let restated = Change::QueueRestated {
+            queue,
+            name,
+            auto_delete,
+            closed: false,
+            arguments: arguments(),
+            next,
+            granted,
+            messages,
+        };
         let message = Message::new(&[0, 0], 2, 2, DeliveryMode::Persistent);
         let queues = smallvec![Enqueued { queue, position: QueuePosition(0), expires: None }];
         let enqueued = Change::MessageEnqueued { message, queues };

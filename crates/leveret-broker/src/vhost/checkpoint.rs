@@ -32,6 +32,7 @@ pub(super) struct QueueRestated {
     pub(super) queue: QueueNumber,
     pub(super) name: QueueName,
     pub(super) auto_delete: bool,
+    pub(super) closed: bool,
     pub(super) arguments: FieldTable,
     pub(super) next: QueuePosition,
     pub(super) granted: QueuePosition,
@@ -192,6 +193,7 @@ impl VirtualHost {
             queue: number,
             name: declared.name.clone(),
             auto_delete: declared.auto_delete,
+            closed: declared.closed,
             arguments: declared.raw_arguments.clone(),
             next: ordinary.next_position(),
             granted: ordinary.grant_below(),
@@ -340,6 +342,14 @@ impl VirtualHost {
         }
     }
 
+    /// Takes all messages but these from the pages of a queue.
+    pub(super) fn apply_closed_in_pages(&mut self, queue: QueueNumber, kept: &[QueuePosition]) {
+        let staged = self.restating.as_mut().and_then(|restating| restating.queues.get_mut(&queue));
+        for level in staged.into_iter().flat_map(|staged| staged.levels.iter_mut()) {
+            level.close(kept);
+        }
+    }
+
     pub(super) fn apply_deleted_in_pages(&mut self, queue: QueueNumber) {
         if let Some(restating) = &mut self.restating {
             restating.queues.remove(&queue);
@@ -348,16 +358,23 @@ impl VirtualHost {
 
     /// A queue is what its pages say, whatever was known of it, unless some of them are missing.
     pub(super) fn apply_queue_restated(&mut self, now: Moment, restated: QueueRestated) -> Result<(), ApplyError> {
-        let QueueRestated { queue: number, name, auto_delete, arguments, next, granted, messages } = restated;
+        let QueueRestated { queue: number, name, auto_delete, closed, arguments, next, granted, messages } =
+            restated;
         let meter = self.memory.clone();
         let Some(restating) = &mut self.restating else { return Err(ApplyError::NoCheckpoint) };
         let staged = restating.queues.remove(&number).unwrap_or_else(|| Restated::new(meter));
         let is_whole = staged.messages == messages;
         restating.is_whole &= is_whole;
-        let is_known = self.durable_queues.contains_key(&number);
+        let known = self.durable_queues.get(&number).copied();
+        let is_known =
+            known.and_then(|id| self.queues.get(id)).is_some_and(|queue| queue.declared.closed == closed);
         let mut result = Ok(());
         if !is_known {
-            result = self.apply_declared(now, number, name, auto_delete, arguments);
+            // What closed it may be missing.
+            if let Some(id) = known {
+                self.apply_queue_deleted(id);
+            }
+            result = self.apply_declared(now, number, name, auto_delete, closed, arguments);
         }
         if is_whole || !is_known {
             let Some(&id) = self.durable_queues.get(&number) else { return result };
@@ -409,6 +426,7 @@ mod tests {
             queue: QueueNumber(1),
             name: QueueName::new(ShortStr::truncated("q")),
             auto_delete: false,
+            closed: false,
             arguments: FieldTable::default(),
             next: QueuePosition(100),
             granted: QueuePosition(0),

@@ -246,7 +246,8 @@ mod tests {
     use crate::moment::Deadline;
     use crate::names::{ChannelId, QueueName, UserName};
     use crate::vhost::Progress;
-    use crate::vhost::command::{Command, Commands};
+    use crate::vhost::checkpoint::Checkpoint;
+    use crate::vhost::command::{Command, Commands, DeclareQueue, Existence, Wait};
     use crate::vhost::effects::Fetched;
     use crate::vhost::fixtures::{at, evict, message};
 
@@ -292,6 +293,118 @@ mod tests {
         assert_eq!(vhost.queues.values().map(Queue::len).sum::<usize>(), 0);
         let queues = vec!["q".to_owned(), "q".to_owned()];
         assert_eq!(effects.notices, [Notice::DeadLetterCycle { queues }]);
+    }
+
+    fn names(vhost: &VirtualHost) -> Vec<(&str, usize)> {
+        let queues = vhost.queues.values().filter(|queue| !queue.declared.closed);
+        let mut names: Vec<_> = queues.map(|queue| (queue.declared.name.as_str(), queue.ready())).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The virtual host that is back after a crash, from so many changes on.
+    fn recovered(changes: &[Change], from: usize) -> VirtualHost {
+        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        for (change, number) in changes.iter().zip(1..).skip(from) {
+            vhost.apply(at(1), JournalPosition(number), change.clone()).unwrap();
+        }
+        vhost.end_recovery();
+        vhost
+    }
+
+    /// They died before the queue was deleted, so they go on, whatever happens before their bodies are there.
+    #[test]
+    fn letters_of_a_deleted_queue_that_wait_for_their_bodies_go_on() {
+        // The queue is deleted before a checkpoint, in it before or behind its pages, or behind it.
+        for steps_before in 0..6 {
+            delete_with_letters_that_wait(steps_before);
+        }
+    }
+
+    fn delete_with_letters_that_wait(steps_before: u32) {
+        let declared = |number, name: &str, arguments| Change::QueueDeclared {
+            queue: QueueNumber(number),
+            name: QueueName::new(ShortStr::truncated(name)),
+            auto_delete: false,
+            arguments,
+        };
+        let arguments = || {
+            FieldTable::build(|table| {
+                table.field("x-dead-letter-exchange", Value::LongStr(b""));
+                table.field("x-dead-letter-routing-key", Value::LongStr(b"dead"));
+                table.field("x-expires", Value::I32(1000));
+            })
+        };
+        let mut changes = vec![declared(1, "q", arguments()), declared(2, "dead", FieldTable::default())];
+        changes.extend((0..6).map(QueuePosition).map(|position| {
+            let queues = smallvec![Enqueued { queue: QueueNumber(1), position, expires: None }];
+            Change::MessageEnqueued { message: message(), queues }
+        }));
+        let condemned = [1, 4].map(|place| (QueuePosition(place), DeathReason::Rejected));
+        changes
+            .push(Change::MessagesCondemned { queue: QueueNumber(1), messages: condemned.into_iter().collect() });
+        let mut vhost = recovered(&changes, 0);
+        evict(&mut vhost, |_| true);
+        let mut effects = Effects::default();
+        let _ = run(&mut vhost, at(1), &mut effects);
+        let asked_before = std::mem::take(&mut effects.fetches);
+        assert_eq!(places(&asked_before), [1, 4]);
+        let mut checkpoint = Checkpoint::default();
+        for _ in 0..steps_before {
+            let _goes_on = vhost.handle_checkpoint(at(1), &mut checkpoint, 1, &mut effects);
+        }
+        let q = vhost.queue_names["q"];
+        vhost.delete_queue(q, &mut effects);
+        assert_eq!(names(&vhost), [("dead", 0)]);
+        // Its name is free.
+        let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
+        let client = vhost.connect(Login { user, permissions: Permissions::ALL });
+        let mut commands = Commands::default();
+        let channel = ChannelId::new(1).unwrap();
+        commands.push(Command::OpenChannel(channel));
+        let declare = DeclareQueue {
+            name: ShortStr::truncated("q").into(),
+            existence: Existence::Declare,
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            wait: Wait::Answer,
+            arguments: FieldTable::default(),
+        };
+        commands.push(Command::DeclareQueue(channel, Box::new(declare)));
+        let _ = vhost.handle_batch(at(1), client, &mut commands, &mut effects);
+        assert_eq!(names(&vhost), [("dead", 0), ("q", 0)]);
+        let crash_at = changes.len() + effects.changes.len();
+        while vhost.handle_checkpoint(at(1), &mut checkpoint, 1, &mut effects) {}
+        // After its x-expires, too.
+        let _ = run(&mut vhost, at(5), &mut effects);
+        changes.append(&mut effects.changes);
+        let finish = |mut vhost: VirtualHost, mut effects: Effects| {
+            for _ in 0..10 {
+                let _ = run(&mut vhost, at(6), &mut effects);
+                let bodies = effects.fetches.drain(..).map(|fetch| Fetched { fetch, message: Some(message()) });
+                let _ = vhost.handle_fetched(at(6), &mut bodies.collect(), &mut effects);
+            }
+            assert_eq!((names(&vhost), vhost.queues.len()), (vec![("dead", 2), ("q", 0)], 2));
+            effects.changes
+        };
+        // What was asked for before is of no use, and is asked for again.
+        let mut bodies =
+            asked_before.into_iter().map(|fetch| Fetched { fetch, message: Some(message()) }).collect();
+        let _ = vhost.handle_fetched(at(5), &mut bodies, &mut effects);
+        assert_eq!(names(&vhost), [("dead", 0), ("q", 0)]);
+        // After a crash, with and without what the checkpoint said, and from the checkpoint on.
+        let begun = changes.iter().position(|change| matches!(change, Change::CheckpointBegun { .. })).unwrap();
+        for (until, from) in [(crash_at, 0), (changes.len(), 0), (changes.len(), begun)] {
+            let mut recovered = recovered(&changes[..until], from);
+            evict(&mut recovered, |_| true);
+            let mut all = changes[..until].to_vec();
+            all.extend(finish(recovered, Effects::default()));
+            assert_eq!(all.last(), Some(&Change::QueueDeleted { queue: QueueNumber(1) }));
+        }
+        changes.extend(finish(vhost, effects));
+        let recovered = recovered(&changes, 0);
+        assert_eq!((names(&recovered), recovered.queues.len()), (vec![("dead", 2), ("q", 0)], 2));
     }
 
     #[test]

@@ -189,6 +189,9 @@ impl VirtualHost {
             self.mark_behind(id);
         }
         self.units += for_others;
+        if self.queues.get(id).is_some_and(Queue::is_done) {
+            self.delete_queue(id, effects);
+        }
         if self.queues.get(id).is_some_and(Queue::is_timed) {
             self.set_timer(id);
         }

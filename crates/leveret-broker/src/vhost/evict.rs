@@ -139,7 +139,9 @@ mod tests {
                 let arguments = QueueArguments::parse_known(raw_arguments.as_table()).0;
                 let (durable, auto_delete, owner) = (number == transient, false, None);
                 let number = QueueNumber(number);
-                let declared = Declared { name, number, durable, auto_delete, owner, arguments, raw_arguments };
+                let closed = false;
+                let declared =
+                    Declared { name, number, durable, auto_delete, closed, owner, arguments, raw_arguments };
                 vhost.apply_queue_declared(at(1), declared)
             });
             let queues = queues.collect();

@@ -46,20 +46,17 @@ impl VirtualHost {
             AckTarget::UpTo(tag) => tag.number(),
             AckTarget::AllOutstanding => channel.unacked.last_tag(),
         };
-        match &mut channel.transaction {
-            Some(transaction) => {
-                let taken = std::iter::from_fn(|| channel.unacked.take_first(up_to));
-                transaction.settlements.extend(taken.map(|unacked| (unacked, settlement)));
-            }
-            None => {
-                let settle = Work::Settle { from, channel: id, up_to, settlement };
-                match settlement {
-                    // Whatever is delivered meanwhile, it is not these.
-                    Settlement::Ack | Settlement::Discard => self.begin(from, settle),
-                    // What goes back does so at one instant: nothing is to overtake it.
-                    Settlement::Requeue | Settlement::Fail => self.work.push_back(settle),
-                }
-            }
+        if let Some(transaction) = &mut channel.transaction {
+            let taken = std::iter::from_fn(|| channel.unacked.take_first(up_to));
+            transaction.settlements.extend(taken.map(|unacked| (unacked, settlement)));
+            return Ok(());
+        }
+        let settle = Work::Settle { from, channel: id, up_to, settlement };
+        match settlement {
+            // Whatever is delivered meanwhile, it is not these.
+            Settlement::Ack | Settlement::Discard => self.begin(from, settle),
+            // What goes back does so at one instant: nothing is to overtake it.
+            Settlement::Requeue | Settlement::Fail => self.work.push_back(settle),
         }
         Ok(())
     }

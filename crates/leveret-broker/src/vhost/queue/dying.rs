@@ -199,6 +199,13 @@ impl Dying {
         self.messages.get(&position).is_some_and(|letter| matches!(letter.body, Body::AskedFor))
     }
 
+    /// Nobody waits for the bodies that were asked for.
+    pub(crate) fn forget_asked(&mut self) {
+        for letter in self.messages.values_mut().filter(|letter| matches!(letter.body, Body::AskedFor)) {
+            letter.body = Body::InQueue;
+        }
+    }
+
     /// The body of one of them is asked for; false if it was before, or is here, or if there is no such message.
     pub(crate) fn ask_for(&mut self, position: Position) -> bool {
         let Some(letter) = self.messages.get_mut(&position) else { return false };

@@ -136,6 +136,13 @@ impl Level {
         self.index.settle_below(below, except);
     }
 
+    /// Has only these any more, which die.
+    pub(crate) fn close(&mut self, kept: &[Position]) {
+        self.index.settle_below(self.index.next(), kept);
+        self.returned.clear();
+        self.measure();
+    }
+
     pub(super) fn known(&self, position: Position) -> Option<Known> {
         self.index.known(position)
     }

@@ -39,6 +39,8 @@ pub(crate) struct Declared {
     /// Whether it survives a restart; never so for an exclusive queue.
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
+    /// Whether it was deleted, and is there for dead letters only that have not gone on yet. Nobody finds it by its name.
+    pub(crate) closed: bool,
     /// The connection that an exclusive queue belongs to.
     pub(crate) owner: Option<ConnectionId>,
     pub(crate) arguments: QueueArguments,
@@ -283,6 +285,26 @@ impl Queue {
         let is_here = |position| levels.of(position).is_some_and(|level| level.known(position).is_some());
         self.tries.retain(|&position, _| is_here(position));
         self.measure_tries();
+    }
+
+    /// The queue is deleted: has only these dead letters any more, as far as they are here. Nobody has asked for their bodies.
+    pub(crate) fn close(&mut self, mut kept: Vec<Position>) {
+        self.declared.closed = true;
+        kept.retain(|&position| self.dying.contains(position));
+        kept.sort_unstable();
+        self.dying.take_out(|position| kept.binary_search(&position).is_err());
+        self.dying.forget_asked();
+        self.levels.iter_mut().for_each(|level| level.close(&kept));
+        (self.taken, self.taken_bytes) = (kept.len(), self.dying.counted());
+        self.parked = None;
+        self.timer = None;
+        self.turn = Turn::None;
+        self.forget_tries();
+    }
+
+    /// Whether it was deleted, and nothing is left for which it is there.
+    pub(crate) fn is_done(&self) -> bool {
+        self.declared.closed && self.dying.is_empty()
     }
 
     /// Has these messages and no others, after a restart.
@@ -554,7 +576,7 @@ impl Queue {
 
     /// When the queue goes because nobody used it.
     pub(crate) fn expires_at(&self) -> Option<Deadline> {
-        let expires = self.declared.arguments.expires?;
+        let expires = self.declared.arguments.expires.filter(|_| !self.declared.closed)?;
         self.consumers.is_empty().then(|| self.last_used.deadline(expires))
     }
 

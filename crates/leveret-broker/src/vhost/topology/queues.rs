@@ -13,7 +13,7 @@ use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::Target;
 use crate::vhost::queue::arguments::compared;
-use crate::vhost::queue::{DeadLetters, Declared, Queue, QueueArguments, QueueType};
+use crate::vhost::queue::{Consumers, DeadLetters, Declared, Position, Queue, QueueArguments, QueueType, Sharing};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::replies::is_reply_address;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
@@ -116,6 +116,7 @@ impl VirtualHost {
             number: QueueNumber(self.last_queue_number),
             durable: is_durable(declare),
             auto_delete: declare.auto_delete,
+            closed: false,
             owner: declare.exclusive.then_some(from),
             arguments,
             raw_arguments: declare.arguments.clone(),
@@ -142,10 +143,15 @@ impl VirtualHost {
     }
 
     pub(in crate::vhost) fn apply_queue_declared(&mut self, now: Moment, declared: Declared) -> QueueId {
-        let name = declared.name.clone();
-        let number = declared.durable.then_some(declared.number);
-        let id = self.queues.insert(Queue::new(declared, now, self.memory.clone()));
-        self.queue_names.insert(name, id);
+        let name = (!declared.closed).then(|| declared.name.clone());
+        let id = self.insert(Queue::new(declared, now, self.memory.clone()));
+        self.queue_names.extend(name.map(|name| (name, id)));
+        id
+    }
+
+    fn insert(&mut self, queue: Queue) -> QueueId {
+        let number = queue.declared.durable.then_some(queue.declared.number);
+        let id = self.queues.insert(queue);
         self.durable_queues.extend(number.map(|number| (number, id)));
         id
     }
@@ -286,27 +292,61 @@ impl VirtualHost {
         Ok(())
     }
 
-    /// Takes a queue away with its bindings and messages, and tells its consumers.
+    /// Takes a queue away with its bindings and messages, and tells its consumers. Dead letters that have died before and wait
+    /// for their bodies go on all the same, but for those that it was to keep until somebody takes them.
     pub(in crate::vhost) fn delete_queue(&mut self, id: QueueId, effects: &mut Effects) {
-        let Some(mut queue) = self.apply_queue_deleted(id) else { return };
+        let Some(mut queue) = self.take_away(id) else { return };
         for source in std::mem::take(&mut queue.bound_to) {
             self.delete_if_unused(source);
         }
         if !queue.consumers.is_empty() {
-            let consumers: Vec<_> = std::mem::take(&mut queue.consumers).into_keys().collect();
-            self.work.push_back(Work::Notify(consumers.into_iter()));
+            let consumers = std::mem::replace(&mut queue.consumers, Consumers::new(Sharing::All));
+            self.work.push_back(Work::Notify(consumers.into_keys().collect::<Vec<_>>().into_iter()));
         }
         if let Some(session) = queue.declared.owner.and_then(|owner| self.sessions.get_mut(owner)) {
             session.exclusive_queues.remove(&id);
-        } else if queue.declared.durable {
-            self.change_topology(Change::QueueDeleted { queue: queue.declared.number }, effects);
         }
+        let Declared { number, durable, .. } = queue.declared;
+        if queue.dying().is_empty() || queue.keeps_dead_letters() {
+            self.detached.extend(queue.detach());
+            if durable {
+                self.change_topology(Change::QueueDeleted { queue: number }, effects);
+            }
+            return;
+        }
+        let letters = queue.dying().in_order().map(|(position, _)| position).collect();
+        queue.close(letters);
+        if durable {
+            let mut kept: Vec<_> = queue.dying().journaled().map(|(position, _)| position).collect();
+            kept.sort_unstable();
+            self.change_topology(Change::QueueClosed { queue: number, kept }, effects);
+        }
+        let id = self.insert(queue);
+        self.mark_behind(id);
     }
 
     /// Takes a queue away with its bindings. Its messages are freed later, in steps.
-    pub(in crate::vhost) fn apply_queue_deleted(&mut self, id: QueueId) -> Option<Queue> {
-        let mut queue = self.queues.remove(id)?;
-        self.queue_names.remove(&queue.declared.name);
+    pub(in crate::vhost) fn apply_queue_deleted(&mut self, id: QueueId) {
+        if let Some(mut queue) = self.take_away(id) {
+            self.detached.extend(queue.detach());
+        }
+    }
+
+    /// The same, but for some dead letters in it.
+    pub(in crate::vhost) fn apply_queue_closed(&mut self, id: QueueId, kept: Vec<Position>) {
+        if let Some(mut queue) = self.take_away(id) {
+            queue.bound_to.clear();
+            queue.close(kept);
+            self.insert(queue);
+        }
+    }
+
+    /// Takes a queue out, with its name and its bindings. Nobody who knows it finds it any more.
+    fn take_away(&mut self, id: QueueId) -> Option<Queue> {
+        let queue = self.queues.remove(id)?;
+        if self.queue_names.get(&queue.declared.name) == Some(&id) {
+            self.queue_names.remove(&queue.declared.name);
+        }
         self.durable_queues.remove(&queue.declared.number);
         if let Some(deadline) = queue.timer {
             self.timers.remove(&(deadline, Timer::Queue(id)));
@@ -314,7 +354,6 @@ impl VirtualHost {
         for &source in &queue.bound_to {
             self.unbind_target(source, Target::Queue(id));
         }
-        self.detached.extend(queue.detach());
         Some(queue)
     }
 }

@@ -38,14 +38,17 @@ pub const UNITS_PER_FREED_PAGE: u32 = 32;
 /// Units of work that looking through a page for messages that expire counts.
 pub const UNITS_PER_DUE_PAGE: u32 = 8;
 
-/// Steps of a search that one unit of work counts: a node of a topic, a target, a consumer that is offered a turn.
+/// Steps of a search that one unit of work counts: a target, a consumer that is offered a turn.
 pub const STEPS_PER_UNIT: usize = 16;
+
+/// Steps that a look-up counts which leads anywhere in memory: a node of a topic, a header that a binding requires.
+pub const STEPS_PER_LOOKUP: usize = 4;
 
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;
 
-/// Routing keys that headers `CC` and `BCC` of one message may add, each counted once: all of them are looked up in one
-/// hold of the virtual host. Channel 406.
+/// Routing keys that headers `CC` and `BCC` of one message may add, each counted once: each exchange on its way looks all
+/// of them up. Channel 406.
 pub const SELECTED_KEYS_MAX: usize = 1024;
 
 /// Places in a queue by which the grant to deliver is written ahead; it is renewed when half of them are used.

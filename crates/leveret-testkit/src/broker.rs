@@ -327,7 +327,22 @@ impl Broker {
         let progress = self.vhost.handle_batch(self.now, id, waiting, &mut self.effects);
         let is_moving = waiting.len() < before || progress == Progress::More;
         self.hand_on(progress);
+        if progress == Progress::More {
+            // It is to be called again, whether commands are left or not.
+            self.call_again(name, id);
+        }
         is_moving
+    }
+
+    /// Executes what a batch of a connection has left.
+    fn call_again(&mut self, name: &str, id: ConnectionId) {
+        while let Some(peer) = self.peers.get_mut(name) {
+            let progress = self.vhost.handle_batch(self.now, id, peer.connection.commands(), &mut self.effects);
+            self.hand_on(progress);
+            if progress == Progress::Done {
+                break;
+            }
+        }
     }
 
     /// Distributes what follows from a batch, fetches what is asked for, and goes on until nothing is left.

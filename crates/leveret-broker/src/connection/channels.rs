@@ -23,14 +23,12 @@ use crate::limits::{UNFINISHED_BYTES_MIN, UNFINISHED_MESSAGES_MAX};
 use crate::memory::Meter;
 use crate::names::{ChannelId, ConsumerTag, UserName, strip_line_breaks};
 use crate::vhost::command::{
-    AckMode, AckTarget, Bind, BindAction, BindTo, Command, Consume, ConsumerId, DeclareExchange, DeclareQueue,
-    DeleteExchange, DeleteQueue, DeliveryTag, Existence, Publish, Qos, QueueRef, SettledBy, Settlement, Wait,
+    AckMode, AckTarget, BASIC_PUBLISH, Bind, BindAction, BindTo, Command, Consume, ConsumerId, DeclareExchange,
+    DeclareQueue, DeleteExchange, DeleteQueue, DeliveryTag, Existence, Publish, Qos, QueueRef, SettledBy,
+    Settlement, Wait,
 };
 use crate::vhost::effects::Answer;
 use crate::vhost::replies::PSEUDO_QUEUE;
-
-/// Class and method id of the method that announces every content.
-const BASIC_PUBLISH: (u16, u16) = (60, 40);
 
 /// Whether the next frame may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

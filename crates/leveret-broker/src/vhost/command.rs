@@ -165,14 +165,28 @@ pub enum Command {
     Bind(ChannelId, Box<Bind>),
 }
 
+/// Class and method id.
+pub(crate) const BASIC_PUBLISH: (u16, u16) = (60, 40);
+
 impl Command {
+    /// Whether it may change the way that messages take through exchanges.
+    pub(crate) fn changes_bindings(&self) -> bool {
+        matches!(
+            self,
+            Command::DeclareExchange(..)
+                | Command::DeleteExchange(..)
+                | Command::Bind(..)
+                | Command::DeleteQueue(..)
+        )
+    }
+
     /// Class and method id of the method it stands for, as an exception names them.
     pub(crate) fn method(&self) -> (u16, u16) {
         match self {
             Command::OpenChannel(_) => (20, 10),
             Command::CloseChannel(..) => (20, 40),
             Command::Answer(..) | Command::FailChannel(..) | Command::Disconnect(_) | Command::Written(_) => (0, 0),
-            Command::Publish(_) => (60, 40),
+            Command::Publish(_) => BASIC_PUBLISH,
             Command::Settle(.., SettledBy::Ack) => (60, 80),
             Command::Settle(.., SettledBy::Reject) => (60, 90),
             Command::Settle(.., SettledBy::Nack) => (60, 120),

@@ -49,9 +49,10 @@ impl VirtualHost {
         if queue.declared.arguments.dead_letters.is_none() {
             return self.settle_taken(id, position, effects);
         }
-        let is_first = queue.dying().is_empty();
+        // One that dies when this hold of the lock is used up goes on in the next.
+        let goes_on = queue.dying().is_empty() && self.units > 0;
         let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
-        if let Some(message) = message.filter(|_| is_first)
+        if let Some(message) = message.filter(|_| goes_on)
             && self.dead_letter(now, id, &message, reason, effects)
         {
             return self.settle_taken(id, position, effects);
@@ -169,7 +170,7 @@ impl VirtualHost {
         let header = letter.decode_header().ok()?;
         let mut keys = deaths::visible_keys(&letter, &header);
         keys.extend(letter.hidden_keys());
-        let (mut route, _) = self.queues_behind(exchange, &keys, &letter);
+        let mut route = self.queues_behind(exchange, &keys, &letter);
         let leads_somewhere = !route.is_empty();
         let been = deaths::queues_since_rejected(header.properties.headers.unwrap_or_default());
         let mut comes_back_to = None;

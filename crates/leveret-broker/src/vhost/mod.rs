@@ -27,6 +27,7 @@ pub mod refusal;
 pub(crate) mod replies;
 pub mod room;
 mod route;
+mod search;
 mod session;
 mod settle;
 mod timeout;
@@ -51,7 +52,9 @@ use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 pub use self::evict::Sweep;
 use self::exchange::{Exchanges, MatchScratch};
 use self::queue::{Detached, Queue, Turn};
+use self::refusal::Refusal;
 use self::room::Room;
+use self::search::Searching;
 use self::session::Session;
 use self::work::Work;
 use crate::access::Login;
@@ -104,6 +107,8 @@ pub struct VirtualHost {
     /// Changes whenever a message may take another way through an exchange.
     bindings_version: u64,
     match_scratch: MatchScratch,
+    /// Publishes whose queues are not found yet.
+    searching: Searching,
     /// Where bodies are of which no journal knows and that are not in memory.
     segments: Segments,
     last_queue_number: u64,
@@ -155,6 +160,7 @@ impl VirtualHost {
             reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             bindings_version: 0,
             match_scratch: MatchScratch::default(),
+            searching: Searching::new(),
             segments: Segments::default(),
             last_queue_number: 0,
             position: JournalPosition::default(),
@@ -197,6 +203,12 @@ impl VirtualHost {
         self.units = UNITS_PER_HOLD;
         let was_behind = !self.behind.is_empty();
         while self.continue_work(now, Some(from), effects) {
+            if !self.searching.is_empty() {
+                self.go_on_searching(now, from, effects);
+                if self.searching.contains_key(&from) || self.waits_for_search(commands) {
+                    break;
+                }
+            }
             if self.must_wait(from, commands, effects) {
                 break;
             }
@@ -209,7 +221,8 @@ impl VirtualHost {
         }
         self.free_detached();
         self.end_hold(effects);
-        let is_left = !commands.is_empty() || self.has_work() || self.has_begun(from);
+        let is_searching = self.searching.contains_key(&from);
+        let is_left = !commands.is_empty() || is_searching || self.has_work() || self.has_begun(from);
         if self.units == 0 && is_left { Progress::More } else { Progress::Done }
     }
 
@@ -470,9 +483,21 @@ impl VirtualHost {
             Command::Bind(channel, bind) => (channel, self.bind(from, channel, &bind, effects)),
         };
         if let Err(refusal) = result {
-            let exception = Exception::from(&refusal).during(method);
-            self.fail_channel(from, channel, exception, Settlement::Fail, effects);
+            self.refuse(from, channel, method, &refusal, effects);
         }
+    }
+
+    /// Closes a channel because of what a method asked for there.
+    fn refuse(
+        &mut self,
+        from: ConnectionId,
+        channel: ChannelId,
+        method: (u16, u16),
+        refusal: &Refusal,
+        effects: &mut Effects,
+    ) {
+        let exception = Exception::from(refusal).during(method);
+        self.fail_channel(from, channel, exception, Settlement::Fail, effects);
     }
 
     fn channel_is_open(&mut self, from: ConnectionId, channel: ChannelId) -> bool {

@@ -13,7 +13,8 @@ use crate::vhost::command::Publish;
 use crate::vhost::effects::{Effects, Output, window_bytes};
 use crate::vhost::queue::{Entry, Queue, QueueType};
 use crate::vhost::refusal::Refusal;
-use crate::vhost::route::Route;
+use crate::vhost::route::{Route, Way};
+use crate::vhost::search::{Search, Unfinished};
 use crate::vhost::{ConnectionId, VirtualHost};
 
 impl VirtualHost {
@@ -24,7 +25,49 @@ impl VirtualHost {
         publish: Publish,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let route = self.route(from, &publish.message, publish.more_keys.as_deref())?;
+        match self.route(from, &publish.message, publish.more_keys.as_deref())? {
+            Way::To(route) => self.publish_to(now, from, publish, route, effects),
+            Way::Behind(exchange) => {
+                let search = self.begin_search(exchange);
+                self.publish_behind(now, from, publish, search, effects)
+            }
+        }
+    }
+
+    /// Publishes to the queues that a search finds. If it takes longer than this hold of the lock, it is put aside.
+    pub(super) fn publish_behind(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        publish: Publish,
+        mut search: Search,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        if !self.search(&mut search, &publish) {
+            self.searching.insert(from, Box::new(Unfinished { publish, search, is_again: false }));
+            return Ok(());
+        }
+        let (version, by_key) = (search.version, search.by_key);
+        let (route, scratch) = search.finish();
+        self.match_scratch = scratch;
+        if publish.more_keys.is_none()
+            && by_key
+            && let Some(session) = self.sessions.get_mut(from)
+        {
+            session.routes.remember(publish.message.route(), Some(version), &route);
+        }
+        self.publish_to(now, from, publish, route, effects)
+    }
+
+    /// Publishes to these queues, at once or in the transaction of the channel.
+    fn publish_to(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        publish: Publish,
+        route: Route,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
         let channel = self.sessions.get_mut(from).and_then(|session| session.channel(publish.channel));
         match channel.and_then(|channel| channel.transaction.as_mut()) {
             Some(transaction) => {

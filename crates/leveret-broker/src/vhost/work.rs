@@ -230,6 +230,7 @@ impl VirtualHost {
                 return false;
             }
             Work::Leave(from, farewell) => {
+                self.searching.remove(from);
                 if let Some(session) = self.sessions.remove(*from) {
                     let after = match farewell {
                         Farewell::Silent => JournalPosition::default(),

@@ -27,12 +27,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::hash::BuildHasher;
 use std::mem;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 
 use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use leveret_amqp::{Table, Value};
+
+use crate::limits::STEPS_PER_LOOKUP;
 
 #[cfg(test)]
 mod tests;
@@ -73,17 +75,23 @@ pub(crate) struct HeadersIndex<T> {
     hasher: FixedState,
 }
 
-/// Room for one match, kept so that the next one need not allocate. Any index can use it. It grows with the headers
-/// of the largest message, which the frame limits.
-pub(crate) struct HeadersScratch<T> {
-    /// Number of the call. Never the same twice, so that marks of earlier calls and other indexes mean nothing.
-    call: u64,
-    /// By pattern: the last call in which it was looked at.
-    seen_in: Vec<u64>,
+/// How far the search for one message has come. The room is kept so that the next one need not allocate: it grows with
+/// the headers of the largest message, which the frame limits. Any index can use it.
+#[derive(Debug, Default)]
+pub(crate) struct HeadersScratch {
+    /// The message, if it was read.
     message: Message,
-    found: Vec<T>,
-    candidates_count: usize,
+    is_read: bool,
+    /// Where to go on: first with the bindings that require nothing, then at the hooks, two for each field of the message.
+    hook: usize,
+    /// The last pattern there that was looked at.
+    after: Option<PatternId>,
+    /// A bit for each pattern: whether it was looked at.
+    seen: Vec<u64>,
 }
+
+/// Bytes of a field that count as another step.
+const BYTES_PER_STEP: usize = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PatternId(u32);
@@ -115,7 +123,7 @@ struct Hook {
 }
 
 /// The headers of a message: one field for each name, in ascending order.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Message {
     bytes: Vec<u8>,
     fields: Vec<Range<usize>>,
@@ -171,46 +179,56 @@ impl<T: Copy + Ord> HeadersIndex<T> {
         }
     }
 
-    /// Reports the targets that the headers of a message match, each once, in ascending order. A message without
-    /// headers has an empty table. Returns the bindings that were looked at.
-    pub(crate) fn for_each_match(
-        &self,
-        headers: Table<'_>,
-        scratch: &mut HeadersScratch<T>,
-        found: impl FnMut(T),
-    ) -> usize {
-        scratch.begin(self.patterns.len());
-        scratch.found.extend(self.unconditional.keys());
-        if !self.hooks.is_empty() {
-            scratch.message.read(headers);
-            self.match_hooks(scratch);
+    /// Begins the search for a message. One without headers has an empty table.
+    pub(crate) fn begin(&self, headers: Table<'_>, scratch: &mut HeadersScratch, steps: &mut usize) {
+        let HeadersScratch { message, is_read, hook, after, seen } = scratch;
+        if !mem::replace(is_read, true) {
+            message.read(headers);
+            *steps = steps.saturating_sub(message.fields.len() + message.bytes.len() / BYTES_PER_STEP);
         }
-        // A target can be bound with several patterns.
-        scratch.found.sort_unstable();
-        scratch.found.dedup();
-        scratch.found.drain(..).for_each(found);
-        scratch.candidates_count
+        (*hook, *after) = (0, None);
+        seen.clear();
+        seen.resize(self.patterns.len().div_ceil(64), 0);
     }
 
-    fn match_hooks(&self, scratch: &mut HeadersScratch<T>) {
-        for field in scratch.message.fields() {
-            let hooks = [field, name_of(field)].into_iter().filter_map(|field| self.hook(field));
-            for &id in hooks.flat_map(|hook| &hook.patterns) {
-                let seen_in = &mut scratch.seen_in[id.0 as usize];
-                if mem::replace(seen_in, scratch.call) == scratch.call {
-                    continue;
-                }
-                scratch.candidates_count += 1;
+    /// Goes on with the search, and hands out the targets that the message matches, some perhaps more than once. Stops soon
+    /// after `steps` are used up: false if something is left then.
+    pub(crate) fn go_on(&self, scratch: &mut HeadersScratch, steps: &mut usize, mut found: impl FnMut(T)) -> bool {
+        let HeadersScratch { message, hook, after, seen, .. } = scratch;
+        if *hook == 0 {
+            *hook = 1;
+            *steps = steps.saturating_sub(self.unconditional.len());
+            self.unconditional.keys().copied().for_each(&mut found);
+        }
+        if self.hooks.is_empty() {
+            return true;
+        }
+        while let Some(field) = message.fields.get((*hook - 1) / 2) {
+            if *steps == 0 {
+                return false;
+            }
+            let field = &message.bytes[field.clone()];
+            let field = if hook.is_multiple_of(2) { name_of(field) } else { field };
+            *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
+            let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let patterns = self.hook(field).map(|hook| hook.patterns.range((first, Bound::Unbounded)));
+            for &id in patterns.into_iter().flatten() {
+                *after = Some(id);
+                *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
+                let (seen, bit) = (&mut seen[id.0 as usize / 64], 1 << (id.0 % 64));
+                let is_new = mem::replace(seen, *seen | bit) & bit == 0;
                 let Pattern { requirements, targets, .. } = self.pattern(id);
-                let fits = match requirements.mode {
-                    Mode::Any => true, // the hook is one of the fields
-                    Mode::All => requirements.fields.iter().all(|field| scratch.message.has(field)),
-                };
-                if fits {
-                    scratch.found.extend(targets.keys());
+                if is_new && requirements.fit(message, steps) {
+                    *steps = steps.saturating_sub(targets.len());
+                    targets.keys().copied().for_each(&mut found);
+                }
+                if *steps == 0 {
+                    return false;
                 }
             }
+            (*hook, *after) = (*hook + 1, None);
         }
+        true
     }
 
     fn pattern(&self, id: PatternId) -> &Pattern<T> {
@@ -324,26 +342,10 @@ impl<T> Pattern<T> {
     }
 }
 
-impl<T> HeadersScratch<T> {
-    fn begin(&mut self, patterns_count: usize) {
-        self.call += 1;
-        if self.seen_in.len() < patterns_count {
-            self.seen_in.resize(patterns_count, 0);
-        }
-        self.found.clear();
-        self.candidates_count = 0;
-    }
-}
-
-impl<T> Default for HeadersScratch<T> {
-    fn default() -> Self {
-        HeadersScratch { call: 0, seen_in: vec![], message: Message::default(), found: vec![], candidates_count: 0 }
-    }
-}
-
-impl<T> fmt::Debug for HeadersScratch<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeadersScratch").finish_non_exhaustive()
+impl HeadersScratch {
+    /// The next search is for another message.
+    pub(crate) fn forget_message(&mut self) {
+        self.is_read = false;
     }
 }
 
@@ -377,6 +379,17 @@ impl XMatch {
 }
 
 impl Requirements {
+    /// Whether a message fulfils them that has one of the hooks.
+    fn fit(&self, message: &Message, steps: &mut usize) -> bool {
+        match self.mode {
+            Mode::Any => true, // the hook is one of the fields
+            Mode::All => self.fields.iter().all(|field| {
+                *steps = steps.saturating_sub(STEPS_PER_LOOKUP + field.len() / BYTES_PER_STEP);
+                message.has(field)
+            }),
+        }
+    }
+
     fn of(arguments: Table<'_>) -> Self {
         // RabbitMQ: what nobody checked counts as `all`.
         let x_match = XMatch::of(arguments).unwrap_or(XMatch::All);
@@ -412,10 +425,6 @@ impl Message {
         let name = |field: &Range<usize>| name_of(&bytes[field.clone()]);
         fields.sort_unstable_by(|a, b| name(a).cmp(name(b)).then(b.start.cmp(&a.start)));
         fields.dedup_by(|a, b| name(a) == name(b));
-    }
-
-    fn fields(&self) -> impl Iterator<Item = &[u8]> {
-        self.fields.iter().map(|field| &self.bytes[field.clone()])
     }
 
     /// Whether there is the header that a binding requires.

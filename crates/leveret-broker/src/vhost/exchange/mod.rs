@@ -20,6 +20,7 @@ use self::direct::DirectIndex;
 use self::headers::{HeadersIndex, HeadersScratch};
 use self::topic::{TopicIndex, TopicScratch};
 use crate::change::Change;
+use crate::limits::STEPS_PER_LOOKUP;
 use crate::names::ExchangeName;
 use crate::vhost::QueueId;
 use crate::vhost::refusal::Refusal;
@@ -84,11 +85,20 @@ enum Router {
     Headers(HeadersIndex<Target>),
 }
 
-/// Room for one match, kept so that the next one need not allocate.
+/// How far the search in one exchange for one key has come. The room is kept so that the next one need not allocate.
 #[derive(Debug, Default)]
 pub(crate) struct MatchScratch {
-    topic: TopicScratch<Target>,
-    headers: HeadersScratch<Target>,
+    topic: TopicScratch,
+    headers: HeadersScratch,
+    /// The last binding of a fanout exchange that was handed out.
+    after: Option<BindingKey>,
+}
+
+impl MatchScratch {
+    /// The next search is for another message.
+    pub(crate) fn forget_message(&mut self) {
+        self.headers.forget_message();
+    }
 }
 
 /// What a declaration fixes for the life of an exchange.
@@ -224,26 +234,53 @@ impl Exchange {
         }
     }
 
-    /// Hands out the targets that a message reaches, some perhaps more than once. Returns the steps that this took beside
-    /// one for each of them.
-    pub(crate) fn for_each_match(
+    /// Begins the search for what a message reaches from here under a key.
+    pub(crate) fn begin_match(
         &self,
         routing_key: &str,
         headers: Table<'_>,
         scratch: &mut MatchScratch,
+        steps: &mut usize,
+    ) {
+        match &self.router {
+            Router::Direct(_) => {}
+            Router::Fanout => scratch.after = None,
+            Router::Topic(index) => index.begin(routing_key, &mut scratch.topic),
+            Router::Headers(index) => index.begin(headers, &mut scratch.headers, steps),
+        }
+    }
+
+    /// Goes on with the search, and hands out targets, some perhaps more than once. Stops soon after `steps` are used up:
+    /// false if something is left then.
+    pub(crate) fn go_on_matching(
+        &self,
+        routing_key: &str,
+        scratch: &mut MatchScratch,
+        steps: &mut usize,
         mut found: impl FnMut(Target),
-    ) -> usize {
+    ) -> bool {
         match &self.router {
             Router::Direct(index) => {
-                index.for_each_match(routing_key, found);
-                0
+                index.for_each_match(routing_key, |target| {
+                    *steps = steps.saturating_sub(1);
+                    found(target);
+                });
+                true
             }
             Router::Fanout => {
-                self.bindings.iter().for_each(|binding| found(binding.target));
-                0
+                let first = scratch.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+                for binding in self.bindings.range((first, Bound::Unbounded)) {
+                    found(binding.target);
+                    *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
+                    if *steps == 0 {
+                        scratch.after = Some(binding.clone());
+                        return false;
+                    }
+                }
+                true
             }
-            Router::Topic(index) => index.for_each_match(routing_key, &mut scratch.topic, found),
-            Router::Headers(index) => index.for_each_match(headers, &mut scratch.headers, found),
+            Router::Topic(index) => index.go_on(routing_key, &mut scratch.topic, steps, found),
+            Router::Headers(index) => index.go_on(&mut scratch.headers, steps, found),
         }
     }
 }

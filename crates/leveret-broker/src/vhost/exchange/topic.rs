@@ -7,22 +7,29 @@
 //! RabbitMQ: a key is split on '.'; the empty key has no words at all, `a..b` has an empty one in the middle. In a
 //! binding key a word `*` stands for exactly one word and a word `#` for any number of them, none included.
 //!
-//! A routing key runs through the trie as through an automaton: word by word, with the set of nodes that the words
-//! so far can lead to. A node `#` can take every further word, so once in the set it stays there and what ends
-//! in it has matched; it goes to the list `open` once per call. Every other node can only come from its parent
-//! over one edge, so it is at most once in the set of a word. So a call does at most *nodes × words* steps, each
-//! with one hash look-up, however many `#` there are; and only nodes whose keys fit the words so far take part.
+//! A routing key runs through the trie as through an automaton, and at all of its places at once: each node is reached
+//! with the set of places at which the key has the words that lead there. A node has one parent, so it is looked at
+//! once for a key, however many words that has and however many `#` there are on the way; only nodes whose keys fit take
+//! part. From a node there are two ways to its literal children, by the words that the key has next and by the list of
+//! its children. The search takes the shorter one, so the steps are at most twice the nodes. It can stop after any node.
+
+mod places;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::mem;
+use std::num::NonZeroU32;
+use std::ops::Range;
 
 use foldhash::quality::FixedState;
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
-#[cfg(test)]
-mod tests;
+use self::places::Places;
+use crate::limits::STEPS_PER_LOOKUP;
 
 /// The binding keys of one topic exchange, each with its targets.
 pub(crate) struct TopicIndex<T> {
@@ -35,34 +42,45 @@ pub(crate) struct TopicIndex<T> {
     hasher: FixedState,
 }
 
-/// Room for one match, kept so that the next one need not allocate. Any index can use it.
-pub(crate) struct TopicScratch<T> {
-    /// Number of the call. Never the same twice, so that marks of earlier calls and other indexes mean nothing.
-    call: u64,
-    /// By node: the last call in which a node `#` was reached.
-    reached_in: Vec<u64>,
-    /// Where the words so far can end, nodes `#` aside.
-    here: Vec<NodeId>,
-    next: Vec<NodeId>,
-    /// Nodes `#` that were reached and have children.
-    open: Vec<NodeId>,
-    found: Vec<T>,
-    /// By word: the nodes that were looked at.
-    #[cfg(test)]
-    steps: Vec<Vec<NodeId>>,
+/// How far the search for one key has come. The room is kept so that the next one need not allocate. Any index can
+/// use it.
+#[derive(Debug, Default)]
+pub(crate) struct TopicScratch {
+    /// The distinct words of the routing key.
+    words: Vec<Word>,
+    /// By place in the key: the word that is next, as a number in `words`.
+    word_at: Vec<usize>,
+    /// Finds a word of the key by its text.
+    by_text: HashTable<usize>,
+    /// Nodes that were reached and not looked at yet, each with the places of the key that it was reached with.
+    reached: Vec<(NodeId, Places)>,
+}
+
+/// A word of a routing key, which may stand there several times.
+#[derive(Clone, Debug)]
+struct Word {
+    /// Where its text is in the key.
+    text: Range<usize>,
+    /// The places before it.
+    places: Places,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct NodeId(u32);
+struct NodeId(NonZeroU32);
 
-const ROOT: NodeId = NodeId(0);
+const ROOT: NodeId = NodeId(NonZeroU32::MIN);
 
 struct Node<T> {
     parent: NodeId,
     edge: Edge,
     star: Option<NodeId>,
     hash: Option<NodeId>,
-    literals_count: usize,
+    /// The head of the list of the children that are plain words, and how long that is.
+    first_literal: Option<NodeId>,
+    literals_count: u32,
+    /// The neighbours in that list of its parent.
+    next: Option<NodeId>,
+    previous: Option<NodeId>,
     /// With the number of bindings that have this key and target: they can differ in arguments.
     targets: BTreeMap<T, u32>,
 }
@@ -121,72 +139,101 @@ impl<T: Copy + Ord> TopicIndex<T> {
         }
     }
 
-    /// Reports the targets that the routing key matches, each once, in ascending order. Returns the steps that this took.
-    pub(crate) fn for_each_match(
-        &self,
-        routing_key: &str,
-        scratch: &mut TopicScratch<T>,
-        found: impl FnMut(T),
-    ) -> usize {
-        scratch.begin(self.nodes.len());
-        let mut steps = 0;
-        self.reach(ROOT, scratch);
-        for word in words(routing_key) {
-            mem::swap(&mut scratch.here, &mut scratch.next);
-            scratch.next.clear();
-            // A node `#` that this word leads to waits for the word after it.
-            let open_before = scratch.open.len();
-            #[cfg(test)]
-            scratch.steps.push([&scratch.here[..], &scratch.open].concat());
-            steps += scratch.here.len() + open_before;
-            for step in 0..scratch.here.len() + open_before {
-                let at = match step.checked_sub(scratch.here.len()) {
-                    None => scratch.here[step],
-                    Some(step) => scratch.open[step],
-                };
-                if let Some(child) = self.literal(at, word) {
-                    self.reach(child, scratch);
+    /// Begins the search for a routing key. It is a short string.
+    pub(crate) fn begin(&self, routing_key: &str, scratch: &mut TopicScratch) {
+        let TopicScratch { words: distinct, word_at, by_text, reached } = scratch;
+        distinct.clear();
+        word_at.clear();
+        by_text.clear();
+        reached.clear();
+        let mut from = 0;
+        for (place, word) in words(routing_key).enumerate() {
+            assert!(place + 1 < Places::COUNT_MAX, "a routing key is at most 255 bytes");
+            let text = from..from + word.len();
+            from = text.end + 1;
+            let is_same = |&number: &usize| routing_key[distinct[number].text.clone()] == *word;
+            let hash = self.hasher.hash_one(word);
+            let rehash = |&number: &usize| self.hasher.hash_one(&routing_key[distinct[number].text.clone()]);
+            match by_text.entry(hash, is_same, rehash) {
+                Entry::Occupied(known) => {
+                    let number = *known.get();
+                    word_at.push(number);
+                    distinct[number].places = distinct[number].places | Places::only(place);
                 }
-                if let Some(child) = self.node(at).star {
-                    self.reach(child, scratch);
+                Entry::Vacant(vacant) => {
+                    vacant.insert(distinct.len());
+                    word_at.push(distinct.len());
+                    distinct.push(Word { text, places: Places::only(place) });
                 }
             }
         }
-        for &end in &scratch.next {
-            scratch.found.extend(self.node(end).targets.keys());
-        }
-        // A target can be bound with several keys.
-        scratch.found.sort_unstable();
-        scratch.found.dedup();
-        scratch.found.drain(..).for_each(found);
-        steps
+        reached.push((ROOT, Places::only(0)));
     }
 
-    /// Puts a node into the set for the next word, with the nodes `#` behind it that take no word at all.
-    fn reach(&self, id: NodeId, scratch: &mut TopicScratch<T>) {
-        scratch.next.push(id);
-        let mut behind = self.node(id).hash;
-        while let Some(id) = behind {
-            let reached_in = &mut scratch.reached_in[id.0 as usize];
-            if mem::replace(reached_in, scratch.call) == scratch.call {
-                return;
-            }
+    /// Goes on with the search for the key it began with, and hands out the targets that the key matches, some perhaps
+    /// more than once. Stops soon after `steps` are used up: false if something is left then.
+    pub(crate) fn go_on(
+        &self,
+        routing_key: &str,
+        scratch: &mut TopicScratch,
+        steps: &mut usize,
+        mut found: impl FnMut(T),
+    ) -> bool {
+        let TopicScratch { words, word_at, by_text, reached } = scratch;
+        let end = word_at.len();
+        let within = Places::up_to(end);
+        while *steps > 0 {
+            let Some((id, places)) = reached.pop() else { return true };
+            *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
             let node = self.node(id);
-            // It can take all the words that follow, so these have matched.
-            scratch.found.extend(node.targets.keys());
-            if node.star.is_some() || node.literals_count > 0 {
-                scratch.open.push(id);
+            if places.contains(end) {
+                *steps = steps.saturating_sub(node.targets.len());
+                node.targets.keys().copied().for_each(&mut found);
             }
-            behind = node.hash;
+            if let Some(child) = node.hash {
+                reached.push((child, places.and_all_behind() & within));
+            }
+            // The words that follow: none does at the end.
+            let mut places = places & !Places::only(end);
+            if places.is_empty() {
+                continue;
+            }
+            if let Some(child) = node.star {
+                reached.push((child, places.one_further()));
+            }
+            if places.count() <= node.literals_count as usize {
+                while let Some(place) = places.first() {
+                    let word = &words[word_at[place]];
+                    *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
+                    if let Some(child) = self.literal(id, &routing_key[word.text.clone()]) {
+                        reached.push((child, (places & word.places).one_further()));
+                    }
+                    places = places & !word.places;
+                }
+                continue;
+            }
+            let mut next = node.first_literal;
+            while let Some(child) = next {
+                *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
+                next = self.node(child).next;
+                let Edge::Literal(text) = &self.node(child).edge else { continue };
+                let is_same = |&number: &usize| routing_key[words[number].text.clone()] == **text;
+                let Some(&word) = by_text.find(self.hasher.hash_one(&**text), is_same) else { continue };
+                let places = places & words[word].places;
+                if !places.is_empty() {
+                    reached.push((child, places.one_further()));
+                }
+            }
         }
+        reached.is_empty()
     }
 
     fn node(&self, id: NodeId) -> &Node<T> {
-        &self.nodes[id.0 as usize]
+        &self.nodes[id.index()]
     }
 
     fn node_mut(&mut self, id: NodeId) -> &mut Node<T> {
-        &mut self.nodes[id.0 as usize]
+        &mut self.nodes[id.index()]
     }
 
     /// The child for a word of a binding key.
@@ -218,21 +265,43 @@ impl<T: Copy + Ord> TopicIndex<T> {
             *self.node_mut(id) = node;
             id
         } else {
-            let id = NodeId(u32::try_from(self.nodes.len()).expect("four billion nodes do not fit into memory"));
             self.nodes.push(node);
-            id
+            NodeId::last_of(self.nodes.len())
         };
         match word {
             "*" => self.node_mut(parent).star = Some(id),
             "#" => self.node_mut(parent).hash = Some(id),
             literal => {
-                self.node_mut(parent).literals_count += 1;
+                self.link(parent, id);
                 let hash = self.hasher.hash_one((parent, literal));
                 let TopicIndex { nodes, literals, hasher, .. } = self;
-                literals.insert_unique(hash, id, |&id| nodes[id.0 as usize].hash_with(hasher));
+                literals.insert_unique(hash, id, |&id| nodes[id.index()].hash_with(hasher));
             }
         }
         id
+    }
+
+    /// Puts a node before the literal children of another.
+    fn link(&mut self, parent: NodeId, child: NodeId) {
+        let parent = self.node_mut(parent);
+        parent.literals_count += 1;
+        let next = parent.first_literal.replace(child);
+        self.node_mut(child).next = next;
+        if let Some(next) = next {
+            self.node_mut(next).previous = Some(child);
+        }
+    }
+
+    /// Takes out of the literal children of a node the one between these neighbours.
+    fn unlink(&mut self, parent: NodeId, next: Option<NodeId>, previous: Option<NodeId>) {
+        self.node_mut(parent).literals_count -= 1;
+        match previous {
+            Some(previous) => self.node_mut(previous).next = next,
+            None => self.node_mut(parent).first_literal = next,
+        }
+        if let Some(next) = next {
+            self.node_mut(next).previous = previous;
+        }
     }
 
     /// Takes a node off the trie if it leads nowhere, and then its parent, and so on.
@@ -240,14 +309,15 @@ impl<T: Copy + Ord> TopicIndex<T> {
         let mut at = leaf;
         while at != ROOT && self.node(at).is_unused() {
             let hash = self.node(at).hash_with(&self.hasher);
-            let Node { parent, edge, .. } = mem::replace(self.node_mut(at), Node::new(ROOT, Edge::None));
+            let Node { parent, edge, next, previous, .. } =
+                mem::replace(self.node_mut(at), Node::new(ROOT, Edge::None));
             self.free.push(at);
             match edge {
                 Edge::None => {}
                 Edge::Star => self.node_mut(parent).star = None,
                 Edge::Hash => self.node_mut(parent).hash = None,
                 Edge::Literal(_) => {
-                    self.node_mut(parent).literals_count -= 1;
+                    self.unlink(parent, next, previous);
                     if let Ok(entry) = self.literals.find_entry(hash, |&id| id == at) {
                         entry.remove();
                     }
@@ -272,9 +342,31 @@ impl<T: fmt::Debug> fmt::Debug for TopicIndex<T> {
     }
 }
 
+impl NodeId {
+    /// The last of so many nodes.
+    fn last_of(nodes_count: usize) -> Self {
+        let number = u32::try_from(nodes_count).ok().and_then(NonZeroU32::new);
+        NodeId(number.expect("there is a node, and four billion of them do not fit into memory"))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
 impl<T> Node<T> {
     fn new(parent: NodeId, edge: Edge) -> Self {
-        Node { parent, edge, star: None, hash: None, literals_count: 0, targets: BTreeMap::new() }
+        Node {
+            parent,
+            edge,
+            star: None,
+            hash: None,
+            first_literal: None,
+            literals_count: 0,
+            next: None,
+            previous: None,
+            targets: BTreeMap::new(),
+        }
     }
 
     /// Whether no key ends here or goes on from here.
@@ -292,41 +384,5 @@ impl<T> Node<T> {
             Edge::Literal(word) => hasher.hash_one((self.parent, &**word)),
             Edge::None | Edge::Star | Edge::Hash => 0,
         }
-    }
-}
-
-impl<T> TopicScratch<T> {
-    fn begin(&mut self, nodes_count: usize) {
-        self.call += 1;
-        if self.reached_in.len() < nodes_count {
-            self.reached_in.resize(nodes_count, 0);
-        }
-        self.here.clear();
-        self.next.clear();
-        self.open.clear();
-        self.found.clear();
-        #[cfg(test)]
-        self.steps.clear();
-    }
-}
-
-impl<T> Default for TopicScratch<T> {
-    fn default() -> Self {
-        TopicScratch {
-            call: 0,
-            reached_in: vec![],
-            here: vec![],
-            next: vec![],
-            open: vec![],
-            found: vec![],
-            #[cfg(test)]
-            steps: vec![],
-        }
-    }
-}
-
-impl<T> fmt::Debug for TopicScratch<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TopicScratch").finish_non_exhaustive()
     }
 }

@@ -7,10 +7,30 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 
+/// The targets that a key matches, and how many steps that took, if the search stops each time after so many.
+fn search(
+    index: &TopicIndex<u32>,
+    routing_key: &str,
+    scratch: &mut TopicScratch,
+    at_once: usize,
+) -> (Vec<u32>, usize) {
+    let (mut found, mut steps) = (BTreeSet::new(), 0);
+    index.begin(routing_key, scratch);
+    loop {
+        let mut left = at_once;
+        let is_done = index.go_on(routing_key, scratch, &mut left, |target| {
+            found.insert(target);
+        });
+        steps += at_once - left;
+        if is_done {
+            return (found.into_iter().collect(), steps);
+        }
+        assert_eq!(left, 0, "it stops when it has to");
+    }
+}
+
 fn matches(index: &TopicIndex<u32>, routing_key: &str) -> Vec<u32> {
-    let mut found = vec![];
-    index.for_each_match(routing_key, &mut TopicScratch::default(), |target| found.push(target));
-    found
+    search(index, routing_key, &mut TopicScratch::default(), usize::MAX).0
 }
 
 fn index_of(keys: &[&str]) -> TopicIndex<u32> {
@@ -139,28 +159,20 @@ fn nodes_are_used_again_and_an_empty_index_holds_only_the_root() {
 fn one_scratch_serves_any_number_of_indexes() {
     let (left, right) = (index_of(&["#", "a.#.b"]), index_of(&["x", "#.b", "#.#", "y"]));
     let mut scratch = TopicScratch::default();
-    for _ in 0..3 {
-        let mut found = vec![];
-        left.for_each_match("a.b", &mut scratch, |target| found.push(target));
-        right.for_each_match("a.b", &mut scratch, |target| found.push(target));
-        assert_eq!(found, [0, 1, 1, 2]);
+    for at_once in [1, 2, usize::MAX] {
+        assert_eq!(search(&left, "a.b", &mut scratch, at_once).0, [0, 1]);
+        assert_eq!(search(&right, "a.b", &mut scratch, at_once).0, [1, 2]);
     }
 }
 
 // The bound on the work.
 
-/// The steps of one match: they may not be more than nodes × words, and none may be taken twice.
-fn steps(index: &TopicIndex<u32>, routing_key: &str) -> usize {
-    let mut scratch = TopicScratch::default();
-    let steps = index.for_each_match(routing_key, &mut scratch, |_| ());
-    assert_eq!(scratch.steps.len(), words(routing_key).count());
-    for of_one_word in &scratch.steps {
-        let distinct: BTreeSet<_> = of_one_word.iter().collect();
-        assert_eq!(distinct.len(), of_one_word.len(), "a node was looked at twice for one word");
-        assert!(distinct.len() <= index.nodes.len());
-    }
-    assert_eq!(scratch.steps.iter().map(Vec::len).sum::<usize>(), steps);
-    steps
+/// The look-ups of one search. None goes to a node or one of its children twice.
+fn lookups(index: &TopicIndex<u32>, routing_key: &str) -> usize {
+    let (found, steps) = search(index, routing_key, &mut TopicScratch::default(), usize::MAX);
+    let lookups = (steps - found.len()) / STEPS_PER_LOOKUP;
+    assert!(lookups <= 2 * index.nodes.len(), "{lookups} look-ups");
+    lookups
 }
 
 fn repeated(word: &str, times: usize) -> String {
@@ -168,7 +180,7 @@ fn repeated(word: &str, times: usize) -> String {
 }
 
 #[test]
-fn many_hashes_cost_nodes_times_words_and_not_more() {
+fn many_hashes_cost_nodes_and_not_words() {
     let key = repeated("a", 128);
     for (binding_key, nodes_count) in [
         (repeated("#", 60), 61),
@@ -180,18 +192,18 @@ fn many_hashes_cost_nodes_times_words_and_not_more() {
     ] {
         let index = index_of(&[&binding_key]);
         assert_eq!(index.nodes.len(), nodes_count);
-        assert!(steps(&index, &key) <= nodes_count * 128);
+        assert!(lookups(&index, &key) <= 2 * nodes_count);
         assert_eq!(matches(&index, &key).len(), usize::from(!binding_key.ends_with('b')));
     }
 }
 
 #[test]
-fn all_hostile_keys_together_cost_nodes_times_words_and_not_more() {
+fn all_hostile_keys_together_cost_nodes_and_not_words() {
     let patterns = ["#", "*", "a", "#.a", "#.*", "*.#", "a.#", "#.#.a", "#.a.*"];
     let keys: Vec<String> = patterns.iter().map(|p| repeated(p, 256 / (p.len() + 1))).collect();
     let index = index_of(&keys.iter().map(String::as_str).collect::<Vec<_>>());
     for key in [repeated("a", 128), repeated("b", 128), ".".repeat(255), String::new()] {
-        assert!(steps(&index, &key) <= index.nodes.len() * 256);
+        assert!(lookups(&index, &key) <= 2 * index.nodes.len());
     }
 }
 
@@ -204,8 +216,32 @@ fn keys_of_other_words_are_not_looked_at() {
         index.insert(&format!("*.{n}"), n);
     }
     assert_eq!(matches(&index, "area.77"), [77]);
-    assert!(steps(&index, "area.77") <= 2 * 4);
-    assert!(steps(&index, "area.77.x.tail5") <= 4 * 4);
+    assert!(lookups(&index, "area.77") <= 12);
+    assert!(lookups(&index, "area.77.x.tail5") <= 20);
+}
+
+/// Behind a `#` every word may be next: of few children and many words, or many children and few words, the fewer count.
+#[test]
+fn a_node_costs_its_children_or_the_words_that_follow_whichever_are_fewer() {
+    let mut index = TopicIndex::new(1);
+    for n in 0..10_000 {
+        index.insert(&format!("#.many{n}"), n);
+    }
+    assert!(lookups(&index, "a.b.c.many7") <= 10);
+    let words: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let few = index_of(&["#.7", "#.x", "#.y"]);
+    assert!(lookups(&few, &words.join(".")) <= 8);
+}
+
+#[test]
+fn the_longest_key_has_a_place_behind_its_last_word() {
+    let key = ".".repeat(255);
+    for binding_key in ["#", "#.*", "*.#", &key, "#.#.*.*.#"] {
+        assert!(does_match(binding_key, &key), "{binding_key:?}");
+    }
+    for binding_key in ["*", "#.a", &key[1..]] {
+        assert!(!does_match(binding_key, &key), "{binding_key:?}");
+    }
 }
 
 // The index against a matcher that is obviously right.
@@ -300,6 +336,26 @@ fn steps_of_a_run() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..60)
 }
 
+/// What every node says of its literal children is what they say of it.
+fn check_structure(index: &TopicIndex<u32>) -> Result<(), TestCaseError> {
+    let mut listed = 0;
+    for nth in 0..index.nodes.len() {
+        let parent = NodeId::last_of(nth + 1);
+        let (mut previous, mut next) = (None, index.node(parent).first_literal);
+        let mut children = 0;
+        while let Some(child) = next {
+            let node = index.node(child);
+            prop_assert_eq!((node.parent, node.previous), (parent, previous));
+            (previous, next) = (Some(child), node.next);
+            children += 1;
+        }
+        prop_assert_eq!(children, index.node(parent).literals_count);
+        listed += children as usize;
+    }
+    prop_assert_eq!(listed, index.literals.len());
+    Ok(())
+}
+
 /// Does the steps with index and model side by side, and returns how many targets each match found.
 fn run(steps: Vec<Step>) -> Result<Vec<usize>, TestCaseError> {
     let mut index = TopicIndex::new(7);
@@ -322,18 +378,17 @@ fn run(steps: Vec<Step>) -> Result<Vec<usize>, TestCaseError> {
                 model.remove(&key, target);
             }
             Step::Match(key) => {
-                let mut found = vec![];
-                index.for_each_match(&key, &mut scratch, |target| found.push(target));
-                prop_assert_eq!(&found, &model.matches(&key), "{:?}", key);
-                for of_one_word in &scratch.steps {
-                    let distinct: BTreeSet<_> = of_one_word.iter().collect();
-                    prop_assert_eq!(distinct.len(), of_one_word.len());
+                let expected = model.matches(&key);
+                for at_once in [1, 2, 3, usize::MAX] {
+                    let (found, _) = search(&index, &key, &mut scratch, at_once);
+                    prop_assert_eq!(&found, &expected, "{:?}", key);
                 }
-                counts.push(found.len());
+                counts.push(expected.len());
             }
         }
         prop_assert_eq!(index.is_empty(), model.0.is_empty());
         prop_assert_eq!(index.nodes.len() - index.free.len(), model.nodes_count());
+        check_structure(&index)?;
     }
     Ok(counts)
 }

@@ -1,0 +1,489 @@
+//! The search for the queues behind an exchange, which may take more than one hold of the lock.
+//!
+//! Owns: how far a search has come, and the publishes whose search is not finished.
+//! Must not know: what becomes of a message in a queue.
+//!
+//! A search takes steps: looking up a key, a node of a topic, a binding, a target. When those of one hold are used up, the
+//! publish and its search are put aside, everybody else goes on, and the connection that published goes on with the
+//! search in its next hold. It finds what was bound at one instant: if bindings change meanwhile, it begins again. Then
+//! who binds waits for it. Queues and connections that end take bindings away all the same, but none is added, so it
+//! cannot begin again for ever.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leveret_amqp::{ShortString, Table};
+use smallvec::SmallVec;
+
+use crate::limits::STEPS_PER_UNIT;
+use crate::message::Message;
+use crate::moment::Moment;
+use crate::vhost::command::{BASIC_PUBLISH, Command, Commands, Publish};
+use crate::vhost::effects::Effects;
+use crate::vhost::exchange::{ExchangeId, Exchanges, MatchScratch, Target};
+use crate::vhost::route::Route;
+use crate::vhost::{ConnectionId, VirtualHost};
+
+/// Queues in a route from which on it is freed of duplicates while it grows.
+const SORTED_FROM: usize = 4096;
+
+/// Routing keys of one message.
+pub(super) type Keys<'a> = SmallVec<[&'a str; 4]>;
+
+/// How far a search has come. Each exchange is visited once, so circles end.
+#[derive(Debug)]
+pub(super) struct Search {
+    /// The bindings that it searches.
+    pub(super) version: u64,
+    /// Whether what it has found depends on the keys alone.
+    pub(super) by_key: bool,
+    route: Route,
+    /// The length from which on the route is freed of duplicates again.
+    sorted_from: usize,
+    visited: BTreeSet<ExchangeId>,
+    pending: SmallVec<[ExchangeId; 4]>,
+    at: Option<Place>,
+    scratch: MatchScratch,
+}
+
+/// An exchange and a key.
+#[derive(Debug)]
+struct Place {
+    exchange: ExchangeId,
+    nth_key: usize,
+    /// Whether the search for this key has begun in `scratch`.
+    is_begun: bool,
+    /// Whether the exchange has led somewhere under any key so far.
+    has_matched: bool,
+}
+
+impl Search {
+    pub(super) fn new(start: ExchangeId, version: u64, mut scratch: MatchScratch) -> Self {
+        scratch.forget_message();
+        Search {
+            version,
+            by_key: true,
+            route: Route::new(),
+            sorted_from: SORTED_FROM,
+            visited: BTreeSet::from([start]),
+            pending: SmallVec::from_slice(&[start]),
+            at: None,
+            scratch,
+        }
+    }
+
+    /// Follows bindings and alternate exchanges. Stops soon after `steps` are used up: false if something is left then.
+    pub(super) fn go_on(
+        &mut self,
+        exchanges: &Exchanges,
+        keys: &[&str],
+        message: &Message,
+        steps: &mut usize,
+    ) -> bool {
+        let headers = message.decode_header().ok().and_then(|header| header.properties.headers);
+        let headers = headers.unwrap_or(Table::EMPTY);
+        while *steps > 0 {
+            let Some(at) = &mut self.at else {
+                let Some(exchange) = self.pending.pop() else { return true };
+                *steps -= 1;
+                self.at = Some(Place { exchange, nth_key: 0, is_begun: false, has_matched: false });
+                continue;
+            };
+            let Some(exchange) = exchanges.get(at.exchange) else {
+                self.at = None;
+                continue;
+            };
+            let (visited, pending) = (&mut self.visited, &mut self.pending);
+            let mut visit = |id: ExchangeId| {
+                if visited.insert(id) {
+                    pending.push(id);
+                }
+            };
+            let keys = if exchange.looks_at_keys() { keys } else { &keys[..1] };
+            let Some(&key) = keys.get(at.nth_key) else {
+                if !at.has_matched
+                    && let Some(alternate) = &exchange.declared.alternate
+                {
+                    exchanges.find(alternate.as_str()).into_iter().for_each(visit);
+                }
+                self.at = None;
+                continue;
+            };
+            if !std::mem::replace(&mut at.is_begun, true) {
+                *steps = steps.saturating_sub(STEPS_PER_UNIT);
+                self.by_key &= exchange.routes_by_key();
+                exchange.begin_match(key, headers, &mut self.scratch, steps);
+            }
+            let route = &mut self.route;
+            let is_done = exchange.go_on_matching(key, &mut self.scratch, steps, |target| {
+                at.has_matched = true;
+                match target {
+                    Target::Queue(queue) => route.push(queue),
+                    Target::Exchange(next) => visit(next),
+                }
+            });
+            if is_done {
+                at.nth_key += 1;
+                at.is_begun = false;
+            }
+            if route.len() > self.sorted_from {
+                // Many keys may lead to the same queues: keep the list as long as the queues are many.
+                route.sort_unstable();
+                route.dedup();
+                self.sorted_from = 2 * route.len() + SORTED_FROM;
+            }
+        }
+        self.at.is_none() && self.pending.is_empty()
+    }
+
+    /// The queues that were found, each once, and the room for the next search.
+    pub(super) fn finish(mut self) -> (Route, MatchScratch) {
+        self.route.sort_unstable();
+        self.route.dedup();
+        (self.route, self.scratch)
+    }
+}
+
+/// The publishes whose search is not finished, one of a connection at most.
+pub(super) type Searching = BTreeMap<ConnectionId, Box<Unfinished>>;
+
+/// A publish whose search is not finished. No other command of its connection is begun until it is.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    pub(super) publish: Publish,
+    pub(super) search: Search,
+    /// Whether it has begun again, as bindings changed.
+    pub(super) is_again: bool,
+}
+
+/// All routing keys of a message.
+pub(super) fn keys_of<'a>(message: &'a Message, more_keys: Option<&'a [ShortString]>) -> Keys<'a> {
+    let more = more_keys.unwrap_or_default().iter().map(ShortString::as_str);
+    std::iter::once(message.routing_key()).chain(more).collect()
+}
+
+impl VirtualHost {
+    /// The queues that an exchange, or if there is none the default exchange, leads to under any of these keys, each once,
+    /// however many units that takes.
+    pub(super) fn queues_behind(
+        &mut self,
+        exchange: Option<ExchangeId>,
+        keys: &[&str],
+        message: &Message,
+    ) -> Route {
+        let Some(exchange) = exchange else { return self.queues_named(keys) };
+        let mut search = self.begin_search(exchange);
+        let mut left = usize::MAX;
+        while !search.go_on(&self.exchanges, keys, message, &mut left) {}
+        self.spend((usize::MAX - left) / STEPS_PER_UNIT);
+        let (route, scratch) = search.finish();
+        self.match_scratch = scratch;
+        route
+    }
+
+    /// A search from an exchange that has found nothing yet.
+    pub(super) fn begin_search(&mut self, start: ExchangeId) -> Search {
+        Search::new(start, self.bindings_version, std::mem::take(&mut self.match_scratch))
+    }
+
+    /// The queues that the default exchange leads to, each once.
+    pub(super) fn queues_named(&self, keys: &[&str]) -> Route {
+        let mut route: Route = keys.iter().filter_map(|key| self.queue_names.get(*key).copied()).collect();
+        route.sort_unstable();
+        route.dedup();
+        route
+    }
+
+    /// Goes on with a search as far as this hold of the lock allows; true once it is finished.
+    pub(super) fn search(&mut self, search: &mut Search, publish: &Publish) -> bool {
+        let keys = keys_of(&publish.message, publish.more_keys.as_deref());
+        let mut steps = self.units as usize * STEPS_PER_UNIT;
+        let is_finished = search.go_on(&self.exchanges, &keys, &publish.message, &mut steps);
+        let left = if is_finished { steps.div_ceil(STEPS_PER_UNIT) } else { 0 };
+        self.units = u32::try_from(left).unwrap_or(self.units).min(self.units);
+        is_finished
+    }
+
+    /// Goes on with the publish of a connection whose search is not finished, if there is one.
+    pub(super) fn go_on_searching(&mut self, now: Moment, from: ConnectionId, effects: &mut Effects) {
+        let Some(unfinished) = self.searching.remove(&from) else { return };
+        let Unfinished { publish, search, is_again } = *unfinished;
+        let channel = publish.channel;
+        if !self.channel_is_open(from, channel) {
+            return;
+        }
+        let is_current = search.version == self.bindings_version;
+        if is_current {
+            if let Err(refusal) = self.publish_behind(now, from, publish, search, effects) {
+                self.refuse(from, channel, BASIC_PUBLISH, &refusal, effects);
+            }
+        } else {
+            self.execute(now, from, Command::Publish(publish), effects);
+        }
+        if let Some(unfinished) = self.searching.get_mut(&from) {
+            unfinished.is_again = is_again || !is_current;
+        }
+    }
+
+    /// Whether the next command may change bindings, and a search has begun again because of such a one: it is called
+    /// again after the search had a turn.
+    pub(super) fn waits_for_search(&mut self, commands: &Commands) -> bool {
+        let waits = !self.searching.is_empty()
+            && commands.queue.front().is_some_and(Command::changes_bindings)
+            && self.searching.values().any(|unfinished| unfinished.is_again);
+        if waits {
+            self.units = 0;
+        }
+        waits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leveret_amqp::{FieldTable, ShortStr, Value};
+
+    use super::*;
+    use crate::Node;
+    use crate::access::{Login, Permissions};
+    use crate::change::{Change, JournalPosition, QueueNumber};
+    use crate::message::{DeliveryMode, Message, write_route};
+    use crate::names::{ChannelId, ExchangeName, QueueName, UserName};
+    use crate::vhost::command::{Bind, BindAction, BindTo, Farewell, QueueRef, Wait};
+    use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeKind};
+    use crate::vhost::fixtures::at;
+    use crate::vhost::{Progress, QueueId};
+
+    /// A virtual host with queues `1` to `4`, one `5` whose dead letters go to `hard`, and two connections with a channel
+    /// each.
+    struct Scene {
+        vhost: VirtualHost,
+        queues: Vec<QueueId>,
+        left: ConnectionId,
+        right: ConnectionId,
+    }
+
+    fn short(text: &str) -> ShortString {
+        ShortString::from(ShortStr::truncated(text))
+    }
+
+    fn channel() -> ChannelId {
+        ChannelId::new(1).unwrap()
+    }
+
+    fn publish(exchange: &str, key: &str) -> Command {
+        let mut block = Vec::new();
+        write_route(&mut block, ShortStr::truncated(exchange), ShortStr::truncated(key));
+        let header_at = u16::try_from(block.len()).unwrap();
+        block.extend([0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let body_at = u32::try_from(block.len()).unwrap();
+        let message = Message::new(&block, header_at, body_at, DeliveryMode::Transient);
+        Command::Publish(Publish {
+            channel: channel(),
+            message,
+            more_keys: None,
+            mandatory: false,
+            expiration_ms: None,
+            confirm: None,
+        })
+    }
+
+    fn bind(action: BindAction, queue: usize, key: &str) -> Command {
+        let (source, to) = (short("hard"), BindTo::Queue(QueueRef::new(short(&queue.to_string()))));
+        let (routing_key, arguments) = (short(key), FieldTable::default());
+        Command::Bind(channel(), Box::new(Bind { action, source, to, routing_key, arguments, wait: Wait::NoWait }))
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            for number in 1..=4 {
+                let name = QueueName::new(ShortStr::truncated(&number.to_string()));
+                let (queue, auto_delete, arguments) = (QueueNumber(number), false, FieldTable::default());
+                let declared = Change::QueueDeclared { queue, name, auto_delete, arguments };
+                vhost.apply(at(1), JournalPosition(number), declared).unwrap();
+            }
+            let (queue, name) = (QueueNumber(5), QueueName::new(ShortStr::truncated("5")));
+            let arguments = FieldTable::build(|table| {
+                table.field("x-dead-letter-exchange", Value::LongStr(b"hard"));
+            });
+            let declared = Change::QueueDeclared { queue, name, auto_delete: false, arguments };
+            vhost.apply(at(1), JournalPosition(5), declared).unwrap();
+            vhost.end_recovery();
+            let queues = (1..=4_u64).map(|number| vhost.durable_queues[&QueueNumber(number)]).collect();
+            let [left, right] = std::array::from_fn(|_| {
+                let user = UserName::from(short("guest"));
+                vhost.connect(Login { user, permissions: Permissions::ALL })
+            });
+            let mut scene = Scene { vhost, queues, left, right };
+            for connection in [left, right] {
+                assert_eq!(scene.hold(connection, &mut vec![Command::OpenChannel(channel())]), Progress::Done);
+            }
+            scene
+        }
+
+        /// With an exchange `hard` of so many bindings to the first queue that the search takes three holds.
+        fn with_hard_exchange() -> Self {
+            let mut scene = Scene::new();
+            let hard = scene.exchange("hard", ExchangeKind::Fanout, None);
+            for n in 0..40_000 {
+                scene.bind(hard, Target::Queue(scene.queues[0]), &n.to_string());
+            }
+            scene
+        }
+
+        fn exchange(&mut self, name: &str, kind: ExchangeKind, alternate: Option<&str>) -> ExchangeId {
+            let exchange_name = |name| ExchangeName::new(ShortStr::truncated(name));
+            self.vhost.exchanges.insert(DeclaredExchange {
+                name: exchange_name(name),
+                kind,
+                durable: false,
+                auto_delete: false,
+                internal: false,
+                alternate: alternate.map(exchange_name),
+                arguments: FieldTable::default(),
+            })
+        }
+
+        fn bind(&mut self, source: ExchangeId, target: Target, key: &str) {
+            let key = BindingKey { target, routing_key: short(key), arguments: FieldTable::default() };
+            assert!(self.vhost.apply_bound(source, key));
+        }
+
+        /// One hold of the lock for these commands; what is left of them stays.
+        fn hold(&mut self, from: ConnectionId, commands: &mut Vec<Command>) -> Progress {
+            let mut all = Commands { queue: commands.drain(..).collect() };
+            let progress = self.vhost.handle_batch(at(1), from, &mut all, &mut Effects::default());
+            commands.extend(all.queue);
+            progress
+        }
+
+        /// Goes on until nothing is left, and says in how many holds.
+        fn finish(&mut self, from: ConnectionId, commands: &mut Vec<Command>) -> usize {
+            (1..1000).find(|_| self.hold(from, commands) == Progress::Done).unwrap()
+        }
+
+        fn ready(&self) -> Vec<usize> {
+            self.queues.iter().map(|&queue| self.vhost.queues[queue].ready()).collect()
+        }
+    }
+    #[test]
+    fn others_go_on_while_a_search_takes_several_holds() {
+        let mut scene = Scene::with_hard_exchange();
+        let (left, right) = (scene.left, scene.right);
+        let mut commands = vec![publish("hard", ""), publish("", "3")];
+        assert_eq!(scene.hold(left, &mut commands), Progress::More);
+        assert_eq!(scene.hold(right, &mut vec![publish("", "2")]), Progress::Done);
+        assert_eq!(scene.ready(), [0, 1, 0, 0]);
+        assert_eq!(scene.finish(left, &mut commands), 2);
+        assert_eq!(scene.ready(), [1, 1, 1, 0], "and what is sent behind it comes after it");
+        assert_eq!(scene.hold(left, &mut vec![publish("hard", "")]), Progress::Done, "the way is remembered");
+        assert_eq!(scene.ready(), [2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_search_begins_again_if_bindings_change_and_then_who_binds_waits() {
+        let mut scene = Scene::with_hard_exchange();
+        let (left, right) = (scene.left, scene.right);
+        let mut commands = vec![publish("hard", "")];
+        assert_eq!(scene.hold(left, &mut commands), Progress::More);
+        assert_eq!(scene.hold(right, &mut vec![bind(BindAction::Bind, 2, "")]), Progress::Done);
+        assert_eq!(scene.hold(left, &mut commands), Progress::More);
+        let mut more = vec![publish("", "4"), bind(BindAction::Bind, 3, ""), publish("", "4")];
+        assert_eq!(scene.hold(right, &mut more), Progress::More);
+        assert_eq!(more.len(), 2, "it waits, and what comes behind it");
+        assert_eq!(scene.hold(right, &mut more), Progress::More);
+        assert_eq!(scene.finish(left, &mut commands), 2);
+        assert_eq!(scene.ready(), [1, 1, 0, 1]);
+        assert_eq!(scene.hold(right, &mut more), Progress::Done);
+        assert_eq!(scene.hold(left, &mut vec![publish("", "1")]), Progress::Done);
+        assert_eq!(scene.ready(), [2, 1, 0, 2]);
+    }
+
+    #[test]
+    fn a_queue_that_is_deleted_during_a_search_is_not_found() {
+        let mut scene = Scene::with_hard_exchange();
+        let left = scene.left;
+        let mut commands = vec![publish("hard", "")];
+        assert_eq!(scene.hold(left, &mut commands), Progress::More);
+        scene.vhost.delete_queue(scene.queues[0], &mut Effects::default());
+        assert_eq!(scene.finish(left, &mut commands), 1);
+        scene.queues.remove(0);
+        assert_eq!(scene.ready(), [0, 0, 0]);
+    }
+
+    #[test]
+    fn a_publish_is_dropped_if_its_channel_is_closed_during_the_search() {
+        let mut scene = Scene::with_hard_exchange();
+        let left = scene.left;
+        let mut commands = vec![publish("hard", ""), publish("", "2")];
+        assert_eq!(scene.hold(left, &mut commands), Progress::More);
+        scene.vhost.sessions[left].channel(channel()).unwrap().failed = true;
+        assert_eq!(scene.hold(left, &mut commands), Progress::Done);
+        assert_eq!(scene.ready(), [0, 0, 0, 0]);
+        assert!(scene.vhost.searching.is_empty());
+    }
+
+    #[test]
+    fn what_a_client_published_before_it_went_arrives() {
+        let mut scene = Scene::with_hard_exchange();
+        let left = scene.left;
+        let mut commands = vec![publish("hard", "")];
+        assert_eq!(scene.hold(left, &mut commands), Progress::More);
+        commands.push(Command::Disconnect(Farewell::Silent));
+        scene.finish(left, &mut commands);
+        assert_eq!(scene.ready(), [1, 0, 0, 0]);
+        assert!(scene.vhost.searching.is_empty() && !scene.vhost.sessions.contains_key(left));
+    }
+
+    #[test]
+    fn dead_letters_that_take_a_hold_each_do_not_share_one() {
+        let mut scene = Scene::with_hard_exchange();
+        let expiring = (0..100).map(|_| match publish("", "5") {
+            Command::Publish(publish) => Command::Publish(Publish { expiration_ms: Some(1000), ..publish }),
+            other => other,
+        });
+        let (left, mut commands) = (scene.left, expiring.collect());
+        assert_eq!(scene.hold(left, &mut commands), Progress::Done);
+        let mut effects = Effects::default();
+        let mut progress = scene.vhost.handle_timeout(at(3), &mut effects);
+        let mut arrived = vec![0, scene.ready()[0]];
+        while progress == Progress::More {
+            progress = scene.vhost.go_on(at(3), &mut effects);
+            arrived.push(scene.ready()[0]);
+        }
+        assert!(arrived.windows(2).all(|hold| hold[1] - hold[0] <= 1), "{arrived:?}");
+        assert_eq!(arrived.last(), Some(&100));
+    }
+
+    /// All types of exchanges, bound in a circle, one with an alternate.
+    #[test]
+    fn a_search_in_single_steps_finds_what_one_at_once_finds() {
+        let mut scene = Scene::new();
+        let [first, second, third, fourth] = scene.queues[..] else { panic!("there are four") };
+        let fanout = scene.exchange("fanout", ExchangeKind::Fanout, None);
+        let topic = scene.exchange("topic", ExchangeKind::Topic, Some("last"));
+        let direct = scene.exchange("direct", ExchangeKind::Direct, Some("last"));
+        let headers = scene.exchange("headers", ExchangeKind::Headers, None);
+        let last = scene.exchange("last", ExchangeKind::Fanout, None);
+        for exchange in [topic, direct, headers] {
+            scene.bind(fanout, Target::Exchange(exchange), "");
+            scene.bind(fanout, Target::Exchange(exchange), "again");
+        }
+        for key in ["#", "#.b", "a.*"] {
+            scene.bind(topic, Target::Queue(first), key);
+        }
+        scene.bind(topic, Target::Exchange(fanout), "*.*");
+        scene.bind(direct, Target::Queue(second), "only this");
+        scene.bind(headers, Target::Queue(third), "");
+        scene.bind(last, Target::Queue(fourth), "");
+        let Command::Publish(Publish { message, .. }) = publish("fanout", "a.b") else { panic!("it is a publish") };
+        for (keys, expected) in
+            [(&["a.b"][..], vec![first, third, fourth]), (&["only this", "a.b", "c"], vec![first, second, third])]
+        {
+            for at_once in [1, 2, 7, usize::MAX] {
+                let mut search = Search::new(fanout, 0, MatchScratch::default());
+                while !search.go_on(&scene.vhost.exchanges, keys, &message, &mut at_once.clone()) {}
+                assert_eq!(search.finish().0[..], expected, "{at_once} steps at once");
+            }
+        }
+    }
+}

@@ -157,6 +157,31 @@ fn a_nack_goes_ahead_of_a_confirm_that_waits_for_the_journal() {
     );
 }
 
+/// A client that puts outcomes in the order of numbers would take the second ack for one of what was refused.
+#[test]
+fn an_ack_of_several_never_follows_over_a_nack() {
+    script(
+        "
+        C: queue.declare queue='full' arguments={x-max-length=0 x-overflow='reject-publish'}
+        S: queue.declare-ok 'full' 0 0
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: confirm.select
+        S: confirm.select-ok
+        journal stops
+        C: basic.publish routing-key='q' delivery-mode=2 body='1'
+        C: basic.publish routing-key='full' body='2'
+        S: basic.nack 2 requeue
+        C: basic.publish routing-key='q' delivery-mode=2 body='3'
+        C: basic.publish routing-key='q' delivery-mode=2 body='4'
+        S: nothing
+        journal keeps up
+        S: basic.ack 1
+        S: basic.ack 4 multiple
+        ",
+    );
+}
+
 /// RabbitMQ: one of several queues is enough, and the others have the message all the same.
 #[test]
 fn one_full_queue_of_several_is_a_nack() {

@@ -569,4 +569,53 @@ mod tests {
         assert!(allocated.count_total <= MESSAGES as u64, "{} allocations", allocated.count_total);
         assert!((batches..=batches + windows).contains(&locks), "{locks} locks for {batches} batches");
     }
+
+    /// A message of 60,000 bytes on each of 500 channels, and then the beginning of one.
+    #[test]
+    fn what_a_connection_keeps_to_assemble_contents_does_not_grow_with_its_channels() {
+        const CHANNELS: u16 = 500;
+        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let hub = Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
+        let mut client = Client::open(&hub);
+        let text = ShortStr::truncated;
+        let mut opens = Vec::new();
+        for channel in 2..=CHANNELS {
+            write_method(&mut opens, channel, &Method::ChannelOpen { out_of_band: text("") });
+        }
+        client.feed(&hub, &opens);
+        let content = |channel, body_bytes: u16, body: &[u8]| {
+            let (mut bytes, mut header) = (Vec::new(), Vec::new());
+            let (exchange, routing_key) = (text(""), text("nowhere"));
+            let (ticket, mandatory, immediate) = (0, false, false);
+            let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory, immediate };
+            write_method(&mut bytes, channel, &publish);
+            let (class_id, properties) = (BASIC_CLASS, BasicProperties::default());
+            ContentHeader { class_id, body_bytes: body_bytes.into(), properties }.encode(&mut header);
+            write_content(&mut bytes, channel, &header, body, 131_072);
+            bytes
+        };
+        let whole: Vec<_> = (1..=CHANNELS).map(|channel| content(channel, 60_000, &vec![7; 60_000])).collect();
+        let begun: Vec<_> = (1..=CHANNELS).map(|channel| content(channel, 60_000, b"a")).collect();
+        let rest: Vec<_> = (1..=CHANNELS)
+            .map(|channel| {
+                let mut frame = vec![3];
+                frame.extend(channel.to_be_bytes());
+                frame.extend(59_999_u32.to_be_bytes());
+                frame.resize(frame.len() + 59_999, 7);
+                frame.push(0xCE);
+                frame
+            })
+            .collect();
+        let kept = allocation_counter::measure(|| {
+            for bytes in whole.iter().chain(&begun) {
+                client.feed(&hub, bytes);
+            }
+            // Each of these gives back what it was assembled in, and the next one begins.
+            for (rest, begun) in rest.iter().zip(&begun) {
+                client.feed(&hub, rest);
+                client.feed(&hub, begun);
+            }
+        });
+        assert!(kept.bytes_current < 100_000, "{} bytes", kept.bytes_current);
+    }
 }

@@ -12,8 +12,8 @@ use crate::message::{DeliveryMode, Message, write_hidden_key, write_route};
 use crate::names::UserName;
 use crate::vhost::replies::PSEUDO_QUEUE;
 
-/// Buffers above this size are given back once their message is done.
-const KEPT_BLOCK_BYTES: usize = 64 * 1024;
+/// A connection keeps a block of up to this size for its next content.
+pub(super) const KEPT_BLOCK_BYTES: usize = 64 * 1024;
 
 /// What a channel has of a content.
 #[derive(Debug)]
@@ -75,9 +75,15 @@ impl Assembly {
         }
     }
 
-    /// `basic.publish`
-    pub(super) fn begin(&mut self, exchange: ShortStr<'_>, routing_key: ShortStr<'_>, mandatory: bool) {
-        self.block.clear();
+    /// `basic.publish`. The content is assembled in `room`, which is empty and may have capacity.
+    pub(super) fn begin(
+        &mut self,
+        room: Vec<u8>,
+        exchange: ShortStr<'_>,
+        routing_key: ShortStr<'_>,
+        mandatory: bool,
+    ) {
+        self.block = room;
         write_route(&mut self.block, exchange, routing_key);
         self.state = State::AwaitingHeader { mandatory };
     }
@@ -149,14 +155,19 @@ impl Assembly {
         Ok(if is_complete { self.finish() } else { None })
     }
 
+    /// Gives up the room in which it assembles: what has arrived of a content moves to as much as it needs.
+    pub(super) fn give_up_room(&mut self) -> Vec<u8> {
+        let needed = if self.expected() == Expected::Method { Vec::new() } else { self.block.as_slice().into() };
+        let mut room = std::mem::replace(&mut self.block, needed);
+        room.clear();
+        room
+    }
+
     fn finish(&mut self) -> Option<Assembled> {
         let State::AwaitingBody { parts, .. } = std::mem::take(&mut self.state) else { return None };
         self.unfinished.give_back(self.unfinished.bytes());
         let Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys } = parts;
         let message = Message::new(&self.block, header_at, body_at, delivery_mode);
-        if self.block.capacity() > KEPT_BLOCK_BYTES {
-            self.block = Vec::new();
-        }
         Some(Assembled { message, mandatory, expiration_ms, more_keys })
     }
 }

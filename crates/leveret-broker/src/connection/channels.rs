@@ -16,7 +16,7 @@ use rand::RngCore;
 use rand::rngs::StdRng;
 
 use crate::connection::Connection;
-use crate::connection::assembly::{Assembled, Assembly};
+use crate::connection::assembly::{Assembled, Assembly, KEPT_BLOCK_BYTES};
 use crate::connection::confirms::Confirms;
 use crate::connection::reply::{ClientError, Exception, Expected};
 use crate::limits::{UNFINISHED_BYTES_MIN, UNFINISHED_MESSAGES_MAX};
@@ -45,6 +45,10 @@ pub(super) struct Channels {
     pub(super) max_message_size: u64,
     /// Bytes of contents that are not complete.
     unfinished: Meter,
+    /// Room for the next content, kept so that it need not be allocated: one for all channels, however many publish.
+    room: Vec<u8>,
+    /// The channel that has it.
+    room_lent_to: Option<ChannelId>,
     pub(super) user: Option<UserName>,
     pub(super) consumers: ConsumerTags,
 }
@@ -108,6 +112,8 @@ impl Channels {
             channel_max: 0,
             max_message_size: 0,
             unfinished: Meter::default(),
+            room: Vec::new(),
+            room_lent_to: None,
             user: None,
             consumers: ConsumerTags {
                 entries: Vec::new(),
@@ -125,6 +131,28 @@ impl Channels {
             self.slots.resize_with(number + 1, Slot::default);
         }
         &mut self.slots[number]
+    }
+
+    /// Lends the room to a content that begins on a channel. Another that has it and is not complete gives it up.
+    fn lend_room(&mut self, to: ChannelId) -> Vec<u8> {
+        let room = match self.room_lent_to.replace(to) {
+            Some(other) => self.open(other).map(|channel| channel.assembly.give_up_room()),
+            None => Some(std::mem::take(&mut self.room)),
+        };
+        room.unwrap_or_default()
+    }
+
+    /// Takes back what the content that is complete on a channel was assembled in, if that is the room it was lent.
+    fn take_room_back(&mut self, from: ChannelId) {
+        let is_lent = self.room_lent_to == Some(from);
+        let Some(channel) = self.open(from) else { return };
+        let block = channel.assembly.give_up_room();
+        if is_lent {
+            self.room_lent_to = None;
+            if block.capacity() <= KEPT_BLOCK_BYTES {
+                self.room = block;
+            }
+        }
     }
 
     pub(super) fn open(&mut self, id: ChannelId) -> Option<&mut Channel> {
@@ -283,7 +311,10 @@ impl Connection {
                     return Err(Exception::from(&ClientError::TooMuchUnfinished { limit }).during(BASIC_PUBLISH));
                 }
             }
-            Ok(Some(assembled)) => self.publish(id, assembled),
+            Ok(Some(assembled)) => {
+                self.channels.take_room_back(id);
+                self.publish(id, assembled);
+            }
             // A content of no method.
             Err(error @ ClientError::NotExpected(Expected::Method)) => return Err(Exception::from(&error)),
             Err(error) => {
@@ -347,7 +378,9 @@ impl Connection {
                 return Err(ClientError::NotImplemented("immediate=true".into()));
             }
             Method::BasicPublish { exchange, routing_key, mandatory, .. } => {
-                channel.assembly.begin(exchange, routing_key, mandatory);
+                let room = self.channels.lend_room(id);
+                let Some(channel) = self.channels.open(id) else { return Ok(()) };
+                channel.assembly.begin(room, exchange, routing_key, mandatory);
                 return Ok(());
             }
             Method::BasicAck { delivery_tag, multiple } => {

@@ -67,6 +67,40 @@ fn a_body_over_several_frames_arrives_whole() {
     );
 }
 
+/// AMQP 0-9-1 §4.2.6: the frames of a content may be mixed with those of other channels.
+#[test]
+fn contents_on_several_channels_at_once_arrive_whole() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C/1: basic.publish routing-key='q'
+        C/2: basic.publish routing-key='q'
+        C/1: content-header 6
+        C/2: content-header 6
+        C/2: content-body 'two'
+        C/1: content-body 'one'
+        C/3: basic.publish routing-key='q' body='three'
+        C/1: content-body 'one'
+        C/1: basic.publish routing-key='q'
+        C/2: content-body 'two'
+        C/2: basic.publish routing-key='q' body='four'
+        C/1: content-header 4
+        C/1: content-body 'five'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 '' 'q' 4 body='three'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 2 '' 'q' 3 body='oneone'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 3 '' 'q' 2 body='twotwo'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 4 '' 'q' 1 body='four'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 5 '' 'q' 0 body='five'
+        ",
+    );
+}
+
 #[test]
 fn get_takes_one_message_and_says_how_many_are_left() {
     script(

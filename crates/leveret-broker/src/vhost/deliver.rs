@@ -168,8 +168,8 @@ impl VirtualHost {
     pub(super) fn run_queue(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
         let Some(queue) = self.queues.get_mut(id) else { return };
         queue.turn = Turn::None;
-        let for_others = self.units.saturating_sub(UNITS_PER_RUN);
-        self.units -= for_others;
+        self.units_for_others = self.units.saturating_sub(UNITS_PER_RUN);
+        self.units -= self.units_for_others;
         self.bury(now, id, effects);
         while self.units > 0 {
             let Some(queue) = self.queues.get_mut(id) else { return };
@@ -188,7 +188,7 @@ impl VirtualHost {
         if self.units == 0 {
             self.mark_behind(id);
         }
-        self.units += for_others;
+        self.units += std::mem::take(&mut self.units_for_others);
         if self.queues.get(id).is_some_and(Queue::is_done) {
             self.delete_queue(id, effects);
         }

@@ -141,6 +141,8 @@ pub struct VirtualHost {
     room: Room,
     /// Units of work left in this hold of the lock.
     units: u32,
+    /// Units of it that the queue that goes on now leaves to others.
+    units_for_others: u32,
     random: StdRng,
 }
 
@@ -178,6 +180,7 @@ impl VirtualHost {
             read_ahead: READ_AHEAD_BYTES,
             room: Room::default(),
             units: 0,
+            units_for_others: 0,
             random,
         }
     }
@@ -381,7 +384,10 @@ impl VirtualHost {
 
     /// So many units of this hold are used up, at most all that are left.
     fn spend(&mut self, units: usize) {
-        self.units = self.units.saturating_sub(u32::try_from(units).unwrap_or(u32::MAX));
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let beyond = units.saturating_sub(self.units);
+        self.units = self.units.saturating_sub(units);
+        self.units_for_others = self.units_for_others.saturating_sub(beyond);
     }
 
     fn free_detached(&mut self) {

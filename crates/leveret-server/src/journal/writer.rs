@@ -194,13 +194,7 @@ impl Thread {
                         marked => marked,
                     };
                 }
-                Woken::Idle if !is_stuck => {
-                    marked = self.write(|writing| {
-                        // A failure shows at the next batch.
-                        let _ = writing.log.mark();
-                        Ok(Some(writing.pending.times_taken()))
-                    })?;
-                }
+                Woken::Idle if !is_stuck => marked = self.write(|writing| Ok(writing.mark()))?,
                 _ => {
                     self.write(Writing::turn)?;
                     marked = None;
@@ -209,10 +203,13 @@ impl Thread {
         }
     }
 
-    /// Does something with the log while nobody else does.
+    /// Does something with the log while nobody else does. Fails if somebody else has failed.
     fn write<T>(&self, act: impl FnOnce(&mut Writing) -> Result<T, LogError>) -> Result<T, LogError> {
-        let ended = || LogError::Failed("whoever wrote it has ended".into());
-        self.writing.lock().as_mut().map_or_else(|| Err(ended()), act)
+        match self.writing.lock().as_mut() {
+            Some(Writing { failed: Some(failed), .. }) => Err(failed.clone()),
+            Some(writing) => act(writing),
+            None => Err(LogError::Failed("whoever wrote it has ended".into())),
+        }
     }
 }
 
@@ -235,6 +232,14 @@ impl Writing {
         let done = self.take_and_write();
         self.failed = done.as_ref().err().cloned();
         done
+    }
+
+    /// Says on disk that all is durable. Returns how often something was taken until then; none if it is not, as somebody else
+    /// had no room for it meanwhile.
+    fn mark(&mut self) -> Option<u64> {
+        // A failure shows at the next batch.
+        let _ = self.log.mark();
+        self.stuck.is_empty().then(|| self.pending.times_taken())
     }
 
     fn take_and_write(&mut self) -> Result<(), LogError> {
@@ -451,17 +456,22 @@ mod tests {
     fn on_small_disk(folder: &tempfile::TempDir) -> (Writer, Vec<Arc<Stream>>, Arc<Mutex<u64>>) {
         let left = Arc::new(Mutex::new(1 << 30));
         let disk = SmallDisk { files: RealDisk::new(folder.path()).unwrap(), left: Arc::clone(&left) };
-        let options = Options { segment_bytes: 1 << 20, salt: [1; 16] };
+        let options = Options { segment_bytes: 1 << 16, salt: [1; 16] };
         let (log, _) = Log::open(Arc::new(disk), options, &mut |_| {}).unwrap();
         let streams = [(1, JournalPosition(0)), (2, JournalPosition(0))];
         let (writer, streams) = Writer::start(log, PENDING_BYTES_MAX, 0, &streams).unwrap();
         (writer, streams, left)
     }
 
+    /// One of eight bytes for each of these places.
+    fn purged(places: u64) -> Change {
+        let except = (0..places).map(QueuePosition).collect();
+        Change::QueuePurged { queue: QueueNumber(1), below: QueuePosition(places), except }
+    }
+
     /// One of three megabytes.
     fn large() -> Change {
-        let except = (0..400_000).map(QueuePosition).collect();
-        Change::QueuePurged { queue: QueueNumber(1), below: QueuePosition(400_000), except }
+        purged(400_000)
     }
 
     #[test]
@@ -517,6 +527,14 @@ mod tests {
         assert_eq!(streams[0].waiting_and_whole(), (0, 0), "nothing is kept for it");
     }
 
+    /// Has the writer wait for more, but not for good.
+    fn wait_until_it_waits(writer: &Writer, stream: &Stream) {
+        wait_until(|| writer.pending.rests());
+        stream.append(&mut changes(1), false);
+        stream.write_here();
+        wait_until(|| writer.pending.times_taken() == 2);
+    }
+
     fn wait_until(holds: impl Fn() -> bool) {
         let began = Instant::now();
         while !holds() {
@@ -549,6 +567,35 @@ mod tests {
         assert!(writer.orders().flush().unwrap());
         writer.pending.set_write_took(Duration::from_secs(1));
         assert!(!streams[0].is_quick(), "the disk is slow");
+    }
+
+    /// The writer waits for more, and neither sleeps for good nor writes, when somebody else has no room.
+    #[test]
+    fn what_had_no_room_is_tried_again_whoever_tried_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, left) = on_small_disk(&folder);
+        wait_until_it_waits(&writer, &streams[1]);
+        *left.lock() = 0;
+        streams[0].append(&mut vec![purged(10_000)], false);
+        streams[0].write_here();
+        assert_eq!(streams[0].durable().0, 0);
+        // The writer has waited long enough to say that all is durable.
+        std::thread::sleep(4 * IDLE_BEFORE_MARK);
+        assert!(!writer.pending.rests());
+        *left.lock() = 1 << 30;
+        wait_until(|| streams[0].durable().0 == 1);
+    }
+
+    #[test]
+    fn a_writer_that_waits_finds_that_somebody_else_has_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, streams, left) = on_small_disk(&folder);
+        wait_until_it_waits(&writer, &streams[1]);
+        *left.lock() = BROKEN;
+        streams[0].append(&mut vec![purged(10_000)], false);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| streams[0].write_here()));
+        assert!(panicked.is_err());
+        wait_until(|| writer.failed.borrow().is_some());
     }
 
     #[test]

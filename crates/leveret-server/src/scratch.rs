@@ -86,6 +86,8 @@ struct Files {
     disk: Arc<dyn Disk>,
     /// Bytes of the disk that stay free.
     limit: u64,
+    /// Those that had any, also when none is left: numbers of files are not given twice, as a message that is in memory again
+    /// knows where it was.
     streams: BTreeMap<u32, Stream>,
     /// The log says that nothing can be written.
     is_refusing: bool,
@@ -99,15 +101,16 @@ struct Stream {
     segment: Option<Segment>,
     /// Nothing was written since it was looked at last.
     is_idle: bool,
+    has_files: bool,
 }
 
 impl Files {
     fn run(mut self, given: &Receiver<Order>) {
         loop {
-            let order = if self.streams.is_empty() {
-                given.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
+            let order = if self.streams.values().any(|stream| stream.has_files) {
                 given.recv_timeout(SCRATCH_LOOK_EVERY)
+            } else {
+                given.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             match order {
                 Ok(Order::Write { hub, spills, written }) => {
@@ -135,7 +138,7 @@ impl Files {
         let number = hub.stream();
         let stream = self.streams.entry(number).or_insert_with(|| {
             let scratch = Scratch::new(Arc::clone(&self.disk), number);
-            Stream { hub, scratch, segment: None, is_idle: false }
+            Stream { hub, scratch, segment: None, is_idle: false, has_files: false }
         });
         match stream.write(spills, self.limit) {
             Ok(()) => {
@@ -155,7 +158,7 @@ impl Files {
 
     /// Removes what is needed no more.
     fn tidy(&mut self) {
-        self.streams.retain(|_, stream| stream.tidy());
+        self.streams.values_mut().for_each(Stream::tidy);
     }
 }
 
@@ -212,15 +215,15 @@ impl Stream {
         }
     }
 
-    /// Removes files that no message needs; false if there are none left.
-    fn tidy(&mut self) -> bool {
+    /// Removes files that no message needs.
+    fn tidy(&mut self) {
         let (unneeded, left) = self.hub.take_unneeded_segments();
         for number in unneeded {
             if let Err(error) = self.scratch.remove(number) {
                 tracing::warn!("a scratch file stays until the next start: {error}");
             }
         }
-        left > 0 || self.segment.is_some()
+        self.has_files = left > 0 || self.segment.is_some();
     }
 }
 
@@ -236,7 +239,32 @@ fn check_room(free: u64, bytes: u64, limit: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use leveret_broker::{Node, VirtualHost};
+    use leveret_journal::RealDisk;
+
     use super::*;
+    use crate::clock::Clock;
+    use crate::journal;
+    use crate::memory::Memory;
+
+    /// A message that is in memory for one queue may have been written for another, and knows where.
+    #[test]
+    fn numbers_of_files_are_not_given_again_when_none_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder.path()).unwrap());
+        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let hub = Hub::new(vhost, journal::Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
+        let mut files = Files { disk, limit: 0, streams: BTreeMap::new(), is_refusing: false };
+        for expected in 1..4 {
+            assert_eq!(files.write(Arc::clone(&hub), Vec::new()), Outcome::All);
+            let stream = files.streams.get_mut(&hub.stream()).unwrap();
+            assert_eq!(stream.scratch.begin().unwrap(), expected);
+            stream.rest();
+            stream.rest();
+            files.tidy();
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
 
     #[test]
     fn as_much_of_the_disk_as_must_be_stays_free() {

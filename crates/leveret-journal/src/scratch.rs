@@ -120,15 +120,17 @@ impl Scratch {
     /// Writes what was added.
     ///
     /// # Errors
-    /// If that cannot be written: then nothing of it is there.
+    /// If that cannot be written: then nothing of it is there, and the next record goes to another file.
     pub fn write(&mut self) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let result = file.write_at(self.end.into(), &self.buffer);
         if result.is_ok() {
             self.end = self.end.saturating_add(u32::try_from(self.buffer.len()).unwrap_or(u32::MAX));
         } else {
-            // What is there of it takes room that others may need. If it has to stay, it is written over.
+            // What is there of it takes room that others may need. Who reads may have it all the same, so its places are not
+            // given again.
             let _ = file.truncate(self.end.into());
+            self.finish();
         }
         self.buffer.clear();
         self.buffer.shrink_to(READ_BYTES);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use leveret_journal::disk::Disk;
 use leveret_journal::limits::SCRATCH_BYTES;
 use leveret_journal::{ReadError, Scratch, ScratchReader, remove_scratch};
 use leveret_testkit::disk::SimDisk;
@@ -98,6 +99,27 @@ fn a_full_disk_takes_nothing_and_gives_back_what_it_took() {
     assert!(matches!(reader.read(STREAM, file, lost), Err(ReadError::Damaged { .. })));
     disk.set_room(None);
     places.extend(write(&mut scratch, 40..60));
+    check(&mut reader, &places);
+}
+
+/// A reader may have it in its buffer, whether it was cut off then or could not be.
+#[test]
+fn what_was_not_written_is_not_taken_for_what_came_later() {
+    let (disk, twin) = (SimDisk::default(), SimDisk::default());
+    let mut scratch = Scratch::new(Arc::new(disk.clone()), STREAM);
+    let places = write(&mut scratch, 1..10);
+    // The same disk with more room tells what a part of is there for a moment.
+    write(&mut Scratch::new(Arc::new(twin.clone()), STREAM), 1..11);
+    disk.set_room(Some(0));
+    scratch.begin().unwrap();
+    scratch.add(|out| out.extend(payload(10)));
+    scratch.write().unwrap_err();
+    disk.set_room(None);
+    let name = disk.list().unwrap().remove(0);
+    disk.open(&name).unwrap().write_at(0, &twin.files()[&name]).unwrap();
+    let mut reader = ScratchReader::new(Arc::new(disk.clone()));
+    check(&mut reader, &places);
+    let places = write(&mut scratch, 11..20);
     check(&mut reader, &places);
 }
 

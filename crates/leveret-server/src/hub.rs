@@ -63,7 +63,7 @@ struct State {
 pub(crate) struct Turn {
     /// What the journal was given. The caller sees to it that it is written.
     pub(crate) appended: Appended,
-    /// Other connections have something to tell their clients.
+    /// Other connections have something to tell their clients, or the timers were set anew.
     pub(crate) has_woken: bool,
     /// Whether there is more to do, which others should have a turn before.
     pub(crate) progress: Progress,
@@ -189,7 +189,7 @@ impl Hub {
         if is_earlier {
             self.rearm.notify_one();
         }
-        let has_woken = !woken.is_empty();
+        let has_woken = is_earlier || !woken.is_empty();
         for outbox in woken {
             outbox.wake();
         }
@@ -470,6 +470,28 @@ mod tests {
         vhost.apply(clock.now(), JournalPosition(1), change).unwrap();
         vhost.end_recovery();
         assert!(Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), clock).lock().armed.is_some());
+    }
+
+    /// The task of the timers may have been woken on this thread, which may write the journal next.
+    #[test]
+    fn who_sets_the_timers_anew_has_woken_somebody() {
+        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let hub = Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
+        let mut client = Client::open(&hub);
+        let text = ShortStr::truncated;
+        for (queue, expires_ms, has_woken) in [("a", 60_000, true), ("b", 90_000, false), ("c", 30_000, true)] {
+            let arguments = FieldTable::build(|table| _ = table.field("x-expires", Value::I32(expires_ms)));
+            let (passive, durable, exclusive, auto_delete, nowait) = (false, true, false, false, true);
+            let (ticket, queue, arguments) = (0, text(queue), arguments.as_table());
+            let mut bytes = Vec::new();
+            let declare =
+                Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+            write_method(&mut bytes, 1, &declare);
+            let used = client.connection.handle_input(hub.clock.now(), &bytes, &mut client.written);
+            assert_eq!(used, bytes.len());
+            let turn = client.attached.as_ref().unwrap().execute(client.connection.commands());
+            assert_eq!(turn.has_woken, has_woken, "after {expires_ms} ms");
+        }
     }
 
     /// A transaction may end in the hold of the lock after the one that made its last change.

@@ -337,12 +337,12 @@ impl Log {
             streams: self.streams.clone(),
         };
         let least = header.bytes() as u64 + needed;
-        let (file, length) = match self.begin(&header, least, size) {
+        let begun = self.spare(least, size).and_then(|spare| match self.begin(&header, spare) {
             // A name may need a block of the folder. The room of the file that was to have it is free now.
-            Err(error) if is_full(&error) => self.begin(&header, least, size),
+            Err(error) if is_full(&error) => self.begin(&header, self.spare(least, size)?),
             begun => begun,
-        }
-        .map_err(|error| {
+        });
+        let (file, length) = begun.map_err(|error| {
             if is_full(&error) || has_no_descriptor(&error) {
                 LogError::Full(error.to_string())
             } else {
@@ -363,9 +363,9 @@ impl Log {
         Ok(())
     }
 
-    /// Begins a segment with so many bytes at `least`, and says how long it is. If there is no room for it, nothing is left of it.
-    fn begin(&self, header: &SegmentHeader, least: u64, size: Size) -> io::Result<(Arc<dyn DiskFile>, u64)> {
-        let spare = match size {
+    /// A file with room for so many bytes at `least`.
+    fn spare(&self, least: u64, size: Size) -> io::Result<Spare> {
+        match size {
             // It gives the rest back when the next one has been begun, and so tells that there was one.
             Size::Header => self
                 .spares
@@ -375,7 +375,11 @@ impl Log {
                 .spares
                 .take(least)
                 .map_or_else(|| self.spares.make_larger(self.spares.segment_bytes().max(least), least), Ok),
-        }?;
+        }
+    }
+
+    /// Begins a segment in a file, and says how long it is. If there is no room for that, the file is gone.
+    fn begin(&self, header: &SegmentHeader, spare: Spare) -> io::Result<(Arc<dyn DiskFile>, u64)> {
         let name = spare.name.clone();
         let begun = begin_segment(&*self.disk, header, spare);
         if let Err(error) = &begun

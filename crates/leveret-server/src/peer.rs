@@ -30,14 +30,13 @@ thread_local! {
 /// What the broker says when it is stopped. RabbitMQ's words.
 const SHUTDOWN_REASON: &str = "broker forced connection closure with reason 'shutdown'";
 
-/// What a connection has given the journal and nobody was told to write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Unwritten {
-    #[default]
-    Nothing,
-    Changes,
-    /// With which others were woken, perhaps to run on this thread.
-    ChangesForOthers,
+/// What came of what a connection brought last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Brought {
+    /// The journal has changes that nobody was told to write.
+    is_unwritten: bool,
+    /// Others were woken, perhaps to run on this thread.
+    has_woken: bool,
 }
 
 struct Peer {
@@ -58,7 +57,7 @@ struct Peer {
     awaited: Option<JournalPosition>,
     /// What it ever gave the journal. If that has too much to write, the connection is not read.
     appended: Appended,
-    unwritten: Unwritten,
+    brought: Brought,
     /// Whether the virtual host was left with something to do.
     progress: Progress,
     /// Input was left in `carry` for that reason.
@@ -90,7 +89,7 @@ pub(crate) async fn serve(
         outputs: Vec::new(),
         awaited: None,
         appended: Appended::Nothing,
-        unwritten: Unwritten::Nothing,
+        brought: Brought::default(),
         progress: Progress::Done,
         is_cut: false,
         is_gone: false,
@@ -183,17 +182,21 @@ impl Peer {
                 ready = self.stream.readable(), if may_read => {
                     ready?;
                     let is_full = self.read(address);
-                    let writes_here = self.writes_here();
-                    if !writes_here {
+                    if !self.writes_here() {
                         self.have_written();
                     }
                     // A client that never stops sending keeps its socket readable for ever, and who was woken on this thread waits
                     // for it. They have a turn.
-                    if is_full || (writes_here && self.unwritten == Unwritten::ChangesForOthers) {
+                    let Brought { is_unwritten, has_woken } = self.brought;
+                    if is_full || (is_unwritten && has_woken) {
                         tokio::task::yield_now().await;
+                    } else {
+                        tokio::task::coop::consume_budget().await;
                     }
-                    if writes_here {
+                    if self.writes_here() {
                         self.write_here();
+                    } else {
+                        self.have_written();
                     }
                 }
                 () = outbox.filled() => {}
@@ -239,6 +242,7 @@ impl Peer {
 
     /// Reads once, and takes in what came; true if there may be more.
     fn read(&mut self, address: SocketAddr) -> bool {
+        self.brought.has_woken = false;
         READ_BUFFER.with_borrow_mut(|buffer| {
             // What is kept of a small frame goes before what is read. That of a large one stays where it is and grows:
             // copied for every read, it would cost the square of its length.
@@ -309,7 +313,7 @@ impl Peer {
 
     /// Lets the journal's thread write what this connection has brought.
     fn have_written(&mut self) {
-        if std::mem::take(&mut self.unwritten) != Unwritten::Nothing
+        if std::mem::take(&mut self.brought.is_unwritten)
             && let Some(attached) = &self.attached
         {
             attached.journal().have_written();
@@ -318,7 +322,7 @@ impl Peer {
 
     /// Writes it on this thread.
     fn write_here(&mut self) {
-        if std::mem::take(&mut self.unwritten) != Unwritten::Nothing
+        if std::mem::take(&mut self.brought.is_unwritten)
             && let Some(attached) = &self.attached
         {
             attached.journal().write_here();
@@ -328,8 +332,8 @@ impl Peer {
     /// Whether this connection waits for what it has just brought, and for nothing else, and to write that takes no longer than
     /// to wake another thread.
     fn writes_here(&mut self) -> bool {
-        let is_written = self.unwritten == Unwritten::Nothing;
-        if is_written || !self.shared.writes_here || self.progress == Progress::More {
+        let may = self.brought.is_unwritten && self.shared.writes_here && self.unsent.is_empty();
+        if !may || self.progress == Progress::More {
             return false;
         }
         let Some(attached) = &self.attached else { return false };
@@ -347,10 +351,8 @@ impl Peer {
             {
                 let Turn { appended, has_woken, progress } = attached.execute(self.connection.commands());
                 self.appended = self.appended.max(appended);
-                if appended != Appended::Nothing {
-                    let unwritten = if has_woken { Unwritten::ChangesForOthers } else { Unwritten::Changes };
-                    self.unwritten = self.unwritten.max(unwritten);
-                }
+                self.brought.is_unwritten |= appended != Appended::Nothing;
+                self.brought.has_woken |= has_woken;
                 self.progress = progress;
             }
             self.outbox.take(&mut self.outputs);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use leveret_journal::OpenError;
@@ -62,7 +62,7 @@ impl DataDir {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
         // What is in it is for its owner only.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unusable)?;
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
         let mut file = options.open(folder.join(LOCK_FILE)).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {

@@ -232,7 +232,9 @@ fn switch(value: &OsStr) -> Option<bool> {
 
 /// With or without a unit; RabbitMQ's: `MB`, `M` and `MiB`, `Mi`.
 fn size(value: &OsStr) -> Option<u64> {
-    text(value)?.parse::<ByteSize>().ok().map(|size| size.as_u64())
+    let bytes = text(value)?.parse::<ByteSize>().ok()?.as_u64();
+    // What has no place in 64 bits comes out as the largest number.
+    Some(bytes).filter(|&bytes| bytes < u64::MAX)
 }
 
 fn memory_size(value: &OsStr) -> Option<MemoryLimit> {
@@ -267,7 +269,7 @@ mod tests {
         const FRAMES: Values = (&["4096", "134217728"], &["4095", "134217729", "4k", "-1", ""]);
         const PORTS: Values = (&["0", " 65535 "], &["65536", "-1", "x", ""]);
         const LEVELS: Values = (&["none", "error", "warning", "info", "debug"], &["loud", ""]);
-        const SIZES: Values = (&["0", "50MB", "2G", "1.5GiB"], &["much", "-1", ""]);
+        const SIZES: Values = (&["0", "50MB", "2G", "1.5GiB"], &["much", "-1", "99999999999999999999GB", ""]);
         const NAMES: Values = (&["RabbitMQ", "one,two", ""], &[]);
         let ranges: &[(&str, Values)] = &[
             ("product", NAMES),

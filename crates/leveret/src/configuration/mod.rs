@@ -9,7 +9,8 @@ mod keys;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -166,6 +167,9 @@ pub(crate) enum ConfigurationError {
     OnePort(u16),
 }
 
+/// Bytes of a configuration file. More is no configuration.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
 /// From so much on, of 1, two names are taken for one and a misspelling of it.
 const SIMILARITY_MIN: f64 = 0.8;
 
@@ -260,8 +264,14 @@ fn read(file: &Path) -> Result<Vec<Assignment>, ConfigurationError> {
             other => other.to_string(),
         }
     }
-    let text =
-        fs::read_to_string(file).map_err(|error| ConfigurationError::Unreadable(file.into(), error.to_string()))?;
+    let unreadable = |error: io::Error| ConfigurationError::Unreadable(file.into(), error.to_string());
+    let mut text = String::new();
+    File::open(file)
+        .and_then(|opened| opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+        .map_err(unreadable)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(unreadable(io::Error::other("it has more than 1 MiB")));
+    }
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         ConfigurationError::NotToml(file.into(), error.to_string().replace('\n', " "))
     })?;
@@ -317,6 +327,8 @@ mod tests {
     use std::time::Duration;
 
     use leveret_server::MemoryLimit;
+
+    use std::fs;
 
     use super::*;
 
@@ -399,6 +411,12 @@ mod tests {
         assert_eq!(storage("in_memory = true", &["data_dir=d"]), folder("d"));
         assert_eq!(storage("in_memory = true", &["in_memory=false"]), folder(DATA_DIR));
         assert_eq!(storage("data_dir = 'd'", &["in_memory=0"]), folder("d"));
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_not_read_to_it() {
+        let error = Configuration::new(Some(Path::new("/dev/zero")), Vec::new()).unwrap_err().to_string();
+        assert_eq!(error, "cannot read the configuration file /dev/zero: it has more than 1 MiB");
     }
 
     #[test]

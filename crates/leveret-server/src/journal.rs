@@ -145,6 +145,7 @@ impl Reached {
         });
     }
 }
+
 /// What a connection gave the journal, the most demanding kind of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Appended {

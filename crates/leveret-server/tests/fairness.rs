@@ -31,19 +31,20 @@ fn method(channel: u16, method: &Method<'_>) -> Vec<u8> {
     bytes
 }
 
+/// `connection.start-ok` with PLAIN.
+fn start_ok(response: &[u8]) -> Vec<u8> {
+    let (client_properties, mechanism, locale) =
+        (Table::EMPTY, ShortStr::truncated("PLAIN"), ShortStr::truncated("en_US"));
+    method(0, &Method::ConnectionStartOk { client_properties, mechanism, response, locale })
+}
+
 /// Connects and opens channel 1, with that many seconds between heartbeats.
 fn open(address: SocketAddr, heartbeat: u16) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let text = ShortStr::truncated;
-    let start_ok = Method::ConnectionStartOk {
-        client_properties: Table::EMPTY,
-        mechanism: text("PLAIN"),
-        response: b"\0guest\0guest",
-        locale: text("en_US"),
-    };
     let mut bytes = PROTOCOL_HEADER.to_vec();
-    bytes.extend(method(0, &start_ok));
+    bytes.extend(start_ok(b"\0guest\0guest"));
     bytes.extend(method(0, &Method::ConnectionTuneOk { channel_max: 0, frame_max: 0, heartbeat }));
     bytes.extend(method(
         0,
@@ -163,17 +164,10 @@ fn a_refused_login_is_answered_at_once() {
     let (_runtime, _server, address) = start();
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let text = ShortStr::truncated;
-    let start_ok = Method::ConnectionStartOk {
-        client_properties: Table::EMPTY,
-        mechanism: text("PLAIN"),
-        response: b"\0guest\0wrong",
-        locale: text("en_US"),
-    };
     stream.write_all(&PROTOCOL_HEADER).unwrap();
     read_until(&mut stream, b"en_US");
     let begun = Instant::now();
-    stream.write_all(&method(0, &start_ok)).unwrap();
+    stream.write_all(&start_ok(b"\0guest\0wrong")).unwrap();
     // Whoever did not say that it understands `connection.close` before login hears the end of the connection.
     while stream.read(&mut [0; 4096]).unwrap() > 0 {}
     assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());

@@ -216,7 +216,8 @@ impl Pending {
         self.state.lock().times_taken
     }
 
-    /// Whether the writer rests, though something was taken since.
+    /// Whether the writer sleeps until it is woken. Whoever takes something then has to wake it, so that it says on disk that all
+    /// is durable.
     pub(super) fn rests(&self) -> bool {
         self.state.lock().rests
     }
@@ -367,6 +368,7 @@ struct State {
     is_idle: bool,
     /// It sleeps until then, as nothing was taken since it said on disk that all is durable.
     rests: bool,
+    /// How often something was taken.
     times_taken: u64,
     writer: Life,
     orders: Vec<Order>,
@@ -449,14 +451,15 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use leveret_broker::change::{QueueNumber, QueuePosition};
 
     use super::super::Appended;
     use super::*;
     use crate::limits::WRITTEN_BYTES_MAX;
 
-    fn changes(count: u64) -> Vec<Change> {
+    /// So many acks.
+    pub(in crate::journal) fn changes(count: u64) -> Vec<Change> {
         let settled =
             |position| Change::MessageSettled { queue: QueueNumber(1), position: QueuePosition(position) };
         (0..count).map(settled).collect()

@@ -1,0 +1,64 @@
+//! Appending: what is durable, and what ends it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use super::{MemoryDisk, SMALL, append, mostly_old, open, records};
+use crate::{Batch, Living, LogError};
+
+#[test]
+fn what_was_appended_is_read_back_across_segments_and_starts() {
+    let disk = MemoryDisk::default();
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert!(found.is_empty() && recovery.is_new);
+    for first in (1..=91).step_by(10) {
+        append(&mut log, first, first + 9, 20).unwrap();
+    }
+    append(&mut log, 101, 101, 5000).unwrap();
+    let mut batch = Batch::default();
+    batch.push(0, 1, |out| out.extend_from_slice(b"node"));
+    batch.push(7, 1, |_| {});
+    log.append(&mut batch).unwrap();
+    assert!(batch.is_empty());
+    log.mark().unwrap();
+    drop(log);
+    let mut expected = records(1, 100, 20);
+    expected.extend(records(101, 101, 5000));
+    expected.extend([(0, 1, b"node".to_vec()), (7, 1, Vec::new())]);
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert_eq!(found, expected);
+    assert_eq!((recovery.cut, recovery.damage.len(), recovery.is_new), (None, 0, false));
+    append(&mut log, 102, 102, 3).unwrap();
+    expected.extend(records(102, 102, 3));
+    assert_eq!(open(&disk, SMALL).1, expected);
+    assert_eq!(open(&disk, SMALL).1, expected, "again and again");
+}
+
+#[test]
+fn a_failed_write_or_sync_is_the_end() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    append(&mut log, 1, 2, 10).unwrap();
+    // The write succeeds, the sync does not.
+    disk.fails_after(Some(1));
+    let error = append(&mut log, 3, 4, 10).unwrap_err();
+    assert!(matches!(error, LogError::Failed(_)));
+    disk.fails_after(None);
+    assert_eq!(append(&mut log, 3, 4, 10).unwrap_err(), error, "a later success proves nothing");
+    assert_eq!(log.mark().unwrap_err(), error);
+}
+
+#[test]
+fn a_failed_sync_of_the_folder_is_the_end_whoever_asked_for_it() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = mostly_old(&disk);
+    let mut keeper = log.keeper();
+    let before = disk.snapshot();
+    disk.fails_sync_of_folder.store(true, Ordering::Relaxed);
+    assert!(keeper.sweep(&Living::default(), &|| false).is_err());
+    disk.fails_sync_of_folder.store(false, Ordering::Relaxed);
+    assert!(disk.snapshot().len() < before.len());
+    assert!(matches!(append(&mut log, 201, 201, 10), Err(LogError::Failed(_))), "a later success proves nothing");
+    assert!(matches!(log.begin_replay_at(&BTreeMap::new()), Err(LogError::Failed(_))));
+    assert!(log.spares().keep(1, 1).is_err());
+}

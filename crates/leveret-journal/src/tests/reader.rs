@@ -1,0 +1,204 @@
+//! Single records, read back while the journal changes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use super::{
+    HEADER, MIDDLE, Meanwhile, MemoryDisk, SALT, SEGMENT, Sectors, SlowDisk, append, mostly_old, open, payload,
+};
+use crate::disk::Disk;
+use crate::{Batch, Living, Log, Options, ReadError};
+
+#[test]
+fn single_records_are_read_back_while_the_journal_grows() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 200_000, salt: SALT };
+    let (mut log, _, _) = open(&disk, options);
+    let mut reader = log.reader();
+    let mut next = 1;
+    let check = |reader: &mut crate::Reader, stream, sequence: u64| {
+        let bytes = usize::try_from(sequence * 37 % 3000).unwrap();
+        assert_eq!(reader.read(stream, sequence).unwrap(), payload(sequence, bytes), "{stream}: {sequence}");
+    };
+    for round in 0..60 {
+        let mut batch = Batch::default();
+        let count = if round % 3 == 0 { 1 } else { 30 };
+        for stream in [1, 2, 9] {
+            for sequence in next..next + count {
+                let bytes = usize::try_from(sequence * 37 % 3000).unwrap();
+                batch.push(stream, sequence, |out| out.extend_from_slice(&payload(sequence, bytes)));
+            }
+        }
+        log.append(&mut batch).unwrap();
+        next += count;
+        check(&mut reader, 2, next - 1);
+        check(&mut reader, 9, 1 + (next * 7919) % (next - 1));
+    }
+    assert!(disk.snapshot().len() > 10);
+    assert!(matches!(reader.read(2, next), Err(ReadError::Unknown { .. })));
+    assert!(matches!(reader.read(3, 1), Err(ReadError::Unknown { .. })));
+    drop(log);
+    let (log, _, _) = open(&disk, options);
+    let mut reader = log.reader();
+    for stream in [9, 1, 2] {
+        for sequence in 1..next {
+            check(&mut reader, stream, sequence);
+        }
+        for sequence in (1..next).rev().step_by(17) {
+            check(&mut reader, stream, sequence);
+        }
+    }
+    // What has rotted since it was written is never handed out.
+    let name = SEGMENT.replace('1', "3");
+    disk.files.lock().unwrap()[&name].bytes.lock().unwrap()[100_000..100_004].fill(0xEE);
+    reader.rest();
+    let read: Vec<_> = (1..next).map(|sequence| reader.read(1, sequence).map(<[u8]>::to_vec)).collect();
+    assert!(
+        read.iter().any(|read| matches!(read, Err(ReadError::Damaged { .. }))) || {
+            (1..next).any(|sequence| reader.read(2, sequence).is_err() || reader.read(9, sequence).is_err())
+        }
+    );
+    for (sequence, read) in (1..next).zip(read) {
+        let bytes = usize::try_from(sequence * 37 % 3000).unwrap();
+        assert!(read.is_err() || read.is_ok_and(|read| read == payload(sequence, bytes)), "{sequence}");
+    }
+}
+
+/// Records behind damage are found, though nothing before it leads to them.
+#[test]
+fn single_records_behind_damage_are_read_back() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 65_536, salt: SALT };
+    let (mut log, _, _) = open(&disk, options);
+    for round in 1..=10 {
+        for stream in [1, 2] {
+            let mut batch = Batch::default();
+            batch.push(stream, round, |out| out.extend_from_slice(&payload(round, 100)));
+            log.append(&mut batch).unwrap();
+        }
+    }
+    log.mark().unwrap();
+    drop(log);
+    let batch_bytes = (40 + 24 + 100_usize).next_multiple_of(8);
+    // Of each stream once: what follows begins with the other.
+    for damaged in [6, 7] {
+        let mut files = disk.snapshot();
+        files.get_mut(SEGMENT).unwrap()[HEADER + damaged * batch_bytes..][..batch_bytes].fill(0xEE);
+        let (log, found, recovery) = open(&MemoryDisk::of(files), options);
+        assert_eq!((found.len(), recovery.records_missing()), (19, 1));
+        let mut reader = log.reader();
+        for (stream, sequence, payload) in &found {
+            assert_eq!(
+                reader.read(*stream, *sequence).unwrap(),
+                payload,
+                "{stream}: {sequence}, {damaged} damaged"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_reader_learns_of_a_file_is_not_believed_of_the_one_that_takes_its_place() {
+    let meanwhile = Meanwhile::default();
+    let disk: Arc<dyn Disk> = Arc::new(SlowDisk(MemoryDisk::default(), Arc::clone(&meanwhile)));
+    let options = Options { segment_bytes: 1 << 20, salt: SALT };
+    let open = || Log::open(Arc::clone(&disk), options, &mut |_| {}).unwrap().0;
+    let mut log = open();
+    for first in (1..=2991).step_by(10) {
+        append(&mut log, first, first + 9, 1000).unwrap();
+    }
+    log.begin_replay_at(&BTreeMap::from([(1, 2981)])).unwrap();
+    drop(log);
+    let log = open();
+    let needed = || (1..=3000).filter(|sequence| sequence % 20 == 0 || *sequence > 2900);
+    let mut reader = log.reader();
+    reader.read(1, 20).unwrap();
+    // While the next read waits for the disk, its segment is rewritten.
+    let (mut keeper, swept) = (log.keeper(), Arc::new(Mutex::new(None)));
+    let told = Arc::clone(&swept);
+    *meanwhile.lock().unwrap() = Some(Box::new(move || {
+        let mut living = Living::default();
+        keeper.note(&mut living, 1, needed().map(|sequence| (sequence, 1000)), 0);
+        *told.lock().unwrap() = Some(keeper.sweep(&living, &|| false).unwrap());
+    }));
+    assert_eq!(reader.read(1, 660).unwrap(), payload(660, 1000));
+    assert!(swept.lock().unwrap().take().is_some_and(|swept| swept.compacted > 1));
+    for reader in [&mut reader, &mut log.reader()] {
+        for sequence in needed() {
+            assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 1000), "{sequence}");
+        }
+    }
+}
+
+#[test]
+fn a_rotten_byte_of_an_old_segment_takes_one_record_at_most() {
+    let disk = MemoryDisk::default();
+    let (log, whole) = mostly_old(&disk);
+    drop(log);
+    let (record_bytes, nth) = (24 + 100_usize, 3);
+    let batch_bytes = (40 + 10 * record_bytes).next_multiple_of(8);
+    // The header of the second batch, and the fourth record in it: its header, and the first of its payload.
+    let begin = HEADER + batch_bytes;
+    let of_record = begin + 40 + nth * record_bytes;
+    let one = (begin..begin + 40).chain(of_record..of_record + 30).map(|at| vec![at]);
+    // The batch's header, and the lengths of every other record.
+    let many =
+        std::iter::once(begin).chain((0..10).step_by(2).map(|nth| begin + 40 + nth * record_bytes)).collect();
+    for rotten in one.chain([many]) {
+        let mut files = disk.snapshot();
+        for &at in &rotten {
+            files.get_mut(SEGMENT).unwrap()[at] ^= 0x0C;
+        }
+        let (log, ..) = open(&MemoryDisk::of(files), MIDDLE);
+        let lost = |at: &usize| at.checked_sub(begin + 40).map(|at| 11 + (at / record_bytes) as u64);
+        let lost: Vec<_> = rotten.iter().filter_map(lost).collect();
+        let mut reader = log.reader();
+        let there = whole.iter().map(|(_, sequence, _)| *sequence);
+        for sequence in there.clone().chain(there.clone().rev()).chain(there.map(|nth| nth * 77 % 200 + 1)) {
+            match reader.read(1, sequence) {
+                Ok(read) => assert_eq!(read, payload(sequence, 100), "{rotten:?}: {sequence}"),
+                Err(ReadError::Damaged { .. }) => assert!(lost.contains(&sequence), "{rotten:?}: {sequence}"),
+                Err(error) => panic!("{rotten:?}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_disk_cannot_read_now_is_no_damage_and_is_read_later() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 1 << 20, salt: SALT };
+    let (mut log, ..) = open(&disk, options);
+    for first in (1..=391).step_by(10) {
+        append(&mut log, first, first + 9, 1000).unwrap();
+    }
+    let file = Arc::clone(&disk.files.lock().unwrap()[SEGMENT]);
+    let is_bad = |range: Sectors| {
+        *disk.unreadable.lock().unwrap() = Some((SEGMENT.into(), range.clone()));
+        *file.unreadable.lock().unwrap() = Some(range);
+    };
+    for (nth, sector) in [3, 20, 21, 70].into_iter().enumerate() {
+        let mut reader = log.reader();
+        is_bad(sector * 4096..sector * 4096 + 512);
+        let mut refused = Vec::new();
+        for sequence in (1..=400).chain((1..=400).rev()).chain((1..=400).map(|nth| nth * 77 % 400 + 1)) {
+            match reader.read(1, sequence) {
+                Ok(read) => assert_eq!(read, payload(sequence, 1000), "{sequence}"),
+                Err(ReadError::Disk { .. }) => refused.push(sequence),
+                Err(error) => panic!("sector {sector}, {sequence}: {error}"),
+            }
+        }
+        assert!((3..=24).contains(&refused.len()), "sector {sector}: {refused:?}");
+        is_bad(0..0);
+        for sequence in refused {
+            assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 1000), "{sequence}");
+        }
+        // What has rotted besides stays damage.
+        let rotten = 100 + nth as u64;
+        let begin = HEADER as u64 + rotten / 10 * 40 + (rotten - 1) * 1024;
+        file.bytes.lock().unwrap()[usize::try_from(begin).unwrap() + 200] ^= 1;
+        reader.rest();
+        assert!(matches!(reader.read(1, rotten), Err(ReadError::Damaged { .. })), "{rotten}");
+        file.bytes.lock().unwrap()[usize::try_from(begin).unwrap() + 200] ^= 1;
+    }
+}

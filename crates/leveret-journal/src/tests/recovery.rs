@@ -1,0 +1,289 @@
+//! Starts: torn tails, damage, and where a start begins.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{
+    BATCH, HEADER, MIDDLE, MemoryDisk, SALT, SEGMENT, SMALL, append, mostly_old, open, payload, records, sweep,
+    ten_batches,
+};
+use crate::format::Seeds;
+use crate::{Batch, Damage, Extent, Log, Missing, OpenError, Options, check};
+
+#[test]
+fn a_tail_that_is_torn_anywhere_is_cut_and_reported() {
+    let (files, last, end) = ten_batches(false);
+    for length in last..end {
+        let mut torn = files.clone();
+        torn.get_mut(SEGMENT).unwrap()[length..].fill(0);
+        let (_, found, recovery) = open(&MemoryDisk::of(torn), SMALL);
+        let has_rest = files[SEGMENT][length..end].iter().any(|&byte| byte != 0);
+        let kept = if has_rest { 27 } else { 30 };
+        assert_eq!(found, records(1, kept, 10), "cut to {length}");
+        assert_eq!(recovery.damage, [], "cut to {length}");
+        assert_eq!(recovery.cut.is_some(), has_rest && length > last, "cut to {length}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_is_damage_where_something_durable_follows_and_a_torn_tail_at_the_end() {
+    for mark in [false, true] {
+        let (files, last, end) = ten_batches(mark);
+        for at in HEADER..end {
+            let mut flipped = files.clone();
+            flipped.get_mut(SEGMENT).unwrap()[at] ^= 0x40;
+            let disk = MemoryDisk::of(flipped);
+            let checked = check(&disk, &mut |_| {}).unwrap();
+            let before = disk.snapshot();
+            let (_, found, recovery) = open(&disk, SMALL);
+            assert_eq!(recovery.records, checked.records);
+            assert!(before.len() < disk.snapshot().len());
+            let whole = records(1, 30, 10);
+            assert!(found.iter().all(|record| whole.contains(record)), "a wrong record, flipped at {at}");
+            let is_padding = found == whole;
+            if at >= last && !mark {
+                assert!(is_padding || (found == records(1, 27, 10) && recovery.cut.is_some()), "flipped at {at}");
+            } else if !is_padding {
+                assert_eq!(recovery.cut, None, "flipped at {at}");
+                let missing = recovery.records_missing();
+                assert_eq!(found.len() as u64 + missing, 30, "flipped at {at}: {recovery:?}");
+                assert!(found.len() >= 27, "flipped at {at}");
+                let (_, again, recovery) = open(&disk, SMALL);
+                assert_eq!(again, found, "a second start, flipped at {at}");
+                assert!(!recovery.damage.is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_valid_batch_behind_a_torn_one_never_comes_back() {
+    let (mut files, last, _) = ten_batches(false);
+    let before_last = last - BATCH;
+    files.get_mut(SEGMENT).unwrap()[before_last..before_last + 40].fill(0xEE);
+    // As if neither of the last two had been synced: the last one claims that the one before it was.
+    let mut unsynced = files.clone();
+    let bytes = unsynced.get_mut(SEGMENT).unwrap();
+    let mut batch = bytes[last..last + 40 + 102].to_vec();
+    crate::format::seal(&mut batch, Seeds::new(&SALT, 1), 3, 28, 25);
+    bytes[last..last + batch.len()].copy_from_slice(&batch);
+    let disk = MemoryDisk::of(unsynced);
+    let (mut log, found, recovery) = open(&disk, SMALL);
+    assert_eq!(found, records(1, 24, 10));
+    assert!(recovery.cut.is_some());
+    append(&mut log, 25, 27, 10).unwrap();
+    drop(log);
+    assert_eq!(open(&disk, SMALL).1, records(1, 27, 10));
+}
+
+#[test]
+fn a_start_that_is_interrupted_anywhere_and_repeated_gives_the_same() {
+    let (mut files, last, _) = ten_batches(false);
+    files.get_mut(SEGMENT).unwrap()[last + 40..].fill(0);
+    let disk = MemoryDisk::of(files);
+    for operations in 0..20 {
+        disk.fails_after(Some(operations));
+        let result = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {});
+        disk.fails_after(None);
+        let is_open = result.is_ok();
+        assert_eq!(open(&disk, SMALL).1, records(1, 27, 10), "interrupted after {operations} operations");
+        if is_open {
+            return;
+        }
+    }
+    panic!("opening takes more operations than expected");
+}
+
+#[test]
+fn a_newer_version_is_refused_and_left_as_it_is() {
+    let (mut files, _, _) = ten_batches(true);
+    let bytes = files.get_mut(SEGMENT).unwrap();
+    bytes[8] = 2;
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..HEADER]);
+    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    let disk = MemoryDisk::of(files.clone());
+    let error = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 2, .. }), "{error}");
+    assert_eq!(disk.snapshot(), files);
+}
+
+#[test]
+fn the_header_of_the_only_segment_may_be_damaged_and_nothing_is_lost() {
+    let (files, ..) = ten_batches(true);
+    for at in (0..48).chain(64..HEADER) {
+        let mut flipped = files.clone();
+        flipped.get_mut(SEGMENT).unwrap()[at] ^= 0x40;
+        let disk = MemoryDisk::of(flipped);
+        let checked = check(&disk, &mut |_| {}).unwrap();
+        assert_eq!((checked.damage, checked.headless), (Vec::new(), vec![SEGMENT.to_owned()]), "flipped at {at}");
+        assert_eq!(open(&disk, SMALL).1, records(1, 30, 10), "flipped at {at}");
+        let (_, found, recovery) = open(&disk, SMALL);
+        assert_eq!((found, recovery.damage), (records(1, 30, 10), Vec::new()), "a second start, flipped at {at}");
+    }
+    // Without the secret nothing verifies. No more can be missing than has room in what is there.
+    let mut flipped = files.clone();
+    flipped.get_mut(SEGMENT).unwrap()[50] ^= 0x40;
+    let checked = check(&MemoryDisk::of(flipped), &mut |_| {}).unwrap();
+    let [Damage { missing: Missing::AtMost(most), .. }] = checked.damage[..] else { panic!("{checked:?}") };
+    assert!((30..=100).contains(&most), "{most}");
+}
+
+/// A body may hold whatever its publisher likes, also a segment of this very journal, byte by byte as another journal
+/// would have written it.
+#[test]
+fn a_batch_inside_a_payload_is_never_taken_for_one() {
+    let forger = MemoryDisk::default();
+    let options = Options { segment_bytes: 4096, salt: *b"another's secret" };
+    let (mut log, _, _) = open(&forger, options);
+    append(&mut log, 1, 4, 10).unwrap();
+    append(&mut log, 5, 20, 10).unwrap();
+    log.mark().unwrap();
+    let forged = forger.snapshot().remove(SEGMENT).unwrap();
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 16_384, salt: SALT });
+    append(&mut log, 1, 3, 10).unwrap();
+    let mut batch = Batch::default();
+    // At each place that a batch may begin at.
+    for shift in 0..8 {
+        batch.push(1, 4 + shift, |out| {
+            out.resize(out.len() + usize::try_from(shift).unwrap(), 0);
+            out.extend_from_slice(&forged[..1200]);
+        });
+    }
+    log.append(&mut batch).unwrap();
+    drop(log);
+    let files = disk.snapshot();
+    let used = files[SEGMENT].iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    for torn in HEADER + BATCH..used {
+        for fill in [0, 0xFF] {
+            let mut files = files.clone();
+            files.get_mut(SEGMENT).unwrap()[torn..=torn].fill(fill);
+            if files[SEGMENT] == disk.snapshot()[SEGMENT] {
+                continue;
+            }
+            let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+            assert_eq!(found, records(1, 3, 10), "torn at {torn}");
+            assert!(recovery.damage.is_empty() && recovery.cut.is_some(), "torn at {torn}: {recovery:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_sector_takes_what_is_in_it_and_no_more() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    for first in (1..=400).step_by(4) {
+        append(&mut log, first, first + 3, 1000).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    let files = disk.snapshot();
+    for sector in [0, 1, 7, 70, 97] {
+        let disk = MemoryDisk::of(files.clone());
+        *disk.unreadable.lock().unwrap() = Some((SEGMENT.into(), sector * 4096..sector * 4096 + 512));
+        let (mut log, found, recovery) = open(&disk, SMALL);
+        if sector == 0 {
+            // It held the secret of a journal that had but one segment.
+            assert!(found.is_empty() && !recovery.damage.is_empty(), "{recovery:?}");
+            continue;
+        }
+        let missing = recovery.records_missing();
+        assert!((1..=8).contains(&missing), "sector {sector}: {recovery:?}");
+        assert_eq!(found.len() as u64 + missing, 400, "sector {sector}");
+        // Nothing that is missing gets its number a second time.
+        let next = recovery.streams[&1] + 1;
+        assert_eq!(next, 401 + missing);
+        append(&mut log, next, next, 10).unwrap();
+    }
+    // At the end of the journal nothing tells what was there, if anything.
+    let disk = MemoryDisk::of(files);
+    *disk.unreadable.lock().unwrap() = Some((SEGMENT.into(), 95 * 4096..1 << 20));
+    let (log, found, recovery) = open(&disk, SMALL);
+    assert!(found.len() >= 360 && found.len() < 400, "{}", found.len());
+    assert!(recovery.cut.is_none() && recovery.records_missing() > 400, "{recovery:?}");
+    drop(log);
+    *disk.unreadable.lock().unwrap() = None;
+    let (_, again, _) = open(&disk, SMALL);
+    assert_eq!(again, found, "what was given up stays so");
+}
+
+#[test]
+fn a_start_has_a_piece_of_a_segment_in_memory_and_finds_the_same() {
+    let disk = MemoryDisk::default();
+    let (mut log, ..) = open(&disk, Options { segment_bytes: 16 << 20, salt: SALT });
+    // Batches lie across the ends of pieces, at any offset.
+    for first in (1..=1191).step_by(10) {
+        append(&mut log, first, first + 9, 9000 + usize::try_from(first).unwrap()).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    // The first one is small.
+    let name = SEGMENT.replace('1', "2");
+    let files = disk.snapshot();
+    let opened = |files: BTreeMap<String, Vec<u8>>| {
+        let disk = MemoryDisk::of(files);
+        let taken = allocation_counter::measure(|| drop(check(&disk, &mut |_| {}).unwrap()));
+        assert!(taken.bytes_max < 3 << 20, "{} bytes at once", taken.bytes_max);
+        let (_, found, recovery) = open(&disk, SMALL);
+        (found, recovery)
+    };
+    let (whole, recovery) = opened(files.clone());
+    assert_eq!((whole.len(), recovery.damage, recovery.cut), (1200, Vec::new(), None));
+    assert!((1..=1200).eq(whole.iter().map(|(_, sequence, _)| *sequence)));
+    // What is around the end of a piece is missed no more than anything else.
+    for at in [PIECE - 9, PIECE - 1, PIECE, PIECE + 7, 2 * PIECE + 4000, 7 * PIECE] {
+        let mut flipped = files.clone();
+        flipped.get_mut(&name).unwrap()[at] ^= 1;
+        let (found, recovery) = opened(flipped);
+        assert_eq!((found.len(), recovery.records_missing()), (1199, 1), "flipped at {at}");
+        assert!(found.iter().all(|record| whole.contains(record)), "flipped at {at}");
+        // A region is copied piece by piece, too.
+        let mut large = files.clone();
+        large.get_mut(&name).unwrap()[at..at + 2 * PIECE].fill(0xEE);
+        let disk = MemoryDisk::of(large.clone());
+        let (_, found, recovery) = open(&disk, SMALL);
+        assert_eq!(found.len() as u64 + recovery.records_missing(), 1200, "flooded at {at}");
+        let Extent::Region { offset, bytes, set_aside: Some(copy) } = &recovery.damage[0].extent else { panic!() };
+        let region = usize::try_from(*offset).unwrap();
+        let region = region..region + usize::try_from(*bytes).unwrap();
+        assert!(region.len() > 2 * PIECE);
+        let copy = &disk.snapshot()[copy];
+        assert!(copy[..] == large[&name][region], "flooded at {at}");
+    }
+}
+
+const PIECE: usize = crate::limits::PIECE_BYTES;
+
+#[test]
+fn a_start_hands_out_what_is_needed_and_finds_the_rest() {
+    let disk = MemoryDisk::default();
+    drop(mostly_old(&disk));
+    let (log, found, recovery) = open(&disk, MIDDLE);
+    assert_eq!(found, records(181, 200, 100));
+    assert_eq!((recovery.damage.len(), recovery.cut, recovery.streams[&1]), (0, None, 200));
+    let mut reader = log.reader();
+    // Back and forth, so that nothing lies on the way.
+    for sequence in (1..=200).map(|nth| nth * 77 % 200 + 1) {
+        assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 100), "{sequence}");
+    }
+}
+
+#[test]
+fn the_last_header_may_be_damaged_right_after_a_sweep() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = mostly_old(&disk);
+    for begun_at in [200, 300, 400] {
+        let from = begun_at - 19;
+        log.begin_replay_at(&BTreeMap::from([(1, from)])).unwrap();
+        assert!(sweep(&log, from..=begun_at).removed > 0, "{begun_at}");
+        for last in (begun_at..begun_at + 100).step_by(10) {
+            let mut files = disk.snapshot();
+            let name = files.keys().rfind(|name| name.ends_with(".segment")).unwrap().clone();
+            files.get_mut(&name).unwrap()[30] ^= 1;
+            let (_, found, recovery) = open(&MemoryDisk::of(files), MIDDLE);
+            assert_eq!(recovery.records_missing(), 0, "{last}: {recovery:?}");
+            assert!(found == records(from, last, 100), "{last}: {} records", found.len());
+            append(&mut log, last + 1, last + 10, 100).unwrap();
+        }
+    }
+}

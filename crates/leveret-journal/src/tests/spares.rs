@@ -1,0 +1,164 @@
+//! Spare files, and disks that have no room.
+
+use std::sync::atomic::Ordering;
+
+use super::{Found, MIDDLE, MemoryDisk, SMALL, append, mostly_old, open, payload, records};
+use crate::{Living, LogError, ReadError, check};
+
+#[test]
+fn without_room_for_a_segment_nothing_is_written_and_it_may_be_tried_again() {
+    let disk = MemoryDisk::default();
+    *disk.room.lock().unwrap() = Some(2000);
+    let (mut log, _, _) = open(&disk, SMALL);
+    append(&mut log, 1, 1, 800).unwrap();
+    assert!(matches!(append(&mut log, 2, 2, 800), Err(LogError::Full(_))));
+    *disk.room.lock().unwrap() = Some(2000);
+    append(&mut log, 2, 2, 800).unwrap();
+    drop(log);
+    *disk.room.lock().unwrap() = None;
+    assert_eq!(open(&disk, SMALL).1, records(1, 2, 800));
+}
+
+#[test]
+fn the_folder_of_a_full_disk_takes_the_room_of_a_spare_for_a_name() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    log.spares().keep(2, 2).unwrap();
+    append(&mut log, 1, 1, 800).unwrap();
+    *disk.room.lock().unwrap() = Some(0);
+    *disk.folder_needs.lock().unwrap() = 512;
+    append(&mut log, 2, 2, 800).unwrap();
+    assert_eq!((log.spares().count(), *disk.room.lock().unwrap()), (0, Some(512)));
+    *disk.folder_needs.lock().unwrap() = 2000;
+    assert!(matches!(append(&mut log, 3, 3, 800), Err(LogError::Full(_))));
+    *disk.room.lock().unwrap() = None;
+    append(&mut log, 3, 3, 800).unwrap();
+    drop(log);
+    assert_eq!(open(&disk, SMALL).1, records(1, 3, 800));
+}
+
+#[test]
+fn who_makes_files_ready_leaves_a_full_disk_what_is_free() {
+    let disk = MemoryDisk::default();
+    let (log, _, _) = open(&disk, MIDDLE);
+    *disk.room.lock().unwrap() = Some(4096);
+    // Every file that was tried has a number of its own.
+    assert!(log.spares().keep(1, 1).is_err());
+    *disk.room.lock().unwrap() = None;
+    let names = || disk.snapshot().into_keys().filter(|name| name.starts_with("spare")).collect::<Vec<_>>();
+    assert_eq!(names(), [""; 0]);
+    log.spares().keep(1, 1).unwrap();
+    assert_eq!(names(), ["spare-2"]);
+}
+
+#[test]
+fn without_descriptors_the_journal_goes_on_with_spares_and_then_waits() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    log.spares().keep(1, 1).unwrap();
+    append(&mut log, 1, 1, 500).unwrap();
+    disk.is_out_of_descriptors.store(true, Ordering::Relaxed);
+    append(&mut log, 2, 2, 800).unwrap();
+    assert!(matches!(append(&mut log, 3, 3, 800), Err(LogError::Full(_))));
+    assert!(matches!(log.reader().read(1, 1), Err(ReadError::Disk { .. })));
+    disk.is_out_of_descriptors.store(false, Ordering::Relaxed);
+    append(&mut log, 3, 3, 800).unwrap();
+    assert_eq!(log.reader().read(1, 1).unwrap(), payload(1, 500));
+    drop(log);
+    let expected: Found = [(1, 500), (2, 800), (3, 800)].map(|(nth, bytes)| (1, nth, payload(nth, bytes))).into();
+    assert_eq!(open(&disk, SMALL).1, expected);
+}
+
+#[test]
+fn spares_become_segments_where_there_is_no_room_for_new_ones() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    let spares = log.spares();
+    spares.keep(2, 3).unwrap();
+    *disk.room.lock().unwrap() = Some(0);
+    // One fits into what is there.
+    for (sequence, left, is_low) in [(1, 3, false), (2, 2, false), (3, 1, true), (4, 0, true)] {
+        append(&mut log, sequence, sequence, 800).unwrap();
+        assert_eq!((spares.count(), spares.is_low()), (left, is_low), "after {sequence}");
+    }
+    assert!(matches!(append(&mut log, 5, 5, 800), Err(LogError::Full(_))));
+    assert!(spares.keep(2, 3).is_err());
+    assert!(log.batch_bytes() < 200, "what is left of the segment");
+    *disk.room.lock().unwrap() = Some(1024);
+    assert!(spares.keep(2, 3).is_err(), "there is room for one");
+    append(&mut log, 5, 5, 800).unwrap();
+    drop(log);
+    // A start that finds no room begins with one as well.
+    *disk.room.lock().unwrap() = Some(1024);
+    assert!(spares.keep(2, 3).is_err());
+    let (log, found, recovery) = open(&disk, SMALL);
+    assert_eq!((found, recovery.cut, recovery.damage.len()), (records(1, 5, 800), None, 0));
+    assert_eq!(log.spares().count(), 0);
+    *disk.room.lock().unwrap() = None;
+    log.spares().keep(0, 1).unwrap();
+    log.spares().set_segment_bytes(100_000);
+    log.spares().keep(0, 1).unwrap();
+    let sizes = disk.snapshot().into_iter().filter(|(name, _)| name.starts_with("spare"));
+    assert_eq!(sizes.map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [100_000], "one that is too small goes");
+}
+
+#[test]
+fn a_batch_has_as_many_bytes_as_the_largest_spare_and_one_that_has_more_is_given_several() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    let spares = log.spares();
+    spares.keep(3, 3).unwrap();
+    // Segments grow, and the disk has no room for such spares.
+    spares.set_segment_bytes(10_000);
+    *disk.room.lock().unwrap() = Some(100);
+    assert!((500..1024).contains(&log.batch_bytes()), "{} bytes", log.batch_bytes());
+    append(&mut log, 1, 1, 2000).unwrap();
+    assert_eq!((spares.count(), spares.bytes()), (0, 0), "two gave their room to the third");
+    assert!(spares.is_low());
+    assert!(matches!(append(&mut log, 2, 2, 2000), Err(LogError::Full(_))));
+    *disk.room.lock().unwrap() = Some(1024);
+    spares.set_segment_bytes(512);
+    spares.keep(2, 2).unwrap();
+    assert!(matches!(append(&mut log, 2, 2, 2000), Err(LogError::Full(_))));
+    assert_eq!(spares.bytes(), 1024, "all of them are too little, so they stay");
+    drop(log);
+    *disk.room.lock().unwrap() = None;
+    assert_eq!(open(&disk, SMALL).1, records(1, 1, 2000));
+}
+
+#[test]
+fn where_little_room_came_back_often_one_large_spare_is_made_of_many_small_ones() {
+    let disk = MemoryDisk::default();
+    let (log, _, _) = open(&disk, MIDDLE);
+    let spares = log.spares();
+    spares.set_segment_bytes(1 << 20);
+    for _ in 0..15 {
+        *disk.room.lock().unwrap() = Some(64 << 10);
+        assert!(spares.keep(1, 1).is_err());
+    }
+    assert_eq!((spares.count(), spares.bytes()), (15, 15 << 16));
+    *disk.room.lock().unwrap() = Some(64 << 10);
+    spares.keep(1, 1).unwrap();
+    assert_eq!((spares.count(), spares.bytes()), (1, 1 << 20));
+}
+
+#[test]
+fn what_a_file_held_before_is_never_taken_for_a_part_of_its_segment() {
+    let disk = MemoryDisk::default();
+    let (mut log, whole) = mostly_old(&disk);
+    log.spares().keep(9, 0).unwrap();
+    let mut keeper = log.keeper();
+    keeper.sweep(&Living::default(), &|| false).unwrap();
+    let used = log.spares().count();
+    assert!(used > 2, "{used} files are used again");
+    let mut expected = whole[180..].to_vec();
+    for (sequence, bytes) in (201..).zip([10, 6000, 5, 4051, 4000, 7000, 100]) {
+        append(&mut log, sequence, sequence, bytes).unwrap();
+        expected.extend(records(sequence, sequence, bytes));
+        let copy = MemoryDisk::of(disk.snapshot());
+        assert_eq!(check(&copy, &mut |_| {}).unwrap().cut, None, "after {sequence}");
+        let (_, found, recovery) = open(&copy, MIDDLE);
+        assert_eq!((found, recovery.cut, recovery.damage.len()), (expected.clone(), None, 0), "after {sequence}");
+    }
+    assert!(log.spares().count() < used);
+}

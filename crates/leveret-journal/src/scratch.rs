@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crc32c::crc32c_append;
 
 use crate::disk::{Disk, DiskFile};
+use crate::format::u32_at;
 use crate::limits::{READ_BYTES, SCRATCH_BYTES};
 use crate::reader::ReadError;
 
@@ -82,7 +83,7 @@ impl Scratch {
     /// If something was added and not written.
     pub fn begin(&mut self) -> io::Result<u32> {
         assert!(self.buffer.is_empty(), "what was added is written before a file is begun");
-        if self.end >= SCRATCH_BYTES {
+        if self.is_full() {
             self.finish();
         }
         if self.file.is_none() {
@@ -213,8 +214,8 @@ impl ScratchReader {
         };
         match found {
             Ok(Some(length)) => {
-                let at = self.at(offset) + HEADER_BYTES;
-                Ok(self.buffer.get(at..at + length).unwrap_or_default())
+                let record = self.buffered(offset, HEADER_BYTES + length).unwrap_or_default();
+                Ok(record.get(HEADER_BYTES..).unwrap_or_default())
             }
             Ok(None) => Err(ReadError::Damaged { file: file_name(stream, number), offset: offset.into() }),
             Err(error) => {
@@ -230,27 +231,17 @@ impl ScratchReader {
         self.buffer = Vec::new();
     }
 
-    /// Where a place of the file is in the buffer.
-    fn at(&self, offset: u32) -> usize {
-        let from = self.open.as_ref().map_or(0, |open| open.buffered_from);
-        offset.checked_sub(from).map_or(usize::MAX / 2, |at| at as usize)
-    }
-
     /// Has a record in the buffer; the length of its payload, if it verifies.
     fn find(&mut self, stream: u32, number: u32, offset: u32) -> io::Result<Option<usize>> {
         let Some(header) = self.bytes(offset, HEADER_BYTES)? else { return Ok(None) };
-        let field =
-            |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
-        let (Some(length), Some(expected)) = (field(0), field(4)) else { return Ok(None) };
-        let length = length as usize;
+        let (length, expected) = (u32_at(header, 0) as usize, u32_at(header, 4));
         let Some(record) = self.bytes(offset, HEADER_BYTES.saturating_add(length))? else { return Ok(None) };
         Ok((checksum(stream, number, offset, &record[HEADER_BYTES..]) == expected).then_some(length))
     }
 
     /// So many bytes of the file, if it has them.
     fn bytes(&mut self, offset: u32, length: usize) -> io::Result<Option<&[u8]>> {
-        let at = self.at(offset);
-        if at.saturating_add(length) > self.buffer.len() {
+        if self.buffered(offset, length).is_none() {
             let Some(open) = &mut self.open else { return Ok(None) };
             // What is damaged may say any length.
             let left = open.file.length()?.saturating_sub(offset.into());
@@ -265,8 +256,13 @@ impl ScratchReader {
             let count = open.file.read_at(offset.into(), &mut self.buffer)?;
             self.buffer.truncate(count);
         }
-        let at = self.at(offset);
-        Ok(self.buffer.get(at..at + length))
+        Ok(self.buffered(offset, length))
+    }
+
+    /// So many bytes of the file, if the buffer has them.
+    fn buffered(&self, offset: u32, length: usize) -> Option<&[u8]> {
+        let at = offset.checked_sub(self.open.as_ref()?.buffered_from)? as usize;
+        self.buffer.get(at..at.checked_add(length)?)
     }
 }
 

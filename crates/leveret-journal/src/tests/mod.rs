@@ -1,10 +1,11 @@
-//! The log against a disk in memory. Here are that disk and what tests of several modules begin with.
+//! The journal against a disk in memory. Here are that disk and what tests of several modules begin with.
 
 mod keeper;
 mod log;
 mod missing;
 mod reader;
 mod recovery;
+mod scratch;
 mod spares;
 
 use std::collections::BTreeMap;

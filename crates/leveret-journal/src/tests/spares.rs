@@ -31,6 +31,11 @@ fn the_folder_of_a_full_disk_takes_the_room_of_a_spare_for_a_name() {
     assert_eq!((log.spares().count(), *disk.room.lock().unwrap()), (0, Some(512)));
     *disk.folder_needs.lock().unwrap() = 2000;
     assert!(matches!(append(&mut log, 3, 3, 800), Err(LogError::Full(_))));
+    // There is room for a segment, but not for its name.
+    *disk.room.lock().unwrap() = Some(1024);
+    let before = disk.snapshot();
+    assert!(matches!(append(&mut log, 3, 3, 800), Err(LogError::Full(_))));
+    assert_eq!((disk.snapshot(), *disk.room.lock().unwrap()), (before, Some(1024)), "nothing is left of the try");
     *disk.room.lock().unwrap() = None;
     append(&mut log, 3, 3, 800).unwrap();
     drop(log);

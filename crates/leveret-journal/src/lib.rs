@@ -1,6 +1,7 @@
-//! The journal of the Leveret message broker: a segmented, checksummed, append-only log.
+//! The journal of the Leveret message broker: a segmented, checksummed, append-only log; and scratch files, for what
+//! nobody needs after the process has ended.
 //!
-//! Must not know: what a record means. The format is drawn in `docs/formats/journal.md`.
+//! Must not know: what a record means. The formats are drawn in `docs/formats/journal.md` and `docs/formats/scratch.md`.
 //!
 //! [`Log::open`] reads everything back and gives a [`Log`] to append to. One thread owns it; what it appends is
 //! durable when the call returns.

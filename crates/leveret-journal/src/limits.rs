@@ -47,7 +47,7 @@ pub const THIN_PERCENT: u64 = 80;
 /// Bytes that are synced at once while segments are rewritten.
 pub const COMPACTED_BATCH_BYTES: usize = 1024 * 1024;
 
-/// Bytes of a scratch file, or more if its last record has more.
+/// Bytes after which a scratch file takes no further record; the last one may reach beyond. `Scratch` begins another file.
 pub const SCRATCH_BYTES: u32 = 16 * 1024 * 1024;
 
 /// Bytes around a place that the disk cannot read, which are given up with it.

@@ -22,7 +22,7 @@ pub enum ReadError {
     /// The disk refuses, now. It may not refuse later.
     #[error("{file} cannot be read: {error}")]
     Disk {
-        /// The segment.
+        /// The segment, the scratch file, or the folder.
         file: String,
         /// Why.
         error: io::Error,
@@ -30,7 +30,7 @@ pub enum ReadError {
     /// It is not where it was written, and will not be.
     #[error("{file} is damaged at offset {offset}")]
     Damaged {
-        /// The segment.
+        /// The segment or scratch file.
         file: String,
         /// Where.
         offset: u64,

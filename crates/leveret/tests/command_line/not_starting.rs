@@ -1,0 +1,166 @@
+//! What keeps a broker from starting: one line that says what to do, and an exit code.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::support::leveret;
+use crate::{has_ipv6, refused};
+
+#[test]
+fn a_bad_option_is_2() {
+    let finished = leveret(&["--no-such-option"]).run();
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""));
+    assert!(finished.stderr.contains("--no-such-option"), "{}", finished.stderr);
+    assert_eq!(leveret(&["--amqp-port", "65536"]).run().code, Some(2));
+    assert_eq!(leveret(&["--bind", "somewhere"]).run().code, Some(2));
+    assert_eq!(leveret(&["--in-memory", "--data-dir", "d"]).run().code, Some(2));
+}
+
+#[test]
+fn a_variable_that_is_neither_yes_nor_no_is_2() {
+    for neither in ["banana", "yes", "2"] {
+        let finished = leveret(&["--amqp-port", "0"]).env("LEVERET_IN_MEMORY", neither).run();
+        assert_eq!(finished.code, Some(2), "{neither}");
+        let takes = format!("LEVERET_IN_MEMORY takes 1 or true, or 0 or false; '{neither}' is not that");
+        assert!(finished.stderr.contains(&takes), "{}", finished.stderr);
+    }
+}
+
+#[test]
+fn an_unknown_setting_is_2_and_the_nearest_is_named() {
+    let (code, error) = refused(&["--in-memory", "--set", "hartbeat=30"]);
+    assert_eq!((code, error.as_str()), (2, "error: unknown setting 'hartbeat'; the nearest is 'heartbeat'"));
+}
+
+#[test]
+fn a_setting_out_of_range_is_2_and_the_range_is_named() {
+    let (code, error) = refused(&["--in-memory", "--set", "frame_max=4095"]);
+    assert_eq!(code, 2);
+    assert!(error.contains("'frame_max' takes a number of bytes from 4096 to 134217728; '4095'"), "{error}");
+    assert_eq!(refused(&["--in-memory", "--set", "heartbeat"]).0, 2);
+}
+
+#[test]
+fn a_setting_in_a_file_that_is_wrong_is_2_and_the_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("leveret.toml");
+    let file = file.to_str().unwrap();
+    for (text, words) in [
+        ("hartbeat = 1", format!("unknown setting 'hartbeat' in {file}; the nearest is 'heartbeat'")),
+        ("[log.console]\nlevel = 'loud'", format!("setting 'log.console.level' in {file} takes none, ")),
+        ("amqp_port = 70000", format!("setting 'amqp_port' in {file} takes a port from 0 to 65535; '70000'")),
+        ("amqp_port = 1\nlisteners.tcp.default = 2", format!("in {file} exclude each other; leave one out")),
+        ("amqp_port", format!("{file} is not valid TOML")),
+    ] {
+        fs::write(file, text).unwrap();
+        let (code, error) = refused(&["--in-memory", "--config", file]);
+        assert!(code == 2 && error.contains(&words), "{error}");
+    }
+}
+
+#[test]
+fn an_option_and_its_setting_exclude_each_other() {
+    let (code, error) = refused(&["--in-memory", "--amqp-port", "0", "--set", "amqp_port=0"]);
+    assert_eq!(code, 2);
+    assert!(error.contains("--amqp-port and setting 'amqp_port' exclude each other"), "{error}");
+}
+
+#[test]
+fn a_configuration_file_that_cannot_be_read_is_2() {
+    let (code, error) = refused(&["--in-memory", "--config", "missing.toml"]);
+    assert_eq!(code, 2);
+    assert!(error.contains("missing.toml"), "{error}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_1() {
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (code, error) = refused(&["--in-memory", "--amqp-port", &port]);
+    assert_eq!(code, 1);
+    assert!(error.contains(&format!("port {port} is already in use on 127.0.0.1")), "{error}");
+}
+
+#[test]
+fn addresses_that_overlap_are_2_and_both_are_named() {
+    for (first, second) in [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::")] {
+        for port in ["0", "5672"] {
+            let (code, error) = refused(&["--in-memory", "--amqp-port", port, "--bind", first, "--bind", second]);
+            assert_eq!(code, 2);
+            assert!(error.contains(&format!("{first} and {second} overlap")), "{error}");
+        }
+    }
+    let all = leveret(&["--in-memory", "--amqp-port", "0", "--bind", "0.0.0.0", "--bind", "::1"]);
+    if has_ipv6() {
+        drop(all.start());
+    }
+}
+
+#[test]
+fn one_port_for_both_purposes_is_2() {
+    let (code, error) = refused(&["--in-memory", "--amqp-port", "5672", "--management-port", "5672"]);
+    assert_eq!(code, 2);
+    assert!(error.contains("--management-port"), "{error}");
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_made_is_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a-file");
+    fs::write(&file, "").unwrap();
+    let (code, error) = refused(&["--amqp-port", "0", "--data-dir", file.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(error.contains(file.to_str().unwrap()), "{error}");
+    assert!(error.ends_with("choose another with --data-dir DIR, or run with --in-memory"), "{error}");
+}
+
+#[test]
+fn a_folder_that_check_cannot_read_is_2_and_the_advice_is_one_that_check_takes() {
+    let (code, error) = refused(&["check", "--data-dir", "missing"]);
+    assert_eq!(code, 2);
+    assert!(error.contains("missing") && error.ends_with("choose another with --data-dir DIR"), "{error}");
+}
+
+#[test]
+fn what_is_in_the_way_of_the_journal_is_named_with_a_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let segment = folder.path().join("0000000050.segment");
+    let refusals = || [refused(&["--amqp-port", "0", "--data-dir", data]), refused(&["check", "--data-dir", data])];
+    let is_helpful = |error: &str| {
+        error.contains(segment.to_str().unwrap())
+            && error.ends_with("mend that, or choose another folder with --data-dir DIR")
+    };
+    fs::create_dir(&segment).unwrap();
+    let [(starting, error), (checking, other_error)] = refusals();
+    assert_eq!((starting, checking), (1, 2));
+    assert!(is_helpful(&error) && is_helpful(&other_error), "{error}, {other_error}");
+    fs::remove_dir(&segment).unwrap();
+    std::os::unix::fs::symlink("nowhere", &segment).unwrap();
+    let [(_, error), (_, other_error)] = refusals();
+    assert!(is_helpful(&error) && is_helpful(&other_error), "{error}, {other_error}");
+    fs::remove_file(&segment).unwrap();
+    // What a start alone has to do with.
+    for name in ["spare-1", "0000000050.segment.compacted"] {
+        let in_the_way = folder.path().join(name);
+        fs::create_dir(&in_the_way).unwrap();
+        let (code, error) = refused(&["--amqp-port", "0", "--data-dir", data]);
+        assert!(code == 1 && error.contains(in_the_way.to_str().unwrap()), "{error}");
+        assert!(error.ends_with("mend that, or choose another folder with --data-dir DIR"), "{error}");
+        fs::remove_dir(&in_the_way).unwrap();
+    }
+}
+
+#[test]
+fn a_data_folder_in_use_is_73_and_its_user_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let arguments = ["--amqp-port", "0", "--data-dir", data.to_str().unwrap()];
+    let first = leveret(&arguments).start();
+    let (code, error) = refused(&arguments);
+    assert_eq!(code, 73);
+    assert!(error.contains(data.to_str().unwrap()), "{error}");
+    assert!(error.contains(&format!("process {}:", first.process.id())), "{error}");
+    assert_eq!(first.stop().code, Some(0));
+    assert_eq!(leveret(&arguments).start().stop().code, Some(0));
+}

@@ -1,0 +1,261 @@
+//! What a data folder keeps over stops, kills and damage, and what `leveret check` says of it.
+
+use std::fs;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::support::{Broker, Finished, leveret};
+
+/// A broker in a folder of the test's own.
+fn start(folder: &TempDir) -> Broker {
+    leveret(&["serve", "--amqp-port", "0", "--data-dir", folder.path().to_str().unwrap()]).start()
+}
+
+fn check(folder: &TempDir) -> Finished {
+    leveret(&["check", "--data-dir", folder.path().to_str().unwrap()]).run()
+}
+
+/// A durable queue with ten confirmed messages, the first of which was taken.
+fn fill(broker: &Broker) {
+    broker.ask(&["declare", "queue", "q", "--durable"]);
+    for number in 0..10 {
+        broker.ask(&["publish", "q", &format!("message {number}"), "--persistent", "--confirm"]);
+    }
+    assert_eq!(broker.ask(&["get", "q"]), "message 0\n");
+    // Another answer, so that the ack before it is durable.
+    broker.ask(&["declare", "queue", "r", "--durable"]);
+}
+
+fn drain(broker: &Broker) -> Vec<String> {
+    (1..10).map(|_| broker.ask(&["get", "q"])).collect()
+}
+
+fn expected() -> Vec<String> {
+    (1..10).map(|number| format!("message {number}\n")).collect()
+}
+
+#[test]
+fn what_is_durable_is_back_after_a_stop_in_good_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(&folder);
+    fill(&broker);
+    broker.stop();
+    let checked = check(&folder);
+    assert_eq!((checked.code, checked.stdout.ends_with("clean\n")), (Some(0), true), "{checked:?}");
+    let broker = start(&folder);
+    assert_eq!(drain(&broker), expected());
+    assert_eq!(broker.client(&["get", "q"]).run().code, Some(3));
+}
+
+#[test]
+fn what_was_confirmed_is_back_after_a_kill_again_and_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(&folder);
+    fill(&broker);
+    broker.kill();
+    for _ in 0..3 {
+        start(&folder).kill();
+    }
+    let broker = start(&folder);
+    assert_eq!(drain(&broker), expected());
+    broker.kill();
+    // The last ack was followed by the end of its connection, whose answer rests on it.
+    assert_eq!(start(&folder).client(&["get", "q"]).run().code, Some(3));
+}
+
+#[test]
+fn check_tells_a_torn_end_from_damage_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(&folder);
+    fill(&broker);
+    assert_eq!(check(&folder).code, Some(73), "it runs");
+    broker.stop();
+    let segment = folder.path().join("0000000001.segment");
+    let whole = fs::read(&segment).unwrap();
+    let mut damaged = whole.clone();
+    let body = whole.windows(9).position(|bytes| bytes == b"message 5").unwrap();
+    damaged[body] ^= 1;
+    fs::write(&segment, &damaged).unwrap();
+    let files = fs::read_dir(folder.path()).unwrap().count();
+    let checked = check(&folder);
+    assert_eq!(checked.code, Some(2), "{checked:?}");
+    assert!(checked.stdout.contains("0000000001.segment, offset"), "{checked:?}");
+    assert!(checked.stdout.contains("; 1 change is missing"), "{checked:?}");
+    assert_eq!(fs::read(&segment).unwrap(), damaged);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), files, "nothing was added");
+    // It starts all the same, says what is missing, and serves the rest.
+    let broker = start(&folder);
+    broker.process.stderr.wait_for("the journal is damaged: 0000000001.segment", "the report");
+    broker.stop();
+    assert!(
+        fs::read_dir(folder.path())
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("damaged-0000000001-") })
+    );
+}
+
+#[test]
+fn check_and_the_start_say_which_segments_are_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let arguments = ["serve", "--amqp-port", "0", "--data-dir", data, "--segment-size", "1048576"];
+    let broker = leveret(&arguments).start();
+    broker.ask(&["declare", "queue", "q", "--durable"]);
+    let names = |folder: &std::path::Path| {
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name.ends_with(".segment")).collect();
+        names.sort();
+        names
+    };
+    // So long that a start begins to read behind the third segment.
+    let body = "x".repeat(100_000);
+    let mut published = 0;
+    loop {
+        broker.ask(&["publish", "q", &body, "--persistent", "--confirm"]);
+        published += 1;
+        let last = fs::read(folder.path().join(names(folder.path()).last().unwrap())).unwrap();
+        let begins_at = u64::from_le_bytes(*last[72..].first_chunk().unwrap());
+        if begins_at > 3 {
+            break;
+        }
+        assert!(published < 1000, "no start will begin later");
+    }
+    broker.kill();
+    let checked = check(&folder);
+    assert_eq!((checked.code, checked.stdout.ends_with("clean\n")), (Some(0), true), "{checked:?}");
+    let whole = names(folder.path());
+    // Not one that a checkpoint has begun for its header alone.
+    let length = |name: &String| fs::metadata(folder.path().join(name)).unwrap().len();
+    let read = whole[..whole.len() - 1].iter().rfind(|name| length(name) > 100_000).unwrap();
+    for (gone, words) in [
+        (&whole[0], " is missing, and with it "),
+        (&whole[2], " is missing, and with it "),
+        (read, " is not there; "),
+    ] {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_str() != Some(gone) {
+                fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+            }
+        }
+        let checked = check(&copy);
+        assert_eq!(checked.code, Some(2), "without {gone}: {checked:?}");
+        assert!(checked.stdout.contains(words) && checked.stdout.contains(gone.as_str()), "{checked:?}");
+        let broker = start(&copy);
+        broker.process.stderr.wait_for(words, "the report");
+        broker.stop();
+    }
+    // Files that a journal leaves behind, and none.
+    let copy = tempfile::tempdir().unwrap();
+    fs::write(copy.path().join("spare-7"), "").unwrap();
+    let checked = check(&copy);
+    assert_eq!(
+        (checked.code, checked.stdout.contains("every segment is not there")),
+        (Some(2), true),
+        "{checked:?}"
+    );
+    let checked = check(&tempfile::tempdir().unwrap());
+    assert_eq!((checked.code, checked.stdout.as_str()), (Some(0), "no journal\n"), "{checked:?}");
+}
+
+#[test]
+fn less_free_disk_than_the_limit_holds_publishers_and_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().to_str().unwrap();
+    let options = ["serve", "--amqp-port", "0", "--data-dir", data_dir, "--disk-free-limit", "9000PB"];
+    let broker = leveret(&options).start();
+    broker.process.stderr.wait_for("low on disk", "the warning");
+    // No queue takes it, so it would be confirmed at once.
+    let publisher = broker.client(&["publish", "nowhere", "held", "--confirm"]).spawn();
+    broker.process.stderr.wait_for("connection opened", "the publisher");
+    for queue in ["q", "r", "s"] {
+        broker.ask(&["declare", "queue", queue, "--durable"]);
+        assert_eq!(broker.client(&["get", queue]).run().code, Some(3), "who does not publish goes on");
+    }
+    publisher.signal(Signal::TERM);
+    assert_eq!(publisher.wait().code, None, "it waited until it was killed");
+    broker.stop();
+    let refused = leveret(&["serve", "--amqp-port", "0", "--disk-free-limit", "much"]).run();
+    assert!(refused.code == Some(2) && refused.stderr.contains("for example 50MB"), "{refused:?}");
+}
+
+#[test]
+fn a_publisher_that_has_to_wait_is_told_why() {
+    let broker = leveret(&["--amqp-port", "0", "--disk-free-limit", "9000PB"]).start();
+    broker.process.stderr.wait_for("low on disk", "the warning");
+    for arguments in [&["publish", "q", "held"][..], &["publish", "q", "held", "--confirm"]] {
+        let publisher = broker.client(arguments).spawn();
+        publisher.stderr.wait_for("the broker takes no messages: low on disk; waiting\n", "the reason");
+    }
+}
+
+/// What rots on disk while the broker runs is never handed out; everything else is.
+#[test]
+fn a_message_that_cannot_be_read_back_is_passed_over() {
+    const MESSAGES: usize = 20_000;
+    let folder = tempfile::tempdir().unwrap();
+    let options = ["serve", "--amqp-port", "0", "--memory-limit", "32MiB", "--data-dir"];
+    let broker = leveret(&[&options[..], &[folder.path().to_str().unwrap()]].concat()).start();
+    broker.ask(&["declare", "queue", "q", "--durable"]);
+    let body = "x".repeat(1024);
+    let count = MESSAGES.to_string();
+    broker.ask(&["publish", "q", &body, "--persistent", "--confirm", "--count", &count]);
+    // By now most of it is on disk only, from the first message on.
+    let segment = folder.path().join("0000000001.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    let used = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+    // In the first message, for a client that asks, and in one on the way, for one that consumes.
+    let body_from = |from: usize| {
+        let at = bytes[from..].windows(64).position(|window| window == "x".repeat(64).as_bytes());
+        from + at.unwrap()
+    };
+    for at in [body_from(0), body_from(used / 2)] {
+        bytes[at] ^= 1;
+    }
+    fs::write(&segment, &bytes).unwrap();
+    let got = broker.ask(&["get", "q"]);
+    assert_eq!(got.trim_end(), body, "what lies behind it");
+    let left = (MESSAGES - 3).to_string();
+    let consumed = broker.ask(&["consume", "q", "--count", &left]);
+    assert_eq!(consumed.lines().count(), MESSAGES - 3);
+    assert!(consumed.lines().all(|line| line == body), "a wrong body");
+    broker.process.stderr.wait_for("that cannot be read back stay where they are: ", "the report");
+    assert_eq!(broker.client(&["get", "q"]).run().code, Some(3), "nobody gets it");
+}
+
+#[test]
+fn a_lost_record_of_the_virtual_host_loses_no_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(&folder);
+    fill(&broker);
+    broker.stop();
+    let segment = folder.path().join("0000000001.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    // The first batch behind the header of the segment holds nothing but that record.
+    bytes[96 + 40 + 24 + 1] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let broker = start(&folder);
+    broker.process.stderr.wait_for("it is taken for '/'", "the report");
+    assert_eq!(drain(&broker), expected());
+    broker.ask(&["declare", "queue", "more", "--durable"]);
+    broker.stop();
+    start(&folder).ask(&["declare", "queue", "more", "--durable"]);
+}
+
+#[test]
+fn a_journal_of_a_newer_version_is_refused_with_words() {
+    let folder = tempfile::tempdir().unwrap();
+    start(&folder).stop();
+    let segment = folder.path().join("0000000001.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[8] = 9;
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..96]);
+    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(&segment, &bytes).unwrap();
+    let refused = leveret(&["--amqp-port", "0", "--data-dir", folder.path().to_str().unwrap()]).run();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("format version 9"), "{refused:?}");
+    assert_eq!(fs::read(&segment).unwrap(), bytes);
+}

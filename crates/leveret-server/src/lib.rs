@@ -20,7 +20,8 @@ mod server;
 mod space;
 
 pub use data_dir::DataDirError;
-pub use leveret_journal::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+pub use leveret_journal::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+pub use limits::MEMORY_LIMIT_MIN;
 pub use listener::BindError;
 pub use recovery::{Condition, JournalError, PROGRESS, PROGRESS_LINE, check};
 pub use server::{MemoryLimit, Server, ServerConfig, ServerHandle, StartError, Storage};

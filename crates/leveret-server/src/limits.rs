@@ -76,7 +76,7 @@ pub(crate) const BLOCKED_AFTER: Duration = Duration::from_millis(250);
 pub(crate) const MEMORY_LIMIT_PERCENT: u64 = 40;
 
 /// Least limit on memory that can be set, in bytes.
-pub(crate) const MEMORY_LIMIT_MIN: u64 = 32 * 1024 * 1024;
+pub const MEMORY_LIMIT_MIN: u64 = 32 * 1024 * 1024;
 
 /// Bytes that must be free where the data folder is, if nothing else is said. RabbitMQ: `disk_free_limit.absolute`, 50 MB.
 pub(crate) const DISK_FREE_LIMIT: u64 = 50_000_000;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use leveret_broker::limits::{BODY_BYTES_MAX, TTL_MAX};
-use leveret_server::{MemoryLimit, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use leveret_server::{MEMORY_LIMIT_MIN, MemoryLimit, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
 use super::{Configuration, LogLevel};
 
@@ -27,9 +27,6 @@ pub(super) struct Key {
 /// Ten years, as for other times that clients give.
 const TTL_MAX_MS: u64 = 315_360_000_000;
 const _: () = assert!(TTL_MAX.as_millis() == TTL_MAX_MS as u128);
-
-/// The least memory that a broker takes.
-const MEMORY_MIN: ByteSize = ByteSize::mib(32);
 
 const SIZE: &str = "a size, for example 50MB or 1GiB";
 const MEMORY_SIZE: &str = "a size of at least 32MiB, for example 256MiB or 1GB";
@@ -101,7 +98,7 @@ pub(super) const KEYS: &[Key] = &[
         decides: "storage",
         takes: "a folder",
         set: |to, value| {
-            let _: () = to.is_in_memory = false;
+            to.is_in_memory = false;
             put(&mut to.data_dir, (!value.is_empty()).then(|| value.into()))
         },
     },
@@ -238,7 +235,7 @@ fn size(value: &OsStr) -> Option<u64> {
 }
 
 fn memory_size(value: &OsStr) -> Option<MemoryLimit> {
-    size(value).filter(|&bytes| bytes >= MEMORY_MIN.as_u64()).map(MemoryLimit::Bytes)
+    size(value).filter(|&bytes| bytes >= MEMORY_LIMIT_MIN).map(MemoryLimit::Bytes)
 }
 
 /// `0.4` is 40.

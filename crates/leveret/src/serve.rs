@@ -52,7 +52,7 @@ pub(crate) struct Serve {
     /// Bytes of one file of the journal, from 1MiB to 1GiB; the first file is small [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "LEVERET_SEGMENT_SIZE")]
     segment_size: Option<OsString>,
-    /// Memory the broker may use, for example 256MiB, 1GB or 40% (of the machine's or, if that is less, of the control
+    /// Memory for messages that wait, for example 256MiB, 1GB or 40% (of the machine's or, if that is less, of the control
     /// group's); at least 32MiB [default: 40%]
     #[arg(long, value_name = "SIZE", env = "LEVERET_MEMORY_LIMIT")]
     memory_limit: Option<OsString>,

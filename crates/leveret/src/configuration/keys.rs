@@ -321,6 +321,17 @@ mod tests {
         assert_eq!(limit("memory_limit", "1G"), MemoryLimit::Bytes(1_000_000_000));
     }
 
+    /// RabbitMQ since 3.13; before, `M` was 1048576.
+    #[test]
+    fn units_are_powers_of_ten_unless_they_say_otherwise() {
+        for (unit, bytes) in
+            [("", 1), ("k", 1000), ("M", 1_000_000), ("MB", 1_000_000), ("Mi", 1 << 20), ("MiB", 1 << 20)]
+        {
+            let limit = set("disk_free_limit", &format!("3{unit}")).unwrap().server.disk_free_limit;
+            assert_eq!(limit, 3 * bytes, "{unit}");
+        }
+    }
+
     #[test]
     fn what_is_set_reaches_the_broker() {
         assert_eq!(set("tcp_listen_options.backlog", "7").unwrap().server.backlog, 7);

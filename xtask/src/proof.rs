@@ -22,7 +22,7 @@ const DEATHS: Deaths = Deaths { kills: 20, cuts: 6, fulls: 10 };
 const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 
 /// Property tests, and crash tests; there are so many at least.
-const PROPERTIES_LEAST: u64 = 3;
+const PROPERTIES_LEAST: u64 = 5;
 const CRASH_TESTS_LEAST: u64 = 7;
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);

@@ -16,7 +16,7 @@ use crate::tally::Tally;
 use crate::workspace::cargo;
 
 /// How many tests `cargo test` runs at least.
-const TESTS_LEAST: u64 = 500;
+const TESTS_LEAST: u64 = 600;
 
 const CARGO_TEST_DEADLINE: Duration = Duration::from_mins(15);
 

@@ -100,6 +100,9 @@ fn exists(files: &Files, test: &str) -> bool {
 /// Whether a Rust file has a function of this name with the attribute `test`.
 fn has_test(text: &str, name: &str) -> bool {
     let begins = format!("fn {name}(");
+    if !text.contains(&begins) {
+        return false;
+    }
     let lines: Vec<_> = text.lines().map(str::trim).collect();
     let functions = lines.iter().enumerate().filter(|(_, line)| line.starts_with(&begins));
     functions.map(|(at, _)| lines[..at].iter().rev()).any(|mut before| {

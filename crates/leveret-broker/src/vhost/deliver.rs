@@ -172,7 +172,7 @@ impl VirtualHost {
         self.units -= self.units_for_others;
         self.bury(now, id, effects);
         while self.units > 0 {
-            let Some(queue) = self.queues.get_mut(id) else { return };
+            let Some(queue) = self.queues.get_mut(id) else { break };
             if queue.parked.is_some() || !queue.consumers.any_waiting() || queue.dying().is_full() {
                 break;
             }

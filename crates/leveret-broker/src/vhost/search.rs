@@ -196,10 +196,10 @@ impl VirtualHost {
     /// Goes on with a search as far as this hold of the lock allows; true once it is finished.
     pub(super) fn search(&mut self, search: &mut Search, publish: &Publish) -> bool {
         let keys = keys_of(&publish.message, publish.more_keys.as_deref());
-        let mut steps = self.units as usize * STEPS_PER_UNIT;
-        let is_finished = search.go_on(&self.exchanges, &keys, &publish.message, &mut steps);
-        let left = if is_finished { steps.div_ceil(STEPS_PER_UNIT) } else { 0 };
-        self.units = u32::try_from(left).unwrap_or(self.units).min(self.units);
+        let most = self.units as usize * STEPS_PER_UNIT;
+        let mut left = most;
+        let is_finished = search.go_on(&self.exchanges, &keys, &publish.message, &mut left);
+        self.spend((most - left) / STEPS_PER_UNIT);
         is_finished
     }
 

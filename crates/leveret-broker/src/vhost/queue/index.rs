@@ -170,6 +170,17 @@ impl Page {
         }
     }
 
+    /// Packs it, if it is open and no body of it is in memory.
+    fn pack(&mut self, meter: &Meter) {
+        if let Page::Open(open) = self
+            && let Some(packed) = open.pack()
+        {
+            meter.add(packed.memory());
+            meter.subtract(self.memory());
+            *self = packed;
+        }
+    }
+
     /// What it takes beside the bodies.
     fn memory(&self) -> usize {
         match self {
@@ -394,13 +405,8 @@ impl Index {
 
     /// Packs the last page, which is full, if no body of it is in memory.
     fn pack_last(&mut self) {
-        if let Some(page) = self.pages.back_mut().and_then(Option::as_deref_mut)
-            && let Page::Open(open) = page
-            && let Some(packed) = open.pack()
-        {
-            self.meter.add(packed.memory());
-            self.meter.subtract(page.memory());
-            *page = packed;
+        if let Some(page) = self.pages.back_mut().and_then(Option::as_deref_mut) {
+            page.pack(&self.meter);
         }
     }
 
@@ -554,12 +560,8 @@ impl Index {
             return;
         }
         open.store(slot, segment, place, &meter);
-        if open.entries.len() == PAGE_ENTRIES
-            && let Some(packed) = open.pack()
-        {
-            meter.add(packed.memory());
-            meter.subtract(page.memory());
-            *page = packed;
+        if open.entries.len() == PAGE_ENTRIES {
+            page.pack(&meter);
         }
     }
 
@@ -710,13 +712,8 @@ impl Index {
                 let is_apart = keep.is_empty() || end <= keep.start || keep.end <= begin;
                 // A page that still grows would be opened again at once.
                 let is_done = !std::mem::take(&mut open.is_growing) || open.entries.len() == PAGE_ENTRIES;
-                if is_apart
-                    && is_done
-                    && let Some(packed) = open.pack()
-                {
-                    self.meter.add(packed.memory());
-                    self.meter.subtract(page.memory());
-                    *page = packed;
+                if is_apart && is_done {
+                    page.pack(&self.meter);
                 }
             }
             at += 1;

@@ -6,11 +6,9 @@ use crate::wire::{DecodeError, Reader};
 /// The class id of `basic`, the only class with content.
 pub const BASIC_CLASS: u16 = 60;
 
-/// A content header, its properties borrowed from the payload.
+/// A content header of class basic, its properties borrowed from the payload.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ContentHeader<'a> {
-    /// The class of the method that announced the content.
-    pub class_id: u16,
     /// Bytes of the body, over all its frames.
     pub body_bytes: u64,
     /// The properties.
@@ -54,12 +52,12 @@ impl<'a> ContentHeader<'a> {
         let body_bytes = reader.u64()?;
         let properties = BasicProperties::read(&mut reader)?;
         reader.end()?;
-        Ok(ContentHeader { class_id, body_bytes, properties })
+        Ok(ContentHeader { body_bytes, properties })
     }
 
     /// Appends the payload of a header frame. Strings are cut at 255 bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.class_id.to_be_bytes());
+        out.extend_from_slice(&BASIC_CLASS.to_be_bytes());
         out.extend_from_slice(&[0, 0]);
         out.extend_from_slice(&self.body_bytes.to_be_bytes());
         self.properties.write(out);
@@ -162,7 +160,7 @@ mod tests {
             app_id: Some(&[0xFF]),
             cluster_id: Some(b"x"),
         };
-        let header = ContentHeader { class_id: BASIC_CLASS, body_bytes: 5, properties };
+        let header = ContentHeader { body_bytes: 5, properties };
         let mut bytes = Vec::new();
         header.encode(&mut bytes);
         assert_eq!(ContentHeader::decode(&bytes), Ok(header));
@@ -175,7 +173,7 @@ mod tests {
     fn another_class_weight_unknown_flags_and_trailing_bytes_are_refused() {
         let mut bytes = Vec::new();
         let properties = BasicProperties::default();
-        ContentHeader { class_id: BASIC_CLASS, body_bytes: 0, properties }.encode(&mut bytes);
+        ContentHeader { body_bytes: 0, properties }.encode(&mut bytes);
         assert_eq!(bytes.len(), 14);
         let change = |at: usize, to: u8| {
             let mut changed = bytes.clone();

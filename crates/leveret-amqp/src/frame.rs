@@ -100,7 +100,7 @@ pub enum FrameError {
 }
 
 /// Bytes of the ids in front of the arguments of a method.
-pub const METHOD_IDS_BYTES: usize = 4;
+const METHOD_IDS_BYTES: usize = 4;
 
 /// Bytes of class, weight and body size in front of the properties of a content.
 const HEADER_BYTES_MIN: usize = 12;

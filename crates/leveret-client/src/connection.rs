@@ -324,11 +324,7 @@ impl Connection {
     ) -> Result<(), Error> {
         self.send(id, method)?;
         self.scratch.clear();
-        let header = ContentHeader {
-            class_id: leveret_amqp::content::BASIC_CLASS,
-            body_bytes: body.len() as u64,
-            properties: *properties,
-        };
+        let header = ContentHeader { body_bytes: body.len() as u64, properties: *properties };
         header.encode(&mut self.scratch);
         let frame_max = self.wire.frame_max();
         write_content(self.wire.output(), id.0.get(), &self.scratch, body, frame_max);

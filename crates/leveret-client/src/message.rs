@@ -1,6 +1,5 @@
 //! What a broker hands to a client: messages, and news of its consumers.
 
-use leveret_amqp::content::BASIC_CLASS;
 use leveret_amqp::{BasicProperties, ContentHeader, ShortString};
 
 /// A message: its properties and body.
@@ -15,8 +14,7 @@ pub struct Message {
 impl Message {
     /// A message as a broker would deliver it.
     pub fn new(properties: &BasicProperties<'_>, body: Vec<u8>) -> Self {
-        let header =
-            ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties: *properties };
+        let header = ContentHeader { body_bytes: body.len() as u64, properties: *properties };
         let mut payload = Vec::new();
         header.encode(&mut payload);
         Message { header: payload, body }

@@ -5,7 +5,6 @@ use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use leveret_amqp::content::BASIC_CLASS;
 use leveret_amqp::frame::{split_frame, write_content, write_frame, write_method};
 use leveret_amqp::{ContentHeader, FrameKind, Method, PROTOCOL_HEADER, ShortStr};
 
@@ -54,7 +53,7 @@ impl Peer {
         write_method(&mut bytes, channel, method);
         let mut header = Vec::new();
         let properties = BasicProperties { content_type: Some(b"text/plain"), ..BasicProperties::default() };
-        ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
+        ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
         write_content(&mut bytes, channel, &header, body, 4096);
         self.write(&bytes);
     }
@@ -327,7 +326,7 @@ fn content_that_breaks_the_rules_is_an_error() {
     let header = |body_bytes| {
         let mut payload = Vec::new();
         let properties = BasicProperties::default();
-        ContentHeader { class_id: BASIC_CLASS, body_bytes, properties }.encode(&mut payload);
+        ContentHeader { body_bytes, properties }.encode(&mut payload);
         payload
     };
     let scripts: [Vec<(FrameKind, Vec<u8>)>; 5] = [

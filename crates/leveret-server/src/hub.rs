@@ -365,7 +365,6 @@ impl Drop for Attached {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use leveret_amqp::content::BASIC_CLASS;
     use leveret_amqp::frame::{write_content, write_method};
     use leveret_amqp::{
         BasicProperties, ContentHeader, FieldTable, Method, PROTOCOL_HEADER, ShortStr, Table, Value,
@@ -516,7 +515,7 @@ mod tests {
                 write_method(&mut bytes, 1, &publish);
                 let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() };
                 let mut header = Vec::new();
-                ContentHeader { class_id: BASIC_CLASS, body_bytes: 1, properties }.encode(&mut header);
+                ContentHeader { body_bytes: 1, properties }.encode(&mut header);
                 write_content(&mut bytes, 1, &header, b"x", 131_072);
             }
             client.feed(&hub, &bytes);
@@ -556,7 +555,7 @@ mod tests {
             write_method(&mut batch, 1, &publish);
             let properties = BasicProperties { delivery_mode: Some(1), ..BasicProperties::default() };
             let mut header = Vec::new();
-            ContentHeader { class_id: BASIC_CLASS, body_bytes: 16, properties }.encode(&mut header);
+            ContentHeader { body_bytes: 16, properties }.encode(&mut header);
             write_content(&mut batch, 1, &header, &[7; 16], 131_072);
         }
         // A few rounds let the buffers that travel between hub and client grow to their size.
@@ -611,8 +610,8 @@ mod tests {
             let (ticket, mandatory, immediate) = (0, false, false);
             let publish = Method::BasicPublish { ticket, exchange, routing_key, mandatory, immediate };
             write_method(&mut bytes, channel, &publish);
-            let (class_id, properties) = (BASIC_CLASS, BasicProperties::default());
-            ContentHeader { class_id, body_bytes: body_bytes.into(), properties }.encode(&mut header);
+            let properties = BasicProperties::default();
+            ContentHeader { body_bytes: body_bytes.into(), properties }.encode(&mut header);
             write_content(&mut bytes, channel, &header, body, 131_072);
             bytes
         };

@@ -458,7 +458,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::time::Duration;
 
-    use leveret_amqp::content::BASIC_CLASS;
     use leveret_amqp::frame::{write_content, write_method};
     use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
     use leveret_broker::Settings;
@@ -508,7 +507,7 @@ mod tests {
         write_method(&mut bytes, 1, &publish);
         let mut header = Vec::new();
         let properties = BasicProperties::default();
-        ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
+        ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
         write_content(&mut bytes, 1, &header, body, FRAME_MAX);
         write_method(&mut bytes, 1, &Method::BasicGet { ticket: 0, queue: text("q"), no_ack: true });
         let close =

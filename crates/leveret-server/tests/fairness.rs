@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use leveret_amqp::content::BASIC_CLASS;
 use leveret_amqp::frame::{write_content, write_method};
 use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
 use leveret_server::{Server, ServerConfig, ServerHandle};
@@ -86,7 +85,7 @@ fn publish(queue: &str, body: &[u8]) -> Vec<u8> {
     let publish = Method::BasicPublish { ticket: 0, exchange, routing_key, mandatory: false, immediate: false };
     let mut header = Vec::new();
     let properties = BasicProperties::default();
-    ContentHeader { class_id: BASIC_CLASS, body_bytes: body.len() as u64, properties }.encode(&mut header);
+    ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
     let mut bytes = method(1, &publish);
     write_content(&mut bytes, 1, &header, body, 131_072);
     bytes

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use leveret_amqp::content::BASIC_CLASS;
 use leveret_amqp::method::MethodSpec;
 use leveret_amqp::table::{FieldTable, TableBuilder};
 use leveret_amqp::wire::Kind;
@@ -400,7 +399,7 @@ pub(crate) fn encode_header(given: &BTreeMap<String, Text>, body_bytes: u64) -> 
         cluster_id: bytes("cluster-id"),
     };
     let mut out = Vec::new();
-    ContentHeader { class_id: BASIC_CLASS, body_bytes, properties }.encode(&mut out);
+    ContentHeader { body_bytes, properties }.encode(&mut out);
     Ok(out)
 }
 

@@ -328,8 +328,8 @@ mod tests {
     use smallvec::smallvec;
 
     use super::*;
-    use crate::Node;
     use crate::message::DeliveryMode;
+    use crate::vhost::fixtures::empty_vhost;
     use crate::vhost::queue::QueueType;
 
     #[test]
@@ -362,7 +362,7 @@ mod tests {
         let enqueued = Change::MessageEnqueued { message, queues };
         let begun = Change::CheckpointBegun { last_queue: QueueNumber(1) };
         for changes in [vec![declared, enqueued.clone()], vec![begun, restated, enqueued]] {
-            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let mut vhost = empty_vhost();
             let results = (1..).zip(changes).map(|(at, change)| vhost.apply(now, JournalPosition(at), change));
             let faults: Vec<_> = results.filter_map(Result::err).map(|error| error.to_string()).collect();
             let [fault] = &faults[..] else { panic!("{faults:?}") };
@@ -377,7 +377,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_gives_no_number_away() {
-        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let mut vhost = empty_vhost();
         let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
         let declared = |number, name| Change::QueueDeclared {
             queue: QueueNumber(number),

@@ -405,7 +405,7 @@ mod tests {
     use leveret_amqp::ShortStr;
 
     use super::*;
-    use crate::Node;
+    use crate::vhost::fixtures::empty_vhost;
 
     const NOW: Moment = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
 
@@ -445,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_that_lacks_a_page_changes_nothing_that_is_known_and_is_none_to_begin_with() {
-        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let mut vhost = empty_vhost();
         let begun = || Change::CheckpointBegun { last_queue: QueueNumber(1) };
         let ended = |begun| Change::CheckpointEnded { begun: JournalPosition(begun) };
         let whole = vec![begun(), page(0..7), page(7..10), restated(10), ended(1000)];
@@ -456,7 +456,7 @@ mod tests {
         assert_eq!(results, [Ok(()), Ok(()), Err(ApplyError::Incomplete(1)), Ok(())]);
         assert_eq!((ready(&vhost), vhost.checkpoint()), (10, Some(JournalPosition(1000))));
         // Where nothing else is known, it is better than nothing.
-        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let mut vhost = empty_vhost();
         let lacking = vec![begun(), page(7..10), restated(10), ended(2000)];
         assert_eq!(apply(&mut vhost, 2000, lacking)[2], Err(ApplyError::Incomplete(1)));
         assert_eq!((ready(&vhost), vhost.checkpoint()), (3, None));
@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn parts_of_a_checkpoint_without_its_beginning_are_refused() {
-        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let mut vhost = empty_vhost();
         let ended = Change::CheckpointEnded { begun: JournalPosition(1) };
         for result in apply(&mut vhost, 5, vec![page(0..3), restated(3), ended]) {
             assert_eq!(result, Err(ApplyError::NoCheckpoint));
@@ -474,14 +474,14 @@ mod tests {
 
     #[test]
     fn pages_that_become_no_queue_take_no_memory() {
-        let empty = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]).memory().bytes();
+        let empty = empty_vhost().memory().bytes();
         let pages = || {
             let begun = Change::CheckpointBegun { last_queue: QueueNumber(1) };
             std::iter::once(begun).chain((0..10).map(|n| page(n * 256..n * 256 + 256)))
         };
         // It has no end; another one follows it; its queue is deleted.
         for behind in [vec![], pages().take(1).collect(), vec![Change::QueueDeleted { queue: QueueNumber(1) }]] {
-            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let mut vhost = empty_vhost();
             apply(&mut vhost, 10_000, pages().collect());
             assert!(vhost.memory().bytes() > empty);
             let at = vhost.position().0;

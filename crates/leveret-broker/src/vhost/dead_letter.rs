@@ -241,20 +241,18 @@ mod tests {
     use leveret_amqp::{FieldTable, ShortStr, Value};
 
     use super::*;
-    use crate::Node;
-    use crate::access::{Login, Permissions};
     use crate::change::{Enqueued, JournalPosition, QueueNumber, QueuePosition};
     use crate::moment::Deadline;
-    use crate::names::{ChannelId, QueueName, UserName};
+    use crate::names::{ChannelId, QueueName};
     use crate::vhost::Progress;
     use crate::vhost::checkpoint::Checkpoint;
     use crate::vhost::command::{Command, Commands, DeclareQueue, Existence, Wait};
     use crate::vhost::effects::Fetched;
-    use crate::vhost::fixtures::{at, evict, message};
+    use crate::vhost::fixtures::{at, connect, empty_vhost, evict, message};
 
     /// A queue `q` after a restart, with so many messages in it, and what else happened to it.
     fn vhost_with(arguments: FieldTable, messages: u64, more: Option<Change>) -> VirtualHost {
-        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let mut vhost = empty_vhost();
         let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
         let mut changes = vec![Change::QueueDeclared { queue, name, auto_delete: false, arguments }];
         changes.extend((0..messages).map(QueuePosition).map(|position| {
@@ -305,7 +303,7 @@ mod tests {
 
     /// The virtual host that is back after a crash, from so many changes on.
     fn recovered(changes: &[Change], from: usize) -> VirtualHost {
-        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let mut vhost = empty_vhost();
         for (change, number) in changes.iter().zip(1..).skip(from) {
             vhost.apply(at(1), JournalPosition(number), change.clone()).unwrap();
         }
@@ -358,8 +356,7 @@ mod tests {
         vhost.delete_queue(q, &mut effects);
         assert_eq!(names(&vhost), [("dead", 0)]);
         // Its name is free.
-        let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
-        let client = vhost.connect(Login { user, permissions: Permissions::ALL });
+        let client = connect(&mut vhost);
         let mut commands = Commands::default();
         let channel = ChannelId::new(1).unwrap();
         commands.push(Command::OpenChannel(channel));
@@ -417,8 +414,7 @@ mod tests {
         assert_eq!(vhost.handle_timeout(at(1), &mut effects), Progress::More);
         let left = messages(&vhost);
         assert!(left > 0);
-        let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
-        let client = vhost.connect(Login { user, permissions: Permissions::ALL });
+        let client = connect(&mut vhost);
         let mut commands = Commands::default();
         commands.push(Command::OpenChannel(ChannelId::new(1).unwrap()));
         assert_eq!(vhost.handle_batch(at(1), client, &mut commands, &mut effects), Progress::Done);

@@ -107,13 +107,12 @@ mod tests {
     use leveret_amqp::{FieldTable, ShortStr, Value};
 
     use super::*;
-    use crate::Node;
     use crate::change::{DeathReason, QueueNumber};
     use crate::message::{DeliveryMode, History, MessageId};
     use crate::names::QueueName;
     use crate::scratch::{Place, Segment};
     use crate::vhost::effects::{Effects, Fetch, FetchFor, Fetched};
-    use crate::vhost::fixtures::{at, message};
+    use crate::vhost::fixtures::{at, empty_vhost, message};
     use crate::vhost::queue::{Declared, QueueArguments};
     use crate::vhost::route::Route;
 
@@ -130,7 +129,7 @@ mod tests {
     impl Scene {
         /// So many transient queues, and a durable one behind them, which send dead letters nowhere.
         fn new(transient: u64) -> Self {
-            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let mut vhost = empty_vhost();
             let queues = (0..=transient).map(|number| {
                 let name = QueueName::new(ShortStr::truncated(&number.to_string()));
                 let raw_arguments = FieldTable::build(|table| {

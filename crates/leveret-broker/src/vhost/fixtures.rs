@@ -2,10 +2,26 @@
 
 use std::time::Duration;
 
+use leveret_amqp::{ShortStr, ShortString};
+
+use crate::Node;
+use crate::access::{Login, Permissions};
 use crate::message::{DeliveryMode, History, Message};
 use crate::moment::Moment;
+use crate::names::UserName;
 use crate::scratch::{Place, Segment, Spilled};
-use crate::vhost::{Sweep, VirtualHost};
+use crate::vhost::{ConnectionId, Sweep, VirtualHost};
+
+/// With nothing in it.
+pub(crate) fn empty_vhost() -> VirtualHost {
+    VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32])
+}
+
+/// A connection of somebody who may do everything.
+pub(crate) fn connect(vhost: &mut VirtualHost) -> ConnectionId {
+    let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
+    vhost.connect(Login { user, permissions: Permissions::ALL })
+}
 
 /// So many seconds after the beginning, by both clocks.
 pub(crate) fn at(seconds: u64) -> Moment {

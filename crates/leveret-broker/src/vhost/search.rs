@@ -242,14 +242,12 @@ mod tests {
     use leveret_amqp::{FieldTable, ShortStr, Value};
 
     use super::*;
-    use crate::Node;
-    use crate::access::{Login, Permissions};
     use crate::change::{Change, JournalPosition, QueueNumber};
     use crate::message::{DeliveryMode, Message, write_route};
-    use crate::names::{ChannelId, ExchangeName, QueueName, UserName};
+    use crate::names::{ChannelId, ExchangeName, QueueName};
     use crate::vhost::command::{Bind, BindAction, BindTo, Farewell, QueueRef, Wait};
     use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeKind};
-    use crate::vhost::fixtures::at;
+    use crate::vhost::fixtures::{at, connect, empty_vhost};
     use crate::vhost::{Progress, QueueId};
 
     /// A virtual host with queues `1` to `4`, one `5` whose dead letters go to `hard`, and two connections with a channel
@@ -294,7 +292,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let mut vhost = empty_vhost();
             for number in 1..=4 {
                 let name = QueueName::new(ShortStr::truncated(&number.to_string()));
                 let (queue, auto_delete, arguments) = (QueueNumber(number), false, FieldTable::default());
@@ -309,10 +307,7 @@ mod tests {
             vhost.apply(at(1), JournalPosition(5), declared).unwrap();
             vhost.end_recovery();
             let queues = (1..=4_u64).map(|number| vhost.durable_queues[&QueueNumber(number)]).collect();
-            let [left, right] = std::array::from_fn(|_| {
-                let user = UserName::from(short("guest"));
-                vhost.connect(Login { user, permissions: Permissions::ALL })
-            });
+            let [left, right] = std::array::from_fn(|_| connect(&mut vhost));
             let mut scene = Scene { vhost, queues, left, right };
             for connection in [left, right] {
                 assert_eq!(scene.hold(connection, &mut vec![Command::OpenChannel(channel())]), Progress::Done);
@@ -365,6 +360,7 @@ mod tests {
             self.queues.iter().map(|&queue| self.vhost.queues[queue].ready()).collect()
         }
     }
+
     #[test]
     fn others_go_on_while_a_search_takes_several_holds() {
         let mut scene = Scene::with_hard_exchange();

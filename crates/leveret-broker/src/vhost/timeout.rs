@@ -155,18 +155,16 @@ mod tests {
     use smallvec::smallvec;
 
     use super::*;
-    use crate::Node;
-    use crate::access::{Login, Permissions};
     use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
     use crate::limits::TAKEN_BACK_KEPT;
     use crate::message::{DeliveryMode, History, Message};
-    use crate::names::{ConsumerTag, QueueName, UserName};
+    use crate::names::{ConsumerTag, QueueName};
     use crate::vhost::Progress;
     use crate::vhost::command::{
         AckMode, AckTarget, Command, Commands, Consume, DeliveryTag, Publish, Qos, QueueRef, SettledBy, Wait,
     };
     use crate::vhost::effects::{Fetched, Output};
-    use crate::vhost::fixtures::{at, evict, message};
+    use crate::vhost::fixtures::{at, connect, empty_vhost, evict, message};
     use crate::vhost::queue::Queue;
     use crate::vhost::session::Channel;
 
@@ -195,7 +193,7 @@ mod tests {
         }
 
         fn of_type(queue_type: &[u8], messages: u64) -> Self {
-            let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let mut vhost = empty_vhost();
             let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
             let arguments = FieldTable::build(|table| {
                 table.field("x-queue-type", Value::LongStr(queue_type));
@@ -209,8 +207,7 @@ mod tests {
                 vhost.apply(at(1), JournalPosition(2 + position), change).unwrap();
             }
             vhost.end_recovery();
-            let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
-            let connection = vhost.connect(Login { user, permissions: Permissions::ALL });
+            let connection = connect(&mut vhost);
             let mut scene = Scene { vhost, connection, now: at(1), effects: Effects::default() };
             assert_eq!(scene.begin(Command::OpenChannel(channel())), Progress::Done);
             scene
@@ -299,8 +296,7 @@ mod tests {
     fn others_need_not_wait_for_an_ack_of_many() {
         let mut scene = Scene::new(6000);
         scene.consume();
-        let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
-        let other = scene.vhost.connect(Login { user, permissions: Permissions::ALL });
+        let other = connect(&mut scene.vhost);
         let settle =
             |settlement| Command::Settle(channel(), AckTarget::AllOutstanding, settlement, SettledBy::Nack);
         assert_eq!(scene.begin(settle(Settlement::Discard)), Progress::More);

@@ -199,8 +199,7 @@ fn what_a_cancelled_consumer_left_unsettled_closes_its_channel() {
 /// A transaction holds what it has settled; from the rollback on, it is as late as if it had never been settled.
 #[test]
 fn what_a_rollback_brings_back_is_late_at_its_time() {
-    script(
-        "
+    let one_is_settled = "
         C: queue.declare queue='q' arguments={x-consumer-timeout=10000}
         S: queue.declare-ok 'q' 0 0
         C: tx.select
@@ -212,7 +211,10 @@ fn what_a_rollback_brings_back_is_late_at_its_time() {
         wait 5s
         C/2: basic.publish routing-key='q' body='2'
         S: basic.deliver 't' 2
-        C: basic.ack delivery-tag=2
+        C: basic.ack delivery-tag=2";
+    script(&format!(
+        "
+        {one_is_settled}
         C: basic.ack delivery-tag=1
         wait 9s
         C: tx.rollback
@@ -221,22 +223,11 @@ fn what_a_rollback_brings_back_is_late_at_its_time() {
         S: basic.cancel 't' nowait
         C/2: queue.declare queue='q' passive
         S/2: queue.declare-ok 'q' 2 0
-        ",
-    );
-    script(
         "
-        C: queue.declare queue='q' arguments={x-consumer-timeout=10000}
-        S: queue.declare-ok 'q' 0 0
-        C: tx.select
-        S: tx.select-ok
-        C: basic.consume queue='q' consumer-tag='t'
-        S: basic.consume-ok 't'
-        C/2: basic.publish routing-key='q' body='1'
-        S: basic.deliver 't' 1
-        wait 5s
-        C/2: basic.publish routing-key='q' body='2'
-        S: basic.deliver 't' 2
-        C: basic.ack delivery-tag=2
+    ));
+    script(&format!(
+        "
+        {one_is_settled}
         wait 5s
         S: basic.cancel 't' nowait
         C: tx.rollback
@@ -245,8 +236,8 @@ fn what_a_rollback_brings_back_is_late_at_its_time() {
         S: nothing
         wait 1ms
         S: channel.close 406
-        ",
-    );
+        "
+    ));
 }
 
 #[test]

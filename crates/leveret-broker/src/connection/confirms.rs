@@ -129,7 +129,7 @@ impl Confirms {
         }
     }
 
-    /// Hands out what may be told: all that is ready without a gap as one, the rest singly.
+    /// Hands out what may be told: all that is ready without a gap as one, or as one up to each refused number; the rest singly.
     pub(super) fn tell(&mut self, mut each: impl FnMut(Confirmation)) {
         let first_open = self.waiting.front().map_or(u64::MAX, |waiting| waiting.number);
         let mut together: Option<(u64, u64)> = None;

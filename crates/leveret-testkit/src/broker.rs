@@ -88,16 +88,18 @@ impl Scratch {
         let spills = std::mem::take(&mut self.spills).into_iter();
         spills
             .map(|spill| {
-                let place = match &self.segment {
-                    Some(_) if self.last.offset + 1 < SCRATCH_MESSAGES => {
-                        Place { offset: self.last.offset + 1, ..self.last }
+                let segment = match &self.segment {
+                    Some(segment) if self.last.offset + 1 < SCRATCH_MESSAGES => {
+                        self.last.offset += 1;
+                        segment.clone()
                     }
-                    _ => Place { segment: self.last.segment + 1, offset: 0 },
+                    _ => {
+                        self.last = Place { segment: self.last.segment + 1, offset: 0 };
+                        Segment::new(self.last.segment)
+                    }
                 };
-                self.last = place;
-                let segment = self.segment.take().filter(|segment| segment.number() == place.segment);
-                let segment = segment.unwrap_or_else(|| Segment::new(place.segment));
                 self.segment = Some(segment.clone());
+                let place = self.last;
                 let mut record = Vec::new();
                 Change::MessageEnqueued { message: spill.message.clone(), queues: SmallVec::new() }
                     .encode(&mut record);

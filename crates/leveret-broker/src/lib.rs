@@ -23,6 +23,7 @@ mod number;
 pub mod scratch;
 pub mod settings;
 pub mod vhost;
+pub mod views;
 
 pub use change::{Change, JournalPosition};
 pub use connection::Connection;

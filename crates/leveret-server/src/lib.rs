@@ -5,6 +5,7 @@
 mod bodies;
 mod checkpoints;
 mod clock;
+mod connections;
 mod data_dir;
 mod hub;
 mod journal;
@@ -19,6 +20,7 @@ mod scratch;
 mod server;
 mod space;
 
+pub use connections::{ConnectionView, Which};
 pub use data_dir::DataDirError;
 pub use leveret_journal::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use limits::MEMORY_LIMIT_MIN;

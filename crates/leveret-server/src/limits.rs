@@ -7,6 +7,9 @@ use leveret_broker::limits::DELIVERY_WINDOW_BYTES;
 /// Bytes read from a socket at once. One buffer for each worker thread, not for each connection.
 pub(crate) const READ_BYTES: usize = 128 * 1024;
 
+/// Connections that are listed with the lock on all of them held, which those that come and go wait for.
+pub(crate) const CONNECTIONS_PER_HOLD: usize = 1024;
+
 /// Encoded bytes that a socket has not taken, above which its connection is not read. Deliveries stop at
 /// [`DELIVERY_WINDOW_BYTES`], so what lies above are answers to the client's own commands.
 pub(crate) const UNSENT_BYTES_MAX: usize = 2 * DELIVERY_WINDOW_BYTES;

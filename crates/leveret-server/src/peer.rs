@@ -16,6 +16,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::connections::{Opened, Registered};
 use crate::hub::{Attached, Turn};
 use crate::journal::{Appended, Congestion};
 use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
@@ -43,6 +44,7 @@ struct Peer {
     shared: Arc<Shared>,
     stream: TcpStream,
     connection: Connection,
+    registered: Registered,
     outbox: Arc<Outbox>,
     attached: Option<Attached>,
     /// The beginning of a frame whose rest has not arrived, or input that has to wait.
@@ -75,12 +77,18 @@ pub(crate) async fn serve(
 ) {
     let origin = if address.ip().to_canonical().is_loopback() { Origin::Loopback } else { Origin::Remote };
     let (settings, node) = (Arc::clone(&shared.settings), Arc::clone(&shared.node));
-    let connection = Connection::new(settings, node, origin, rand::random(), shared.clock.now());
+    let now = shared.clock.now();
+    let connection = Connection::new(settings, node, origin, rand::random(), now);
+    let outbox = Arc::default();
+    // A socket that is broken already has no address any more.
+    let host = stream.local_addr().unwrap_or(address);
+    let registered = shared.connections.register(address, host, now.wall, &outbox);
     let mut peer = Peer {
         shared,
         stream,
         connection,
-        outbox: Arc::default(),
+        registered,
+        outbox,
         attached: None,
         carry: Vec::new(),
         unsent: Vec::new(),
@@ -122,6 +130,7 @@ impl Peer {
                 tokio::task::yield_now().await;
             }
             self.work(address);
+            self.registered.reach(self.connection.phase());
             let gives = self.appended != Appended::Nothing;
             let journal = self.attached.as_ref().filter(|_| gives).map(Attached::journal);
             let mut congestion = journal.and_then(|journal| journal.congestion());
@@ -136,6 +145,11 @@ impl Peer {
             }
             if self.connection.is_closed() {
                 return self.finish().await;
+            }
+            if let Some(reason) = self.registered.told_to_close().filter(|_| !is_stopping) {
+                is_stopping = true;
+                self.connection.handle_shutdown(clock.now(), reason, &mut self.unsent);
+                continue;
             }
             // Commands that are left wait for a body, or for the client to read its answers: more would only pile up.
             // So would answers that wait for the journal, and input that waits for one of them.
@@ -254,6 +268,7 @@ impl Peer {
             buffer[..kept].copy_from_slice(&self.carry[..kept]);
             let room = buffer.len() - kept;
             let read = try_read(&self.stream, &mut buffer[kept..]);
+            self.registered.received(*read.as_ref().unwrap_or(&0));
             match read {
                 Ok(count) if count > 0 && is_large => {
                     self.carry.extend_from_slice(&buffer[..count]);
@@ -396,6 +411,9 @@ impl Peer {
         let user = login.user.to_string();
         self.attached = Some(hub.connect(login, &self.outbox));
         self.connection.handle_opened(&mut self.unsent);
+        if let Some(negotiated) = self.connection.take_negotiated() {
+            self.registered.opened(Opened { vhost: vhost.clone(), negotiated });
+        }
         let name = self.connection.client_name().unwrap_or_default();
         tracing::info!(peer = %address, user, %vhost, name, "connection opened");
     }
@@ -412,7 +430,10 @@ impl Peer {
         while self.sent < self.unsent.len() {
             match self.stream.try_write(&self.unsent[self.sent..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => (self.sent, self.untold) = (self.sent + count, self.untold + count),
+                Ok(count) => {
+                    (self.sent, self.untold) = (self.sent + count, self.untold + count);
+                    self.registered.sent(count);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }

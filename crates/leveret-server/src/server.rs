@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use crate::bodies;
 use crate::checkpoints::{Checkpoints, Tools};
 use crate::clock::Clock;
+use crate::connections::{ConnectionView, Connections, Which};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::hub::Hub;
 use crate::journal::{Stream, Writer};
@@ -139,6 +140,7 @@ pub(crate) struct Shared {
     pub(crate) node: Arc<Node>,
     /// By name of the virtual host.
     pub(crate) hubs: BTreeMap<String, Arc<Hub>>,
+    pub(crate) connections: Arc<Connections>,
     /// A connection may write the journal itself: there are other threads to serve the others meanwhile.
     pub(crate) writes_here: bool,
 }
@@ -155,6 +157,7 @@ pub struct ServerHandle {
     /// Closed when the last connection has ended.
     connections_ended: mpsc::Receiver<()>,
     hubs: Vec<Arc<Hub>>,
+    connections: Arc<Connections>,
     rooms: Arc<Rooms>,
     /// Both are dropped before what they give orders to.
     checkpoints: Option<Checkpoints>,
@@ -249,7 +252,9 @@ impl Server {
         };
         let checkpoints = checkpoints.transpose().map_err(StartError::Thread)?;
         let writes_here = tokio::runtime::Handle::current().metrics().num_workers() > 1;
-        let shared = Arc::new(Shared { clock, settings: Arc::new(config.settings), node, hubs, writes_here });
+        let (settings, connections) = (Arc::new(config.settings), Arc::<Connections>::default());
+        let known = Arc::clone(&connections);
+        let shared = Arc::new(Shared { clock, settings, node, hubs, connections: known, writes_here });
         let (shutdown, _) = watch::channel(Stop::No);
         let (running, connections_ended) = mpsc::channel(1);
         for listener in listeners {
@@ -262,6 +267,7 @@ impl Server {
             background,
             connections_ended,
             hubs: all_hubs,
+            connections,
             rooms,
             checkpoints,
             space,
@@ -287,6 +293,17 @@ impl ServerHandle {
             ip if ip.is_unspecified() => format!("amqp://127.0.0.1:{}", address.port()),
             _ => format!("amqp://{address}"),
         }
+    }
+
+    /// The connections that are open, in the order in which they came.
+    pub fn connections(&self) -> Vec<ConnectionView> {
+        self.connections.all().iter().filter_map(|known| known.view()).collect()
+    }
+
+    /// Tells connections to close: their clients see 320 `CONNECTION_FORCED` with this reason. Returns how many there are;
+    /// they end by themselves soon after.
+    pub fn force_close(&self, which: Which<'_>, reason: &str) -> usize {
+        self.connections.close(which, reason)
     }
 
     /// Closes all connections (clients see 320 `CONNECTION_FORCED`) and stops. Clients that do not answer are

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use leveret_amqp::frame::{write_content, write_method};
 use leveret_amqp::{BasicProperties, ContentHeader, Method, PROTOCOL_HEADER, ShortStr, Table};
-use leveret_server::{Server, ServerConfig, ServerHandle};
+use leveret_server::{Server, ServerConfig, ServerHandle, Which};
 use tokio::runtime::Runtime;
 
 /// Generous: what it waits for takes milliseconds.
@@ -108,7 +108,10 @@ struct Flood {
 
 impl Flood {
     fn start(address: SocketAddr) -> Self {
-        let mut stream = open(address, 0);
+        Flood::on(open(address, 0))
+    }
+
+    fn on(mut stream: TcpStream) -> Self {
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let many = publish("nowhere", b"x").repeat(4096);
         let stop = Arc::new(AtomicBool::new(false));
@@ -155,6 +158,17 @@ fn others_are_served_and_the_broker_stops_while_clients_flood_it() {
     runtime.block_on(server.shutdown());
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     drop(floods);
+}
+
+/// It need not pause for that.
+#[test]
+fn a_client_that_never_stops_sending_is_closed_when_somebody_says_so() {
+    let (_runtime, server, address) = start();
+    let mut heard = open(address, 0);
+    let flood = Flood::on(heard.try_clone().unwrap());
+    assert_eq!(server.force_close(Which::User("guest"), "enough"), 1);
+    read_until(&mut heard, b"CONNECTION_FORCED - enough");
+    drop(flood);
 }
 
 /// Within 100 ms, of which a machine with much to do may make five times as many.

@@ -146,12 +146,12 @@ impl Connection {
             }
             Output::Blocked(reason) => {
                 self.tell_confirms(confirmed, out);
-                if self.capabilities.connection_blocked && !std::mem::replace(&mut self.is_blocked, true) {
+                if !std::mem::replace(&mut self.is_blocked, true) && self.capabilities.connection_blocked {
                     write_method(out, 0, &Method::ConnectionBlocked { reason: ShortStr::truncated(reason) });
                 }
             }
             Output::Unblocked => {
-                if std::mem::take(&mut self.is_blocked) {
+                if std::mem::take(&mut self.is_blocked) && self.capabilities.connection_blocked {
                     write_method(out, 0, &Method::ConnectionUnblocked {});
                 }
             }

@@ -57,6 +57,7 @@ impl Connection {
         match (&self.state, method) {
             (State::AwaitingStartOk, Method::ConnectionStartOk { client_properties, mechanism, response, .. }) => {
                 self.learn_client(client_properties);
+                self.mechanism = mechanism.into();
                 match self.log_in(mechanism.as_str(), response) {
                     Ok(login) => {
                         self.state = State::AwaitingTuneOk(login);
@@ -94,7 +95,7 @@ impl Connection {
                 self.state = State::Closed;
                 Ok(())
             }
-            (state, _) => Err(during(ClientError::UnexpectedMethod(state.name()))),
+            (state, _) => Err(during(ClientError::UnexpectedMethod(state.phase().as_str()))),
         }
     }
 
@@ -104,6 +105,7 @@ impl Connection {
             authentication_failure_close: capability(properties, "authentication_failure_close"),
             connection_blocked: capability(properties, "connection.blocked"),
         };
+        self.client_properties = properties.into();
         self.client_name = properties.get("connection_name").and_then(Value::as_str).map(str::to_owned);
     }
 

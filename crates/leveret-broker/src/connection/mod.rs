@@ -24,7 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_amqp::frame::{self, HEARTBEAT, split_frame};
-use leveret_amqp::{DecodeError, FrameKind, Method, RawFrame, ShortStr, Snippet, Table};
+use leveret_amqp::{
+    DecodeError, FieldTable, FrameKind, Method, RawFrame, ShortStr, ShortString, Snippet, Table, Value,
+};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -34,7 +36,7 @@ use self::reply::{ClientError, Exception};
 use crate::access::Login;
 use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, REPLY_TEXT_BYTES_MAX};
 use crate::moment::{Deadline, Moment};
-use crate::names::{ChannelId, VhostName};
+use crate::names::{ChannelId, UserName, VhostName};
 use crate::node::{Node, Origin};
 use crate::settings::Settings;
 use crate::vhost::command::{Command, Commands, Farewell};
@@ -65,16 +67,73 @@ enum State {
 }
 
 impl State {
-    /// As RabbitMQ calls it.
-    fn name(&self) -> &'static str {
+    fn phase(&self) -> Phase {
         match self {
-            State::AwaitingHeader | State::AwaitingStartOk => "starting",
-            State::AwaitingTuneOk(_) => "tuning",
-            State::AwaitingOpen(_) | State::Opening(..) => "opening",
-            State::Open => "running",
-            State::Leaving => "closing",
-            State::AwaitingCloseOk | State::Closed => "closed",
+            State::AwaitingHeader | State::AwaitingStartOk => Phase::Starting,
+            State::AwaitingTuneOk(_) => Phase::Tuning,
+            State::AwaitingOpen(_) | State::Opening(..) => Phase::Opening,
+            State::Open => Phase::Running,
+            State::Leaving => Phase::Closing,
+            State::AwaitingCloseOk | State::Closed => Phase::Closed,
         }
+    }
+}
+
+/// How far a connection has come, for whoever looks from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody has logged in yet.
+    Starting,
+    /// The client has logged in, and its limits are not agreed on.
+    Tuning,
+    /// It has not found its virtual host.
+    Opening,
+    /// It is open.
+    Running,
+    /// The same, but it publishes, and that has to wait until there is room.
+    Blocked,
+    /// The virtual host takes back what it held.
+    Closing,
+    /// Nothing more is read.
+    Closed,
+}
+
+impl Phase {
+    /// As RabbitMQ calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Tuning => "tuning",
+            Phase::Opening => "opening",
+            Phase::Running => "running",
+            Phase::Blocked => "blocked",
+            Phase::Closing => "closing",
+            Phase::Closed => "closed",
+        }
+    }
+}
+
+/// What an open connection has agreed on in its handshake.
+#[derive(Clone, Debug)]
+pub struct Negotiated {
+    /// Who logged in.
+    pub user: UserName,
+    /// How they proved it.
+    pub mechanism: ShortString,
+    /// What the client said of itself. `connection.start-ok`, field `client-properties`.
+    pub client_properties: FieldTable,
+    /// Largest frame, in bytes.
+    pub frame_max: u32,
+    /// How many channels it may open.
+    pub channel_max: u16,
+    /// Seconds between heartbeats; 0 is none.
+    pub heartbeat: u16,
+}
+
+impl Negotiated {
+    /// The name that the client gave its connection. RabbitMQ: `connection_name`.
+    pub fn client_name(&self) -> Option<&str> {
+        self.client_properties.as_table().get("connection_name").and_then(Value::as_str)
     }
 }
 
@@ -90,7 +149,7 @@ pub struct Connection {
     heartbeat: Option<Heartbeat>,
     frame_max: u32,
     capabilities: Capabilities,
-    /// Whether the client was told that its publishes wait.
+    /// Whether its publishes wait, and the client was told so if it wants to know.
     is_blocked: bool,
     channels: Channels,
     commands: Commands,
@@ -109,6 +168,9 @@ pub struct Connection {
     /// For the log: who logged in, and the name they gave their connection.
     user: Option<String>,
     client_name: Option<String>,
+    /// What the client said of itself and how it logs in, until the driver takes that.
+    client_properties: FieldTable,
+    mechanism: ShortString,
     /// For the log: why it ended, if not by the client's wish.
     fault: Option<String>,
 }
@@ -201,6 +263,8 @@ impl Connection {
             is_gone: false,
             user: None,
             client_name: None,
+            client_properties: FieldTable::default(),
+            mechanism: ShortString::default(),
             fault: None,
         }
     }
@@ -314,7 +378,7 @@ impl Connection {
             }
             (State::AwaitingCloseOk, _) => Ok(()),
             (state, method) => {
-                Err(Exception::from(&ClientError::UnexpectedMethod(state.name())).during(method.ids()))
+                Err(Exception::from(&ClientError::UnexpectedMethod(state.phase().as_str())).during(method.ids()))
             }
         }
     }
@@ -509,6 +573,24 @@ impl Connection {
         }
     }
 
+    /// How far it has come.
+    pub fn phase(&self) -> Phase {
+        if self.is_blocked && matches!(self.state, State::Open) { Phase::Blocked } else { self.state.phase() }
+    }
+
+    /// What was agreed on in the handshake, once the driver has connected it. What the client said is moved out.
+    pub fn take_negotiated(&mut self) -> Option<Negotiated> {
+        let heartbeat = self.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.interval.as_secs());
+        Some(Negotiated {
+            user: self.channels.user.clone()?,
+            mechanism: std::mem::take(&mut self.mechanism),
+            client_properties: std::mem::take(&mut self.client_properties),
+            frame_max: self.frame_max,
+            channel_max: self.channels.channel_max,
+            heartbeat: u16::try_from(heartbeat).unwrap_or(u16::MAX),
+        })
+    }
+
     /// What waits for the virtual host.
     pub fn commands(&mut self) -> &mut Commands {
         &mut self.commands
@@ -543,9 +625,7 @@ impl Connection {
 /// A field of `capabilities` in the client's properties.
 fn capability(client_properties: Table<'_>, name: &str) -> bool {
     match client_properties.get("capabilities") {
-        Some(leveret_amqp::Value::Table(capabilities)) => {
-            capabilities.get(name) == Some(leveret_amqp::Value::Bool(true))
-        }
+        Some(Value::Table(capabilities)) => capabilities.get(name) == Some(Value::Bool(true)),
         _ => false,
     }
 }

@@ -291,7 +291,9 @@ impl Log {
         }
         let map = Arc::clone(&self.map);
         let map = map.read();
-        let first = self.streams.iter().map(|(&stream, state)| map.segment_of(stream, state.replay_from)).min();
+        // Of a stream that has ended nothing is needed.
+        let needed = self.streams.iter().filter(|(_, state)| state.replay_from != u64::MAX);
+        let first = needed.map(|(&stream, state)| map.segment_of(stream, state.replay_from)).min();
         // A stream that nobody has said anything of is needed as a whole.
         let generation = first.flatten().unwrap_or(self.replay.generation);
         if let Some(sequence) = map.first_sequence(generation)

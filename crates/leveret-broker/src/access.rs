@@ -1,6 +1,12 @@
 //! Permissions: the one function that stands in the path of every operation.
 
-use crate::names::UserName;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::limits::PERMISSIONS_REMEMBERED;
+use crate::names::{ExchangeName, UserName, VhostName};
+use crate::pattern::{InvalidPattern, Pattern};
 
 /// What an operation does to a resource. RabbitMQ: access control, the table of operations and permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +19,16 @@ pub enum Permission {
     Read,
 }
 
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Permission::Configure => "configure",
+            Permission::Write => "write",
+            Permission::Read => "read",
+        })
+    }
+}
+
 /// What an operation touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource<'a> {
@@ -20,33 +36,74 @@ pub enum Resource<'a> {
     Queue(&'a str),
     /// An exchange, by name; the default exchange is called `amq.default` here.
     Exchange(&'a str),
+    /// A routing key of a topic exchange.
+    Topic {
+        /// The exchange, by name.
+        exchange: &'a str,
+        /// The key of a message or binding.
+        routing_key: &'a str,
+    },
 }
 
-/// Names to which a permission applies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Names {
-    /// Every name.
-    All,
-    /// No name at all.
-    None,
-}
-
-/// What a user may do in one virtual host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a user may do in one virtual host, to what has a matching name. An empty pattern matches nothing but the empty name.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permissions {
     /// Where [`Permission::Configure`] is given.
-    pub configure: Names,
+    pub configure: Pattern,
     /// Where [`Permission::Write`] is given.
-    pub write: Names,
+    pub write: Pattern,
     /// Where [`Permission::Read`] is given.
-    pub read: Names,
+    pub read: Pattern,
 }
 
 impl Permissions {
-    /// Everything is allowed.
-    pub const ALL: Permissions = Permissions { configure: Names::All, write: Names::All, read: Names::All };
-    /// Nothing is allowed.
-    pub const NONE: Permissions = Permissions { configure: Names::None, write: Names::None, read: Names::None };
+    /// Reads the three patterns.
+    pub fn new(configure: &str, write: &str, read: &str) -> Result<Self, InvalidPattern> {
+        let (configure, write, read) = (Pattern::new(configure)?, Pattern::new(write)?, Pattern::new(read)?);
+        Ok(Permissions { configure, write, read })
+    }
+}
+
+/// Which routing keys of a topic exchange a user may publish or bind with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicPermissions {
+    /// The patterns as they were given, with variables.
+    texts: (Box<str>, Box<str>),
+    write: Pattern,
+    read: Pattern,
+}
+
+impl TopicPermissions {
+    /// Reads the two patterns. `{username}` and `{vhost}` in them stand for these names, whatever characters they have.
+    /// `{client_id}` is for other protocols and stands for itself. RabbitMQ: access control, "Topic Authorisation"; there,
+    /// what stands for a variable counts as a pattern, too.
+    pub fn new(write: &str, read: &str, user: &UserName, vhost: &VhostName) -> Result<Self, InvalidPattern> {
+        let pattern = |text: &str| {
+            let text = text.replace("{client_id}", r"\{client_id\}");
+            let text = text.replace("{username}", &regex_syntax::escape(user.as_str()));
+            Pattern::new(&text.replace("{vhost}", &regex_syntax::escape(vhost.as_str())))
+        };
+        Ok(TopicPermissions { texts: (write.into(), read.into()), write: pattern(write)?, read: pattern(read)? })
+    }
+
+    /// The pattern for publishing, as it was given.
+    pub fn write(&self) -> &str {
+        &self.texts.0
+    }
+
+    /// The pattern for binding, as it was given.
+    pub fn read(&self) -> &str {
+        &self.texts.1
+    }
+}
+
+/// All that a user may do in one virtual host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// None: nothing at all.
+    pub permissions: Option<Permissions>,
+    /// By exchange. Where there are none, every routing key will do.
+    pub topics: BTreeMap<ExchangeName, TopicPermissions>,
 }
 
 /// A user who has logged in, as one virtual host knows them.
@@ -55,34 +112,112 @@ pub struct Login {
     /// Who it is.
     pub user: UserName,
     /// What they may do here.
-    pub permissions: Permissions,
+    pub grant: Arc<Grant>,
 }
 
 /// An operation that a user may not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("access to {resource} refused for user '{user}'")]
+#[error("{permission} access to {resource} refused for user '{user}'")]
 pub struct AccessRefused {
-    /// For example `queue 'q'`.
+    permission: Permission,
+    /// For example `queue 'q' in vhost '/'`.
     resource: String,
     user: UserName,
 }
 
-/// Decides whether `login` may do it. Every operation asks here and nowhere else.
-pub fn authorize(login: &Login, permission: Permission, resource: Resource<'_>) -> Result<(), AccessRefused> {
-    let granted = match permission {
-        Permission::Configure => login.permissions.configure,
-        Permission::Write => login.permissions.write,
-        Permission::Read => login.permissions.read,
+/// Decides whether `login` may do it in a virtual host. Every operation asks here and nowhere else.
+pub fn authorize(
+    login: &Login,
+    permission: Permission,
+    resource: Resource<'_>,
+    vhost: &VhostName,
+) -> Result<(), AccessRefused> {
+    if is_granted(&login.grant, permission, resource) {
+        return Ok(());
+    }
+    let resource = match resource {
+        Resource::Queue(name) => format!("queue '{name}' in vhost '{vhost}'"),
+        Resource::Exchange(name) => format!("exchange '{}' in vhost '{vhost}'", public_name(name)),
+        Resource::Topic { exchange, routing_key } => {
+            format!("topic '{routing_key}' in exchange topic '{exchange}' in vhost '{vhost}'")
+        }
     };
-    match granted {
-        Names::All => Ok(()),
-        Names::None => Err(AccessRefused {
-            resource: match resource {
-                Resource::Queue(name) => format!("queue '{name}'"),
-                Resource::Exchange("") => "exchange 'amq.default'".into(),
-                Resource::Exchange(name) => format!("exchange '{name}'"),
-            },
-            user: login.user.clone(),
-        }),
+    Err(AccessRefused { permission, resource, user: login.user.clone() })
+}
+
+fn is_granted(grant: &Grant, permission: Permission, resource: Resource<'_>) -> bool {
+    let name = match resource {
+        Resource::Queue(name) => name,
+        Resource::Exchange(name) => public_name(name),
+        Resource::Topic { exchange, routing_key } => {
+            let Some(topics) = grant.topics.get(exchange) else { return true };
+            return match permission {
+                Permission::Configure => true,
+                Permission::Write => matches(&topics.write, routing_key),
+                Permission::Read => matches(&topics.read, routing_key),
+            };
+        }
+    };
+    let Some(permissions) = &grant.permissions else { return false };
+    let pattern = match permission {
+        Permission::Configure => &permissions.configure,
+        Permission::Write => &permissions.write,
+        Permission::Read => &permissions.read,
+    };
+    matches(pattern, name)
+}
+
+/// RabbitMQ: an empty pattern is `^$`.
+fn matches(pattern: &Pattern, name: &str) -> bool {
+    if pattern.as_str().is_empty() { name.is_empty() } else { pattern.matches(name) }
+}
+
+fn public_name(exchange: &str) -> &str {
+    if exchange.is_empty() { "amq.default" } else { exchange }
+}
+
+/// What a connection was allowed last, so that no pattern is searched again. It is emptied when permissions change.
+#[derive(Debug, Default)]
+pub(crate) struct Allowed {
+    known: Vec<(Permission, Kind, Box<str>)>,
+    /// The one to forget next.
+    oldest: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Queue,
+    Exchange,
+}
+
+impl Allowed {
+    /// Asks [`authorize`], unless it has said yes before.
+    pub(crate) fn check(
+        &mut self,
+        login: &Login,
+        permission: Permission,
+        resource: Resource<'_>,
+        vhost: &VhostName,
+    ) -> Result<(), AccessRefused> {
+        let (kind, name) = match resource {
+            Resource::Queue(name) => (Kind::Queue, name),
+            Resource::Exchange(name) => (Kind::Exchange, name),
+            // Routes remember those.
+            Resource::Topic { .. } => return authorize(login, permission, resource, vhost),
+        };
+        let is_known =
+            |known: &(Permission, Kind, Box<str>)| known.0 == permission && known.1 == kind && *known.2 == *name;
+        if self.known.iter().any(is_known) {
+            return Ok(());
+        }
+        authorize(login, permission, resource, vhost)?;
+        let new = (permission, kind, name.into());
+        if self.known.len() < PERMISSIONS_REMEMBERED {
+            self.known.push(new);
+        } else {
+            self.known[self.oldest] = new;
+            self.oldest = (self.oldest + 1) % PERMISSIONS_REMEMBERED;
+        }
+        Ok(())
     }
 }

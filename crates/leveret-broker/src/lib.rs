@@ -20,6 +20,7 @@ pub mod moment;
 pub mod names;
 pub mod node;
 mod number;
+pub mod pattern;
 pub mod scratch;
 pub mod settings;
 pub mod vhost;

@@ -117,6 +117,16 @@ pub const DEAD_LETTERS_MAX: u64 = 65_536;
 /// no effect. Of older ones it may settle any, any number of times.
 pub const TAKEN_BACK_KEPT: usize = 4096;
 
+/// Longest pattern of a permission or policy, in bytes.
+pub const PATTERN_BYTES_MAX: usize = 4096;
+
+/// What a pattern may take in memory when it is read, in bytes; repetitions multiply it.
+pub const PATTERN_PROGRAM_BYTES_MAX: usize = 256 * 1024;
+
+/// What a user was allowed that a connection remembers, so that no pattern is searched again. RabbitMQ:
+/// `MAX_PERMISSION_CACHE_SIZE`.
+pub const PERMISSIONS_REMEMBERED: usize = 12;
+
 /// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
 

@@ -14,13 +14,14 @@ use std::time::Instant;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_journal::{Keeper, Living, Swept};
 
-use crate::hub::Hub;
+use crate::hubs::Hubs;
 use crate::journal::{Growth, Orders, WriterEnded};
 use crate::limits::{
     CHECKPOINT_GROWTH, CHECKPOINT_GROWTH_MIN, CHECKPOINT_INTERVALS_MAX, CHECKPOINT_LIVING_PART,
     CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, DISK_SHORT_LOOK_EVERY, ENQUEUED_RECORD_BYTES,
     FULL_RETRY_EVERY, MESSAGE_RECORD_BYTES, SHORT_REST_FACTOR,
 };
+use crate::node::NodeKeeper;
 use crate::recovery::NODE_STREAM;
 use crate::space::Shortage;
 
@@ -33,7 +34,8 @@ pub(crate) struct Checkpoints {
 
 /// What the thread works with.
 pub(crate) struct Tools {
-    pub(crate) hubs: Vec<Arc<Hub>>,
+    pub(crate) hubs: Arc<Hubs>,
+    pub(crate) node: Arc<NodeKeeper>,
     pub(crate) orders: Orders,
     pub(crate) growth: Arc<Growth>,
     /// Bytes that the log grows at least between two checkpoints.
@@ -41,7 +43,7 @@ pub(crate) struct Tools {
     /// Bytes that the start had to read.
     pub(crate) recovered_bytes: u64,
     /// From this sequence on, the stream of the node says all that the start learnt from it.
-    pub(crate) named_from: u64,
+    pub(crate) stated_from: u64,
     pub(crate) shortage: Arc<Shortage>,
 }
 
@@ -140,12 +142,13 @@ impl Written {
 impl Thread {
     fn run(mut self) -> Result<(), WriterEnded> {
         let Tools { hubs, orders, growth, segment_bytes, shortage, .. } = &self.tools;
-        let recovered = hubs.iter().map(|hub| hub.recovered_checkpoint());
-        let node = [Some((NODE_STREAM, self.tools.named_from))];
+        let recovered = hubs.all();
+        let recovered = recovered.iter().map(|hub| hub.recovered_checkpoint());
+        let node = [Some((NODE_STREAM, self.tools.stated_from))];
         let recovered = recovered.map(|(stream, begun)| Some((stream, begun?.0))).chain(node);
         let recovered = recovered.collect::<Option<BTreeMap<_, _>>>();
         let mut last = recovered.map(|at| Begun { at, offset: 0, others: None });
-        let messages = hubs.iter().map(|hub| hub.durable_messages()).sum();
+        let messages = hubs.all().iter().map(|hub| hub.durable_messages()).sum();
         let mut next = Next { at: *segment_bytes, messages, others: None, rested: Instant::now(), refused: None };
         let mut own = 0;
         while self.wait(&next, own) {
@@ -172,8 +175,12 @@ impl Thread {
             let begun = Begun { at: written.begun.clone(), offset: written.offset, others: Some(others) };
             let before = last.replace(begun);
             let needed_from = before.as_ref().map_or(0, |before| before.offset);
-            if let Some(Begun { at, others, .. }) = before
-                && orders.begin_replay_at(at)?
+            if let Some(Begun { mut at, others, .. }) = before
+                && {
+                    // Nothing is wanted of those that are gone.
+                    at.extend(hubs.gone().into_iter().map(|stream| (stream, u64::MAX)));
+                    orders.begin_replay_at(at)?
+                }
             {
                 next.others = others;
                 let is_stopping = &self.is_stopping;
@@ -196,7 +203,7 @@ impl Thread {
 
     /// All changes that there were.
     fn changes(&self) -> u64 {
-        self.tools.hubs.iter().map(|hub| hub.position().0).sum()
+        self.tools.hubs.all().iter().map(|hub| hub.position().0).sum()
     }
 
     /// Waits for what the next checkpoint waits for, if so many changes were those of checkpoints; false if the node stops.
@@ -227,7 +234,7 @@ impl Thread {
                 continue;
             }
             let now = growth.bytes();
-            let is_less = || hubs.iter().map(|hub| hub.durable_messages()).sum::<usize>() < next.messages / 2;
+            let is_less = || hubs.all().iter().map(|hub| hub.durable_messages()).sum::<usize>() < next.messages / 2;
             is_grown |= now != seen && is_less();
             (seen, looked) = (now, Instant::now());
         }
@@ -235,18 +242,16 @@ impl Thread {
 
     /// Writes a checkpoint of all virtual hosts, and says how far that came.
     fn write(&self) -> Result<(Written, Outcome), WriterEnded> {
-        let Tools { hubs, orders, growth, recovered_bytes, .. } = &self.tools;
+        let Tools { hubs, node, orders, growth, recovered_bytes, .. } = &self.tools;
         let (begun, living, offset) = (BTreeMap::new(), Living::default(), recovered_bytes + growth.bytes());
         let mut written = Written { begun, offset, bytes: 0, messages: 0, living, changes: 0 };
         // Behind what has no room there would be none for this, either.
         if !orders.flush()? {
             return Ok((written, Outcome::NoRoom));
         }
-        let Some(node) = orders.append_to_node(hubs.iter().map(|hub| hub.added()).collect())? else {
-            return Ok((written, Outcome::NoRoom));
-        };
-        written.begun.insert(NODE_STREAM, node);
-        for hub in hubs {
+        let Some(stated) = node.restate()? else { return Ok((written, Outcome::NoRoom)) };
+        written.begun.insert(NODE_STREAM, stated);
+        for hub in hubs.all() {
             let (mut checkpoint, mut goes_on, mut flushed) = (Checkpoint::default(), true, 0);
             let bytes_before = written.bytes;
             while goes_on {

@@ -260,6 +260,11 @@ impl Registered {
         }
     }
 
+    /// It is to close for this reason.
+    pub(crate) fn tell_to_close(&self, reason: &str) {
+        self.known.tell_to_close(reason);
+    }
+
     /// Why it is to close, if somebody has said so.
     pub(crate) fn told_to_close(&self) -> Option<&str> {
         self.known.told.get().map(String::as_str)

@@ -5,11 +5,12 @@
 
 use std::sync::{Arc, Weak};
 
-use leveret_broker::access::Login;
-use leveret_broker::change::NodeChange;
+use leveret_broker::access::{Grant, Login};
 use leveret_broker::limits::UNITS_PER_HOLD;
 use leveret_broker::memory::Meter;
 use leveret_broker::moment::Deadline;
+use leveret_broker::names::UserName;
+use leveret_broker::node::{OpenError, Vhost};
 use leveret_broker::scratch::{Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
@@ -111,11 +112,21 @@ impl Hub {
     }
 
     /// Takes a connection in. It leaves when what is returned is dropped.
-    pub(crate) fn connect(self: &Arc<Self>, login: Login, outbox: &Arc<Outbox>) -> Attached {
+    pub(crate) fn connect(self: &Arc<Self>, login: Login, outbox: &Arc<Outbox>) -> Result<Attached, OpenError> {
         let mut state = self.lock();
-        let id = state.vhost.connect(login);
+        let id = state.vhost.connect(login)?;
         state.outboxes.insert(id, Arc::clone(outbox));
-        Attached { hub: Arc::clone(self), id }
+        Ok(Attached { hub: Arc::clone(self), id })
+    }
+
+    /// From now on the virtual host is as the node says.
+    pub(crate) fn follow(&self, vhost: &Vhost) {
+        self.lock().vhost.follow(vhost);
+    }
+
+    /// From the next operation on a user may do this.
+    pub(crate) fn set_grant(&self, user: &UserName, grant: &Arc<Grant>) {
+        self.lock().vhost.set_grant(user, grant);
     }
 
     /// Executes commands for one hold of the lock.
@@ -244,10 +255,9 @@ impl Hub {
         self.hand_on(state, None);
     }
 
-    /// The numbers of scratch segments that no message needs any more, and how many are left.
-    pub(crate) fn take_unneeded_segments(&self) -> (Vec<u32>, usize) {
-        let mut state = self.lock();
-        (state.vhost.take_unneeded_segments(), state.vhost.segment_count())
+    /// The numbers of scratch segments that no message needs any more.
+    pub(crate) fn take_unneeded_segments(&self) -> Vec<u32> {
+        self.lock().vhost.take_unneeded_segments()
     }
 
     /// Whether some message may need a scratch segment.
@@ -269,11 +279,6 @@ impl Hub {
     /// The position of the last change.
     pub(crate) fn position(&self) -> JournalPosition {
         self.lock().vhost.position()
-    }
-
-    /// Its virtual host as the node knows it: its stream and its name.
-    pub(crate) fn added(&self) -> NodeChange {
-        NodeChange::VhostAdded { stream: self.journal.number(), name: self.lock().vhost.name().clone() }
     }
 
     /// The number of its stream in the journal.
@@ -330,6 +335,13 @@ impl Hub {
     }
 }
 
+impl Drop for Hub {
+    /// What a virtual host held that was deleted is not held any more.
+    fn drop(&mut self) {
+        self.memory.changed(self.state.get_mut().counted, 0);
+    }
+}
+
 /// A connection in its virtual host, from `connection.open` until this is dropped, whatever happens.
 pub(crate) struct Attached {
     hub: Arc<Hub>,
@@ -345,6 +357,11 @@ impl Attached {
     /// The journal of its virtual host.
     pub(crate) fn journal(&self) -> &Arc<Stream> {
         &self.hub.journal
+    }
+
+    /// From the next operation on this connection's user may do this.
+    pub(crate) fn set_grant(&self, user: &UserName, grant: &Arc<Grant>) {
+        self.hub.set_grant(user, grant);
     }
 }
 
@@ -370,9 +387,10 @@ mod tests {
         BasicProperties, ContentHeader, FieldTable, Method, PROTOCOL_HEADER, ShortStr, Table, Value,
     };
     use leveret_broker::change::QueueNumber;
-    use leveret_broker::connection::Written;
-    use leveret_broker::names::QueueName;
+    use leveret_broker::connection::{Credentials, Written};
+    use leveret_broker::names::{QueueName, VhostName};
     use leveret_broker::node::Origin;
+    use leveret_broker::node::presence::Present;
     use leveret_broker::{Change, Connection, JournalPosition, Node, Output, Settings};
 
     use super::*;
@@ -393,9 +411,7 @@ mod tests {
 
     impl Client {
         fn open(hub: &Arc<Hub>) -> Self {
-            let node = Arc::new(Node::default());
-            let now = hub.clock.now();
-            let connection = Connection::new(Arc::new(Settings::default()), node, Origin::Loopback, [1; 32], now);
+            let connection = Connection::new(Arc::new(Settings::default()), [1; 32], hub.clock.now());
             let mut client = Client {
                 connection,
                 outbox: Arc::default(),
@@ -427,11 +443,18 @@ mod tests {
 
         fn feed(&mut self, hub: &Arc<Hub>, mut input: &[u8]) {
             while !input.is_empty() {
-                let used = self.connection.handle_input(hub.clock.now(), input, &mut self.written);
+                let now = hub.clock.now();
+                let used = self.connection.handle_input(now, input, &mut self.written);
                 input = &input[used..];
-                if let Some((_, login)) = self.connection.open_request() {
-                    self.attached = Some(hub.connect(login, &self.outbox));
-                    self.connection.handle_opened(&mut self.written);
+                if let Some(Credentials { user, password, .. }) = self.connection.login_request() {
+                    let checked = Node::with_guest().log_in(user, password, Origin::Loopback);
+                    self.connection.handle_login(now, checked, &mut self.written);
+                }
+                if let Some((vhost, user)) = self.connection.open_request() {
+                    let (_, login) = Node::with_guest().open(vhost, user).unwrap();
+                    self.attached = Some(hub.connect(login, &self.outbox).unwrap());
+                    let present = Present::enter(Arc::default()).unwrap();
+                    self.connection.handle_opened(now, Ok(present), &mut self.written);
                 }
                 self.turn(hub);
             }
@@ -459,7 +482,7 @@ mod tests {
 
     #[test]
     fn deadlines_that_a_restart_brings_back_are_armed_before_any_client_comes() {
-        let mut vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+        let mut vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
         let clock = Clock::start();
         let name = QueueName::new(ShortStr::truncated("passing"));
         let arguments = FieldTable::build(|table| {
@@ -468,14 +491,14 @@ mod tests {
         let change = Change::QueueDeclared { queue: QueueNumber(1), name, auto_delete: false, arguments };
         vhost.apply(clock.now(), JournalPosition(1), change).unwrap();
         vhost.end_recovery();
-        assert!(Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), clock).lock().armed.is_some());
+        assert!(Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), clock).lock().armed.is_some());
     }
 
     /// The task of the timers may have been woken on this thread, which may write the journal next.
     #[test]
     fn who_sets_the_timers_anew_has_woken_somebody() {
-        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let hub = Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
+        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
+        let hub = Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
         let mut client = Client::open(&hub);
         let text = ShortStr::truncated;
         for (queue, expires_ms, has_woken) in [("a", 60_000, true), ("b", 90_000, false), ("c", 30_000, true)] {
@@ -497,7 +520,7 @@ mod tests {
     #[test]
     fn a_transaction_of_any_size_is_whole_once_it_is_committed() {
         for count in (2044..=2052).chain(4090..=4100) {
-            let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
+            let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
             let hub = Hub::new(vhost, Stream::unwritten(), None, Memory::new(1 << 30), Clock::start());
             let mut client = Client::open(&hub);
             let text = ShortStr::truncated;
@@ -531,8 +554,8 @@ mod tests {
     fn a_message_costs_one_allocation_and_a_batch_one_lock() {
         const MESSAGES: usize = 10_000;
         const IN_A_BATCH: usize = 500;
-        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let hub = Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
+        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
+        let hub = Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
         let (mut producer, mut consumer) = (Client::open(&hub), Client::open(&hub));
         let text = ShortStr::truncated;
         let mut bytes = Vec::new();
@@ -595,8 +618,8 @@ mod tests {
     #[test]
     fn what_a_connection_keeps_to_assemble_contents_does_not_grow_with_its_channels() {
         const CHANNELS: u16 = 500;
-        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let hub = Hub::new(vhost, Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
+        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
+        let hub = Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
         let mut client = Client::open(&hub);
         let text = ShortStr::truncated;
         let mut opens = Vec::new();

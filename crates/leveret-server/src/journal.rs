@@ -19,7 +19,7 @@ use crate::outbox::Outbox;
 use pending::Pending;
 pub(crate) use pending::{Orders, WriterEnded};
 use writer::Writing;
-pub(crate) use writer::{Growth, Writer};
+pub(crate) use writer::{Growth, Streams, Writer};
 
 /// The stream of one virtual host, as its hub and its connections see it.
 pub(crate) struct Stream {
@@ -45,8 +45,8 @@ struct Kept {
 
 impl Stream {
     /// A stream that keeps nothing.
-    pub(crate) fn forgetful() -> Arc<Self> {
-        Arc::new(Stream { number: 0, reached: Arc::default(), kept: None })
+    pub(crate) fn forgetful(number: u32) -> Arc<Self> {
+        Arc::new(Stream { number, reached: Arc::default(), kept: None })
     }
 
     /// A stream whose changes pile up, as there is nobody to write them.

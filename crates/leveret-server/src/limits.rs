@@ -155,3 +155,6 @@ pub(crate) const FREE_PORT_TRIES: u32 = 50;
 pub(crate) const BACKLOG: u32 = 1024;
 
 const _: () = assert!(DELIVERY_WINDOW_BYTES < UNSENT_BYTES_MAX);
+
+/// Logins from one address that are checked at once; others from there wait for them. A network of IPv6 with 64 bits is one address.
+pub(crate) const LOGINS_AT_ONCE: usize = 4;

@@ -4,6 +4,7 @@
 //! Bodies are let go, queue by queue: the journal has those of its messages, others are written to scratch files first. What
 //! cannot be let go makes publishers wait, until consumers have made room.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use leveret_broker::vhost::room::Room;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::hub::Hub;
+use crate::hubs::Hubs;
 use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN, SPILL_RETRY_EVERY};
 use crate::room::Rooms;
 use crate::scratch::{Outcome, Spilling};
@@ -78,11 +79,12 @@ impl Memory {
 /// Keeps a node within its limit on memory.
 pub(crate) struct Keeper {
     memory: Arc<Memory>,
-    hubs: Vec<Arc<Hub>>,
+    hubs: Arc<Hubs>,
     rooms: Arc<Rooms>,
     /// Where bodies are written of which no journal knows; none if nothing is kept.
     spilling: Option<Spilling>,
-    sweeps: Vec<Sweep>,
+    /// By stream.
+    sweeps: BTreeMap<u32, Sweep>,
     /// Nothing is written before that, as there was no room for it on the disk.
     refused_until: Option<Instant>,
     room: Room,
@@ -101,13 +103,8 @@ struct Marks {
 }
 
 impl Keeper {
-    pub(crate) fn new(
-        memory: Arc<Memory>,
-        hubs: Vec<Arc<Hub>>,
-        rooms: Arc<Rooms>,
-        spilling: Option<Spilling>,
-    ) -> Self {
-        let sweeps = hubs.iter().map(|_| Sweep::default()).collect();
+    pub(crate) fn new(memory: Arc<Memory>, hubs: Arc<Hubs>, rooms: Arc<Rooms>, spilling: Option<Spilling>) -> Self {
+        let sweeps = BTreeMap::new();
         let (refused_until, room, short_since) = (None, Room::Enough, Instant::now());
         Keeper { memory, hubs, rooms, spilling, sweeps, refused_until, room, short_since }
     }
@@ -123,7 +120,7 @@ impl Keeper {
             }
             self.memory.is_told.store(false, Ordering::Relaxed);
             let marks = self.marks();
-            let queues: usize = self.hubs.iter().map(|hub| hub.queue_count()).sum();
+            let queues: usize = self.hubs.all().iter().map(|hub| hub.queue_count()).sum();
             let kept = (marks.budget / 8 / queues.max(1)).clamp(READ_AHEAD_BYTES_MIN, READ_AHEAD_BYTES);
             for kept in [kept, 0] {
                 self.evict(kept).await;
@@ -145,13 +142,15 @@ impl Keeper {
     /// Goes round all queues once, until enough was let go.
     async fn evict(&mut self, kept: usize) {
         let mut low = self.marks().low;
-        for nth in 0..self.hubs.len() {
+        let hubs = self.hubs.all();
+        self.sweeps.retain(|stream, _| hubs.iter().any(|hub| hub.stream() == *stream));
+        for hub in hubs {
             let mut goes_on = true;
             while goes_on && self.memory.held() > low {
                 let is_refused = self.refused_until.is_some_and(|until| Instant::now() < until);
                 let spilling = self.spilling.clone().filter(|_| !is_refused);
-                let (hub, mut spills) = (Arc::clone(&self.hubs[nth]), Vec::new());
-                goes_on = hub.evict(&mut self.sweeps[nth], kept, spilling.is_some(), &mut spills);
+                let (sweep, mut spills) = (self.sweeps.entry(hub.stream()).or_default(), Vec::new());
+                goes_on = hub.evict(sweep, kept, spilling.is_some(), &mut spills);
                 match spilling {
                     Some(spilling) if !spills.is_empty() => {
                         let outcome = self.watch(spilling.write(&hub, spills)).await;

@@ -9,17 +9,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use leveret_broker::connection::Written;
-use leveret_broker::node::Origin;
+use leveret_broker::names::UserName;
+use leveret_broker::node::LoginError;
 use leveret_broker::vhost::Progress;
 use leveret_broker::{Connection, JournalPosition, Output};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::connections::{Opened, Registered};
 use crate::hub::{Attached, Turn};
 use crate::journal::{Appended, Congestion};
 use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
+use crate::node::Connected;
 use crate::outbox::Outbox;
 use crate::server::{Shared, Stop};
 
@@ -47,6 +50,8 @@ struct Peer {
     registered: Registered,
     outbox: Arc<Outbox>,
     attached: Option<Attached>,
+    /// Who the client says it is.
+    checking: Option<JoinHandle<Result<UserName, LoginError>>>,
     /// The beginning of a frame whose rest has not arrived, or input that has to wait.
     carry: Vec<u8>,
     unsent: Vec<u8>,
@@ -75,10 +80,8 @@ pub(crate) async fn serve(
     address: SocketAddr,
     shutdown: watch::Receiver<Stop>,
 ) {
-    let origin = if address.ip().to_canonical().is_loopback() { Origin::Loopback } else { Origin::Remote };
-    let (settings, node) = (Arc::clone(&shared.settings), Arc::clone(&shared.node));
     let now = shared.clock.now();
-    let connection = Connection::new(settings, node, origin, rand::random(), now);
+    let connection = Connection::new(Arc::clone(&shared.settings), rand::random(), now);
     let outbox = Arc::default();
     // A socket that is broken already has no address any more.
     let host = stream.local_addr().unwrap_or(address);
@@ -90,6 +93,7 @@ pub(crate) async fn serve(
         registered,
         outbox,
         attached: None,
+        checking: None,
         carry: Vec::new(),
         unsent: Vec::new(),
         sent: 0,
@@ -131,6 +135,7 @@ impl Peer {
             }
             self.work(address);
             self.registered.reach(self.connection.phase());
+            self.begin_check(address);
             let gives = self.appended != Appended::Nothing;
             let journal = self.attached.as_ref().filter(|_| gives).map(Attached::journal);
             let mut congestion = journal.and_then(|journal| journal.congestion());
@@ -157,7 +162,14 @@ impl Peer {
             let is_used = self.connection.commands().is_empty() && !self.connection.input_waits();
             let has_room = waiting < UNSENT_BYTES_MAX && is_used;
             let is_congested = congested.holds(self.appended);
-            let may_read = has_room && !self.is_gone && !is_congested;
+            let may_read = has_room && !self.is_gone && !is_congested && self.checking.is_none();
+            let checking = &mut self.checking;
+            let checked = async {
+                match checking {
+                    Some(checking) => checking.await,
+                    None => std::future::pending().await,
+                }
+            };
             let relieved = async {
                 match &mut congestion {
                     Some(congestion) => drop(congestion.changed().await),
@@ -213,12 +225,31 @@ impl Peer {
                         self.have_written();
                     }
                 }
+                checked = checked => {
+                    self.checking = None;
+                    // If it was cut short, nothing is proved.
+                    let checked = checked.unwrap_or_else(|_| Err(LoginError::WrongPassword(String::new())));
+                    self.connection.handle_login(clock.now(), checked, &mut self.unsent);
+                    self.take_in_carry(address);
+                }
                 () = outbox.filled() => {}
                 () = relieved, if is_congested => {}
                 ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
                 () = &mut timer, if due.is_some() => {}
             }
         }
+    }
+
+    /// Has somebody find out whether the client is who it says it is.
+    fn begin_check(&mut self, address: SocketAddr) {
+        if self.checking.is_some() {
+            return;
+        }
+        let Some(credentials) = self.connection.login_request().cloned() else { return };
+        let shared = Arc::clone(&self.shared);
+        self.checking = Some(tokio::spawn(async move {
+            shared.logins.check(shared.node.current(), credentials, address.ip()).await
+        }));
     }
 
     /// Writes what is left and closes our end, then waits a little for the client to close its own: closing a
@@ -406,16 +437,24 @@ impl Peer {
 
     /// Connects to the virtual host that the client asked for.
     fn attach(&mut self, address: SocketAddr) {
-        let Some((vhost, login)) = self.connection.open_request() else { return };
-        let Some(hub) = self.shared.hubs.get(vhost.as_str()) else { return };
-        let user = login.user.to_string();
-        self.attached = Some(hub.connect(login, &self.outbox));
-        self.connection.handle_opened(&mut self.unsent);
+        let Some((vhost, user)) = self.connection.open_request() else { return };
+        let (now, user) = (self.shared.clock.now(), user.clone());
+        let Connected { seen, vhost, attached, present } =
+            match self.shared.node.connect(vhost, &user, &self.outbox) {
+                Ok(connected) => connected,
+                Err(error) => return self.connection.handle_opened(now, Err(error), &mut self.unsent),
+            };
+        self.connection.handle_opened(now, Ok(present), &mut self.unsent);
+        let name = self.connection.client_name().unwrap_or_default();
+        tracing::info!(peer = %address, %user, %vhost, name, "connection opened");
         if let Some(negotiated) = self.connection.take_negotiated() {
             self.registered.opened(Opened { vhost: vhost.clone(), negotiated });
         }
-        let name = self.connection.client_name().unwrap_or_default();
-        tracing::info!(peer = %address, user, %vhost, name, "connection opened");
+        // Whoever changed the node meanwhile may not have found it.
+        if let Some(reason) = self.shared.node.catch_up(&seen, &vhost, &user, &attached) {
+            self.registered.tell_to_close(&reason);
+        }
+        self.attached = Some(attached);
     }
 
     fn borrow_spare(&mut self) {

@@ -1,6 +1,6 @@
 //! Reading a data folder back: from the journal's records to virtual hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use leveret_broker::change::NodeChange;
 use leveret_broker::names::VhostName;
+use leveret_broker::node::Node;
 use leveret_broker::vhost::Sweep;
 use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
 use leveret_journal::disk::Disk;
@@ -92,32 +93,36 @@ pub enum JournalError {
 /// What a folder held.
 pub(crate) struct Recovered {
     pub(crate) log: Log,
+    pub(crate) node: Node,
     /// The last sequence in the stream of the node.
     pub(crate) node_sequence: u64,
-    /// From this sequence on, the stream of the node names every virtual host.
-    pub(crate) named_from: u64,
+    /// From this sequence on, the stream of the node says all that is true.
+    pub(crate) stated_from: u64,
     /// Bytes that were read.
     pub(crate) bytes: u64,
     /// Each virtual host with its stream.
     pub(crate) vhosts: Vec<(u32, VirtualHost)>,
+    /// Streams of virtual hosts that are gone.
+    pub(crate) gone: Vec<u32>,
 }
 
 /// Folds the records of a journal.
 #[derive(Default)]
 struct Fold<'n> {
-    /// The virtual hosts that a node has from the beginning.
-    names: &'n [VhostName],
+    /// The virtual host that a node has from the beginning, as long as nothing is known of it.
+    first: Option<&'n VhostName>,
+    node: Node,
     vhosts: BTreeMap<u32, VirtualHost>,
+    /// Streams of virtual hosts that were deleted.
+    gone: BTreeSet<u32>,
     node_sequence: u64,
-    /// Where each stream was named last.
-    named: BTreeMap<u32, u64>,
+    /// Where the node was said once more as a whole, or else said first.
+    stated_from: Option<u64>,
     records: u64,
     /// From so many bytes in memory on, bodies are let go.
     mark: usize,
     set_aside: u64,
     first_fault: Option<String>,
-    /// The greatest number of a stream that has records.
-    last_stream: u32,
     /// What may be in segments that are not there.
     doubted: BTreeMap<u32, Vec<Doubted>>,
 }
@@ -132,16 +137,34 @@ struct Doubted {
 }
 
 impl Fold<'_> {
-    /// The virtual host of a stream. If the record that named it is lost, its messages are not: it must be one of those
-    /// that a node has from the beginning.
+    /// The virtual host of a stream. If the record that named it is lost, its messages are not: it must be the one that a
+    /// node has from the beginning.
     fn vhost(&mut self, stream: u32) -> Result<&mut VirtualHost, String> {
         if !self.vhosts.contains_key(&stream) {
-            let is_missing = |name: &&VhostName| !self.vhosts.values().any(|vhost| vhost.name() == *name);
-            let name = self.names.iter().find(is_missing).ok_or("no virtual host has this stream")?;
+            let name = self.first.ok_or("no virtual host has this stream")?;
             tracing::error!("the name of the virtual host with stream {stream} is lost; it is taken for '{name}'");
-            self.vhosts.insert(stream, VirtualHost::new(name.clone(), rand::random()));
+            self.take_change(NodeChange::VhostAdded { stream, name: name.clone() })?;
         }
         self.vhosts.get_mut(&stream).ok_or_else(String::new)
+    }
+
+    /// Takes in what is said of the node.
+    fn take_change(&mut self, change: NodeChange) -> Result<(), String> {
+        let (added, deleted) = match &change {
+            NodeChange::VhostAdded { stream, name } => (Some((*stream, name.clone())), None),
+            NodeChange::VhostDeleted { name } => (None, self.node.vhosts().get(name).map(|vhost| vhost.stream)),
+            _ => (None, None),
+        };
+        self.node.apply(change).map_err(|error| error.to_string())?;
+        if let Some((stream, name)) = added {
+            self.first = self.first.filter(|first| **first != name);
+            self.vhosts.entry(stream).or_insert_with(|| VirtualHost::new(name, rand::random()));
+        }
+        if let Some(stream) = deleted {
+            self.gone.insert(stream);
+            self.vhosts.remove(&stream);
+        }
+        Ok(())
     }
 
     /// Numbers of what is missing are not given again.
@@ -156,7 +179,8 @@ impl Fold<'_> {
             vhost.leave_gap(JournalPosition(last), missing);
         }
         self.node_sequence = recovery.streams.get(&NODE_STREAM).copied().unwrap_or(self.node_sequence);
-        self.last_stream = self.last_stream.saturating_add(u32::try_from(missing).unwrap_or_default());
+        let last_stream = self.node.next_stream() - 1;
+        self.node.skip_streams(last_stream.saturating_add(u32::try_from(missing).unwrap_or_default()));
     }
 
     /// Lets go of bodies when there are more than may be: the journal has them all.
@@ -235,13 +259,17 @@ impl Fold<'_> {
         self.records += 1;
         let result = if record.stream == NODE_STREAM {
             self.node_sequence = record.sequence;
-            NodeChange::decode(record.payload).map_err(|error| error.to_string()).map(|change| match change {
-                NodeChange::VhostAdded { stream, name } => {
-                    self.last_stream = self.last_stream.max(stream);
-                    self.named.insert(stream, record.sequence);
-                    self.vhosts.entry(stream).or_insert_with(|| VirtualHost::new(name, rand::random()));
+            NodeChange::decode(record.payload).map_err(|error| error.to_string()).and_then(|change| {
+                if matches!(change, NodeChange::Restated { .. }) {
+                    self.stated_from = Some(record.sequence);
+                    self.first = None;
                 }
+                self.stated_from.get_or_insert(record.sequence);
+                self.take_change(change)
             })
+        } else if self.gone.contains(&record.stream) {
+            // Its connections had not ended yet.
+            Ok(())
         } else {
             let position = JournalPosition(record.sequence);
             let change = Change::decode(record.payload);
@@ -256,7 +284,7 @@ impl Fold<'_> {
                 }
             })
         };
-        self.last_stream = self.last_stream.max(record.stream);
+        self.node.skip_streams(record.stream);
         if let Err(fault) = result {
             self.set_aside += 1;
             let Record { stream, sequence, .. } = record;
@@ -265,19 +293,21 @@ impl Fold<'_> {
     }
 }
 
-/// Reads the journal of a folder, and makes sure that these virtual hosts exist in it. Queues take about so many bytes of
-/// memory at most, unless what they must know of their messages is more.
+/// Reads the journal of a folder. A new one begins with a virtual host of this name, and with what `begin` says of a node that
+/// has none of its users yet. Queues take about so many bytes of memory at most, unless what they must know of their messages
+/// is more.
 pub(crate) fn recover(
     folder: &Path,
     options: Options,
     memory: usize,
     now: Moment,
-    names: &[VhostName],
+    first: &VhostName,
+    begin: &dyn Fn(&Node) -> Vec<NodeChange>,
 ) -> Result<Recovered, DataDirError> {
     let folder_name = folder.display().to_string();
     let disk = RealDisk::new(folder).map_err(|error| DataDirError::Unusable { folder: folder.into(), error })?;
     let open_error = |error| DataDirError::Journal(JournalError::Open { folder: folder_name.clone(), error });
-    let mut fold = Fold { names, ..Fold::default() };
+    let mut fold = Fold { first: Some(first), ..Fold::default() };
     let Outlook { bytes: all, doubts } = look_ahead(&disk).map_err(open_error)?;
     fold.doubt(doubts);
     let started = Instant::now();
@@ -296,28 +326,31 @@ pub(crate) fn recover(
     report(&recovery, &fold, &missing, started.elapsed());
     fold.leave_gap(&recovery);
     let mut batch = Batch::default();
-    for name in names {
-        if fold.vhosts.values().any(|vhost| vhost.name() == name) {
-            continue;
+    if !fold.node.is_initialized() {
+        for change in begin(&fold.node) {
+            fold.node_sequence += 1;
+            fold.stated_from.get_or_insert(fold.node_sequence);
+            batch.push(NODE_STREAM, fold.node_sequence, |out| change.encode(out));
+            if let Err(fault) = fold.take_change(change) {
+                tracing::error!("the first user cannot be made: {fault}");
+            }
         }
-        fold.last_stream += 1;
-        let stream = fold.last_stream;
-        fold.node_sequence += 1;
-        let change = NodeChange::VhostAdded { stream, name: name.clone() };
-        batch.push(NODE_STREAM, fold.node_sequence, |out| change.encode(out));
-        fold.named.insert(stream, fold.node_sequence);
-        fold.vhosts.insert(stream, VirtualHost::new(name.clone(), rand::random()));
     }
     log.append(&mut batch)
         .map_err(|error| DataDirError::Journal(JournalError::Write { folder: folder_name, error }))?;
-    let named = fold.vhosts.keys().map(|stream| fold.named.get(stream).copied());
-    let named_from = named.collect::<Option<Vec<_>>>().and_then(|named| named.into_iter().min()).unwrap_or(0);
-    let vhosts = fold.vhosts.into_iter().map(|(stream, mut vhost)| {
+    let stated_from = fold.stated_from.unwrap_or_default();
+    let living: BTreeSet<_> = fold.node.vhosts().values().map(|vhost| vhost.stream).collect();
+    // What is left of those that were deleted, and of which nothing was said any more.
+    let gone = recovery.streams.keys().copied().filter(|stream| *stream != NODE_STREAM && !living.contains(stream));
+    let gone = gone.collect();
+    let vhosts = fold.vhosts.into_iter().filter(|(stream, _)| living.contains(stream));
+    let vhosts = vhosts.map(|(stream, mut vhost)| {
         vhost.end_recovery();
         (stream, vhost)
     });
     let (node_sequence, bytes) = (fold.node_sequence, recovery.bytes);
-    Ok(Recovered { log, node_sequence, named_from, bytes, vhosts: vhosts.collect() })
+    let vhosts = vhosts.collect();
+    Ok(Recovered { log, node: fold.node, node_sequence, stated_from, bytes, vhosts, gone })
 }
 
 /// Says in the log what was found, as loudly as it deserves.

@@ -6,10 +6,11 @@ use leveret_broker::vhost::room::Room;
 use parking_lot::Mutex;
 
 use crate::hub::Hub;
+use crate::hubs::Hubs;
 
 /// The room of a node.
 pub(crate) struct Rooms {
-    hubs: Vec<Arc<Hub>>,
+    hubs: Arc<Hubs>,
     state: Mutex<State>,
 }
 
@@ -35,7 +36,7 @@ impl State {
 }
 
 impl Rooms {
-    pub(crate) fn new(hubs: Vec<Arc<Hub>>) -> Arc<Self> {
+    pub(crate) fn new(hubs: Arc<Hubs>) -> Arc<Self> {
         Arc::new(Rooms { hubs, state: Mutex::default() })
     }
 
@@ -54,13 +55,20 @@ impl Rooms {
         self.change(|state| state.is_closed = true);
     }
 
+    /// Tells a virtual host that is new, before it has connections.
+    pub(crate) fn tell(&self, hub: &Hub) {
+        // Whoever changes it next finds this one among the others, or has waited here.
+        let state = self.state.lock();
+        hub.set_room(state.told);
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
         // Held until all are told, so that they hear of it in order.
         let mut state = self.state.lock();
         change(&mut state);
         let room = state.room();
         if std::mem::replace(&mut state.told, room) != room {
-            for hub in &self.hubs {
+            for hub in self.hubs.all() {
                 hub.set_room(room);
             }
         }

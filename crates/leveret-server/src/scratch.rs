@@ -5,10 +5,10 @@
 //! Nothing is lost by a disk that is full or broken: what cannot be written stays in memory, and publishers wait once there is
 //! no more of that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use bytesize::ByteSize;
@@ -95,26 +95,27 @@ struct Files {
 
 /// The files of one virtual host.
 struct Stream {
-    hub: Arc<Hub>,
+    hub: Weak<Hub>,
     scratch: Scratch,
     /// The one that is written.
     segment: Option<Segment>,
     /// Nothing was written since it was looked at last.
     is_idle: bool,
-    has_files: bool,
+    /// The numbers of its files.
+    files: BTreeSet<u32>,
 }
 
 impl Files {
     fn run(mut self, given: &Receiver<Order>) {
         loop {
-            let order = if self.streams.values().any(|stream| stream.has_files) {
+            let order = if self.streams.values().any(|stream| !stream.files.is_empty()) {
                 given.recv_timeout(SCRATCH_LOOK_EVERY)
             } else {
                 given.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             match order {
                 Ok(Order::Write { hub, spills, written }) => {
-                    let outcome = self.write(hub, spills);
+                    let outcome = self.write(&hub, spills);
                     // Whoever waited for it may have been told to stop.
                     let _ = written.send(outcome);
                     self.tidy();
@@ -134,11 +135,11 @@ impl Files {
         }
     }
 
-    fn write(&mut self, hub: Arc<Hub>, spills: Vec<Spill>) -> Outcome {
+    fn write(&mut self, hub: &Arc<Hub>, spills: Vec<Spill>) -> Outcome {
         let number = hub.stream();
         let stream = self.streams.entry(number).or_insert_with(|| {
             let scratch = Scratch::new(Arc::clone(&self.disk), number);
-            Stream { hub, scratch, segment: None, is_idle: false, has_files: false }
+            Stream { hub: Arc::downgrade(hub), scratch, segment: None, is_idle: false, files: BTreeSet::new() }
         });
         match stream.write(spills, self.limit) {
             Ok(()) => {
@@ -158,7 +159,7 @@ impl Files {
 
     /// Removes what is needed no more.
     fn tidy(&mut self) {
-        self.streams.values_mut().for_each(Stream::tidy);
+        self.streams.retain(|_, stream| stream.tidy());
     }
 }
 
@@ -174,13 +175,14 @@ impl Stream {
             result = self.write_some(&mut spills);
         }
         let mut left: Vec<_> = spills.map(|spill| Spilled { spill, place: None }).collect();
-        self.hub.take_spilled(&mut left);
+        self.hand_back(&mut left);
         result
     }
 
     /// Writes some of them with one call, and hands those back.
     fn write_some(&mut self, spills: &mut impl Iterator<Item = Spill>) -> io::Result<()> {
         let number = self.scratch.begin()?;
+        self.files.insert(number);
         let segment = match self.segment.take().filter(|segment| segment.number() == number) {
             Some(segment) => segment,
             None => Segment::new(number),
@@ -203,7 +205,7 @@ impl Stream {
                 spilled.place = None;
             }
         }
-        self.hub.take_spilled(&mut spilled);
+        self.hand_back(&mut spilled);
         result
     }
 
@@ -215,15 +217,26 @@ impl Stream {
         }
     }
 
-    /// Removes files that no message needs.
-    fn tidy(&mut self) {
-        let (unneeded, left) = self.hub.take_unneeded_segments();
+    /// Removes files that no message needs; false if there is no virtual host any more that could need one.
+    fn tidy(&mut self) -> bool {
+        let hub = self.hub.upgrade();
+        let unneeded = match &hub {
+            Some(hub) => hub.take_unneeded_segments(),
+            None => std::mem::take(&mut self.files).into_iter().collect(),
+        };
         for number in unneeded {
+            self.files.remove(&number);
             if let Err(error) = self.scratch.remove(number) {
                 tracing::warn!("a scratch file stays until the next start: {error}");
             }
         }
-        self.has_files = left > 0 || self.segment.is_some();
+        hub.is_some()
+    }
+
+    fn hand_back(&self, spilled: &mut Vec<Spilled>) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.take_spilled(spilled);
+        }
     }
 }
 
@@ -239,7 +252,9 @@ fn check_room(free: u64, bytes: u64, limit: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use leveret_broker::{Node, VirtualHost};
+    use leveret_amqp::ShortStr;
+    use leveret_broker::VirtualHost;
+    use leveret_broker::names::VhostName;
     use leveret_journal::RealDisk;
 
     use super::*;
@@ -252,11 +267,11 @@ mod tests {
     fn numbers_of_files_are_not_given_again_when_none_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder.path()).unwrap());
-        let vhost = VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32]);
-        let hub = Hub::new(vhost, journal::Stream::forgetful(), None, Memory::new(1 << 30), Clock::start());
+        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
+        let hub = Hub::new(vhost, journal::Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
         let mut files = Files { disk, limit: 0, streams: BTreeMap::new(), is_refusing: false };
         for expected in 1..4 {
-            assert_eq!(files.write(Arc::clone(&hub), Vec::new()), Outcome::All);
+            assert_eq!(files.write(&hub, Vec::new()), Outcome::All);
             let stream = files.streams.get_mut(&hub.stream()).unwrap();
             assert_eq!(stream.scratch.begin().unwrap(), expected);
             stream.rest();

@@ -1,11 +1,15 @@
 //! Starting and stopping a node.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use leveret_amqp::ShortString;
+use leveret_broker::change::NodeChange;
+use leveret_broker::names::{UserName, VhostName};
+use leveret_broker::node::NodeError;
+use leveret_broker::node::password::PasswordHash;
 use leveret_broker::{Node, Settings, VirtualHost};
 use leveret_journal::disk::Disk;
 use leveret_journal::limits::SEGMENT_BYTES_DEFAULT;
@@ -19,13 +23,15 @@ use crate::checkpoints::{Checkpoints, Tools};
 use crate::clock::Clock;
 use crate::connections::{ConnectionView, Connections, Which};
 use crate::data_dir::{DataDir, DataDirError};
-use crate::hub::Hub;
+use crate::hubs::Hubs;
 use crate::journal::{Stream, Writer};
 use crate::limits::{
     ACCEPT_PAUSE, BACKLOG, DISK_FREE_LIMIT, MEMORY_LIMIT_MIN, MEMORY_LIMIT_PERCENT, SHUTDOWN_TIMEOUT,
 };
 use crate::listener::{self, BindError};
+use crate::logins::Logins;
 use crate::memory::{self, Keeper, Memory};
+use crate::node::{ChangeError, NodeKeeper, Workshop};
 use crate::peer;
 use crate::recovery::{self, Recovered};
 use crate::room::Rooms;
@@ -60,6 +66,34 @@ pub struct ServerConfig {
     pub disk_free_limit: u64,
     /// What connections are told and held to.
     pub settings: Settings,
+    /// Who can log in to a new node.
+    pub first_user: FirstUser,
+    /// Users who may log in from this machine only. Default: `guest`.
+    pub loopback_users: Vec<String>,
+}
+
+/// Who can log in to a node that has no users yet: they may do everything in one virtual host, and in management. RabbitMQ:
+/// `default_user`, `default_pass`, `default_vhost`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FirstUser {
+    /// Default `guest`.
+    pub name: String,
+    /// Default `guest`.
+    pub password: String,
+    /// Default `/`. It is made, too.
+    pub vhost: String,
+}
+
+impl Default for FirstUser {
+    fn default() -> Self {
+        FirstUser { name: "guest".into(), password: "guest".into(), vhost: "/".into() }
+    }
+}
+
+impl fmt::Debug for FirstUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.name, self.vhost)
+    }
 }
 
 impl Default for ServerConfig {
@@ -74,6 +108,8 @@ impl Default for ServerConfig {
             memory_limit: MemoryLimit::default(),
             disk_free_limit: DISK_FREE_LIMIT,
             settings: Settings::default(),
+            first_user: FirstUser::default(),
+            loopback_users: vec!["guest".into()],
         }
     }
 }
@@ -117,6 +153,17 @@ pub enum StartError {
     /// The data folder is not to be had.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// A name that a user or virtual host cannot have.
+    #[error("{option} cannot be called '{name}': a name has 1 to 255 bytes")]
+    Name {
+        /// Whose name it is.
+        option: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// The first user cannot be made.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// No thread is to be had for the journal.
     #[error("cannot start a thread of the journal: {0}")]
     Thread(std::io::Error),
@@ -137,12 +184,43 @@ pub(crate) enum Stop {
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) settings: Arc<Settings>,
-    pub(crate) node: Arc<Node>,
-    /// By name of the virtual host.
-    pub(crate) hubs: BTreeMap<String, Arc<Hub>>,
+    pub(crate) node: Arc<NodeKeeper>,
+    pub(crate) logins: Logins,
     pub(crate) connections: Arc<Connections>,
     /// A connection may write the journal itself: there are other threads to serve the others meanwhile.
     pub(crate) writes_here: bool,
+}
+
+/// What a node begins with.
+#[derive(Clone)]
+struct First {
+    vhost: VhostName,
+    user: UserName,
+    password: PasswordHash,
+    loopback_users: Vec<UserName>,
+}
+
+impl First {
+    fn new(config: &ServerConfig) -> Result<Self, StartError> {
+        let name = |text: &str, option| {
+            let name = ShortString::new(text).ok().filter(|name| !name.as_str().is_empty());
+            name.ok_or_else(|| StartError::Name { option, name: text.into() })
+        };
+        let FirstUser { name: user, password, vhost } = &config.first_user;
+        let loopback_users = config.loopback_users.iter();
+        Ok(First {
+            vhost: name(vhost, "the first virtual host")?.into(),
+            user: name(user, "the first user")?.into(),
+            password: PasswordHash::new(password.as_bytes(), rand::random()),
+            loopback_users: loopback_users
+                .map(|user| name(user, "a loopback user").map(UserName::from))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn changes(&self, node: &Node) -> Vec<NodeChange> {
+        node.beginning(&self.vhost, &self.user, self.password.clone())
+    }
 }
 
 /// A broker, as a constructor.
@@ -156,7 +234,8 @@ pub struct ServerHandle {
     background: Vec<JoinHandle<()>>,
     /// Closed when the last connection has ended.
     connections_ended: mpsc::Receiver<()>,
-    hubs: Vec<Arc<Hub>>,
+    hubs: Arc<Hubs>,
+    node: Arc<NodeKeeper>,
     connections: Arc<Connections>,
     rooms: Arc<Rooms>,
     /// Both are dropped before what they give orders to.
@@ -174,7 +253,7 @@ impl Server {
     /// Starts a broker on the current tokio runtime. It accepts connections when this returns.
     pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
         let clock = Clock::start();
-        let node = Arc::new(Node::default());
+        let first = First::new(&config)?;
         let storage = match &config.storage {
             Storage::InMemory => None,
             Storage::Folder(folder) => Some((folder.clone(), DataDir::lock(folder)?)),
@@ -183,25 +262,33 @@ impl Server {
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
         let (mut keeping, mut spacing, mut scratch, mut data_dir) = (None, None, None, None);
-        let (writer, bodies, vhosts) = match storage {
+        let (writer, bodies, mut node, vhosts, gone) = match storage {
             None => {
-                let vhosts = node.vhosts().iter();
-                let vhosts = vhosts.map(|name| VirtualHost::new(name.clone(), rand::random()));
-                (None, None, vhosts.map(|vhost| (vhost, Stream::forgetful())).collect())
+                let mut node = Node::default();
+                for change in first.changes(&node) {
+                    node.apply(change)?;
+                }
+                let vhosts = node.vhosts().iter().map(|(name, vhost)| {
+                    (VirtualHost::new(name.clone(), rand::random()), Stream::forgetful(vhost.stream))
+                });
+                let vhosts: Vec<_> = vhosts.collect();
+                (None, None, node, vhosts, Vec::new())
             }
             Some((folder, locked)) => {
                 data_dir = Some(locked);
-                let (now, names) = (clock.now(), node.vhosts().to_vec());
+                let now = clock.now();
                 let bytes = memory.budget();
                 let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
                 let unusable = |error| DataDirError::Unusable { folder: folder.clone(), error };
                 let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&folder).map_err(unusable)?);
                 remove_scratch(&*disk).map_err(unusable)?;
                 let reading = {
-                    let folder = folder.clone();
-                    move || recovery::recover(&folder, options, bytes, now, &names)
+                    let (folder, first) = (folder.clone(), first.clone());
+                    move || {
+                        recovery::recover(&folder, options, bytes, now, &first.vhost, &|node| first.changes(node))
+                    }
                 };
-                let Recovered { log, node_sequence, named_from, bytes, vhosts } =
+                let Recovered { log, node, node_sequence, stated_from, bytes, vhosts, gone } =
                     match tokio::task::spawn_blocking(reading).await {
                         Ok(recovered) => recovered?,
                         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
@@ -211,50 +298,68 @@ impl Server {
                     .map_err(StartError::Thread)?;
                 let limit = config.disk_free_limit;
                 scratch = Some(ScratchThread::start(disk, limit).map_err(StartError::Thread)?);
-                keeping = Some((log.keeper(), bytes, named_from));
+                keeping = Some((log.keeper(), bytes, stated_from));
                 spacing = Some((log.spares(), log.reader()));
                 let bytes_max = memory.pending_bytes_max();
                 let (writer, streams) =
                     Writer::start(log, bytes_max, node_sequence, &positions).map_err(StartError::Thread)?;
                 let vhosts: Vec<_> = vhosts.into_iter().map(|(_, vhost)| vhost).zip(streams).collect();
-                (Some(writer), Some(bodies), vhosts)
+                (Some(writer), Some(bodies), node, vhosts, gone)
             }
         };
-        let hubs = vhosts.into_iter().map(|(mut vhost, stream)| {
-            vhost.set_consumer_timeout(config.settings.consumer_timeout);
-            let name = vhost.name().to_string();
-            (name, Hub::new(vhost, stream, bodies.clone(), Arc::clone(&memory), clock))
-        });
-        let hubs: BTreeMap<_, _> = hubs.collect();
-        let mut background: Vec<_> = hubs.values().map(|hub| tokio::spawn(Arc::clone(hub).run_timers())).collect();
-        let all_hubs: Vec<_> = hubs.values().cloned().collect();
-        let rooms = Rooms::new(all_hubs.clone());
+        node.set_loopback_users(first.loopback_users);
+        let connections = Arc::<Connections>::default();
+        let runtime = tokio::runtime::Handle::current();
+        let workshop = Workshop {
+            clock,
+            memory: Arc::clone(&memory),
+            bodies,
+            consumer_timeout: config.settings.consumer_timeout,
+            runtime: runtime.clone(),
+            journal: writer.as_ref().map(|writer| (writer.orders(), writer.streams())),
+        };
+        let hubs = Hubs::new(gone);
+        for (vhost, stream) in vhosts {
+            let name = vhost.name().clone();
+            let hub = workshop.hub(vhost, stream);
+            node.vhosts().get(&name).into_iter().for_each(|vhost| hub.follow(vhost));
+            hubs.add(name, hub, &runtime);
+        }
+        let rooms = Rooms::new(Arc::clone(&hubs));
+        let node = NodeKeeper::new(node, Arc::clone(&connections), Arc::clone(&hubs), Arc::clone(&rooms), workshop);
         let spilling = scratch.as_ref().map(ScratchThread::spilling);
-        let keeper = Keeper::new(memory, all_hubs.clone(), Arc::clone(&rooms), spilling);
-        background.push(tokio::spawn(keeper.run()));
+        let keeper = Keeper::new(memory, Arc::clone(&hubs), Arc::clone(&rooms), spilling);
+        let mut background = vec![tokio::spawn(keeper.run())];
         let (shortage, segment_bytes) = (Arc::new(Shortage::default()), config.segment_bytes);
         let space = match (&writer, spacing) {
             (Some(writer), Some((spares, reader))) => {
                 let (orders, rooms, shortage) = (writer.orders(), Arc::clone(&rooms), Arc::clone(&shortage));
-                let (hubs, limit) = (all_hubs.clone(), config.disk_free_limit);
+                let (hubs, limit) = (Arc::clone(&hubs), config.disk_free_limit);
                 let tools = space::Tools { spares, reader, orders, hubs, rooms, shortage, segment_bytes, limit };
                 Some(Space::start(tools).map_err(StartError::Thread)?)
             }
             _ => None,
         };
         let checkpoints = match (&writer, keeping) {
-            (Some(writer), Some((keeper, recovered_bytes, named_from))) => {
-                let (hubs, orders, growth) = (all_hubs.clone(), writer.orders(), writer.growth());
-                let tools = Tools { hubs, orders, growth, segment_bytes, recovered_bytes, named_from, shortage };
+            (Some(writer), Some((keeper, recovered_bytes, stated_from))) => {
+                let (orders, growth) = (writer.orders(), writer.growth());
+                let (hubs, node) = (Arc::clone(&hubs), Arc::clone(&node));
+                let tools =
+                    Tools { hubs, node, orders, growth, segment_bytes, recovered_bytes, stated_from, shortage };
                 Some(Checkpoints::start(tools, keeper))
             }
             _ => None,
         };
         let checkpoints = checkpoints.transpose().map_err(StartError::Thread)?;
-        let writes_here = tokio::runtime::Handle::current().metrics().num_workers() > 1;
-        let (settings, connections) = (Arc::new(config.settings), Arc::<Connections>::default());
-        let known = Arc::clone(&connections);
-        let shared = Arc::new(Shared { clock, settings, node, hubs, connections: known, writes_here });
+        let writes_here = runtime.metrics().num_workers() > 1;
+        let shared = Arc::new(Shared {
+            clock,
+            settings: Arc::new(config.settings),
+            node: Arc::clone(&node),
+            logins: Logins::default(),
+            connections: Arc::clone(&connections),
+            writes_here,
+        });
         let (shutdown, _) = watch::channel(Stop::No);
         let (running, connections_ended) = mpsc::channel(1);
         for listener in listeners {
@@ -266,7 +371,8 @@ impl Server {
             shutdown,
             background,
             connections_ended,
-            hubs: all_hubs,
+            hubs,
+            node,
             connections,
             rooms,
             checkpoints,
@@ -306,11 +412,29 @@ impl ServerHandle {
         self.connections.close(which, reason)
     }
 
+    /// The users and virtual hosts as they are now.
+    pub fn node(&self) -> Arc<Node> {
+        self.node.current()
+    }
+
+    /// Changes users and virtual hosts: all that `decide` says, or nothing. When this returns, it is durable, and goes for the
+    /// next operation of every connection.
+    pub async fn change_node(
+        &self,
+        decide: impl FnOnce(&Node) -> Result<Vec<NodeChange>, NodeError> + Send + 'static,
+    ) -> Result<(), ChangeError> {
+        let node = Arc::clone(&self.node);
+        match tokio::task::spawn_blocking(move || node.change(decide)).await {
+            Ok(changed) => changed,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
     /// Closes all connections (clients see 320 `CONNECTION_FORCED`) and stops. Clients that do not answer are
     /// not waited for longer than five seconds.
     pub async fn shutdown(mut self) {
         self.close_connections(Stop::InGoodOrder).await;
-        for hub in &self.hubs {
+        for hub in self.hubs.all() {
             hub.stop();
         }
         let (checkpoints, space, writer) = (self.checkpoints.take(), self.space.take(), self.writer.take());
@@ -350,6 +474,7 @@ impl ServerHandle {
             // Ends as "cancelled"; what it held, it has let go of.
             let _ = task.await;
         }
+        self.hubs.stop_timers().await;
         self.rooms.close();
         self.shutdown.send_replace(stop);
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.connections_ended.recv()).await.is_err() {
@@ -366,6 +491,7 @@ impl fmt::Debug for ServerHandle {
 
 impl Drop for ServerHandle {
     fn drop(&mut self) {
+        self.hubs.abort_timers();
         for task in &self.background {
             task.abort();
         }

@@ -14,7 +14,7 @@ use bytesize::ByteSize;
 use leveret_journal::{Reader, Spares};
 use parking_lot::Mutex;
 
-use crate::hub::Hub;
+use crate::hubs::Hubs;
 use crate::journal::Orders;
 use crate::limits::{
     CHECKPOINT_MESSAGE_BYTES, DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY, RESERVE_CHECKPOINTS, RESERVE_SEGMENTS,
@@ -100,7 +100,7 @@ pub(crate) struct Tools {
     /// Knows how large the journal is.
     pub(crate) reader: Reader,
     pub(crate) orders: Orders,
-    pub(crate) hubs: Vec<Arc<Hub>>,
+    pub(crate) hubs: Arc<Hubs>,
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) shortage: Arc<Shortage>,
     /// The largest size of a segment.
@@ -176,7 +176,7 @@ impl Tools {
     fn look(&self, looked: &mut Looked) {
         self.spares.set_segment_bytes(self.wanted_segment_bytes());
         let bytes = self.spares.segment_bytes();
-        let messages = self.hubs.iter().map(|hub| hub.durable_messages() as u64).sum();
+        let messages = self.hubs.all().iter().map(|hub| hub.durable_messages() as u64).sum();
         let sizes = *self.shortage.checkpoints.lock();
         let checkpoints = usize::try_from(sizes.reserve(messages).div_ceil(bytes)).unwrap_or(usize::MAX / 4);
         let reserve = RESERVE_SEGMENTS + checkpoints;

@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use leveret_amqp::ShortStr;
 use leveret_amqp::frame::split_frame;
-use leveret_broker::connection::Written;
+use leveret_broker::change::NodeChange;
+use leveret_broker::connection::{Credentials, Written};
 use leveret_broker::moment::Deadline;
-use leveret_broker::node::Origin;
+use leveret_broker::names::{UserName, VhostName};
+use leveret_broker::node::presence::{Presence, Present};
+use leveret_broker::node::{OpenError, Origin};
 use leveret_broker::scratch::{Place, Segment, Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
@@ -125,7 +129,8 @@ struct Peer {
 pub struct Broker {
     variation: Variation,
     settings: Arc<Settings>,
-    node: Arc<Node>,
+    node: Node,
+    presences: BTreeMap<UserName, Arc<Presence>>,
     vhost: VirtualHost,
     peers: BTreeMap<String, Peer>,
     now: Moment,
@@ -158,12 +163,13 @@ pub struct Broker {
 impl Broker {
     /// A fresh broker with default settings.
     pub fn new(variation: Variation) -> Self {
-        let node = Node::default();
-        let vhost = VirtualHost::new(node.vhosts()[0].clone(), [7; 32]);
+        let node = Node::with_guest();
+        let vhost = fresh_vhost();
         Broker {
             variation,
             settings: Arc::default(),
-            node: Arc::new(node),
+            node,
+            presences: BTreeMap::new(),
             vhost,
             peers: BTreeMap::new(),
             now: Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(BEGINNING.cast_unsigned()) },
@@ -184,10 +190,10 @@ impl Broker {
         }
     }
 
-    /// The same with other settings, or other users and virtual hosts.
+    /// The same with other settings.
     #[must_use]
-    pub fn with(mut self, change: impl FnOnce(&mut Settings, &mut Node)) -> Self {
-        change(Arc::make_mut(&mut self.settings), Arc::make_mut(&mut self.node));
+    pub fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(Arc::make_mut(&mut self.settings));
         self.vhost.set_consumer_timeout(self.settings.consumer_timeout);
         self
     }
@@ -253,9 +259,20 @@ impl Broker {
             let Some(peer) = self.peers.get_mut(name) else { return };
             let used = peer.connection.handle_input(now, &peer.carry, &mut peer.unheard);
             peer.carry.drain(..used);
-            if let Some((_, login)) = peer.connection.open_request() {
-                peer.id = Some(self.vhost.connect(login));
-                peer.connection.handle_opened(&mut peer.unheard);
+            if let Some(Credentials { user, password, .. }) = peer.connection.login_request() {
+                let checked = self.node.log_in(user, password, Origin::Loopback);
+                peer.connection.handle_login(now, checked, &mut peer.unheard);
+                continue;
+            }
+            if let Some((vhost, user)) = peer.connection.open_request() {
+                let presence = self.presences.entry(user.clone()).or_default();
+                self.node.users().get(user).into_iter().for_each(|user| presence.follow(user));
+                let opened = self.node.open(vhost, user).and_then(|(_, login)| {
+                    let present = Present::enter(Arc::clone(presence)).map_err(OpenError::UserFull)?;
+                    peer.id = Some(self.vhost.connect(login)?);
+                    Ok(present)
+                });
+                peer.connection.handle_opened(now, opened, &mut peer.unheard);
             }
             let executed = self.execute(name);
             let encoded = self.encode_all();
@@ -450,9 +467,9 @@ impl Broker {
 
 impl Wire for Broker {
     fn connect(&mut self, name: &str) {
-        let (settings, node) = (Arc::clone(&self.settings), Arc::clone(&self.node));
+        let settings = Arc::clone(&self.settings);
         let seed = [u8::try_from(self.peers.len()).unwrap_or(u8::MAX); 32];
-        let connection = Connection::new(settings, node, Origin::Loopback, seed, self.now);
+        let connection = Connection::new(settings, seed, self.now);
         let (carry, outputs, unheard) = (Vec::new(), VecDeque::new(), Vec::new());
         self.peers.insert(name.into(), Peer { connection, id: None, carry, outputs, unheard, reads: true });
     }
@@ -518,6 +535,17 @@ impl Wire for Broker {
         self.settle_all();
     }
 
+    fn node(&mut self, change: NodeChange) -> Result<(), String> {
+        self.node.apply(change).map_err(|error| error.to_string())?;
+        self.node.vhosts().values().for_each(|vhost| self.vhost.follow(vhost));
+        let name = self.vhost.name().clone();
+        for (user, presence) in &self.presences {
+            self.node.users().get(user).into_iter().for_each(|user| presence.follow(user));
+            self.vhost.set_grant(user, &Arc::new(self.node.grant(user, &name)));
+        }
+        Ok(())
+    }
+
     fn restart(&mut self, after: Stop) {
         if after == Stop::InGoodOrder {
             for peer in self.peers.values_mut() {
@@ -544,8 +572,9 @@ impl Wire for Broker {
                 all.get(self.random.random_range(0..=all.len())).map_or_else(Default::default, |(begun, _)| *begun)
             }
         };
-        self.vhost = VirtualHost::new(self.node.vhosts()[0].clone(), [7; 32]);
+        self.vhost = fresh_vhost();
         self.vhost.set_consumer_timeout(self.settings.consumer_timeout);
+        self.node.vhosts().values().for_each(|vhost| self.vhost.follow(vhost));
         for (position, record) in self.journal.iter().filter(|(position, _)| *position >= from) {
             let change = Change::decode(record).expect("what was encoded is decoded");
             self.vhost.apply(self.now, *position, change).expect("a change fits to those before it");
@@ -580,6 +609,10 @@ impl Wire for Broker {
         let step = end.saturating_sub(self.now.monotonic);
         self.now = Moment { monotonic: end, wall: self.now.wall + step };
     }
+}
+
+fn fresh_vhost() -> VirtualHost {
+    VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32])
 }
 
 impl Drop for Broker {

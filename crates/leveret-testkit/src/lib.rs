@@ -52,6 +52,8 @@ mod record;
 mod script;
 mod text;
 
+pub use leveret_broker::change::NodeChange;
+
 pub use broker::{Broker, Eviction, Lag, Variation};
 pub use script::{BEGINNING, Extent, Heard, JournalPace, Room, Stop, Wire, continue_script, run_script, waits};
 

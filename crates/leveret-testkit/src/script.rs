@@ -5,7 +5,11 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use leveret_amqp::frame::{HEARTBEAT, write_frame};
-use leveret_amqp::{ContentHeader, FrameKind, PROTOCOL_HEADER};
+use leveret_amqp::{ContentHeader, FrameKind, PROTOCOL_HEADER, ShortString};
+use leveret_broker::change::NodeChange;
+use leveret_broker::names::VhostName;
+use leveret_broker::node::password::PasswordHash;
+use leveret_broker::node::{DefaultQueueType, UserLimits, VhostLimits, VhostMetadata};
 pub use leveret_broker::vhost::room::Room;
 
 use crate::text::{
@@ -42,6 +46,11 @@ pub trait Wire {
     fn room(&mut self, room: Room);
     /// The virtual host says in its journal what is true.
     fn checkpoint(&mut self, extent: Extent);
+    /// An administrator changes users, or the virtual host.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    fn node(&mut self, change: NodeChange) -> Result<(), String>;
     /// Ends the broker and starts it again with what its journal kept.
     fn restart(&mut self, after: Stop);
 }
@@ -169,6 +178,9 @@ impl Run<'_> {
             self.wire.wait(parse_time(time)?);
             return Ok(());
         }
+        if let Some(change) = self.node_change(line)? {
+            return self.wire.node(change);
+        }
         match line {
             "journal stops" => {
                 self.wire.journal(JournalPace::Stops);
@@ -232,6 +244,80 @@ impl Run<'_> {
             "S" => self.server(connection, channel, what, rest),
             other => Err(format!("'{other}' is neither C nor S")),
         }
+    }
+
+    /// What an administrator changes with a line, if it is one of theirs.
+    fn node_change(&self, line: &str) -> Result<Option<NodeChange>, String> {
+        const ORDERS: [&str; 8] = [
+            "set user limits",
+            "set user",
+            "delete user",
+            "set permissions",
+            "clear permissions",
+            "set topic permissions",
+            "clear topic permissions",
+            "set vhost",
+        ];
+        let said =
+            |order: &&str| line.strip_prefix(*order).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+        let Some(order) = ORDERS.into_iter().find(said) else { return Ok(None) };
+        let arguments = parse_arguments(&line[order.len()..])?;
+        let short = |text: &str| ShortString::new(text).map_err(|error| error.to_string());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let name = match arguments.first() {
+            Some((None, Text::Bytes(name))) => short(&text(name))?,
+            _ => ShortString::default(),
+        };
+        let given = self.named(&arguments);
+        let word = |key: &str| match given.get(key) {
+            Some(Text::Bytes(bytes)) => Some(text(bytes)),
+            _ => None,
+        };
+        let number = |key: &str| match given.get(key) {
+            Some(Text::Number(number)) => Some(number.cast_unsigned()),
+            _ => None,
+        };
+        let pattern = |key: &str| word(key).ok_or_else(|| format!("which {key}?"));
+        let vhost = VhostName::from(short("/")?);
+        let user = name.clone().into();
+        Ok(Some(match order {
+            "set user" => {
+                let password =
+                    word("password").map(|password| PasswordHash::new(password.as_bytes(), [1, 2, 3, 4]));
+                let tags = word("tags").unwrap_or_default();
+                let tags = tags.split_whitespace().map(str::to_owned).collect();
+                NodeChange::UserSet { name: user, password, tags }
+            }
+            "set user limits" => {
+                let (max_connections, max_channels) = (number("max-connections"), number("max-channels"));
+                NodeChange::UserLimited { name: user, limits: UserLimits { max_connections, max_channels } }
+            }
+            "delete user" => NodeChange::UserDeleted { name: user },
+            "set permissions" => {
+                let (configure, write, read) = (pattern("configure")?, pattern("write")?, pattern("read")?);
+                NodeChange::PermissionsSet { user, vhost, configure, write, read }
+            }
+            "clear permissions" => NodeChange::PermissionsCleared { user, vhost },
+            "set topic permissions" => {
+                let exchange = short(&pattern("exchange")?)?.into();
+                let (write, read) = (pattern("write")?, pattern("read")?);
+                NodeChange::TopicPermissionsSet { user, vhost, exchange, write, read }
+            }
+            "clear topic permissions" => {
+                let exchange = word("exchange").map(|exchange| short(&exchange)).transpose()?;
+                NodeChange::TopicPermissionsCleared { user, vhost, exchange: exchange.map(Into::into) }
+            }
+            _ => {
+                if let Some(kind) = word("default-queue-type") {
+                    let default_queue_type = DefaultQueueType::parse(&kind).ok_or("an unknown type of queue")?;
+                    let metadata = VhostMetadata { default_queue_type, ..VhostMetadata::default() };
+                    NodeChange::VhostDescribed { name: vhost, metadata }
+                } else {
+                    let (max_connections, max_queues) = (number("max-connections"), number("max-queues"));
+                    NodeChange::VhostLimited { name: vhost, limits: VhostLimits { max_connections, max_queues } }
+                }
+            }
+        }))
     }
 
     /// What a client sends with a line.

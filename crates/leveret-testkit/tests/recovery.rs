@@ -8,10 +8,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use leveret_amqp::ShortStr;
 use leveret_broker::change::PageEntry;
+use leveret_broker::names::VhostName;
 use leveret_broker::vhost::apply::ApplyError;
 use leveret_broker::vhost::checkpoint::Checkpoint;
-use leveret_broker::{Change, Effects, JournalPosition, Moment, Node, VirtualHost};
+use leveret_broker::{Change, Effects, JournalPosition, Moment, VirtualHost};
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
 use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced};
 use leveret_testkit::{Broker, Eviction, Variation, continue_script, run_script};
@@ -238,7 +240,7 @@ fn contents(mut vhost: VirtualHost) -> Contents {
 }
 
 fn empty() -> VirtualHost {
-    VirtualHost::new(Node::default().vhosts()[0].clone(), [7; 32])
+    VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32])
 }
 
 fn recover(disk: &SimDisk) -> (Log, VirtualHost, Recovery) {

@@ -152,6 +152,8 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
                 StartError::Bind(BindError::Overlap(..)) => BAD_OPTION,
                 StartError::DataDir(DataDirError::Unusable { .. } | DataDirError::Journal(_))
                 | StartError::Bind(_)
+                | StartError::Name { .. }
+                | StartError::Node(_)
                 | StartError::Thread(_) => START_FAILED,
             };
             let is_unusable = matches!(error, StartError::DataDir(DataDirError::Unusable { .. }));

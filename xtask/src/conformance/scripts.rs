@@ -76,6 +76,10 @@ impl Script {
         if self.text.lines().any(|line| line.trim().starts_with("short of ") || line.trim() == "room soon") {
             return Some("it needs a node without room".to_owned());
         }
+        let says = |begin: &str| self.text.lines().any(|line| line.trim().starts_with(begin));
+        if says("set ") || says("clear ") || says("delete user ") {
+            return Some("it needs an administrator".into());
+        }
         if self.text.lines().any(|line| line.trim().starts_with("checkpoint")) {
             return Some("it says when a checkpoint is written".into());
         }

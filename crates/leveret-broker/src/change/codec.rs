@@ -5,21 +5,18 @@ use smallvec::SmallVec;
 
 use super::page::Form;
 use super::{
-    Change, DeathReason, Enqueued, Expiry, JournalPosition, NodeChange, PageEntries, QueueNumber, QueuePosition,
-    Tries,
+    Change, DeathReason, Enqueued, Expiry, JournalPosition, PageEntries, QueueNumber, QueuePosition, Tries,
 };
 use crate::message::{DeliveryMode, History, Message};
-use crate::names::{ExchangeName, QueueName, VhostName};
+use crate::names::{ExchangeName, QueueName};
 use crate::vhost::binding::{Binding, Destination};
 
 /// Bytes that are no change, though the journal says that they are as they were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a record that is no change: {0}")]
-pub struct DecodeChangeError(&'static str);
+pub struct DecodeChangeError(pub(super) &'static str);
 
 mod kind {
-    pub(super) const VHOST_ADDED: u8 = 1;
-
     pub(super) const QUEUE_DECLARED: u8 = 1;
     pub(super) const QUEUE_DELETED: u8 = 2;
     pub(super) const MESSAGE_ENQUEUED: u8 = 3;
@@ -39,32 +36,6 @@ mod kind {
     pub(super) const MESSAGES_RETURNED: u8 = 17;
     pub(super) const LEVEL_RESTATED: u8 = 18;
     pub(super) const QUEUE_CLOSED: u8 = 19;
-}
-
-impl NodeChange {
-    /// Appends it to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            NodeChange::VhostAdded { stream, name } => {
-                out.push(kind::VHOST_ADDED);
-                out.extend_from_slice(&stream.to_le_bytes());
-                put_short(out, name.as_short_str());
-            }
-        }
-    }
-
-    /// Takes it from the payload of a record.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeChangeError> {
-        let mut reader = Reader(bytes);
-        let change = match reader.u8()? {
-            kind::VHOST_ADDED => {
-                let stream = reader.u32()?;
-                NodeChange::VhostAdded { stream, name: VhostName::from(reader.short()?) }
-            }
-            _ => return Err(DecodeChangeError("its kind is unknown")),
-        };
-        reader.end().map(|()| change)
-    }
 }
 
 impl Change {
@@ -262,12 +233,12 @@ fn put_numbers(out: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
     }
 }
 
-fn put_count(out: &mut Vec<u8>, count: usize) {
+pub(super) fn put_count(out: &mut Vec<u8>, count: usize) {
     let count = u32::try_from(count).expect("a virtual host holds fewer than 2^32 queues and unacked messages");
     out.extend_from_slice(&count.to_le_bytes());
 }
 
-fn put_short(out: &mut Vec<u8>, text: ShortStr<'_>) {
+pub(super) fn put_short(out: &mut Vec<u8>, text: ShortStr<'_>) {
     out.push(text.length_octet());
     out.extend_from_slice(text.as_str().as_bytes());
 }
@@ -291,12 +262,12 @@ fn put_binding(out: &mut Vec<u8>, kind: u8, binding: &Binding) {
     put_table(out, &binding.arguments);
 }
 
-const CUT: DecodeChangeError = DecodeChangeError("it ends too early");
+pub(super) const CUT: DecodeChangeError = DecodeChangeError("it ends too early");
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeChangeError> {
+    pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeChangeError> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(CUT)?;
         self.0 = rest;
         Ok(taken)
@@ -308,19 +279,19 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
-    fn u8(&mut self) -> Result<u8, DecodeChangeError> {
+    pub(super) fn u8(&mut self) -> Result<u8, DecodeChangeError> {
         self.array().map(|[octet]| octet)
     }
 
-    fn u16(&mut self) -> Result<u16, DecodeChangeError> {
+    pub(super) fn u16(&mut self) -> Result<u16, DecodeChangeError> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, DecodeChangeError> {
+    pub(super) fn u32(&mut self) -> Result<u32, DecodeChangeError> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, DecodeChangeError> {
+    pub(super) fn u64(&mut self) -> Result<u64, DecodeChangeError> {
         self.array().map(u64::from_le_bytes)
     }
 
@@ -365,7 +336,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn short(&mut self) -> Result<ShortString, DecodeChangeError> {
+    pub(super) fn short(&mut self) -> Result<ShortString, DecodeChangeError> {
         let length = self.u8()?;
         let text = std::str::from_utf8(self.take(usize::from(length))?);
         let text = text.map_err(|_| DecodeChangeError("a name in it is not UTF-8"))?;
@@ -414,7 +385,7 @@ impl<'a> Reader<'a> {
         Ok(Change::MessageEnqueued { message, queues })
     }
 
-    fn end(&self) -> Result<(), DecodeChangeError> {
+    pub(super) fn end(&self) -> Result<(), DecodeChangeError> {
         if self.0.is_empty() { Ok(()) } else { Err(DecodeChangeError("something follows it")) }
     }
 }
@@ -427,7 +398,7 @@ mod tests {
     use super::*;
     use crate::change::PageEntry;
 
-    fn short(text: &str) -> ShortString {
+    pub(super) fn short(text: &str) -> ShortString {
         ShortString::new(text).unwrap()
     }
 
@@ -523,10 +494,6 @@ mod tests {
         for change in examples() {
             assert_eq!(Change::decode(&encoded(&change)), Ok(change));
         }
-        let change = NodeChange::VhostAdded { stream: 3, name: VhostName::from(short("/")) };
-        let mut bytes = Vec::new();
-        change.encode(&mut bytes);
-        assert_eq!(NodeChange::decode(&bytes), Ok(change));
     }
 
     #[test]

@@ -5,15 +5,17 @@
 //! fold of its changes: recovery runs `VirtualHost::apply` on each, and nothing else.
 
 mod codec;
+mod node;
 mod page;
 
 use leveret_amqp::{FieldTable, ShortString};
 use smallvec::SmallVec;
 
 pub use self::codec::DecodeChangeError;
+pub use self::node::NodeChange;
 pub use self::page::{PageEntries, PageEntry};
 use crate::message::Message;
-use crate::names::{ExchangeName, QueueName, VhostName};
+use crate::names::{ExchangeName, QueueName};
 use crate::vhost::binding::Binding;
 
 /// A point in the journal stream of one virtual host: how many changes lie before it. Positions grow.
@@ -105,18 +107,6 @@ impl DeathReason {
         use DeathReason::{DeliveryLimit, Expired, MaxLen, Rejected};
         [Rejected, Expired, MaxLen, DeliveryLimit].into_iter().find(|reason| reason.as_str() == name)
     }
-}
-
-/// One durable fact about the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeChange {
-    /// A virtual host exists from now on, and its changes are in this stream.
-    VhostAdded {
-        /// Its stream; 0 is the node itself.
-        stream: u32,
-        /// Its name.
-        name: VhostName,
-    },
 }
 
 /// Bytes that a change takes while it waits for a journal, beside what its own length decides, about.

@@ -95,7 +95,7 @@ impl Assembly {
     pub(super) fn header(
         &mut self,
         payload: &[u8],
-        user: &UserName,
+        user: Option<&UserName>,
         reply_key: Option<ShortStr<'_>>,
         max_message_size: u64,
     ) -> Result<Option<Assembled>, ClientError> {
@@ -204,14 +204,14 @@ fn reply_to<'k>(
     }
 }
 
-/// RabbitMQ: validated user-id.
-fn check_user_id(properties: &BasicProperties<'_>, user: &UserName) -> Result<(), ClientError> {
-    match properties.user_id {
-        Some(claimed) if claimed != user.as_str().as_bytes() => {
+/// RabbitMQ: validated user-id. Without a user, any will do.
+fn check_user_id(properties: &BasicProperties<'_>, user: Option<&UserName>) -> Result<(), ClientError> {
+    match (properties.user_id, user) {
+        (Some(claimed), Some(user)) if claimed != user.as_str().as_bytes() => {
             let claimed = String::from_utf8_lossy(claimed).into_owned();
             Err(ClientError::UserId { claimed, user: user.to_string() })
         }
-        Some(_) | None => Ok(()),
+        (Some(_) | None, _) => Ok(()),
     }
 }
 

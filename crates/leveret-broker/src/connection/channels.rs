@@ -22,6 +22,7 @@ use crate::connection::reply::{ClientError, Exception, Expected};
 use crate::limits::{UNFINISHED_BYTES_MIN, UNFINISHED_MESSAGES_MAX};
 use crate::memory::Meter;
 use crate::names::{ChannelId, ConsumerTag, UserName, strip_line_breaks};
+use crate::node::presence::Present;
 use crate::vhost::command::{
     AckMode, AckTarget, BASIC_PUBLISH, Bind, BindAction, BindTo, Command, Consume, ConsumerId, DeclareExchange,
     DeclareQueue, DeleteExchange, DeleteQueue, DeliveryTag, Existence, Publish, Qos, QueueRef, SettledBy,
@@ -50,6 +51,8 @@ pub(super) struct Channels {
     /// The channel that has it.
     room_lent_to: Option<ChannelId>,
     pub(super) user: Option<UserName>,
+    /// The connection among those of its user.
+    pub(super) present: Option<Present>,
     pub(super) consumers: ConsumerTags,
 }
 
@@ -115,6 +118,7 @@ impl Channels {
             room: Vec::new(),
             room_lent_to: None,
             user: None,
+            present: None,
             consumers: ConsumerTags {
                 entries: Vec::new(),
                 free: Vec::new(),
@@ -152,6 +156,13 @@ impl Channels {
             if block.capacity() <= KEPT_BLOCK_BYTES {
                 self.room = block;
             }
+        }
+    }
+
+    /// A channel is not open any more.
+    pub(super) fn give_back(&mut self) {
+        if let Some(present) = &mut self.present {
+            present.close_channel();
         }
     }
 
@@ -267,6 +278,10 @@ impl Connection {
             },
             (Slot::Open(_), None) => self.handle_content_frame(id, frame)?,
             (Slot::Closed, Some(Method::ChannelOpen { .. })) => {
+                if let Some(Err(limit)) = self.channels.present.as_mut().map(Present::open_channel) {
+                    let user = self.user.clone().unwrap_or_default();
+                    return Err(Exception::from(&ClientError::UserChannels { user, limit }));
+                }
                 let channel = Channel::new(self.channels.unfinished.clone());
                 *self.channels.slot(id) = Slot::Open(Box::new(channel));
                 self.commands.push(Command::OpenChannel(id));
@@ -294,13 +309,15 @@ impl Connection {
     }
 
     fn handle_content_frame(&mut self, id: ChannelId, frame: RawFrame<'_>) -> Result<(), Exception> {
-        let Some(user) = self.channels.user.clone() else { return Ok(()) };
+        // Who may publish in the name of others need not be named.
+        let is_impersonator = self.channels.present.as_ref().is_some_and(Present::is_impersonator);
+        let user = self.channels.user.clone().filter(|_| !is_impersonator);
         let max_message_size = self.channels.max_message_size;
         let Some(channel) = self.channels.open(id) else { return Ok(()) };
         let assembled = match frame.kind {
             FrameKind::Header => {
                 let reply_key = channel.reply_key.as_ref().map(|(_, key)| key.as_short_str());
-                channel.assembly.header(frame.payload, &user, reply_key, max_message_size)
+                channel.assembly.header(frame.payload, user.as_ref(), reply_key, max_message_size)
             }
             FrameKind::Body | FrameKind::Method | FrameKind::Heartbeat => channel.assembly.body(frame.payload),
         };

@@ -235,7 +235,11 @@ impl Connection {
         match self.channels.slot(channel) {
             // The client closes it, too, and is about to get its answer; it hears why nothing came of the rest.
             Slot::ClosedByClient(_) => {}
-            slot @ (Slot::Open(_) | Slot::Closed | Slot::ClosedByUs) => *slot = Slot::ClosedByUs,
+            slot @ Slot::Open(_) => {
+                *slot = Slot::ClosedByUs;
+                self.channels.give_back();
+            }
+            slot @ (Slot::Closed | Slot::ClosedByUs) => *slot = Slot::ClosedByUs,
         }
         let (class_id, method_id) = exception.method;
         let reply_text = ShortStr::truncated(&exception.text);
@@ -262,6 +266,7 @@ impl Connection {
                 self.channels.consumers.remove_channel(channel);
                 if let slot @ (Slot::ClosedByClient(_) | Slot::Open(_)) = self.channels.slot(channel) {
                     *slot = Slot::Closed;
+                    self.channels.give_back();
                 }
                 Method::ChannelCloseOk {}
             }

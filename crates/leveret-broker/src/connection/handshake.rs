@@ -6,10 +6,12 @@ use leveret_amqp::frame;
 use leveret_amqp::limits::FRAME_BYTES_MIN;
 use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, Table, Value};
 
-use crate::access::Login;
 use crate::connection::reply::{ClientError, Exception, TuneBound};
-use crate::connection::{Capabilities, Connection, Heartbeat, State, capability};
+use crate::connection::{
+    CONNECTION_UPDATE_SECRET, Capabilities, Connection, Credentials, Heartbeat, State, capability,
+};
 use crate::moment::Moment;
+use crate::names::UserName;
 use crate::node::LoginError;
 use crate::settings::Settings;
 
@@ -58,34 +60,20 @@ impl Connection {
             (State::AwaitingStartOk, Method::ConnectionStartOk { client_properties, mechanism, response, .. }) => {
                 self.learn_client(client_properties);
                 self.mechanism = mechanism.into();
-                match self.log_in(mechanism.as_str(), response) {
-                    Ok(login) => {
-                        self.state = State::AwaitingTuneOk(login);
-                        let Settings { channel_max, frame_max, heartbeat, .. } = *self.settings;
-                        frame::write_method(out, 0, &Method::ConnectionTune { channel_max, frame_max, heartbeat });
-                    }
-                    Err((error, log)) => {
-                        self.fault = Some(log);
-                        if self.capabilities.authentication_failure_close {
-                            // RabbitMQ names no method here.
-                            self.say_close(now, &Exception::from(&error), out);
-                        } else {
-                            self.state = State::Closed;
-                        }
-                    }
+                match credentials(mechanism.as_str(), response) {
+                    Ok(credentials) => self.state = State::LoggingIn(credentials),
+                    Err((error, log)) => self.refuse_login(now, &error, log, out),
                 }
                 Ok(())
             }
-            (State::AwaitingTuneOk(login), Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }) => {
-                let login = login.clone();
+            (State::AwaitingTuneOk(user), Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }) => {
+                let user = user.clone();
                 self.tune(now, channel_max, frame_max, heartbeat).map_err(during)?;
-                self.state = State::AwaitingOpen(login);
+                self.state = State::AwaitingOpen(user);
                 Ok(())
             }
-            (State::AwaitingOpen(login), Method::ConnectionOpen { virtual_host, .. }) => {
-                let vhost = self.node.vhost(virtual_host.as_str());
-                let vhost = vhost.ok_or_else(|| during(ClientError::NoVhost(virtual_host.to_string())))?;
-                self.state = State::Opening(vhost.clone(), login.clone());
+            (State::AwaitingOpen(user), Method::ConnectionOpen { virtual_host, .. }) => {
+                self.state = State::Opening(virtual_host.into(), user.clone());
                 Ok(())
             }
             (State::Open | State::AwaitingCloseOk, method) => self.handle_open_method(now, &method, out),
@@ -109,25 +97,41 @@ impl Connection {
         self.client_name = properties.get("connection_name").and_then(Value::as_str).map(str::to_owned);
     }
 
-    /// Who the client is; otherwise what it may know of why not, and what the log says.
-    fn log_in(&self, mechanism: &str, response: &[u8]) -> Result<Login, (ClientError, String)> {
-        let (mechanism, credentials) = match mechanism {
-            "PLAIN" => ("PLAIN", plain(response)),
-            "AMQPLAIN" => ("AMQPLAIN", amqplain(response)),
-            other => {
-                let error = ClientError::UnknownMechanism(other.into());
-                return Err((error, format!("unknown authentication mechanism '{other}'")));
+    /// The driver knows who it is, or that it is not who it says.
+    pub fn handle_login(&mut self, now: Moment, checked: Result<UserName, LoginError>, out: &mut Vec<u8>) {
+        match (&self.state, checked) {
+            (State::LoggingIn(_), Ok(user)) => {
+                self.state = State::AwaitingTuneOk(user);
+                let Settings { channel_max, frame_max, heartbeat, .. } = *self.settings;
+                frame::write_method(out, 0, &Method::ConnectionTune { channel_max, frame_max, heartbeat });
             }
-        };
-        let login = credentials.and_then(|(user, password)| self.node.log_in(user, password, self.origin));
-        login.map_err(|error| (ClientError::Login(mechanism), format!("login refused: {error}")))
+            (&State::LoggingIn(Credentials { mechanism, .. }), Err(error)) => {
+                let log = format!("login refused: {error}");
+                self.refuse_login(now, &ClientError::Login(mechanism), log, out);
+            }
+            (State::Open, checked) => {
+                let Some(credentials) = self.renewing.take() else { return };
+                if checked.is_ok() {
+                    frame::write_method(out, 0, &Method::ConnectionUpdateSecretOk {});
+                } else {
+                    // RabbitMQ: a refusal is 530.
+                    let exception = Exception::from(&ClientError::SecretRefused(credentials.user));
+                    self.fail(now, exception.during(CONNECTION_UPDATE_SECRET), out);
+                }
+            }
+            // It has been closed meanwhile.
+            _ => {}
+        }
     }
 
-    /// `connection.update-secret`: the user proves again who they are. RabbitMQ: a refusal is 530.
-    pub(super) fn update_secret(&self, new_secret: &[u8]) -> Result<(), ClientError> {
-        let user = self.user().unwrap_or_default();
-        let login = self.node.log_in(user, new_secret, self.origin);
-        login.map(|_| ()).map_err(|_| ClientError::SecretRefused(user.into()))
+    fn refuse_login(&mut self, now: Moment, error: &ClientError, log: String, out: &mut Vec<u8>) {
+        self.fault = Some(log);
+        if self.capabilities.authentication_failure_close {
+            // RabbitMQ names no method here.
+            self.say_close(now, &Exception::from(error), out);
+        } else {
+            self.state = State::Closed;
+        }
     }
 
     /// RabbitMQ: `validate_negotiated_integer_value`; 0 means the server's limit here, and frames of 4096 are fine.
@@ -160,6 +164,21 @@ impl Connection {
         });
         Ok(())
     }
+}
+
+/// Who the client says it is; otherwise what it may know of why not, and what the log says.
+fn credentials(mechanism: &str, response: &[u8]) -> Result<Credentials, (ClientError, String)> {
+    let (mechanism, credentials) = match mechanism {
+        "PLAIN" => ("PLAIN", plain(response)),
+        "AMQPLAIN" => ("AMQPLAIN", amqplain(response)),
+        other => {
+            let error = ClientError::UnknownMechanism(other.into());
+            return Err((error, format!("unknown authentication mechanism '{other}'")));
+        }
+    };
+    let refused = |error: LoginError| (ClientError::Login(mechanism), format!("login refused: {error}"));
+    let (user, password) = credentials.map_err(refused)?;
+    Ok(Credentials { mechanism, user: user.into(), password: password.into() })
 }
 
 /// RFC 4616: an empty authorization identity, the user and the password, each after the other's NUL.

@@ -4,8 +4,8 @@
 //! Must not know: queues, exchanges, other connections.
 //!
 //! ```text
-//! AwaitingHeader ─ protocol header ─> AwaitingStartOk ─ start-ok ─> AwaitingTuneOk ─ tune-ok ─> AwaitingOpen
-//!    AwaitingOpen ─ open ─> Opening ─ the driver found the virtual host ─> Open
+//! AwaitingHeader ─ protocol header ─> AwaitingStartOk ─ start-ok ─> LoggingIn ─ the driver knows the user ─> AwaitingTuneOk
+//!    AwaitingTuneOk ─ tune-ok ─> AwaitingOpen ─ open ─> Opening ─ the driver found the virtual host ─> Open
 //!    Open ─ close, fault or end of input ─> Leaving ─ the virtual host said farewell ─> AwaitingCloseOk or Closed
 //!    before Open: fault ─> AwaitingCloseOk (what the peer may know) or Closed
 //!    AwaitingCloseOk ─ close-ok or time ─> Closed
@@ -20,6 +20,7 @@ mod hold;
 pub mod reply;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,14 +34,20 @@ use rand::rngs::StdRng;
 use self::channels::{Channels, Flow};
 use self::hold::Held;
 use self::reply::{ClientError, Exception};
-use crate::access::Login;
 use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, REPLY_TEXT_BYTES_MAX};
 use crate::moment::{Deadline, Moment};
-use crate::names::{ChannelId, UserName, VhostName};
-use crate::node::{Node, Origin};
+use crate::names::{ChannelId, UserName};
+use crate::node::OpenError;
+use crate::node::presence::Present;
 use crate::settings::Settings;
 use crate::vhost::command::{Command, Commands, Farewell};
 use crate::vhost::effects::Window;
+
+/// Class and method of `connection.open`.
+const CONNECTION_OPEN: (u16, u16) = (10, 40);
+
+/// Class and method of `connection.update-secret`.
+const CONNECTION_UPDATE_SECRET: (u16, u16) = (10, 70);
 
 /// What the client said of itself in `connection.start-ok`, field `client-properties`, `capabilities`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,10 +61,12 @@ struct Capabilities {
 enum State {
     AwaitingHeader,
     AwaitingStartOk,
-    AwaitingTuneOk(Login),
-    AwaitingOpen(Login),
-    /// The driver has to find the virtual host; input waits.
-    Opening(VhostName, Login),
+    /// The driver has to say who it is; input waits.
+    LoggingIn(Credentials),
+    AwaitingTuneOk(UserName),
+    AwaitingOpen(UserName),
+    /// The driver has to find the virtual host of that name; input waits.
+    Opening(ShortString, UserName),
     Open,
     /// The virtual host is giving back what the connection held; input is dropped.
     Leaving,
@@ -69,7 +78,7 @@ enum State {
 impl State {
     fn phase(&self) -> Phase {
         match self {
-            State::AwaitingHeader | State::AwaitingStartOk => Phase::Starting,
+            State::AwaitingHeader | State::AwaitingStartOk | State::LoggingIn(_) => Phase::Starting,
             State::AwaitingTuneOk(_) => Phase::Tuning,
             State::AwaitingOpen(_) | State::Opening(..) => Phase::Opening,
             State::Open => Phase::Running,
@@ -137,13 +146,30 @@ impl Negotiated {
     }
 }
 
+/// What a client says of who it is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The SASL mechanism that it says so by.
+    mechanism: &'static str,
+    /// The name of the user.
+    pub user: String,
+    /// To be compared, and never to be shown.
+    pub password: Vec<u8>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.user, self.mechanism)
+    }
+}
+
 /// One client's connection.
 #[derive(Debug)]
 pub struct Connection {
     settings: Arc<Settings>,
-    node: Arc<Node>,
-    origin: Origin,
     state: State,
+    /// A new secret that the driver has to check; input waits.
+    renewing: Option<Credentials>,
     /// When the handshake or the close handshake has taken too long.
     deadline: Option<Deadline>,
     heartbeat: Option<Heartbeat>,
@@ -240,14 +266,13 @@ impl Heartbeat {
 
 impl Connection {
     /// A connection that was just accepted. `seed` decides the names it makes up.
-    pub fn new(settings: Arc<Settings>, node: Arc<Node>, origin: Origin, seed: [u8; 32], now: Moment) -> Self {
+    pub fn new(settings: Arc<Settings>, seed: [u8; 32], now: Moment) -> Self {
         let deadline = Some(now.deadline(settings.handshake_timeout));
         let frame_max = settings.initial_frame_max;
         Connection {
             settings,
-            node,
-            origin,
             state: State::AwaitingHeader,
+            renewing: None,
             deadline,
             heartbeat: None,
             frame_max,
@@ -285,7 +310,8 @@ impl Connection {
         loop {
             match self.state {
                 State::Closed | State::Leaving => return input.len(),
-                State::Opening(..) => break,
+                State::LoggingIn(_) | State::Opening(..) => break,
+                State::Open if self.renewing.is_some() => break,
                 State::AwaitingHeader
                 | State::AwaitingStartOk
                 | State::AwaitingTuneOk(_)
@@ -364,8 +390,8 @@ impl Connection {
                 Ok(())
             }
             (State::Open, &Method::ConnectionUpdateSecret { new_secret, .. }) => {
-                self.update_secret(new_secret).map_err(|error| Exception::from(&error).during(method.ids()))?;
-                frame::write_method(out, 0, &Method::ConnectionUpdateSecretOk {});
+                let user = self.user.clone().unwrap_or_default();
+                self.renewing = Some(Credentials { mechanism: "PLAIN", user, password: new_secret.into() });
                 Ok(())
             }
             (State::AwaitingCloseOk, Method::ConnectionClose { .. }) => {
@@ -393,7 +419,7 @@ impl Connection {
                 self.say_close(now, &exception, out);
             }
             // AMQP 0-9-1 §4.2.2: before that, the socket is closed and nothing said.
-            State::AwaitingHeader | State::AwaitingStartOk => self.state = State::Closed,
+            State::AwaitingHeader | State::AwaitingStartOk | State::LoggingIn(_) => self.state = State::Closed,
             // A peer that breaks the rules again while being closed is not told again.
             State::AwaitingCloseOk | State::Leaving | State::Closed => self.state = State::Closed,
         }
@@ -444,6 +470,7 @@ impl Connection {
             State::Leaving => self.leave_in_silence(),
             State::AwaitingHeader
             | State::AwaitingStartOk
+            | State::LoggingIn(_)
             | State::AwaitingTuneOk(_)
             | State::AwaitingOpen(_)
             | State::Opening(..) => {
@@ -479,7 +506,7 @@ impl Connection {
                 self.fault.get_or_insert_with(|| exception.text.clone());
                 self.say_close(now, &exception, out);
             }
-            State::AwaitingHeader | State::AwaitingStartOk => self.state = State::Closed,
+            State::AwaitingHeader | State::AwaitingStartOk | State::LoggingIn(_) => self.state = State::Closed,
             State::AwaitingCloseOk | State::Closed => {}
         }
     }
@@ -547,12 +574,29 @@ impl Connection {
         is_due && is_attached
     }
 
-    /// The virtual host that the client asked for, until the driver answers with [`Self::handle_opened`].
-    pub fn open_request(&self) -> Option<(VhostName, Login)> {
+    /// What the client says of who it is, until the driver answers with [`Self::handle_login`].
+    pub fn login_request(&self) -> Option<&Credentials> {
         match &self.state {
-            State::Opening(vhost, login) => Some((vhost.clone(), login.clone())),
+            State::LoggingIn(credentials) => Some(credentials),
+            State::Open => self.renewing.as_ref(),
             State::AwaitingHeader
             | State::AwaitingStartOk
+            | State::AwaitingTuneOk(_)
+            | State::AwaitingOpen(_)
+            | State::Opening(..)
+            | State::Leaving
+            | State::AwaitingCloseOk
+            | State::Closed => None,
+        }
+    }
+
+    /// The virtual host that the client asked for and who it is, until the driver answers with [`Self::handle_opened`].
+    pub fn open_request(&self) -> Option<(&str, &UserName)> {
+        match &self.state {
+            State::Opening(vhost, user) => Some((vhost.as_str(), user)),
+            State::AwaitingHeader
+            | State::AwaitingStartOk
+            | State::LoggingIn(_)
             | State::AwaitingTuneOk(_)
             | State::AwaitingOpen(_)
             | State::Open
@@ -562,14 +606,23 @@ impl Connection {
         }
     }
 
-    /// The driver has connected it to its virtual host.
-    pub fn handle_opened(&mut self, out: &mut Vec<u8>) {
-        if let State::Opening(_, login) = &self.state {
-            self.user = Some(login.user.to_string());
-            self.channels.user = Some(login.user.clone());
-            self.state = State::Open;
-            self.deadline = None;
-            frame::write_method(out, 0, &Method::ConnectionOpenOk { known_hosts: ShortStr::EMPTY });
+    /// The driver has connected it to its virtual host, or may not.
+    pub fn handle_opened(&mut self, now: Moment, opened: Result<Present, OpenError>, out: &mut Vec<u8>) {
+        let State::Opening(vhost, user) = &self.state else { return };
+        match opened {
+            Ok(present) => {
+                self.user = Some(user.to_string());
+                self.channels.user = Some(user.clone());
+                self.channels.present = Some(present);
+                self.state = State::Open;
+                self.deadline = None;
+                frame::write_method(out, 0, &Method::ConnectionOpenOk { known_hosts: ShortStr::EMPTY });
+            }
+            Err(error) => {
+                let (vhost, user) = (vhost.to_string(), user.to_string());
+                let exception = Exception::from(&ClientError::Open { error, vhost, user });
+                self.fail(now, exception.during(CONNECTION_OPEN), out);
+            }
         }
     }
 

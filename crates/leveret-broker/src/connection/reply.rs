@@ -10,6 +10,7 @@ use leveret_amqp::limits::{FRAME_OVERHEAD_BYTES, SNIPPET_BYTES};
 use leveret_amqp::{DecodeError, FrameError, FrameKind, ReplyCode, Snippet};
 
 use crate::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX, SELECTED_KEYS_MAX, TRANSACTION_BYTES_MAX};
+use crate::node::OpenError;
 use crate::vhost::queue::{ArgumentError, ArgumentFault};
 use crate::vhost::refusal::Refusal;
 
@@ -171,8 +172,22 @@ pub enum ClientError {
         /// Whether that is too little or too much.
         bound: TuneBound,
     },
-    /// A virtual host that does not exist.
-    NoVhost(String),
+    /// A virtual host that the user may not open.
+    Open {
+        /// Why not.
+        error: OpenError,
+        /// Its name.
+        vhost: String,
+        /// Who.
+        user: String,
+    },
+    /// More channels than the user may have.
+    UserChannels {
+        /// Who.
+        user: String,
+        /// How many they may have.
+        limit: u64,
+    },
     /// A login that is refused; the text is the same for every reason.
     Login(&'static str),
     /// `connection.update-secret` with a secret that is not the user's.
@@ -331,7 +346,25 @@ impl From<&ClientError> for Exception {
                 };
                 Exception::new(Code::NotAllowed, &text)
             }
-            ClientError::NoVhost(name) => Exception::new(Code::NotAllowed, &format!("vhost {name} not found")),
+            ClientError::Open { error, vhost, user } => {
+                let text = match error {
+                    OpenError::NoSuchVhost => format!("vhost {vhost} not found"),
+                    OpenError::NoAccess => format!("access to vhost '{vhost}' refused for user '{user}'"),
+                    OpenError::VhostFull(limit) => format!(
+                        "access to vhost '{vhost}' refused for user '{user}': connection limit ({limit}) is reached"
+                    ),
+                    OpenError::UserFull(limit) => {
+                        format!("connection refused for user '{user}': user connection limit ({limit}) is reached")
+                    }
+                };
+                Exception::new(Code::NotAllowed, &text)
+            }
+            ClientError::UserChannels { user, limit } => {
+                let text = format!(
+                    "number of channels opened for user '{user}' has reached the maximum allowed user limit of ({limit})"
+                );
+                Exception::new(Code::NotAllowed, &text)
+            }
             ClientError::Login(mechanism) => {
                 let text = format!(
                     "Login was refused using authentication mechanism {mechanism}. \
@@ -395,6 +428,10 @@ impl From<&Refusal> for Exception {
                 (Code::NotFound, format!("no exchange '{exchange}' in vhost '{vhost}'"))
             }
             Refusal::NoPreviouslyDeclaredQueue => (Code::NotFound, "no previously declared queue".into()),
+            Refusal::QueueLimit { queue, vhost, limit } => (
+                Code::PreconditionFailed,
+                format!("cannot declare queue '{queue}': queue limit in vhost '{vhost}' ({limit}) is reached"),
+            ),
             Refusal::QueueLocked { queue, vhost } => (
                 Code::ResourceLocked,
                 format!(

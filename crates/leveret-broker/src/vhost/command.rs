@@ -292,7 +292,7 @@ pub enum Existence {
 }
 
 /// A queue to declare.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DeclareQueue {
     /// The name; empty to have one generated, or with `passive` for the last one.
     pub name: ShortString,

@@ -1,26 +1,28 @@
 //! What unit tests of a virtual host begin with.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_amqp::{ShortStr, ShortString};
 
-use crate::Node;
-use crate::access::{Login, Permissions};
+use crate::access::{Grant, Login, Permissions};
 use crate::message::{DeliveryMode, History, Message};
 use crate::moment::Moment;
-use crate::names::UserName;
+use crate::names::{UserName, VhostName};
 use crate::scratch::{Place, Segment, Spilled};
 use crate::vhost::{ConnectionId, Sweep, VirtualHost};
 
 /// With nothing in it.
 pub(crate) fn empty_vhost() -> VirtualHost {
-    VirtualHost::new(Node::default().vhosts()[0].clone(), [1; 32])
+    VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32])
 }
 
 /// A connection of somebody who may do everything.
 pub(crate) fn connect(vhost: &mut VirtualHost) -> ConnectionId {
     let user = UserName::from(ShortString::from(ShortStr::truncated("guest")));
-    vhost.connect(Login { user, permissions: Permissions::ALL })
+    let permissions = Some(Permissions::new(".*", ".*", ".*").unwrap());
+    let grant = Arc::new(Grant { permissions, ..Grant::default() });
+    vhost.connect(Login { user, grant }).unwrap()
 }
 
 /// So many seconds after the beginning, by both clocks.

@@ -37,6 +37,7 @@ mod tries;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
@@ -54,16 +55,18 @@ use self::exchange::{Exchanges, MatchScratch};
 use self::queue::{Detached, Queue, Turn};
 use self::refusal::Refusal;
 use self::room::Room;
+use self::route::RouteMemory;
 use self::search::Searching;
 use self::session::Session;
 use self::work::Work;
-use crate::access::Login;
+use crate::access::{Allowed, Grant, Login};
 use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::connection::reply::Exception;
 use crate::limits::{READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD};
 use crate::memory::Meter;
 use crate::moment::{Deadline, Moment};
-use crate::names::{ChannelId, QueueName, VhostName};
+use crate::names::{ChannelId, QueueName, UserName, VhostName};
+use crate::node::{DefaultQueueType, OpenError, Vhost, VhostLimits};
 use crate::scratch::Segments;
 
 slotmap::new_key_type! {
@@ -133,6 +136,10 @@ pub struct VirtualHost {
     timers: BTreeSet<(Deadline, Timer)>,
     /// How long a delivery may be held, unless its queue or its consumer says.
     consumer_timeout: Option<Duration>,
+    /// How much there may be here.
+    limits: VhostLimits,
+    /// The type of a queue whose declaration does not say.
+    default_queue_type: DefaultQueueType,
     /// What its queues hold in memory.
     memory: Meter,
     /// Bytes of messages that are fetched at once for a queue.
@@ -176,6 +183,8 @@ impl VirtualHost {
             detached: Vec::new(),
             timers: BTreeSet::new(),
             consumer_timeout: None,
+            limits: VhostLimits::default(),
+            default_queue_type: DefaultQueueType::default(),
             memory: Meter::default(),
             read_ahead: READ_AHEAD_BYTES,
             room: Room::default(),
@@ -190,9 +199,27 @@ impl VirtualHost {
         &self.name
     }
 
-    /// Takes in a connection that has logged in. It stays until [`Command::Disconnect`].
-    pub fn connect(&mut self, login: Login) -> ConnectionId {
-        self.sessions.insert(Session::new(login))
+    /// Takes in a connection that has logged in, unless there are as many as there may be. It stays until
+    /// [`Command::Disconnect`].
+    pub fn connect(&mut self, login: Login) -> Result<ConnectionId, OpenError> {
+        match self.limits.max_connections {
+            Some(limit) if self.sessions.len() as u64 >= limit => Err(OpenError::VhostFull(limit)),
+            Some(_) | None => Ok(self.sessions.insert(Session::new(login))),
+        }
+    }
+
+    /// From now on it is as the node says.
+    pub fn follow(&mut self, vhost: &Vhost) {
+        (self.limits, self.default_queue_type) = (vhost.limits, vhost.metadata.default_queue_type);
+    }
+
+    /// From now on a user may do this here. It goes for the next operation of each of their connections.
+    pub fn set_grant(&mut self, user: &UserName, grant: &Arc<Grant>) {
+        for session in self.sessions.values_mut().filter(|session| session.login.user == *user) {
+            session.login.grant = Arc::clone(grant);
+            session.allowed = Allowed::default();
+            session.routes = RouteMemory::default();
+        }
     }
 
     /// Does a bounded amount of work; what is left stays in `commands` and in the virtual host.

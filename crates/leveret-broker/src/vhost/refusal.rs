@@ -54,6 +54,15 @@ pub enum Refusal {
     },
     /// The name of a queue of type quorum was left to the server.
     NoNameForQuorum,
+    /// As many queues as the virtual host may have.
+    QueueLimit {
+        /// What was to be declared.
+        queue: String,
+        /// Its virtual host.
+        vhost: String,
+        /// How many there may be.
+        limit: u64,
+    },
     /// A property that queues of this type cannot have.
     InvalidQueueProperty {
         property: &'static str,

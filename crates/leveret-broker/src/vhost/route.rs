@@ -3,7 +3,7 @@
 use leveret_amqp::ShortString;
 use smallvec::SmallVec;
 
-use crate::access::{Permission, Resource, authorize};
+use crate::access::{Permission, Resource};
 use crate::limits::ROUTES_REMEMBERED;
 use crate::message::Message;
 use crate::vhost::exchange::ExchangeId;
@@ -18,7 +18,7 @@ pub(crate) type Route = SmallVec<[QueueId; 4]>;
 ///
 /// A route through an exchange is valid for one version of the bindings. A route through the default exchange is
 /// valid while its queue exists: ids are never given twice, and a missing queue is never remembered.
-/// That a route is here also means that the user may write to its exchange.
+/// That a route is here also means that the user may write to its exchange; all are forgotten when permissions change.
 #[derive(Debug, Default)]
 pub(crate) struct RouteMemory {
     remembered: Vec<Remembered>,
@@ -78,7 +78,7 @@ impl VirtualHost {
             return Ok(Way::To(route.clone()));
         }
         let exchange = message.exchange();
-        authorize(&session.login, Permission::Write, Resource::Exchange(exchange))?;
+        session.allowed.check(&session.login, Permission::Write, Resource::Exchange(exchange), &self.name)?;
         if exchange.is_empty() {
             let route = self.queues_named(&keys_of(message, more_keys));
             if more_keys.is_none()
@@ -94,6 +94,9 @@ impl VirtualHost {
         if declared.is_some_and(|declared| declared.internal) {
             let vhost = self.name.to_string();
             return Err(Refusal::InternalExchange { exchange: exchange.into(), vhost });
+        }
+        for key in keys_of(message, more_keys) {
+            self.authorize_topic(from, Permission::Write, id, key)?;
         }
         Ok(Way::Behind(id))
     }

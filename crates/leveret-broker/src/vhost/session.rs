@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use leveret_amqp::ShortString;
 
-use crate::access::Login;
+use crate::access::{Allowed, Login};
 use crate::change::{JournalPosition, Tries};
 use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT};
 use crate::memory::{Lease, Meter};
@@ -24,6 +24,8 @@ use crate::vhost::work::Work;
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) login: Login,
+    /// What it was allowed last.
+    pub(crate) allowed: Allowed,
     channels: Vec<Option<Box<Channel>>>,
     consumers: Vec<Option<Consumer>>,
     pub(crate) exclusive_queues: BTreeSet<QueueId>,
@@ -126,6 +128,7 @@ impl Session {
     pub(crate) fn new(login: Login) -> Self {
         Session {
             login,
+            allowed: Allowed::default(),
             channels: Vec::new(),
             consumers: Vec::new(),
             exclusive_queues: BTreeSet::new(),

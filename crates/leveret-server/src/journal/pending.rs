@@ -156,6 +156,11 @@ impl Pending {
         })
     }
 
+    /// Takes another stream in, behind all others.
+    pub(super) fn open(&self, stream: u32) {
+        self.state.lock().streams.push(PendingStream::new(stream));
+    }
+
     /// Takes changes of a stream in. The last of them may belong together with the next ones.
     pub(super) fn append(&self, stream: u32, changes: &mut Vec<Change>, go_on: bool) -> Appended {
         // Also without any: what came before may be complete now.
@@ -171,9 +176,10 @@ impl Pending {
             changes.clear();
             return Appended::Nothing;
         }
-        let Some(stream) = state.streams.iter_mut().find(|pending| pending.number == stream) else {
+        let Ok(at) = state.streams.binary_search_by_key(&stream, |pending| pending.number) else {
             return Appended::Nothing;
         };
+        let stream = &mut state.streams[at];
         stream.append(changes, bytes, go_on);
         state.bytes += bytes;
         let congestion = self.congestion(state.bytes);
@@ -361,6 +367,7 @@ enum Life {
 
 #[derive(Default)]
 struct State {
+    /// By number.
     streams: Vec<PendingStream>,
     /// Bytes that wait or are being written.
     bytes: usize,

@@ -28,8 +28,38 @@ use crate::recovery::NODE_STREAM;
 pub(crate) struct Writer {
     pending: Arc<Pending>,
     thread: Option<JoinHandle<()>>,
+    streams: Streams,
     growth: Arc<Growth>,
     failed: watch::Receiver<Option<String>>,
+}
+
+/// Where streams of virtual hosts are opened.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    pending: Arc<Pending>,
+    writing: Arc<Mutex<Option<Writing>>>,
+}
+
+impl Streams {
+    /// Opens a stream that nobody has written to. Its number is greater than all others. Waits for whoever writes.
+    pub(crate) fn open(&self, number: u32) -> Arc<Stream> {
+        let reached = Reached::at(JournalPosition::default());
+        // Both know it at the same place, and who takes holds this lock.
+        let mut writing = self.writing.lock();
+        if let Some(writing) = &mut *writing {
+            writing.streams.push((number, Arc::clone(&reached)));
+            writing.last.push(0);
+            writing.taken.push(Vec::new());
+            self.pending.open(number);
+        }
+        drop(writing);
+        self.stream(number, reached)
+    }
+
+    fn stream(&self, number: u32, reached: Arc<Reached>) -> Arc<Stream> {
+        let kept = Kept { pending: Arc::clone(&self.pending), writing: Arc::clone(&self.writing) };
+        Arc::new(Stream { number, reached, kept: Some(kept) })
+    }
 }
 
 /// How much the journal has grown, and whom that concerns.
@@ -92,11 +122,8 @@ impl Writer {
             failed: None,
         };
         let writing = Arc::new(Mutex::new(Some(writing)));
-        let kept = reached.into_iter().map(|(number, reached)| {
-            let kept = Kept { pending: Arc::clone(&pending), writing: Arc::clone(&writing) };
-            Arc::new(Stream { number, reached, kept: Some(kept) })
-        });
-        let streams = kept.collect();
+        let opening = Streams { pending: Arc::clone(&pending), writing: Arc::clone(&writing) };
+        let streams = reached.into_iter().map(|(number, reached)| opening.stream(number, reached)).collect();
         let thread = Thread { pending: Arc::clone(&pending), writing };
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = thread.run() {
@@ -104,12 +131,17 @@ impl Writer {
                 failing.send_replace(Some(error.to_string()));
             }
         })?;
-        Ok((Writer { pending, thread: Some(thread), failed, growth }, streams))
+        Ok((Writer { pending, thread: Some(thread), streams: opening, failed, growth }, streams))
     }
 
     /// Why nothing is kept any more, once that is so.
     pub(crate) fn failed(&self) -> watch::Receiver<Option<String>> {
         self.failed.clone()
+    }
+
+    /// Where streams are opened.
+    pub(crate) fn streams(&self) -> Streams {
+        self.streams.clone()
     }
 
     /// Where orders for it are left.

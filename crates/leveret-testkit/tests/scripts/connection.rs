@@ -1,7 +1,5 @@
 //! Opening, tuning, keeping alive and closing a connection.
 
-use leveret_broker::access::Permissions;
-use leveret_broker::{Node, Settings};
 use leveret_testkit::{Broker, Variation, run_script, script};
 
 #[test]
@@ -289,7 +287,7 @@ fn a_lost_socket_gives_back_what_its_connection_held() {
 #[test]
 fn a_body_above_max_message_size_closes_the_channel_and_not_the_connection() {
     for variation in Variation::ALL {
-        let mut broker = Broker::new(variation).with(|settings: &mut Settings, _| settings.max_message_size = 10);
+        let mut broker = Broker::new(variation).with(|settings| settings.max_message_size = 10);
         let result = run_script(
             &mut broker,
             "
@@ -367,13 +365,11 @@ fn a_user_without_permissions_is_refused_with_403() {
         for variation in Variation::ALL {
             // Whether the queue is there or not, which a user without permissions is not told.
             for declared in ["", "Cowner: queue.declare queue='q'\nSowner: queue.declare-ok 'q' 0 0\n"] {
-                let users = |_: &mut Settings, node: &mut Node| {
-                    node.add_user("guest", "guest", Permissions::ALL);
-                    node.add_user("nobody", "nobody", Permissions::NONE);
-                };
-                let mut broker = Broker::new(variation).with(users);
-                run_script(&mut broker, &format!("{declared}{LOGIN_OF_NOBODY}C: {method}\nS: channel.close 403"))
-                    .unwrap();
+                let mut broker = Broker::new(variation);
+                let nobody = "set user 'nobody' password='nobody'
+                    set permissions 'nobody' configure='' write='' read=''";
+                let lines = format!("{nobody}\n{declared}{LOGIN_OF_NOBODY}C: {method}\nS: channel.close 403");
+                run_script(&mut broker, &lines).unwrap();
             }
         }
     }

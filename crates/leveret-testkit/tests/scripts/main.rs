@@ -11,6 +11,7 @@ mod exchanges;
 mod expiry;
 mod hostile;
 mod limits;
+mod permissions;
 mod priorities;
 mod publishing;
 mod queues;

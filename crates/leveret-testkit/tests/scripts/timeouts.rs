@@ -286,7 +286,7 @@ fn a_timeout_is_a_number_of_milliseconds() {
 fn a_setting_counts_where_nobody_else_says() {
     for variation in Variation::ALL {
         let mut broker =
-            Broker::new(variation).with(|settings, _| settings.consumer_timeout = Some(Duration::from_secs(30)));
+            Broker::new(variation).with(|settings| settings.consumer_timeout = Some(Duration::from_secs(30)));
         let result = run_script(
             &mut broker,
             "

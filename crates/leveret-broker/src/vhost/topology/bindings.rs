@@ -101,6 +101,7 @@ impl VirtualHost {
         }
         self.authorize(from, Permission::Read, Resource::Exchange(source.as_str()))?;
         let source = self.exchanges.find_or_refuse(source.as_str(), self.name.as_str())?;
+        self.authorize_topic(from, Permission::Read, source, routing_key.as_str())?;
         Ok((source, BindingKey { target, routing_key, arguments: bind.arguments.as_table().sorted() }))
     }
 

@@ -72,7 +72,7 @@ impl VirtualHost {
 
     /// Argument `alternate-exchange`. RabbitMQ: declaring it needs read on the exchange and write on the alternate.
     fn alternate_exchange(
-        &self,
+        &mut self,
         from: ConnectionId,
         name: &ShortString,
         arguments: Table<'_>,

@@ -13,6 +13,7 @@ pub(super) use self::exchanges::alternate_of;
 use crate::access::{Permission, Resource, authorize};
 use crate::names::ChannelId;
 use crate::vhost::command::QueueRef;
+use crate::vhost::exchange::{ExchangeId, ExchangeKind};
 use crate::vhost::queue::arguments::shown;
 use crate::vhost::refusal::Refusal;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
@@ -47,14 +48,40 @@ impl VirtualHost {
         self.queues.get(id).map(|queue| queue.declared.name.to_string()).unwrap_or_default()
     }
 
-    fn authorize(&self, from: ConnectionId, permission: Permission, resource: Resource<'_>) -> Result<(), Refusal> {
+    pub(super) fn authorize(
+        &mut self,
+        from: ConnectionId,
+        permission: Permission,
+        resource: Resource<'_>,
+    ) -> Result<(), Refusal> {
+        let Some(session) = self.sessions.get_mut(from) else { return Ok(()) };
+        Ok(session.allowed.check(&session.login, permission, resource, &self.name)?)
+    }
+
+    /// Whether a user may publish or bind with a routing key, if the exchange is a topic exchange.
+    pub(super) fn authorize_topic(
+        &mut self,
+        from: ConnectionId,
+        permission: Permission,
+        exchange: ExchangeId,
+        routing_key: &str,
+    ) -> Result<(), Refusal> {
         let Some(session) = self.sessions.get(from) else { return Ok(()) };
-        Ok(authorize(&session.login, permission, resource)?)
+        if session.login.grant.topics.is_empty() {
+            return Ok(());
+        }
+        let Some(exchange) = self.exchanges.get(exchange) else { return Ok(()) };
+        if exchange.declared.kind != ExchangeKind::Topic {
+            return Ok(());
+        }
+        let exchange = exchange.declared.name.as_str();
+        let resource = Resource::Topic { exchange, routing_key };
+        Ok(authorize(&session.login, permission, resource, &self.name)?)
     }
 
     /// Passes on what [`Self::find_queue`] has found. Whoever may not use a queue is not told whether it exists.
     pub(super) fn authorize_queue(
-        &self,
+        &mut self,
         from: ConnectionId,
         permission: Permission,
         found: Result<QueueId, Refusal>,
@@ -64,7 +91,11 @@ impl VirtualHost {
             Err(Refusal::NoQueue { queue, .. }) => Some(queue.as_str()),
             Err(_) => None,
         };
-        name.map_or(Ok(()), |name| self.authorize(from, permission, Resource::Queue(name)))?;
+        if let Some(name) = name
+            && let Some(session) = self.sessions.get_mut(from)
+        {
+            session.allowed.check(&session.login, permission, Resource::Queue(name), &self.name)?;
+        }
         found
     }
 

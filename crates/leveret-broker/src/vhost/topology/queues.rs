@@ -1,14 +1,17 @@
 //! Queues: `queue.declare`, `queue.purge`, `queue.delete`.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use leveret_amqp::{ShortStr, ShortString, Value};
+use leveret_amqp::{FieldTable, ShortStr, ShortString, Value};
 use rand::RngCore;
 
 use crate::access::{Permission, Resource};
 use crate::change::{Change, QueueNumber};
 use crate::moment::Moment;
 use crate::names::{ChannelId, QueueName};
+use crate::node::DefaultQueueType;
 use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::Target;
@@ -19,6 +22,9 @@ use crate::vhost::replies::is_reply_address;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, Timer, VirtualHost};
+
+/// The argument that says which type a queue is to have.
+const QUEUE_TYPE: &str = "x-queue-type";
 
 impl VirtualHost {
     /// `queue.declare`
@@ -96,6 +102,7 @@ impl VirtualHost {
             declare.name.clone()
         };
         self.authorize(from, Permission::Configure, Resource::Queue(name.as_str()))?;
+        let declare = &*self.with_default_type(declare);
         if let Some(&id) = self.queue_names.get(name.as_str()) {
             self.check_not_locked(from, id)?;
             self.check_queue_equivalent(id, declare)?;
@@ -110,6 +117,11 @@ impl VirtualHost {
             self.authorize(from, Permission::Write, Resource::Exchange(exchange.as_str()))?;
         }
         self.check_queue_type(&name, declare, &arguments)?;
+        if let Some(limit) = self.limits.max_queues
+            && self.queue_names.len() as u64 >= limit
+        {
+            return Err(Refusal::QueueLimit { queue: name.to_string(), vhost: self.name.to_string(), limit });
+        }
         self.last_queue_number += 1;
         let declared = Declared {
             name: QueueName::from(name),
@@ -122,6 +134,23 @@ impl VirtualHost {
             raw_arguments: declare.arguments.clone(),
         };
         Ok(self.insert_queue(now, declared, effects))
+    }
+
+    /// A declaration that does not say which type the queue is to have is one of the default type, if the rest of it is fit for
+    /// that. RabbitMQ: `rabbit_amqqueue:augment_declare_args`.
+    fn with_default_type<'d>(&self, declare: &'d DeclareQueue) -> Cow<'d, DeclareQueue> {
+        let DeclareQueue { durable, exclusive, auto_delete, .. } = *declare;
+        let arguments = declare.arguments.as_table();
+        let is_fit = durable && !exclusive && !auto_delete && !declare.name.is_empty();
+        let says = arguments.get(QUEUE_TYPE).is_some();
+        if says || !is_fit || self.default_queue_type == DefaultQueueType::Classic {
+            return Cow::Borrowed(declare);
+        }
+        let kind = Value::LongStr(self.default_queue_type.as_str().as_bytes());
+        let arguments = FieldTable::build(|table| {
+            table.fields_of(arguments, |_| true).field(QUEUE_TYPE, kind);
+        });
+        Cow::Owned(DeclareQueue { arguments, ..declare.clone() })
     }
 
     fn insert_queue(&mut self, now: Moment, declared: Declared, effects: &mut Effects) -> QueueId {
@@ -213,7 +242,7 @@ impl VirtualHost {
         let (received, current) = (declare.arguments.as_table(), declared.raw_arguments.as_table());
         for argument in compared(declared.arguments.queue_type) {
             // An absent queue type is the default one.
-            let default = (argument == "x-queue-type").then_some(Value::LongStr(b"classic"));
+            let default = (argument == QUEUE_TYPE).then_some(Value::LongStr(b"classic"));
             let (received, current) = (received.get(argument), current.get(argument));
             if !equivalent(received.or(default), current.or(default)) {
                 let (received, current) = described(received, current);

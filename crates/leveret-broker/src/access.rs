@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::limits::PERMISSIONS_REMEMBERED;
 use crate::names::{ExchangeName, UserName, VhostName};
-use crate::pattern::{InvalidPattern, Pattern};
+use crate::pattern::{Pattern, PatternError};
 
 /// What an operation does to a resource. RabbitMQ: access control, the table of operations and permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,12 +56,31 @@ pub struct Permissions {
     pub read: Pattern,
 }
 
+/// A permission that cannot be given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the pattern '{pattern}' for {permission} cannot be used: {error}")]
+pub struct InvalidPermission {
+    /// Which it is.
+    pub permission: Permission,
+    /// As it was given.
+    pub pattern: String,
+    /// Why not.
+    pub error: PatternError,
+}
+
 impl Permissions {
     /// Reads the three patterns.
-    pub fn new(configure: &str, write: &str, read: &str) -> Result<Self, InvalidPattern> {
-        let (configure, write, read) = (Pattern::new(configure)?, Pattern::new(write)?, Pattern::new(read)?);
-        Ok(Permissions { configure, write, read })
+    pub fn new(configure: &str, write: &str, read: &str) -> Result<Self, InvalidPermission> {
+        Ok(Permissions {
+            configure: pattern(Permission::Configure, configure)?,
+            write: pattern(Permission::Write, write)?,
+            read: pattern(Permission::Read, read)?,
+        })
     }
+}
+
+fn pattern(permission: Permission, text: &str) -> Result<Pattern, InvalidPermission> {
+    Pattern::parse_permission(text).map_err(|error| InvalidPermission { permission, pattern: text.into(), error })
 }
 
 /// Which routing keys of a topic exchange a user may publish or bind with.
@@ -77,13 +96,17 @@ impl TopicPermissions {
     /// Reads the two patterns. `{username}` and `{vhost}` in them stand for these names, whatever characters they have.
     /// `{client_id}` is for other protocols and stands for itself. RabbitMQ: access control, "Topic Authorisation"; there,
     /// what stands for a variable counts as a pattern, too.
-    pub fn new(write: &str, read: &str, user: &UserName, vhost: &VhostName) -> Result<Self, InvalidPattern> {
-        let pattern = |text: &str| {
+    pub fn new(write: &str, read: &str, user: &UserName, vhost: &VhostName) -> Result<Self, InvalidPermission> {
+        let expand = |text: &str| {
             let text = text.replace("{client_id}", r"\{client_id\}");
             let text = text.replace("{username}", &regex_syntax::escape(user.as_str()));
-            Pattern::new(&text.replace("{vhost}", &regex_syntax::escape(vhost.as_str())))
+            text.replace("{vhost}", &regex_syntax::escape(vhost.as_str()))
         };
-        Ok(TopicPermissions { texts: (write.into(), read.into()), write: pattern(write)?, read: pattern(read)? })
+        Ok(TopicPermissions {
+            texts: (write.into(), read.into()),
+            write: pattern(Permission::Write, &expand(write))?,
+            read: pattern(Permission::Read, &expand(read))?,
+        })
     }
 
     /// The pattern for publishing, as it was given.
@@ -153,8 +176,8 @@ fn is_granted(grant: &Grant, permission: Permission, resource: Resource<'_>) -> 
             let Some(topics) = grant.topics.get(exchange) else { return true };
             return match permission {
                 Permission::Configure => true,
-                Permission::Write => matches(&topics.write, routing_key),
-                Permission::Read => matches(&topics.read, routing_key),
+                Permission::Write => topics.write.matches(routing_key),
+                Permission::Read => topics.read.matches(routing_key),
             };
         }
     };
@@ -164,12 +187,7 @@ fn is_granted(grant: &Grant, permission: Permission, resource: Resource<'_>) -> 
         Permission::Write => &permissions.write,
         Permission::Read => &permissions.read,
     };
-    matches(pattern, name)
-}
-
-/// RabbitMQ: an empty pattern is `^$`.
-fn matches(pattern: &Pattern, name: &str) -> bool {
-    if pattern.as_str().is_empty() { name.is_empty() } else { pattern.matches(name) }
+    pattern.matches(name)
 }
 
 fn public_name(exchange: &str) -> &str {

@@ -117,11 +117,8 @@ pub const DEAD_LETTERS_MAX: u64 = 65_536;
 /// no effect. Of older ones it may settle any, any number of times.
 pub const TAKEN_BACK_KEPT: usize = 4096;
 
-/// Longest pattern of a permission or policy, in bytes.
-pub const PATTERN_BYTES_MAX: usize = 4096;
-
-/// What a pattern may take in memory when it is read, in bytes; repetitions multiply it.
-pub const PATTERN_PROGRAM_BYTES_MAX: usize = 256 * 1024;
+/// Bytes that a compiled pattern may take, about. The pattern is refused.
+pub const PATTERN_BYTES_MAX: usize = 256 * 1024;
 
 /// What a user was allowed that a connection remembers, so that no pattern is searched again. RabbitMQ:
 /// `MAX_PERMISSION_CACHE_SIZE`.

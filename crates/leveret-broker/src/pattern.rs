@@ -1,93 +1,25 @@
-//! Patterns of names, as permissions and policies give them: regular expressions that are searched in linear time.
+//! Regular expressions that users write to name queues, exchanges and the like. RabbitMQ: PCRE, as `re:run` of Erlang has it.
+//!
+//! A pattern is searched for anywhere in a name, byte by byte, in time that grows with the name and not with what the
+//! pattern could try. So what needs to go back and try again is refused, and named: nothing else of PCRE means something
+//! different here without being refused.
 
 use std::fmt;
 
-use regex::{Regex, RegexBuilder};
-use regex_syntax::ast;
+use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::ast::parse::Parser;
+use regex_syntax::ast::{
+    Ast, ClassSetBinaryOp, ClassSetItem, ErrorKind, Flag, FlagsItemKind, RepetitionKind, Visitor, visit,
+};
 
-use crate::limits::{PATTERN_BYTES_MAX, PATTERN_PROGRAM_BYTES_MAX};
+use crate::limits::PATTERN_BYTES_MAX;
 
-/// A pattern. It matches a name that it is found in, anywhere unless it says `^` or `$`.
+/// A pattern, ready to be searched for.
 #[derive(Clone)]
 pub struct Pattern {
     text: Box<str>,
-    found: Found,
-}
-
-/// What the pattern is found in.
-#[derive(Clone)]
-enum Found {
-    Everything,
-    Some(Regex),
-}
-
-/// A pattern that is none, or that takes too much.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidPattern {
-    /// It says something that cannot be searched in linear time.
-    #[error("{what} is not supported in pattern '{pattern}': patterns are searched in linear time")]
-    NotLinear {
-        /// Which construct it is.
-        what: &'static str,
-        /// The pattern.
-        pattern: String,
-    },
-    /// It is no regular expression.
-    #[error("pattern '{pattern}' is no regular expression: {fault}, at character {at}")]
-    Malformed {
-        /// The pattern.
-        pattern: String,
-        /// What is wrong.
-        fault: String,
-        /// Where, from 1 on.
-        at: usize,
-    },
-    /// It is too long, or repeats too much.
-    #[error("a pattern takes too much: {0}")]
-    TooLarge(String),
-}
-
-impl Pattern {
-    /// Reads a pattern in the syntax of the crate `regex`.
-    pub fn new(text: &str) -> Result<Self, InvalidPattern> {
-        if text.len() > PATTERN_BYTES_MAX {
-            let fault = format!("{} bytes are more than {PATTERN_BYTES_MAX}", text.len());
-            return Err(InvalidPattern::TooLarge(fault));
-        }
-        let found = if matches!(text, ".*" | "^.*" | ".*$") {
-            Found::Everything
-        } else {
-            ast::parse::Parser::new().parse(text).map_err(|error| refused(text, &error))?;
-            let regex = RegexBuilder::new(text).size_limit(PATTERN_PROGRAM_BYTES_MAX).build();
-            Found::Some(regex.map_err(|error| InvalidPattern::TooLarge(format!("'{text}': {error}")))?)
-        };
-        Ok(Pattern { text: text.into(), found })
-    }
-
-    /// Whether it matches a name.
-    pub fn matches(&self, name: &str) -> bool {
-        match &self.found {
-            Found::Everything => true,
-            Found::Some(regex) => regex.is_match(name),
-        }
-    }
-
-    /// As it was given.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-}
-
-fn refused(text: &str, error: &ast::Error) -> InvalidPattern {
-    let pattern = text.to_owned();
-    match error.kind() {
-        ast::ErrorKind::UnsupportedLookAround => InvalidPattern::NotLinear { what: "look-around", pattern },
-        ast::ErrorKind::UnsupportedBackreference => InvalidPattern::NotLinear { what: "a backreference", pattern },
-        kind => {
-            let at = text[..error.span().start.offset].chars().count() + 1;
-            InvalidPattern::Malformed { pattern, fault: kind.to_string(), at }
-        }
-    }
+    /// None: it is found in every name.
+    regex: Option<Regex>,
 }
 
 impl PartialEq for Pattern {
@@ -104,37 +36,170 @@ impl fmt::Debug for Pattern {
     }
 }
 
+/// Why a text is no pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// It needs what takes more than linear time.
+    #[error("{0} not supported, as matching takes linear time")]
+    Unsupported(Unsupported),
+    /// It is no regular expression.
+    #[error("{0}")]
+    Malformed(String),
+    /// Compiled, it would take more than [`PATTERN_BYTES_MAX`].
+    #[error("it is too large")]
+    TooLarge,
+}
+
+/// What PCRE has and a [`Pattern`] has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// `(?=...)`, `(?!...)`, `(?<=...)`, `(?<!...)`
+    LookAround,
+    /// `\1`
+    Backreference,
+    /// `a++`
+    Possessive,
+    /// `(?R)`
+    Recursion,
+    /// `[` in a class, `[a&&b]`: they would mean something that they do not mean in PCRE.
+    NestedClass,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unsupported::LookAround => "look-ahead and look-behind are",
+            Unsupported::Backreference => "backreferences are",
+            Unsupported::Possessive => "possessive quantifiers are",
+            Unsupported::Recursion => "recursion is",
+            Unsupported::NestedClass => "classes within classes are",
+        })
+    }
+}
+
+impl Pattern {
+    /// Takes it as users write it.
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        if matches!(text, "" | ".*" | "^.*" | ".*$") {
+            return Ok(Pattern { text: text.into(), regex: None });
+        }
+        let ast = Parser::new().parse(text).map_err(|error| match error.kind() {
+            ErrorKind::UnsupportedLookAround => PatternError::Unsupported(Unsupported::LookAround),
+            ErrorKind::UnsupportedBackreference => PatternError::Unsupported(Unsupported::Backreference),
+            kind => PatternError::Malformed(format!("{kind}, at character {}", error.span().start.offset)),
+        })?;
+        visit(&ast, OnlySupported).map_err(PatternError::Unsupported)?;
+        let regex = RegexBuilder::new(text)
+            .unicode(false)
+            .size_limit(PATTERN_BYTES_MAX)
+            .dfa_size_limit(PATTERN_BYTES_MAX / 4)
+            .build();
+        regex.map(|regex| Pattern { text: text.into(), regex: Some(regex) }).map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => PatternError::TooLarge,
+            other => {
+                let text = other.to_string();
+                PatternError::Malformed(text.lines().last().unwrap_or_default().trim().to_owned())
+            }
+        })
+    }
+
+    /// The same, but for the empty one, which is found in the empty name only. RabbitMQ: permissions.
+    pub fn parse_permission(text: &str) -> Result<Self, PatternError> {
+        if text.is_empty() { Ok(Pattern { text: text.into(), ..Self::parse("^$")? }) } else { Self::parse(text) }
+    }
+
+    /// Whether it is found in a name.
+    pub fn matches(&self, name: &str) -> bool {
+        self.regex.as_ref().is_none_or(|regex| regex.is_match(name.as_bytes()))
+    }
+
+    /// As the user wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Looks for what would be understood otherwise than in PCRE.
+struct OnlySupported;
+
+impl Visitor for OnlySupported {
+    type Output = ();
+    type Err = Unsupported;
+
+    fn finish(self) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn visit_pre(&mut self, ast: &Ast) -> Result<(), Unsupported> {
+        match ast {
+            Ast::Repetition(outer) => {
+                let is_plus = matches!(outer.op.kind, RepetitionKind::OneOrMore);
+                let is_possessive = is_plus && matches!(*outer.ast, Ast::Repetition(_));
+                if is_possessive { Err(Unsupported::Possessive) } else { Ok(()) }
+            }
+            Ast::Flags(set) => {
+                let is_recursion =
+                    set.flags.items.iter().any(|item| matches!(item.kind, FlagsItemKind::Flag(Flag::CRLF)));
+                if is_recursion { Err(Unsupported::Recursion) } else { Ok(()) }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn visit_class_set_item_pre(&mut self, item: &ClassSetItem) -> Result<(), Unsupported> {
+        if matches!(item, ClassSetItem::Bracketed(_)) { Err(Unsupported::NestedClass) } else { Ok(()) }
+    }
+
+    fn visit_class_set_binary_op_pre(&mut self, _: &ClassSetBinaryOp) -> Result<(), Unsupported> {
+        Err(Unsupported::NestedClass)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_is_found_anywhere_unless_it_is_anchored() {
-        for (pattern, name, matches) in [
-            (".*", "", true),
+    fn a_pattern_is_searched_for_anywhere_in_a_name() {
+        for (pattern, name, found) in [
             ("", "anything", true),
-            ("^$", "", true),
-            ("^$", "q", false),
-            ("ord", "my-orders", true),
-            ("^ord", "my-orders", false),
-            ("^(orders|stock)\\.", "stock.eu", true),
             (".*", "a\nb", true),
             ("^.*$", "a\nb", false),
+            ("b", "abc", true),
+            ("^b", "abc", false),
+            (r"^amq\.", "amq.gen-x", true),
+            (r"^amq\.", "amqx", false),
+            ("(?i)ORDERS", "my-orders", true),
+            (r"^\w+$", "na\u{ef}ve", false),
+            ("주문", "큰 주문 큐", true),
+            ("[[:digit:]]{2}$", "q17", true),
         ] {
-            assert_eq!(Pattern::new(pattern).unwrap().matches(name), matches, "{pattern} in {name}");
+            assert_eq!(Pattern::parse(pattern).unwrap().matches(name), found, "{pattern} in {name}");
         }
     }
 
     #[test]
-    fn what_linear_time_does_not_allow_is_refused_by_name() {
-        let refused = |pattern| Pattern::new(pattern).unwrap_err().to_string();
-        assert_eq!(
-            refused("^(?!amq\\.).*"),
-            "look-around is not supported in pattern '^(?!amq\\.).*': patterns are searched in linear time"
-        );
-        assert!(refused("(a)\\1").starts_with("a backreference is not supported"));
-        assert_eq!(refused("q("), "pattern 'q(' is no regular expression: unclosed group, at character 2");
-        assert!(refused("(((a{100}){100}){100}){100}").starts_with("a pattern takes too much"));
-        assert!(refused(&"x".repeat(PATTERN_BYTES_MAX + 1)).starts_with("a pattern takes too much"));
+    fn an_empty_permission_is_for_nothing() {
+        let nothing = Pattern::parse_permission("").unwrap();
+        assert!(nothing.matches("") && !nothing.matches("q"));
+        assert_eq!(nothing.as_str(), "");
+    }
+
+    #[test]
+    fn what_a_pattern_cannot_be_is_named() {
+        for (pattern, error) in [
+            ("^(?!amq\\.).*", Unsupported::LookAround),
+            ("(?<=a)b", Unsupported::LookAround),
+            (r"(a)\1", Unsupported::Backreference),
+            ("a++", Unsupported::Possessive),
+            ("(?R)", Unsupported::Recursion),
+            ("[[a]b]", Unsupported::NestedClass),
+            ("[a-z&&b]", Unsupported::NestedClass),
+        ] {
+            assert_eq!(Pattern::parse(pattern).unwrap_err(), PatternError::Unsupported(error), "{pattern}");
+        }
+        let malformed = Pattern::parse("(").unwrap_err();
+        assert_eq!(malformed.to_string(), "unclosed group, at character 0");
+        assert_eq!(Pattern::parse("((a{99}){99}){99}").unwrap_err(), PatternError::TooLarge);
     }
 }

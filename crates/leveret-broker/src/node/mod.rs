@@ -15,10 +15,9 @@ use std::sync::Arc;
 use leveret_amqp::{ShortStr, ShortString};
 
 use self::password::PasswordHash;
-use crate::access::{Grant, Login, Permissions, TopicPermissions};
+use crate::access::{Grant, InvalidPermission, Login, Permissions, TopicPermissions};
 use crate::change::NodeChange;
 use crate::names::{ExchangeName, UserName, VhostName};
-use crate::pattern::InvalidPattern;
 
 /// RabbitMQ: tag of users who may publish with any `user-id`.
 pub const IMPERSONATOR: &str = "impersonator";
@@ -208,8 +207,8 @@ pub enum NodeError {
     #[error("the name of {0} must not be empty")]
     NoName(&'static str),
     /// A permission whose pattern cannot be used.
-    #[error("{0}")]
-    Pattern(#[from] InvalidPattern),
+    #[error(transparent)]
+    Permission(#[from] InvalidPermission),
 }
 
 impl Node {

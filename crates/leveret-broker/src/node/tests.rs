@@ -142,7 +142,8 @@ fn a_change_that_cannot_be_changes_nothing() {
         (permissions("marie", "x"), "virtual host 'x' does not exist"),
         (
             pattern("^(?!amq)"),
-            "look-around is not supported in pattern '^(?!amq)': patterns are searched in linear time",
+            "the pattern '^(?!amq)' for configure cannot be used: look-ahead and look-behind are not supported, as \
+             matching takes linear time",
         ),
         (NodeChange::GlobalParameterCleared { name: short("x") }, "there is no global parameter 'x'"),
     ] {

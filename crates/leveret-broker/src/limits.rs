@@ -38,6 +38,9 @@ pub const UNITS_PER_FREED_PAGE: u32 = 32;
 /// Units of work that looking through a page for messages that expire counts.
 pub const UNITS_PER_DUE_PAGE: u32 = 8;
 
+/// Bytes of arguments that count as one unit of work where they are copied for somebody who looks.
+pub const VIEWED_BYTES_PER_UNIT: usize = 256;
+
 /// Steps of a search that one unit of work counts: a target, a consumer that is offered a turn.
 pub const STEPS_PER_UNIT: usize = 16;
 

@@ -8,15 +8,18 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use leveret_broker::ConnectionId;
 use leveret_broker::connection::{Negotiated, Phase};
 use leveret_broker::names::VhostName;
+use leveret_broker::vhost::views::ConnectionDetails;
 use leveret_broker::views::Fields;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::hub::Hub;
 use crate::limits::CONNECTIONS_PER_HOLD;
 use crate::outbox::Outbox;
 
@@ -30,6 +33,7 @@ pub(crate) struct Connections {
 /// What is known of one connection.
 #[derive(Debug)]
 pub(crate) struct Known {
+    details: ConnectionDetails,
     pub(crate) peer: SocketAddr,
     /// Our end of it.
     pub(crate) host: SocketAddr,
@@ -49,6 +53,9 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) vhost: VhostName,
+    pub(crate) hub: Weak<Hub>,
+    /// What it is called there.
+    pub(crate) id: ConnectionId,
     pub(crate) negotiated: Negotiated,
 }
 
@@ -93,6 +100,8 @@ pub struct ConnectionView {
     pub port: u16,
     /// When it was accepted, in milliseconds since 1970.
     pub connected_at: u64,
+    /// How many channels it has.
+    pub channels: usize,
     /// Largest frame, in bytes.
     pub frame_max: u32,
     /// How many channels it may open.
@@ -117,6 +126,7 @@ impl Connections {
         outbox: &Arc<Outbox>,
     ) -> Registered {
         let known = Arc::new(Known {
+            details: ConnectionDetails::new(format!("{peer} -> {host}"), peer.ip().to_string(), peer.port()),
             peer,
             host,
             connected_at,
@@ -163,8 +173,8 @@ impl Connections {
 
 impl Known {
     /// As RabbitMQ calls it: `peer:port -> host:port`.
-    pub(crate) fn name(&self) -> String {
-        format!("{} -> {}", self.peer, self.host)
+    pub(crate) fn name(&self) -> &str {
+        self.details.name()
     }
 
     /// How far it has come.
@@ -184,10 +194,11 @@ impl Known {
 
     /// As it is shown, once it is open.
     pub(crate) fn view(&self) -> Option<ConnectionView> {
-        let Opened { vhost, negotiated, .. } = self.opened()?;
+        let Opened { vhost, hub, id, negotiated } = self.opened()?;
+        let hub = hub.upgrade();
         let (received, sent) = self.octets();
         Some(ConnectionView {
-            name: self.name(),
+            name: self.name().to_owned(),
             user_provided_name: negotiated.client_name().map(str::to_owned),
             user: negotiated.user.to_string(),
             vhost: vhost.to_string(),
@@ -200,6 +211,7 @@ impl Known {
             host: self.host.ip(),
             port: self.host.port(),
             connected_at: u64::try_from(self.connected_at.as_millis()).unwrap_or(u64::MAX),
+            channels: hub.map_or(0, |hub| hub.look(|vhost| vhost.channel_count(*id))),
             frame_max: negotiated.frame_max,
             channel_max: negotiated.channel_max,
             timeout: negotiated.heartbeat,
@@ -236,6 +248,11 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
+    /// How it is known.
+    pub(crate) fn details(&self) -> ConnectionDetails {
+        self.known.details.clone()
+    }
+
     /// Its socket gave so many bytes.
     pub(crate) fn received(&self, bytes: usize) {
         add(&self.known.received, bytes);
@@ -307,7 +324,7 @@ mod tests {
             channel_max: 2047,
             heartbeat: 60,
         };
-        Opened { vhost: VhostName::new(short(vhost)), negotiated }
+        Opened { vhost: VhostName::new(short(vhost)), hub: Weak::new(), id: ConnectionId::default(), negotiated }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::Fetched;
 use leveret_broker::vhost::room::Room;
+use leveret_broker::vhost::views::ConnectionDetails;
 use leveret_broker::vhost::{Progress, Sweep};
 use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, VirtualHost};
 use parking_lot::{Mutex, MutexGuard};
@@ -127,6 +128,14 @@ impl Hub {
     /// From the next operation on a user may do this.
     pub(crate) fn set_grant(&self, user: &UserName, grant: &Arc<Grant>) {
         self.lock().vhost.set_grant(user, grant);
+    }
+
+    /// Looks at the virtual host, with the lock held.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&VirtualHost) -> T) -> T {
+        let state = self.lock();
+        let seen = at(&state.vhost);
+        MutexGuard::unlock_fair(state);
+        seen
     }
 
     /// Executes commands for one hold of the lock.
@@ -352,6 +361,12 @@ impl Attached {
     /// Executes commands for one hold of the lock; what follows for this connection is in its outbox afterwards.
     pub(crate) fn execute(&self, commands: &mut Commands) -> Turn {
         self.hub.execute(self.id, commands)
+    }
+
+    /// Says how the connection is called outside. Returns what it is called here.
+    pub(crate) fn describe(&self, details: ConnectionDetails) -> (Weak<Hub>, ConnectionId) {
+        self.hub.lock().vhost.describe(self.id, details);
+        (Arc::downgrade(&self.hub), self.id)
     }
 
     /// The journal of its virtual host.

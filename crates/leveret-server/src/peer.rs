@@ -447,8 +447,9 @@ impl Peer {
         self.connection.handle_opened(now, Ok(present), &mut self.unsent);
         let name = self.connection.client_name().unwrap_or_default();
         tracing::info!(peer = %address, %user, %vhost, name, "connection opened");
+        let (hub, id) = attached.describe(self.registered.details());
         if let Some(negotiated) = self.connection.take_negotiated() {
-            self.registered.opened(Opened { vhost: vhost.clone(), negotiated });
+            self.registered.opened(Opened { vhost: vhost.clone(), hub, id, negotiated });
         }
         // Whoever changed the node meanwhile may not have found it.
         if let Some(reason) = self.shared.node.catch_up(&seen, &vhost, &user, &attached) {

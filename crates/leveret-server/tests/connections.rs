@@ -103,7 +103,7 @@ fn a_connection_is_listed_with_what_it_has_agreed_on() {
         "name": format!("{peer} -> {address}"), "user_provided_name": "reports", "user": "guest", "vhost": "/",
         "state": "running", "protocol": "AMQP 0-9-1", "auth_mechanism": "PLAIN", "ssl": false,
         "peer_host": "127.0.0.1", "peer_port": peer.port(), "host": "127.0.0.1", "port": address.port(),
-        "frame_max": 8192, "channel_max": 7, "timeout": 30, "recv_oct": opening().len(), "send_oct": heard,
+        "channels": 0, "frame_max": 8192, "channel_max": 7, "timeout": 30, "recv_oct": opening().len(), "send_oct": heard,
         "client_properties": { "connection_name": "reports", "product": "test" },
     });
     assert_eq!(shown, expected);

@@ -31,7 +31,7 @@ impl JournalPosition {
 }
 
 /// The number by which changes name a queue. Never reused in its virtual host, unlike the name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueNumber(pub u64);
 
 /// A place in a queue. Messages of one priority are delivered in the order of their positions; none is given twice in the

@@ -442,9 +442,10 @@ impl Connection {
                 let tags = &mut self.channels.consumers;
                 let tag = if consumer_tag.is_empty() { tags.generate() } else { ConsumerTag::new(consumer_tag) };
                 let in_use = || ClientError::ConsumerTagInUse(consumer_tag.to_string());
-                let consumer = tags.add(id, tag).ok_or_else(in_use)?;
+                let consumer = tags.add(id, tag.clone()).ok_or_else(in_use)?;
                 let consume = Consume {
                     consumer,
+                    tag,
                     queue: queue_ref(queue),
                     ack_mode: ack_mode(no_ack),
                     exclusive,

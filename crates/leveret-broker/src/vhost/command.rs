@@ -270,6 +270,8 @@ pub enum Qos {
 pub struct Consume {
     /// The name by which the connection knows it.
     pub consumer: ConsumerId,
+    /// Its name on its channel.
+    pub tag: ConsumerTag,
     /// Where from.
     pub queue: QueueRef,
     /// Whether deliveries must be settled.

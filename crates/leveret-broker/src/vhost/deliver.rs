@@ -77,6 +77,8 @@ impl VirtualHost {
             let prefetch = channel.prefetch_per_consumer;
             let consumer = Consumer {
                 id: consume.consumer,
+                tag: consume.tag.clone(),
+                arguments: consume.arguments.clone(),
                 channel: channel_id,
                 queue: queue_id,
                 seat,

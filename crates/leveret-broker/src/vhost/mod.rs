@@ -34,6 +34,7 @@ mod timeout;
 mod topology;
 mod transaction;
 mod tries;
+pub mod views;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -104,6 +105,8 @@ pub struct VirtualHost {
     queue_names: HashMap<QueueName, QueueId, FixedState>,
     /// By the number that changes call them by.
     durable_queues: BTreeMap<QueueNumber, QueueId>,
+    /// The others, in the order in which they were declared.
+    transient_queues: BTreeMap<QueueNumber, QueueId>,
     exchanges: Exchanges,
     /// Routing keys that reach a channel without a queue.
     reply_keys: HashMap<ShortString, (ConnectionId, ChannelId), FixedState>,
@@ -165,6 +168,7 @@ impl VirtualHost {
             queues: SlotMap::with_key(),
             queue_names: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             durable_queues: BTreeMap::new(),
+            transient_queues: BTreeMap::new(),
             exchanges: Exchanges::new(hash_seed),
             reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             bindings_version: 0,

@@ -4,20 +4,21 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use leveret_amqp::ShortString;
+use leveret_amqp::{FieldTable, ShortString};
 
 use crate::access::{Allowed, Login};
 use crate::change::{JournalPosition, Tries};
 use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT};
 use crate::memory::{Lease, Meter};
 use crate::moment::Deadline;
-use crate::names::{ChannelId, QueueName};
+use crate::names::{ChannelId, ConsumerTag, QueueName};
 use crate::vhost::QueueId;
 use crate::vhost::command::{AckMode, ConsumerId, DeliveryTag};
 use crate::vhost::effects::Window;
 use crate::vhost::queue::{Position, Priority, Seat};
 use crate::vhost::route::RouteMemory;
 use crate::vhost::transaction::Transaction;
+use crate::vhost::views::ConnectionDetails;
 use crate::vhost::work::Work;
 
 /// One connection.
@@ -26,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) login: Login,
     /// What it was allowed last.
     pub(crate) allowed: Allowed,
+    /// How it is known outside.
+    pub(super) details: Option<ConnectionDetails>,
     channels: Vec<Option<Box<Channel>>>,
     consumers: Vec<Option<Consumer>>,
     pub(crate) exclusive_queues: BTreeSet<QueueId>,
@@ -90,6 +93,9 @@ pub(crate) struct Channel {
 #[derive(Debug)]
 pub(crate) struct Consumer {
     pub(crate) id: ConsumerId,
+    /// Its name on its channel, and its arguments, for those who look.
+    pub(crate) tag: ConsumerTag,
+    pub(crate) arguments: FieldTable,
     pub(crate) channel: ChannelId,
     pub(crate) queue: QueueId,
     /// Its place in that queue.
@@ -129,6 +135,7 @@ impl Session {
         Session {
             login,
             allowed: Allowed::default(),
+            details: None,
             channels: Vec::new(),
             consumers: Vec::new(),
             exclusive_queues: BTreeSet::new(),
@@ -171,6 +178,22 @@ impl Session {
     pub(crate) fn channel_ids(&self) -> Vec<ChannelId> {
         let open = self.channels.iter().enumerate().filter(|(_, channel)| channel.is_some());
         open.filter_map(|(number, _)| ChannelId::new(u16::try_from(number).ok()?)).collect()
+    }
+
+    /// Its channels by their number.
+    pub(super) fn channel_slots(&self) -> &[Option<Box<Channel>>] {
+        &self.channels
+    }
+
+    /// Its consumers by the slot in their names.
+    pub(super) fn consumer_slots(&self) -> &[Option<Consumer>] {
+        &self.consumers
+    }
+
+    /// RabbitMQ: the name of the connection, and the number.
+    pub(super) fn channel_name(&self, id: ChannelId) -> String {
+        let connection = self.details.as_ref().map_or("", ConnectionDetails::name);
+        format!("{connection} ({id})")
     }
 
     pub(crate) fn add_consumer(&mut self, consumer: Consumer) {

@@ -237,8 +237,8 @@ mod tests {
 
         fn consume(&mut self) {
             let (ack_mode, wait, arguments) = (AckMode::Manual, Wait::Answer, FieldTable::default());
-            let queue = queue_ref();
-            let consume = Consume { consumer: CONSUMER, queue, ack_mode, exclusive: false, wait, arguments };
+            let (queue, tag) = (queue_ref(), ConsumerTag::new(ShortStr::truncated("t")));
+            let consume = Consume { consumer: CONSUMER, tag, queue, ack_mode, exclusive: false, wait, arguments };
             let progress = self.begin(Command::Consume(channel(), Box::new(consume)));
             self.finish(progress);
         }

@@ -353,6 +353,16 @@ impl Exchanges {
         self.slots.iter().filter(|(_, exchange)| exchange.declared.durable).map(|(id, _)| id).collect()
     }
 
+    /// All of them.
+    pub(crate) fn ids(&self) -> Vec<ExchangeId> {
+        self.slots.keys().collect()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(crate) fn find_or_refuse(&self, name: &str, vhost: &str) -> Result<ExchangeId, Refusal> {
         let missing = || Refusal::NoExchange { exchange: name.into(), vhost: vhost.into() };
         self.find(name).ok_or_else(missing)

@@ -179,9 +179,10 @@ impl VirtualHost {
     }
 
     fn insert(&mut self, queue: Queue) -> QueueId {
-        let number = queue.declared.durable.then_some(queue.declared.number);
+        let Declared { number, durable, .. } = queue.declared;
         let id = self.queues.insert(queue);
-        self.durable_queues.extend(number.map(|number| (number, id)));
+        let numbered = if durable { &mut self.durable_queues } else { &mut self.transient_queues };
+        numbered.insert(number, id);
         id
     }
 
@@ -376,7 +377,9 @@ impl VirtualHost {
         if self.queue_names.get(&queue.declared.name) == Some(&id) {
             self.queue_names.remove(&queue.declared.name);
         }
-        self.durable_queues.remove(&queue.declared.number);
+        let Declared { number, durable, .. } = queue.declared;
+        let numbered = if durable { &mut self.durable_queues } else { &mut self.transient_queues };
+        numbered.remove(&number);
         if let Some(deadline) = queue.timer {
             self.timers.remove(&(deadline, Timer::Queue(id)));
         }

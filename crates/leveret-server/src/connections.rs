@@ -160,6 +160,11 @@ impl Connections {
         }
     }
 
+    /// The one of this name.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Known>> {
+        self.all().into_iter().find(|known| known.is(Which::Name(name)))
+    }
+
     /// Tells connections to close: their clients see 320 `CONNECTION_FORCED` with this reason. Returns how many there are;
     /// they end by themselves soon after.
     pub(crate) fn close(&self, which: Which<'_>, reason: &str) -> usize {

@@ -2,6 +2,7 @@
 //!
 //! Decides nothing: what bytes mean is the business of `leveret-broker`.
 
+mod admin;
 mod bodies;
 mod checkpoints;
 mod clock;
@@ -23,6 +24,7 @@ mod scratch;
 mod server;
 mod space;
 
+pub use admin::{Admin, ConnectionPages, NodeView, Pages};
 pub use connections::{ConnectionView, Which};
 pub use data_dir::DataDirError;
 pub use leveret_journal::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use leveret_broker::limits::DELIVERY_WINDOW_BYTES;
+use leveret_broker::limits::{DELIVERY_WINDOW_BYTES, UNITS_PER_HOLD};
 
 /// Bytes read from a socket at once. One buffer for each worker thread, not for each connection.
 pub(crate) const READ_BYTES: usize = 128 * 1024;
 
 /// Connections that are listed with the lock on all of them held, which those that come and go wait for.
 pub(crate) const CONNECTIONS_PER_HOLD: usize = 1024;
+
+/// Units of work after which a virtual host is unlocked by those who look at it: fewer than others have, as what is listed
+/// is written down before the next task has a turn.
+pub(crate) const VIEWED_UNITS_PER_HOLD: u32 = UNITS_PER_HOLD / 4;
 
 /// Encoded bytes that a socket has not taken, above which its connection is not read. Deliveries stop at
 /// [`DELIVERY_WINDOW_BYTES`], so what lies above are answers to the client's own commands.

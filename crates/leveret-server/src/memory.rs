@@ -47,6 +47,11 @@ impl Memory {
         })
     }
 
+    /// The limit in bytes.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// How much may wait for the journal before publishers do: twice as much is in memory while it is written.
     pub(crate) fn pending_bytes_max(&self) -> usize {
         (self.limit / 32).min(PENDING_BYTES_MAX)
@@ -211,7 +216,7 @@ impl Keeper {
 }
 
 /// Bytes of memory that the process has for itself, as the operating system counts them.
-fn resident() -> Option<usize> {
+pub(crate) fn resident() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = text.split_ascii_whitespace().skip(1).map(str::parse::<usize>);
     let (resident, shared) = (pages.next()?.ok()?, pages.next()?.ok()?);

@@ -18,10 +18,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::admin::{self, Admin};
 use crate::bodies;
 use crate::checkpoints::{Checkpoints, Tools};
 use crate::clock::Clock;
-use crate::connections::{ConnectionView, Connections, Which};
+use crate::connections::Connections;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::hubs::Hubs;
 use crate::journal::{Stream, Writer};
@@ -235,8 +236,7 @@ pub struct ServerHandle {
     /// Closed when the last connection has ended.
     connections_ended: mpsc::Receiver<()>,
     hubs: Arc<Hubs>,
-    node: Arc<NodeKeeper>,
-    connections: Arc<Connections>,
+    admin: Admin,
     rooms: Arc<Rooms>,
     /// Both are dropped before what they give orders to.
     checkpoints: Option<Checkpoints>,
@@ -259,7 +259,7 @@ impl Server {
             Storage::Folder(folder) => Some((folder.clone(), DataDir::lock(folder)?)),
         };
         let listeners = listener::bind(&config.bind, config.amqp_port, config.backlog)?;
-        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let addresses: Vec<_> = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
         let (mut keeping, mut spacing, mut scratch, mut data_dir) = (None, None, None, None);
         let (writer, bodies, mut node, vhosts, gone) = match storage {
@@ -328,7 +328,7 @@ impl Server {
         let rooms = Rooms::new(Arc::clone(&hubs));
         let node = NodeKeeper::new(node, Arc::clone(&connections), Arc::clone(&hubs), Arc::clone(&rooms), workshop);
         let spilling = scratch.as_ref().map(ScratchThread::spilling);
-        let keeper = Keeper::new(memory, Arc::clone(&hubs), Arc::clone(&rooms), spilling);
+        let keeper = Keeper::new(Arc::clone(&memory), Arc::clone(&hubs), Arc::clone(&rooms), spilling);
         let mut background = vec![tokio::spawn(keeper.run())];
         let (shortage, segment_bytes) = (Arc::new(Shortage::default()), config.segment_bytes);
         let space = match (&writer, spacing) {
@@ -352,12 +352,22 @@ impl Server {
         };
         let checkpoints = checkpoints.transpose().map_err(StartError::Thread)?;
         let writes_here = runtime.metrics().num_workers() > 1;
+        let settings = Arc::new(config.settings);
+        let admin = Admin::new(admin::Inside {
+            clock,
+            settings: Arc::clone(&settings),
+            addresses: Vec::clone(&addresses),
+            hubs: Arc::clone(&hubs),
+            node: Arc::clone(&node),
+            connections: Arc::clone(&connections),
+            memory,
+        });
         let shared = Arc::new(Shared {
             clock,
-            settings: Arc::new(config.settings),
+            settings,
             node: Arc::clone(&node),
             logins: Logins::default(),
-            connections: Arc::clone(&connections),
+            connections,
             writes_here,
         });
         let (shutdown, _) = watch::channel(Stop::No);
@@ -372,8 +382,7 @@ impl Server {
             background,
             connections_ended,
             hubs,
-            node,
-            connections,
+            admin,
             rooms,
             checkpoints,
             space,
@@ -401,20 +410,14 @@ impl ServerHandle {
         }
     }
 
-    /// The connections that are open, in the order in which they came.
-    pub fn connections(&self) -> Vec<ConnectionView> {
-        self.connections.all().iter().filter_map(|known| known.view()).collect()
-    }
-
-    /// Tells connections to close: their clients see 320 `CONNECTION_FORCED` with this reason. Returns how many there are;
-    /// they end by themselves soon after.
-    pub fn force_close(&self, which: Which<'_>, reason: &str) -> usize {
-        self.connections.close(which, reason)
+    /// To look at it from outside.
+    pub fn admin(&self) -> Admin {
+        self.admin.clone()
     }
 
     /// The users and virtual hosts as they are now.
     pub fn node(&self) -> Arc<Node> {
-        self.node.current()
+        self.admin.users_and_vhosts()
     }
 
     /// Changes users and virtual hosts: all that `decide` says, or nothing. When this returns, it is durable, and goes for the
@@ -423,11 +426,7 @@ impl ServerHandle {
         &self,
         decide: impl FnOnce(&Node) -> Result<Vec<NodeChange>, NodeError> + Send + 'static,
     ) -> Result<(), ChangeError> {
-        let node = Arc::clone(&self.node);
-        match tokio::task::spawn_blocking(move || node.change(decide)).await {
-            Ok(changed) => changed,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
+        self.admin.change(decide).await
     }
 
     /// Closes all connections (clients see 320 `CONNECTION_FORCED`) and stops. Clients that do not answer are

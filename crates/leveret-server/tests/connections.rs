@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use leveret_amqp::frame::write_method;
 use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, ShortStr, Value};
 use leveret_broker::views::Fields;
-use leveret_server::{Server, ServerConfig, ServerHandle, Which};
+use leveret_server::{ConnectionView, Server, ServerConfig, ServerHandle, Which};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -66,6 +66,10 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
     }
 }
 
+fn connections(server: &ServerHandle) -> Vec<ConnectionView> {
+    server.admin().connections().flatten().collect()
+}
+
 /// What the broker says when it closes a connection.
 fn close(text: &str) -> Vec<u8> {
     let (reply_code, reply_text, class_id, method_id) = (320, ShortStr::truncated(text), 0, 0);
@@ -89,12 +93,12 @@ fn ends_with(mut stream: TcpStream, close: &[u8]) {
 #[test]
 fn a_connection_is_listed_with_what_it_has_agreed_on() {
     let (_runtime, server, address) = start();
-    assert!(server.connections().is_empty());
+    assert!(connections(&server).is_empty());
     let (stream, heard) = open(address);
     let peer = stream.local_addr().unwrap();
     // What its socket has taken is counted a moment after the client has it.
-    wait_until(|| server.connections().first().is_some_and(|listed| listed.send_oct == heard as u64));
-    let listed = server.connections();
+    wait_until(|| connections(&server).first().is_some_and(|listed| listed.send_oct == heard as u64));
+    let listed = connections(&server);
     let [connection] = &listed[..] else { panic!("{listed:?}") };
     let mut shown = serde_json::to_value(connection).unwrap();
     let connected_at = shown.as_object_mut().unwrap().remove("connected_at").unwrap().as_u64().unwrap();
@@ -114,22 +118,22 @@ fn a_connection_that_is_told_to_close_says_why_and_the_others_stay() {
     let (_runtime, server, address) = start();
     let ((one, _), (other, _)) = (open(address), open(address));
     let name = format!("{} -> {address}", one.local_addr().unwrap());
-    assert_eq!(server.force_close(Which::Name(&name), "Closed via management plugin"), 1);
+    assert_eq!(server.admin().close(Which::Name(&name), "Closed via management plugin"), 1);
     ends_with(one, &close("CONNECTION_FORCED - Closed via management plugin"));
-    wait_until(|| server.connections().len() == 1);
-    let left = server.connections();
+    wait_until(|| connections(&server).len() == 1);
+    let left = connections(&server);
     assert_eq!(left[0].peer_port, other.local_addr().unwrap().port());
-    assert_eq!(server.force_close(Which::Name(&name), "again"), 0);
-    assert_eq!(server.force_close(Which::Vhost("/"), "vhost '/' is deleted"), 1);
+    assert_eq!(server.admin().close(Which::Name(&name), "again"), 0);
+    assert_eq!(server.admin().close(Which::Vhost("/"), "vhost '/' is deleted"), 1);
     ends_with(other, &close("CONNECTION_FORCED - vhost '/' is deleted"));
-    wait_until(|| server.connections().is_empty());
+    wait_until(|| connections(&server).is_empty());
 }
 
 #[test]
 fn a_broker_that_stops_does_not_close_twice_what_was_told_to_close() {
     let (runtime, server, address) = start();
     let (stream, _) = open(address);
-    assert_eq!(server.force_close(Which::User("guest"), "first"), 1);
+    assert_eq!(server.admin().close(Which::User("guest"), "first"), 1);
     let stopping = runtime.spawn(server.shutdown());
     ends_with(stream, &close("CONNECTION_FORCED - first"));
     runtime.block_on(stopping).unwrap();

@@ -166,7 +166,7 @@ fn a_client_that_never_stops_sending_is_closed_when_somebody_says_so() {
     let (_runtime, server, address) = start();
     let mut heard = open(address, 0);
     let flood = Flood::on(heard.try_clone().unwrap());
-    assert_eq!(server.force_close(Which::User("guest"), "enough"), 1);
+    assert_eq!(server.admin().close(Which::User("guest"), "enough"), 1);
     read_until(&mut heard, b"CONNECTION_FORCED - enough");
     drop(flood);
 }

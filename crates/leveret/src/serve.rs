@@ -12,8 +12,9 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use leveret_management::{CONTROL_SOCKET, ControlSocket};
 use leveret_server::{
-    BindError, DataDirError, PROGRESS, PROGRESS_LINE, Server, ServerConfig, ServerHandle, StartError,
+    BindError, DataDirError, PROGRESS, PROGRESS_LINE, Server, ServerConfig, ServerHandle, StartError, Storage,
 };
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -143,6 +144,7 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
 }
 
 async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
+    let storage = config.storage.clone();
     let is_remote = config.bind.iter().any(|address| !address.is_loopback());
     let server = match Server::start(config).await {
         Ok(server) => server,
@@ -168,17 +170,37 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
         Ok(stop) => stop,
         Err(error) => return fail(START_FAILED, &format!("cannot listen for SIGTERM and SIGINT: {error}")),
     };
+    let control = control_socket(&server, &storage);
     announce(&server);
     tokio::select! {
         signal = stop.wait() => {
             tracing::info!("{signal}: closing connections");
+            // Before the folder may be somebody else's.
+            drop(control);
             server.shutdown().await;
             ExitCode::SUCCESS
         }
         reason = server.journal_failed() => {
+            drop(control);
             server.abandon().await;
             // Also where nobody asked for a log.
             fail(JOURNAL_FAILED, &format!("{reason}; what was confirmed is on disk: mend the disk and start again"))
+        }
+    }
+}
+
+/// Where `leveret status`, `list` and their like find the broker. It runs without, too.
+fn control_socket(server: &ServerHandle, storage: &Storage) -> Option<ControlSocket> {
+    let Storage::Folder(folder) = storage else { return None };
+    match ControlSocket::bind(folder, server.admin()) {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            let socket = folder.join(CONTROL_SOCKET);
+            tracing::warn!(
+                "no control socket {}: {error}; leveret status and list cannot reach this broker",
+                socket.display()
+            );
+            None
         }
     }
 }

@@ -35,6 +35,11 @@ impl Room {
 }
 
 impl VirtualHost {
+    /// Whether there is room.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
     /// There is room, or there is not: then the next publish of each connection waits, and what its client sends behind
     /// it.
     pub fn handle_room(&mut self, room: Room, effects: &mut Effects) {

@@ -1,0 +1,15 @@
+//! The HTTP API of a node, in the routes and the JSON of RabbitMQ's, and the control socket that serves it to the owner of
+//! the data folder.
+//!
+//! Owns: routes, statuses, how a list is streamed. What there is to see is the business of `leveret-server`.
+
+mod api;
+mod client;
+mod limits;
+mod list;
+mod problem;
+mod socket;
+
+pub use api::router;
+pub use client::{Client, ClientError};
+pub use socket::{CONTROL_SOCKET, ControlSocket};

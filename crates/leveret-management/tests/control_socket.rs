@@ -1,0 +1,252 @@
+//! The HTTP API over the control socket of a running node.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot talk to the broker has failed")]
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use leveret_client::{Connection, QueueOptions};
+use leveret_management::{CONTROL_SOCKET, Client, ControlSocket};
+use leveret_server::{Server, ServerConfig, ServerHandle, Storage};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Generous: what it waits for takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node with its control socket.
+struct Node {
+    control: Option<ControlSocket>,
+    server: ServerHandle,
+    runtime: Runtime,
+    folder: PathBuf,
+    _temporary: TempDir,
+}
+
+impl Node {
+    fn start() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().to_owned();
+        Node::start_in(temporary, folder)
+    }
+
+    fn start_in(temporary: TempDir, folder: PathBuf) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let storage = Storage::Folder(folder.clone());
+        let server = runtime.block_on(Server::start(ServerConfig { storage, ..ServerConfig::default() })).unwrap();
+        let control = runtime.block_on(async { ControlSocket::bind(&folder, server.admin()) }).unwrap();
+        Node { control: Some(control), server, runtime, folder, _temporary: temporary }
+    }
+
+    fn amqp(&self) -> Connection {
+        let port = self.server.addresses()[0].port();
+        Connection::open(&format!("amqp://guest:guest@127.0.0.1:{port}/%2F").parse().unwrap()).unwrap()
+    }
+
+    /// A status and JSON, if there is some.
+    fn get(&self, path: &str) -> (u16, Value) {
+        let (status, body) = Client::new(&self.folder).unwrap().get(path).unwrap();
+        (status.as_u16(), serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    fn delete(&self, path: &str, reason: Option<&str>) -> u16 {
+        Client::new(&self.folder).unwrap().delete(path, reason).unwrap().0.as_u16()
+    }
+
+    fn names(&self, path: &str) -> Vec<String> {
+        let (status, list) = self.get(path);
+        assert_eq!(status, 200, "{path}: {list}");
+        list.as_array().unwrap().iter().map(|element| element["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Bytes as they are.
+    fn raw(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.folder.join(CONTROL_SOCKET)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+}
+
+fn declare(connection: &mut Connection, queues: impl Iterator<Item = String>) {
+    let mut channel = connection.open_channel().unwrap();
+    for queue in queues {
+        channel.declare_queue(&queue, &QueueOptions::default()).unwrap();
+    }
+}
+
+/// What a client hears whose connection was told to close. A question may be quicker.
+fn end(connection: &mut Connection) -> String {
+    loop {
+        if let Err(error) = connection.open_channel() {
+            return error.to_string();
+        }
+    }
+}
+
+#[test]
+fn queues_are_listed_all_of_one_virtual_host_or_one() {
+    let node = Node::start();
+    assert_eq!(node.get("/api/queues"), (200, json!([])));
+    let mut connection = node.amqp();
+    declare(&mut connection, ["a".to_owned(), "with/slash".to_owned()].into_iter());
+    let mut names = node.names("/api/queues/%2F");
+    names.sort();
+    assert_eq!(names, ["a", "with/slash"]);
+    let expected = json!({
+        "name": "with/slash", "vhost": "/", "type": "classic", "durable": false, "auto_delete": false,
+        "exclusive": false, "arguments": {}, "state": "running", "messages": 0, "messages_ready": 0,
+        "messages_unacknowledged": 0, "consumers": 0,
+    });
+    assert_eq!(node.get("/api/queues/%2F/with%2Fslash"), (200, expected));
+    let missing = json!({ "error": "Object Not Found", "reason": "Not Found" });
+    for path in ["/api/queues/%2F/nowhere", "/api/queues/nowhere", "/api/queues/nowhere/a", "/api/nowhere", "/"] {
+        assert_eq!(node.get(path), (404, missing.clone()), "{path}");
+    }
+}
+
+#[test]
+fn a_list_of_many_queues_is_whole() {
+    let node = Node::start();
+    let mut connection = node.amqp();
+    declare(&mut connection, (0..5000).map(|number| format!("q{number:04}")));
+    let mut names = node.names("/api/queues");
+    names.sort();
+    assert_eq!(names, (0..5000).map(|number| format!("q{number:04}")).collect::<Vec<_>>());
+    assert_eq!(node.get("/api/bindings/%2F").1.as_array().unwrap().len(), 5000);
+}
+
+#[test]
+fn connections_with_their_channels_and_consumers_are_listed_and_can_be_closed() {
+    let node = Node::start();
+    let (mut one, mut other) = (node.amqp(), node.amqp());
+    declare(&mut one, ["q".to_owned()].into_iter());
+    let _channel = other.open_channel().unwrap();
+    let names = node.names("/api/connections");
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert_eq!(node.names("/api/connections/username/guest"), names);
+    assert_eq!(node.names("/api/vhosts/%2F/connections"), names);
+    let path = format!("/api/connections/{}", names[0].replace(' ', "%20").replace('>', "%3E"));
+    let (status, connection) = node.get(&path);
+    assert_eq!((status, &connection["user"], &connection["channels"]), (200, &json!("guest"), &json!(1)));
+    let (status, channels) = node.get("/api/channels");
+    assert_eq!((status, channels.as_array().unwrap().len()), (200, 2));
+    assert_eq!(channels[0]["name"], json!(format!("{} (1)", names[0])));
+    assert_eq!(channels[0]["connection_details"]["name"], json!(names[0]));
+    assert_eq!(node.get("/api/consumers"), (200, json!([])));
+    assert_eq!(node.delete(&path, Some("too slow")), 204);
+    let error = end(&mut one);
+    assert!(error.contains("320 CONNECTION_FORCED - too slow"), "{error}");
+    drop(one);
+    let deadline = Instant::now() + PATIENCE;
+    while node.names("/api/connections").len() > 1 {
+        assert!(Instant::now() < deadline, "it is still there");
+    }
+    assert_eq!(node.delete(&path, None), 404);
+    assert_eq!(node.delete("/api/connections/username/guest", None), 204);
+    let error = end(&mut other);
+    assert!(error.contains("320 CONNECTION_FORCED - Closed via management plugin"), "{error}");
+}
+
+#[test]
+fn exchanges_and_the_overview_are_there() {
+    let node = Node::start();
+    let names = node.names("/api/exchanges");
+    assert_eq!(names.len(), 7, "{names:?}");
+    assert_eq!(node.get("/api/exchanges/%2F/amq.default").1["name"], json!(""));
+    assert_eq!(node.get("/api/exchanges/%2F/amq.topic").1["type"], json!("topic"));
+    let mut connection = node.amqp();
+    declare(&mut connection, ["q".to_owned()].into_iter());
+    let (status, overview) = node.get("/api/overview");
+    assert_eq!(status, 200);
+    let totals = json!({ "connections": 1, "channels": 1, "exchanges": 7, "queues": 1, "consumers": 0 });
+    assert_eq!(overview["object_totals"], totals);
+    assert_eq!(overview["listeners"][0]["port"], json!(node.server.addresses()[0].port()));
+    let (status, nodes) = node.get("/api/nodes");
+    assert_eq!(
+        (status, &nodes[0]["os_pid"], &nodes[0]["mem_alarm"]),
+        (200, &json!(std::process::id()), &json!(false))
+    );
+}
+
+#[test]
+fn hostile_bytes_end_their_own_connection_only() {
+    let node = Node::start();
+    let long = [b"GET /".as_slice(), &vec![b'x'; 200_000], b" HTTP/1.1\r\n\r\n"].concat();
+    let many = [b"GET / HTTP/1.1\r\n".as_slice(), &b"a: b\r\n".repeat(5000), b"\r\n"].concat();
+    let invalid = b"GET /api/queues/%FF HTTP/1.1\r\nhost: x\r\n\r\n".to_vec();
+    let wrong = b"PATCH /api/queues HTTP/1.1\r\nhost: x\r\n\r\n".to_vec();
+    for bytes in [b"AMQP\0\0\x09\x01".to_vec(), vec![0; 100_000], long, many, invalid, wrong] {
+        let mut stream = node.raw();
+        // It may be closed before all is written.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    assert_eq!(node.get("/api/queues").0, 200);
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_nobody_up() {
+    let node = Node::start();
+    let mut connection = node.amqp();
+    declare(&mut connection, (0..5000).map(|number| format!("q{number:04}-{}", "x".repeat(200))));
+    let lazy: Vec<_> = (0..10)
+        .map(|_| {
+            let mut stream = node.raw();
+            stream.write_all(b"GET /api/queues HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(node.names("/api/queues").len(), 5000);
+    declare(&mut connection, ["another".to_owned()].into_iter());
+    drop(lazy);
+}
+
+#[test]
+fn the_socket_is_for_the_owner_only_and_goes_with_the_broker() {
+    let mut node = Node::start();
+    let file = node.folder.join(CONTROL_SOCKET);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut idle = node.raw();
+    node.control = None;
+    assert!(!file.exists());
+    // Who was connected, or about to be, is let go.
+    match idle.read(&mut [0]) {
+        Ok(count) => assert_eq!(count, 0),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+    let error = Client::new(&node.folder).unwrap().get("/api/queues").unwrap_err().to_string();
+    assert_eq!(error, format!("no broker runs in the data folder {}", node.folder.display()));
+    node.runtime.block_on(node.server.shutdown());
+}
+
+/// As a broker leaves it that was killed.
+#[test]
+fn a_socket_that_was_left_is_replaced() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().to_owned();
+    drop(std::os::unix::net::UnixListener::bind(folder.join(CONTROL_SOCKET)).unwrap());
+    let error = Client::new(&folder).unwrap().get("/api/queues").unwrap_err().to_string();
+    assert!(error.contains("no broker runs"), "{error}");
+    let node = Node::start_in(temporary, folder);
+    assert_eq!(node.get("/api/queues").0, 200);
+}
+
+/// The address of a Unix socket has room for about a hundred bytes.
+#[test]
+fn a_data_folder_may_have_a_long_path() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().join("x".repeat(100)).join("y".repeat(100));
+    let node = Node::start_in(temporary, folder.clone());
+    assert!(Path::exists(&folder.join(CONTROL_SOCKET)));
+    assert_eq!(node.get("/api/queues").0, 200);
+}

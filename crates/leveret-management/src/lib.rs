@@ -12,4 +12,5 @@ mod socket;
 
 pub use api::router;
 pub use client::{Client, ClientError};
+pub use hyper::StatusCode;
 pub use socket::{CONTROL_SOCKET, ControlSocket};

@@ -3,6 +3,7 @@
 mod check;
 mod commands;
 mod configuration;
+mod control;
 mod heap;
 mod progress;
 mod serve;
@@ -14,8 +15,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Leveret, a message broker that every RabbitMQ client can talk to.
 ///
-/// Without a command it starts the broker, as `leveret serve` does. The other commands talk to a running broker
-/// over AMQP 0-9-1: Leveret, or RabbitMQ.
+/// Without a command it starts the broker, as `leveret serve` does. `status`, `list` and `close` reach a broker on this
+/// machine through its data folder. The other commands talk to a running broker over AMQP 0-9-1: Leveret, or RabbitMQ.
 #[derive(Debug, Parser)]
 #[command(name = "leveret", version, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -29,6 +30,8 @@ struct Cli {
 enum Command {
     Serve(Box<serve::Serve>),
     Check(check::Check),
+    #[command(flatten)]
+    Control(control::Command),
     #[command(flatten)]
     Client(commands::Command),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         None => serve::run(&cli.serve, &matches),
         Some(Command::Serve(serve)) => serve::run(&serve, matches.subcommand().map_or(&matches, |(_, of)| of)),
         Some(Command::Check(check)) => check::run(&check),
+        Some(Command::Control(command)) => control::run(command),
         Some(Command::Client(command)) => commands::run(command, Cli::command()),
     }
 }

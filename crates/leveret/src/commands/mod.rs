@@ -93,7 +93,7 @@ enum Failure {
 }
 
 /// Names as the shell takes them, behind a command that we offer: what is in them may come from anywhere.
-fn words(names: &[&str]) -> String {
+pub(crate) fn words(names: &[&str]) -> String {
     let end_of_options = names.iter().any(|name| name.starts_with('-')).then_some("--");
     shell_words::join(end_of_options.iter().chain(names))
 }
@@ -149,7 +149,7 @@ pub(crate) fn run(command: Command, cli: clap::Command) -> ExitCode {
 }
 
 /// The broker's words may hold anything; a terminal gets neither line breaks nor escape sequences from them.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

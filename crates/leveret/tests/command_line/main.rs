@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod client_commands;
+mod control_commands;
 mod files;
 mod not_starting;
 mod restarts;

@@ -1,0 +1,173 @@
+//! The commands that talk to a broker on this machine, through the control socket in its data folder.
+//!
+//! Owns: their options, what they print, their exit codes.
+//! Must not know: what the broker shows; that is JSON here.
+//! Exit codes: 0 done, 1 refused by the broker or out of reach, 2 a bad option.
+
+mod close;
+mod filter;
+mod list;
+mod status;
+mod table;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use leveret_management::{Client, ClientError, StatusCode};
+use serde_json::Value;
+
+use crate::commands::{one_line, words};
+use crate::configuration::DATA_DIR;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Status(status::Status),
+    List(list::List),
+    #[command(subcommand)]
+    Close(close::Close),
+}
+
+/// Which broker.
+#[derive(Debug, clap::Args)]
+struct DataDir {
+    /// The data folder of the broker, where its control socket is
+    #[arg(long, value_name = "DIR", env = "LEVERET_DATA_DIR", default_value = DATA_DIR)]
+    data_dir: PathBuf,
+}
+
+impl DataDir {
+    fn client(&self) -> Result<Broker, Failure> {
+        Ok(Broker { client: Client::new(&self.data_dir).map_err(Failure::Runtime)? })
+    }
+}
+
+/// The broker at the other end of the control socket.
+struct Broker {
+    client: Client,
+}
+
+impl Broker {
+    /// The JSON at a path; none if there is nothing of that name.
+    fn get(&self, path: &str) -> Result<Option<Value>, Failure> {
+        match self.client.get(path)? {
+            (StatusCode::OK, body) => serde_json::from_slice(&body).map(Some).map_err(Failure::NotJson),
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (status, _) => Err(Failure::Status(status)),
+        }
+    }
+
+    /// Deletes what is at a path; false if there is nothing of that name.
+    fn delete(&self, path: &str, reason: Option<&str>) -> Result<bool, Failure> {
+        match self.client.delete(path, reason)? {
+            (StatusCode::NO_CONTENT, _) => Ok(true),
+            (StatusCode::NOT_FOUND, _) => Ok(false),
+            (status, _) => Err(Failure::Status(status)),
+        }
+    }
+}
+
+/// Why a command did not do what it should, in the one line that standard error shows.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{}", with_advice(.0))]
+    Broker(#[from] ClientError),
+    #[error("cannot begin to talk to the broker: {0}")]
+    Runtime(io::Error),
+    #[error("the broker refused that: {0}")]
+    Status(StatusCode),
+    #[error("what the broker says cannot be read: {0}")]
+    NotJson(serde_json::Error),
+    #[error("this broker has no such list; it may be of another version")]
+    NoSuchList,
+    #[error("no virtual host '{0}'")]
+    NoVhost(String),
+    #[error("no connection '{0}'; all names are listed by: leveret list connections")]
+    NoConnection(String),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot write to standard output: {0}")]
+    Output(#[from] io::Error),
+}
+
+fn with_advice(error: &ClientError) -> String {
+    match error {
+        ClientError::NotRunning(folder) => {
+            let folder = folder.display().to_string();
+            format!(
+                "{error}: start one with leveret serve --data-dir {}, or name the folder of another with --data-dir \
+                 DIR (a broker with --in-memory has none, and cannot be reached so)",
+                words(&[&folder])
+            )
+        }
+        ClientError::NotOurs(_) | ClientError::Io(..) | ClientError::Http(_) | ClientError::Request => {
+            error.to_string()
+        }
+    }
+}
+
+impl Failure {
+    /// `None` for what is no failure: whoever read our output has seen enough.
+    fn exit_code(&self) -> Option<u8> {
+        match self {
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
+            Failure::Usage(_) | Failure::Broker(ClientError::Request) => Some(2),
+            Failure::Broker(_)
+            | Failure::Runtime(_)
+            | Failure::Status(_)
+            | Failure::NotJson(_)
+            | Failure::NoSuchList
+            | Failure::NoVhost(_)
+            | Failure::NoConnection(_)
+            | Failure::Output(_) => Some(1),
+        }
+    }
+}
+
+/// Runs a command and says on standard error what went wrong.
+pub(crate) fn run(command: Command) -> ExitCode {
+    let result = match command {
+        Command::Status(status) => status.run(),
+        Command::List(list) => list.run(),
+        Command::Close(close) => close.run(),
+    };
+    match result.err().and_then(|failure| Some((failure.exit_code()?, failure))) {
+        None => ExitCode::SUCCESS,
+        Some((exit_code, failure)) => {
+            eprintln!("error: {}", one_line(&failure.to_string()));
+            ExitCode::from(exit_code)
+        }
+    }
+}
+
+/// A part of a path, percent-encoded.
+fn encoded(part: &str) -> String {
+    percent_encoding::utf8_percent_encode(part, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[test]
+    fn every_command_has_a_help_with_an_example() {
+        fn check(command: &mut clap::Command) {
+            let help = command.render_long_help().to_string();
+            assert!(command.has_subcommands() || help.contains("Example"), "{help}");
+            command.get_subcommands_mut().filter(|inner| inner.get_name() != "help").for_each(check);
+        }
+        Cli::command().debug_assert();
+        let mut command = Cli::command();
+        command.build();
+        command.get_subcommands_mut().filter(|inner| inner.get_name() != "help").for_each(check);
+    }
+}

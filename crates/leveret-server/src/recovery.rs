@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use leveret_broker::change::NodeChange;
 use leveret_broker::names::VhostName;
-use leveret_broker::node::Node;
+use leveret_broker::node::{Node, NodeError};
 use leveret_broker::vhost::Sweep;
 use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
 use leveret_journal::disk::Disk;
@@ -113,6 +113,8 @@ struct Fold<'n> {
     first: Option<&'n VhostName>,
     node: Node,
     vhosts: BTreeMap<u32, VirtualHost>,
+    /// Permissions for virtual hosts that nothing was said of: their name may be lost.
+    waiting: Vec<NodeChange>,
     /// Streams of virtual hosts that were deleted.
     gone: BTreeSet<u32>,
     node_sequence: u64,
@@ -144,6 +146,9 @@ impl Fold<'_> {
             let name = self.first.ok_or("no virtual host has this stream")?;
             tracing::error!("the name of the virtual host with stream {stream} is lost; it is taken for '{name}'");
             self.take_change(NodeChange::VhostAdded { stream, name: name.clone() })?;
+            for change in std::mem::take(&mut self.waiting) {
+                self.take_change(change)?;
+            }
         }
         self.vhosts.get_mut(&stream).ok_or_else(String::new)
     }
@@ -155,7 +160,11 @@ impl Fold<'_> {
             NodeChange::VhostDeleted { name } => (None, self.node.vhosts().get(name).map(|vhost| vhost.stream)),
             _ => (None, None),
         };
-        self.node.apply(change).map_err(|error| error.to_string())?;
+        let permissions = matches!(change, NodeChange::PermissionsSet { .. }).then(|| change.clone());
+        match (self.node.apply(change), permissions) {
+            (Err(NodeError::NoSuchVhost(_)), Some(permissions)) => self.waiting.push(permissions),
+            (applied, _) => applied.map_err(|error| error.to_string())?,
+        }
         if let Some((stream, name)) = added {
             self.first = self.first.filter(|first| **first != name);
             self.vhosts.entry(stream).or_insert_with(|| VirtualHost::new(name, rand::random()));
@@ -293,6 +302,18 @@ impl Fold<'_> {
     }
 }
 
+impl Fold<'_> {
+    /// All was read.
+    fn end(&mut self) {
+        for change in std::mem::take(&mut self.waiting) {
+            self.set_aside += 1;
+            if let NodeChange::PermissionsSet { vhost, .. } = change {
+                self.first_fault.get_or_insert_with(|| format!("permissions for '{vhost}', which does not exist"));
+            }
+        }
+    }
+}
+
 /// Reads the journal of a folder. A new one begins with a virtual host of this name, and with what `begin` says of a node that
 /// has none of its users yet. Queues take about so many bytes of memory at most, unless what they must know of their messages
 /// is more.
@@ -321,6 +342,7 @@ pub(crate) fn recover(
         }
     });
     progress.end();
+    fold.end();
     let (mut log, recovery) = opened.map_err(open_error)?;
     let missing = fold.missing_messages(&mut log.reader(), DOUBTS_AT_START_MAX);
     report(&recovery, &fold, &missing, started.elapsed());
@@ -469,6 +491,7 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     if recovery.is_new && recovery.damage.is_empty() {
         return Ok((Condition::None, Vec::new()));
     }
+    fold.end();
     let missing = fold.missing_messages(&mut reader, usize::MAX);
     let mut lines = Vec::new();
     let Recovery { segments, records, bytes, .. } = &recovery;

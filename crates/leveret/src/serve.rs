@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use leveret_broker::names::UserName;
 use leveret_management::{CONTROL_SOCKET, ControlSocket};
 use leveret_server::{
     BindError, DataDirError, PROGRESS, PROGRESS_LINE, Server, ServerConfig, ServerHandle, StartError, Storage,
@@ -71,6 +72,16 @@ pub(crate) struct Serve {
     /// The port for the management API; nothing listens there yet [default: 15672]
     #[arg(long, value_name = "N", env = "LEVERET_MANAGEMENT_PORT")]
     management_port: Option<OsString>,
+    /// The name of the first user, who may do everything; a data folder that has had users keeps those [default: guest]
+    #[arg(long, value_name = "NAME", env = "LEVERET_DEFAULT_USER")]
+    default_user: Option<OsString>,
+    /// The password of the first user; others see what is typed here, so better set the variable, or name a file in one that ends with `_FILE`
+    /// [default: guest]
+    #[arg(long, value_name = "PASSWORD", env = "LEVERET_DEFAULT_PASS", hide_env_values = true)]
+    default_pass: Option<OsString>,
+    /// The virtual host of the first user [default: /]
+    #[arg(long, value_name = "NAME", env = "LEVERET_DEFAULT_VHOST")]
+    default_vhost: Option<OsString>,
     /// The least level that is logged, to standard error: none, error, warning, info or debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "LEVERET_LOG_LEVEL")]
     log_level: Option<OsString>,
@@ -97,6 +108,9 @@ impl Serve {
             ("bind", &bind),
             ("amqp_port", &self.amqp_port),
             ("management_port", &self.management_port),
+            ("default_user", &self.default_user),
+            ("default_pass", &self.default_pass),
+            ("default_vhost", &self.default_vhost),
             ("log_level", &self.log_level),
         ];
         let options = options.into_iter().filter_map(|(key, value)| {
@@ -110,7 +124,8 @@ impl Serve {
         let variable = variable.map(|text| Assignment::parse(Origin::SetVariable, text));
         let typed = self.set.iter().filter(|_| is_typed("set"));
         let typed = typed.map(|text| Assignment::parse(Origin::Set, text));
-        options.chain(variable).chain(typed).collect()
+        let others = configuration::from_environment(|name| env::var_os(name))?.into_iter().map(Ok);
+        options.chain(others).chain(variable).chain(typed).collect()
     }
 }
 
@@ -146,6 +161,7 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
 async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
     let storage = config.storage.clone();
     let is_remote = config.bind.iter().any(|address| !address.is_loopback());
+    let loopback_users = config.loopback_users.clone();
     let server = match Server::start(config).await {
         Ok(server) => server,
         Err(error) => {
@@ -163,8 +179,12 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
             return fail(code, &format!("{error}{advice}"));
         }
     };
-    if is_remote {
-        tracing::warn!("the only user, guest, may log in from this machine only: other machines are refused");
+    let is_local = |user: &UserName| loopback_users.iter().any(|name| name == user.as_str());
+    if is_remote && server.node().users().keys().all(is_local) {
+        tracing::warn!(
+            "all users may log in from this machine only: other machines are refused; --default-user makes another one \
+             in a new data folder"
+        );
     }
     let stop = match StopSignals::new() {
         Ok(stop) => stop,

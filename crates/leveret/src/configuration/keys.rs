@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
-use leveret_broker::limits::{BODY_BYTES_MAX, TTL_MAX};
+use leveret_broker::limits::{BODY_BYTES_MAX, REPLY_TEXT_BYTES_MAX as SHORT_STRING_BYTES_MAX, TTL_MAX};
 use leveret_server::{MEMORY_LIMIT_MIN, MemoryLimit, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
 use super::{Configuration, LogLevel};
@@ -32,6 +32,7 @@ const SIZE: &str = "a size, for example 50MB or 1GiB";
 const MEMORY_SIZE: &str = "a size of at least 32MiB, for example 256MiB or 1GB";
 const PORT: &str = "a port from 0 to 65535";
 const LEVEL: &str = "none, error, warning, info or debug";
+const NAME: &str = "a name of 1 to 255 bytes";
 const FRAME_BYTES: &str = "a number of bytes from 4096 to 134217728";
 
 pub(super) const KEYS: &[Key] = &[
@@ -166,6 +167,46 @@ pub(super) const KEYS: &[Key] = &[
         takes: "a number of connections from 1 to 65535",
         set: |to, value| put(&mut to.server.backlog, number(value, 1, 65_535)),
     },
+    Key {
+        name: "default_user",
+        decides: "default_user",
+        takes: NAME,
+        set: |to, value| put(&mut to.server.first_user.name, name(value)),
+    },
+    Key {
+        name: "default_pass",
+        decides: "default_pass",
+        takes: "a password of at least one character",
+        set: |to, value| {
+            let password = value.to_str().filter(|password| !password.is_empty());
+            put(&mut to.server.first_user.password, password.map(str::to_owned))
+        },
+    },
+    Key {
+        name: "default_vhost",
+        decides: "default_vhost",
+        takes: NAME,
+        set: |to, value| put(&mut to.server.first_user.vhost, name(value)),
+    },
+    Key {
+        name: "loopback_users",
+        decides: "loopback_users",
+        takes: "names of users separated by commas, or none",
+        set: |to, value| {
+            let names = text(value)?.split(',').map(|user| name(user.trim().as_ref()));
+            let names: Option<Vec<_>> = if text(value)? == "none" { Some(Vec::new()) } else { names.collect() };
+            put(&mut to.server.loopback_users, names)
+        },
+    },
+    Key {
+        name: "loopback_users.guest",
+        decides: "loopback_users",
+        takes: "true or false",
+        set: |to, value| {
+            let users = if switch(value)? { vec!["guest".to_owned()] } else { Vec::new() };
+            put(&mut to.server.loopback_users, Some(users))
+        },
+    },
     Key { name: "log_level", decides: "log_level", takes: LEVEL, set: log_level },
     Key { name: "log.console.level", decides: "log_level", takes: LEVEL, set: log_level },
 ];
@@ -205,6 +246,10 @@ pub(super) fn listener(value: &OsStr) -> Option<(Option<IpAddr>, u16)> {
 
 fn text(value: &OsStr) -> Option<&str> {
     value.to_str().map(str::trim)
+}
+
+fn name(value: &OsStr) -> Option<String> {
+    value.to_str().filter(|name| (1..=SHORT_STRING_BYTES_MAX).contains(&name.len())).map(str::to_owned)
 }
 
 fn number<N: FromStr + PartialOrd>(value: &OsStr, least: N, most: N) -> Option<N> {
@@ -297,6 +342,11 @@ mod tests {
             ("management_port", PORTS),
             ("management.tcp.port", PORTS),
             ("tcp_listen_options.backlog", (&["1", "65535"], &["0", "65536"])),
+            ("default_user", (&["ada", "guest"], &[""])),
+            ("default_pass", (&["love lace", " "], &[""])),
+            ("default_vhost", (&["/", "engine"], &[""])),
+            ("loopback_users", (&["none", "guest", "guest, ada"], &["", "guest,"])),
+            ("loopback_users.guest", (&["true", "false"], &["", "none"])),
             ("log_level", LEVELS),
             ("log.console.level", LEVELS),
         ];
@@ -337,6 +387,10 @@ mod tests {
         assert_eq!(set("tcp_listen_options.backlog", "7").unwrap().server.backlog, 7);
         assert_eq!(set("segment_size", "1MiB").unwrap().server.segment_bytes, 1 << 20);
         assert_eq!(set("disk_free_limit.absolute", "2GB").unwrap().server.disk_free_limit, 2_000_000_000);
+        assert_eq!(set("default_pass", "p").unwrap().server.first_user.password, "p");
+        assert_eq!(set("loopback_users", "guest, ada").unwrap().server.loopback_users, ["guest", "ada"]);
+        assert!(set("loopback_users", "none").unwrap().server.loopback_users.is_empty());
+        assert!(set("loopback_users.guest", "false").unwrap().server.loopback_users.is_empty());
         assert_eq!(set("cluster_name", "c").unwrap().server.settings.cluster_name, "c");
     }
 }

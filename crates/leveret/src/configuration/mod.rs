@@ -78,6 +78,8 @@ pub(crate) enum Origin {
     File(PathBuf),
     /// The variable of an option.
     Variable,
+    /// A variable of another name, or the file that one names.
+    Named(String),
     /// `LEVERET_SET`
     SetVariable,
     /// An option on the command line.
@@ -98,7 +100,7 @@ impl Origin {
     fn rank(&self) -> Rank {
         match self {
             Origin::File(_) => Rank::File,
-            Origin::Variable | Origin::SetVariable => Rank::Environment,
+            Origin::Variable | Origin::Named(_) | Origin::SetVariable => Rank::Environment,
             Origin::Option | Origin::Set => Rank::CommandLine,
         }
     }
@@ -135,6 +137,7 @@ impl fmt::Display for Assignment {
         match &self.origin {
             Origin::File(file) => write!(f, "setting '{key}' in {}", file.display()),
             Origin::Variable => write!(f, "LEVERET_{}", key.to_uppercase()),
+            Origin::Named(name) => f.write_str(name),
             Origin::SetVariable => write!(f, "setting '{key}' in LEVERET_SET"),
             Origin::Option => write!(f, "--{}", key.replace('_', "-")),
             Origin::Set => write!(f, "setting '{key}'"),
@@ -155,6 +158,8 @@ pub(crate) enum ConfigurationError {
     Unknown(String),
     #[error("{0} takes KEY=VALUE, for example heartbeat=30; '{1}' has no '='")]
     NoValue(&'static str, String),
+    #[error("{0} names a file that cannot be read, {file}: {fault}", file = .1.display(), fault = .2)]
+    UnreadableValue(String, PathBuf, io::Error),
     #[error("LEVERET_SET is not valid UTF-8")]
     NotUtf8,
     #[error("{what} takes {takes}; '{value}' is not that")]
@@ -242,6 +247,32 @@ impl Configuration {
     }
 }
 
+/// What container images of RabbitMQ take from variables, and from the files that others name.
+const FROM_ENVIRONMENT: [&str; 3] = ["default_user", "default_pass", "default_vhost"];
+
+/// What is set by variables that belong to no option. `lookup` is the environment.
+pub(crate) fn from_environment(
+    lookup: impl Fn(&str) -> Option<OsString>,
+) -> Result<Vec<Assignment>, ConfigurationError> {
+    let mut assignments = Vec::new();
+    for key in FROM_ENVIRONMENT {
+        let upper = key.to_uppercase();
+        let rabbitmq = format!("RABBITMQ_{upper}");
+        if let Some(value) = lookup(&rabbitmq) {
+            assignments.push(Assignment::new(Origin::Named(rabbitmq.clone()), key, value));
+        }
+        for variable in [format!("{rabbitmq}_FILE"), format!("LEVERET_{upper}_FILE")] {
+            let Some(file) = lookup(&variable).map(PathBuf::from) else { continue };
+            let value = std::fs::read_to_string(&file)
+                .map_err(|error| ConfigurationError::UnreadableValue(variable.clone(), file, error))?;
+            // An editor ends the line.
+            let value = value.strip_suffix('\n').map_or(&*value, |value| value.strip_suffix('\r').unwrap_or(value));
+            assignments.push(Assignment::new(Origin::Named(variable), key, value));
+        }
+    }
+    Ok(assignments)
+}
+
 /// The keys of a file; `[log.console]` and `level = "debug"` below it are `log.console.level`.
 fn read(file: &Path) -> Result<Vec<Assignment>, ConfigurationError> {
     fn flatten(file: &Path, name: &str, value: toml::Value, assignments: &mut Vec<Assignment>) {
@@ -323,6 +354,7 @@ fn without_listeners(rank: &[Assignment]) -> Result<Vec<Assignment>, Configurati
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::net::IpAddr;
     use std::time::Duration;
 
@@ -531,5 +563,32 @@ mod tests {
         let timeout = |value: &str| from(&[&format!("consumer_timeout={value}")]).unwrap().server.settings;
         assert_eq!(timeout("1800000").consumer_timeout, Some(Duration::from_mins(30)));
         assert_eq!(timeout("undefined").consumer_timeout, None);
+    }
+
+    #[test]
+    fn the_first_user_comes_from_the_variables_of_rabbitmqs_container_or_from_files_that_they_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        fs::write(&file, "love lace\n").unwrap();
+        let set = |variables: &[(&str, &OsStr)]| {
+            let lookup = |name: &str| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| OsString::from(value))
+            };
+            Configuration::new(None, from_environment(lookup)?).map(|configuration| configuration.server.first_user)
+        };
+        let user = set(&[
+            ("RABBITMQ_DEFAULT_USER", "ada".as_ref()),
+            ("RABBITMQ_DEFAULT_PASS_FILE", file.as_os_str()),
+            ("RABBITMQ_DEFAULT_VHOST", "engine".as_ref()),
+        ])
+        .unwrap();
+        assert_eq!((&*user.name, &*user.password, &*user.vhost), ("ada", "love lace", "engine"));
+        assert_eq!(set(&[("LEVERET_DEFAULT_PASS_FILE", file.as_os_str())]).unwrap().password, "love lace");
+        let two = set(&[("RABBITMQ_DEFAULT_PASS", "x".as_ref()), ("RABBITMQ_DEFAULT_PASS_FILE", file.as_os_str())]);
+        let two = two.unwrap_err().to_string();
+        assert_eq!(two, "RABBITMQ_DEFAULT_PASS and RABBITMQ_DEFAULT_PASS_FILE exclude each other; leave one out");
+        let missing = set(&[("RABBITMQ_DEFAULT_USER_FILE", "/nowhere/at-all".as_ref())]).unwrap_err().to_string();
+        assert!(missing.starts_with("RABBITMQ_DEFAULT_USER_FILE names a file that cannot be read, "), "{missing}");
     }
 }

@@ -61,6 +61,13 @@ pub const GRANT_AHEAD: u64 = 8192;
 /// and the transaction is gone.
 pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
 
+/// Policies that a virtual host may have of each kind: each is matched with the name of every queue and exchange. One more is
+/// refused. RabbitMQ has no limit.
+pub const POLICIES_MAX: usize = 1024;
+
+/// Names that are matched with a policy count as one unit of work.
+pub const MATCHES_PER_UNIT: usize = 4;
+
 /// Entries in one page of a queue's index.
 pub const PAGE_ENTRIES: usize = 256;
 

@@ -71,6 +71,10 @@ name!(
     UserName
 );
 name!(
+    /// The name of a policy, unique among those of its kind in its virtual host.
+    PolicyName
+);
+name!(
     /// The name of a consumer, unique on its channel.
     ConsumerTag
 );

@@ -16,6 +16,7 @@ use leveret_broker::scratch::{Place, Segment, Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::{Fetch, Fetched};
+use leveret_broker::vhost::policy::Policy;
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::{Progress, Sweep};
 use leveret_broker::{
@@ -26,7 +27,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use smallvec::SmallVec;
 
-use crate::script::{BEGINNING, Extent, Heard, JournalPace, Stop, Wire};
+use crate::script::{BEGINNING, Extent, Heard, JournalPace, PolicyOrder, Stop, Wire};
 
 /// What differs from run to run of the same script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -543,6 +544,26 @@ impl Wire for Broker {
             self.node.users().get(user).into_iter().for_each(|user| presence.follow(user));
             self.vhost.set_grant(user, &Arc::new(self.node.grant(user, &name)));
         }
+        Ok(())
+    }
+
+    fn policy(&mut self, order: PolicyOrder) -> Result<(), String> {
+        let (now, effects) = (self.now, &mut self.effects);
+        let progress = match order {
+            PolicyOrder::Set(source) => Policy::new(source)
+                .and_then(|policy| self.vhost.set_policy(now, policy, effects))
+                .map_err(|error| error.to_string())?,
+            PolicyOrder::Clear(kind, name) => {
+                self.vhost.clear_policy(now, kind, &name, effects).ok_or("there is no such policy")?
+            }
+        };
+        self.hand_on(progress);
+        // An administrator waits for the disk, whoever else does.
+        while self.catch_up() {}
+        self.encode_all();
+        self.settle_all();
+        // What is due at once does not wait for a client.
+        self.wait(Duration::ZERO);
         Ok(())
     }
 

@@ -29,6 +29,8 @@
 //! | `restart` | the broker stops in good order, all connections with it, and starts again |
 //! | `crash` | a power cut: the broker starts again with what was durable |
 //! | `checkpoint`, `checkpoint step` | a checkpoint is written to its end, or goes one small step on; a later start begins at any that is complete, or at the beginning |
+//! | `set policy NAME ARGUMENTS`, `set operator policy NAME ARGUMENTS` | an administrator sets it: `pattern`, `definition`, and perhaps `priority` and `apply-to` |
+//! | `clear policy NAME`, `clear operator policy NAME` | an administrator takes it away |
 //! | `short of memory`, `short of disk`, `short of memory and disk` | from now on, publishers wait |
 //! | `room soon` | they wait for a moment, and are not told |
 //! | `room again` | they go on |
@@ -55,7 +57,9 @@ mod text;
 pub use leveret_broker::change::NodeChange;
 
 pub use broker::{Broker, Eviction, Lag, Variation};
-pub use script::{BEGINNING, Extent, Heard, JournalPace, Room, Stop, Wire, continue_script, run_script, waits};
+pub use script::{
+    BEGINNING, Extent, Heard, JournalPace, PolicyOrder, Room, Stop, Wire, continue_script, run_script, waits,
+};
 
 /// Runs a script against fresh brokers, in each of the variations.
 ///

@@ -7,14 +7,15 @@ use std::time::Duration;
 use leveret_amqp::frame::{HEARTBEAT, write_frame};
 use leveret_amqp::{ContentHeader, FrameKind, PROTOCOL_HEADER, ShortString};
 use leveret_broker::change::NodeChange;
-use leveret_broker::names::VhostName;
+use leveret_broker::names::{PolicyName, VhostName};
 use leveret_broker::node::password::PasswordHash;
 use leveret_broker::node::{DefaultQueueType, UserLimits, VhostLimits, VhostMetadata};
+use leveret_broker::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
 pub use leveret_broker::vhost::room::Room;
 
 use crate::text::{
-    Argument, Text, decode_method, encode_header, encode_method, has_content, method_spec, parse_arguments,
-    property_texts, show,
+    Argument, Text, build_table, decode_method, encode_header, encode_method, has_content, method_spec,
+    parse_arguments, property_texts, show,
 };
 
 /// The seconds of the wall clock at which every script begins, as `ts:1790000000`. Some time in 2026.
@@ -51,6 +52,11 @@ pub trait Wire {
     /// # Errors
     /// Why that cannot be.
     fn node(&mut self, change: NodeChange) -> Result<(), String>;
+    /// An administrator sets or clears a policy.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    fn policy(&mut self, order: PolicyOrder) -> Result<(), String>;
     /// Ends the broker and starts it again with what its journal kept.
     fn restart(&mut self, after: Stop);
 }
@@ -62,6 +68,15 @@ pub enum Extent {
     Step,
     /// All that is left of it.
     Whole,
+}
+
+/// What an administrator asks for.
+#[derive(Clone, Debug)]
+pub enum PolicyOrder {
+    /// That there be such a policy.
+    Set(PolicySource),
+    /// That there be none of this kind and name.
+    Clear(PolicyKind, PolicyName),
 }
 
 /// How a broker ends.
@@ -180,6 +195,9 @@ impl Run<'_> {
         }
         if let Some(change) = self.node_change(line)? {
             return self.wire.node(change);
+        }
+        if let Some(order) = self.policy_order(line)? {
+            return self.wire.policy(order);
         }
         match line {
             "journal stops" => {
@@ -318,6 +336,44 @@ impl Run<'_> {
                 }
             }
         }))
+    }
+
+    /// What an administrator asks for with a line, if that is a policy.
+    fn policy_order(&self, line: &str) -> Result<Option<PolicyOrder>, String> {
+        let order = |begin| Some(line.strip_prefix(begin)?.trim_start());
+        let (kind, is_set, rest) = if let Some(rest) = order("set policy ") {
+            (PolicyKind::Policy, true, rest)
+        } else if let Some(rest) = order("set operator policy ") {
+            (PolicyKind::OperatorPolicy, true, rest)
+        } else if let Some(rest) = order("clear policy ") {
+            (PolicyKind::Policy, false, rest)
+        } else if let Some(rest) = order("clear operator policy ") {
+            (PolicyKind::OperatorPolicy, false, rest)
+        } else {
+            return Ok(None);
+        };
+        let arguments = parse_arguments(rest)?;
+        let Some((None, Text::Bytes(name))) = arguments.first() else { return Err("which policy?".into()) };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let name = ShortString::new(&text(name)).map_err(|error| error.to_string())?.into();
+        if !is_set {
+            return Ok(Some(PolicyOrder::Clear(kind, name)));
+        }
+        let given = self.named(&arguments);
+        let word = |key: &str| match given.get(key) {
+            Some(Text::Bytes(bytes)) => Some(text(bytes)),
+            _ => None,
+        };
+        let apply_to = word("apply-to").map_or(Ok(ApplyTo::default()), |word| ApplyTo::parse(&word));
+        let source = PolicySource {
+            kind,
+            name,
+            pattern: word("pattern").ok_or("a policy has a pattern")?,
+            apply_to: apply_to.map_err(|error| error.to_string())?,
+            priority: if let Some(&Text::Number(priority)) = given.get("priority") { priority } else { 0 },
+            definition: build_table(given.get("definition"))?,
+        };
+        Ok(Some(PolicyOrder::Set(source)))
     }
 
     /// What a client sends with a line.

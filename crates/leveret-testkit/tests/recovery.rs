@@ -98,6 +98,17 @@ const DEAD_LETTERS: &[&str] = &[
     FAIL, STEP, STEP, FAIL, CHECKPOINT, CHECKPOINT,
 ];
 
+/// Policies for the queue that sends others on, set, changed and cleared before, in and behind checkpoints.
+#[rustfmt::skip]
+const POLICIES: &[&str] = &[
+    TO_SHORT, TO_SHORT, "set policy 'limit' pattern='^short$' definition={max-length=1}", STEP, TO_SHORT,
+    "set policy 'more' pattern='^short$' priority=1 definition={max-length=2}", STEP, STEP, TO_SHORT, TO_SHORT,
+    "set operator policy 'limit' pattern='^short$' definition={max-length=1 max-length-bytes=20}", CHECKPOINT,
+    "clear policy 'limit'", STEP, TO_SHORT, "clear policy 'more'", STEP, STEP, REJECT, CHECKPOINT,
+    "set policy 'limit' pattern='^r$' definition={max-length=1000}", TO_SHORT, "clear operator policy 'limit'", CHECKPOINT,
+    "set policy 'limit' pattern='^short$' definition={max-length=0}", CHECKPOINT, "clear policy 'limit'",
+];
+
 /// What the thread that writes a journal is asked to do.
 enum Action {
     Append(Vec<(JournalPosition, Vec<u8>)>),
@@ -275,14 +286,14 @@ fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
 
 #[test]
 fn after_a_power_cut_at_any_operation_a_virtual_host_is_what_its_durable_changes_come_to() {
-    check_all_power_cuts(&actions(&[WORK, DEAD_LETTERS], Variation::ALL[0]));
+    check_all_power_cuts(&actions(&[WORK, DEAD_LETTERS, POLICIES], Variation::ALL[0]));
 }
 
 /// Dead letters are condemned first, and go on when their bodies have been fetched.
 #[test]
 fn the_same_where_all_bodies_have_to_be_fetched_and_every_hold_is_a_batch() {
     let variation = Variation { eviction: Eviction::Always, ..Variation::ALL[0] };
-    let actions = actions(&[DEAD_LETTERS, DEAD_LETTERS], variation);
+    let actions = actions(&[DEAD_LETTERS, POLICIES, DEAD_LETTERS], variation);
     let condemned = |action: &Action| match action {
         Action::Append(records) => {
             records.iter().any(|(_, record)| matches!(decode(record), Change::MessagesCondemned { .. }))

@@ -58,7 +58,12 @@ struct Model {
     in_transaction: Vec<(usize, Message)>,
     /// Whether channel 2 is in transaction mode.
     selected: bool,
+    /// What a policy and an operator policy say of how many messages the limited queue holds.
+    policies: [Option<usize>; 2],
 }
+
+/// As a script calls them.
+const POLICY_KINDS: [&str; 2] = ["policy", "operator policy"];
 
 impl Model {
     fn say(&mut self, line: impl AsRef<str>) {
@@ -87,7 +92,7 @@ impl Model {
         loop {
             let messages = &mut self.queues[LIMITED].messages;
             let ready: Vec<_> = (0..messages.len()).filter(|&at| messages[at].held.is_none()).collect();
-            if ready.len() <= LIMIT {
+            if ready.len() <= self.policies.iter().flatten().copied().fold(LIMIT, usize::min) {
                 return;
             }
             let dead = messages.remove(ready[0]);
@@ -165,6 +170,20 @@ impl Model {
         self.queues[queue].messages.retain(|message| message.held.is_some());
         let gone = before - self.queues[queue].messages.len();
         self.say(format!("C: queue.purge queue='q{queue}'\nS: queue.purge-ok {gone}"));
+    }
+
+    /// An administrator sets a policy for the limited queue, or clears it.
+    fn change_policy(&mut self, random: &mut SmallRng) {
+        let kind = random.random_range(0..POLICY_KINDS.len());
+        let name = POLICY_KINDS[kind];
+        if self.policies[kind].take().is_some() && random.random_bool(0.5) {
+            self.say(format!("clear {name} 'limit'"));
+        } else {
+            let most = random.random_range(0..=LIMIT + 1);
+            self.say(format!("set {name} 'limit' pattern='{LIMITED}$' definition={{max-length={most}}}"));
+            self.policies[kind] = Some(most);
+        }
+        self.drop_overflow();
     }
 
     fn recreate(&mut self, queue: usize) {
@@ -259,7 +278,7 @@ fn random_work(seed: u64) -> String {
         if random.random_bool(0.4) {
             model.say("checkpoint step");
         }
-        match random.random_range(0..34) {
+        match random.random_range(0..37) {
             0..=7 => model.publish(queue, true),
             8..=10 => model.publish(queue, false),
             11..=12 => model.fan_out(),
@@ -275,6 +294,7 @@ fn random_work(seed: u64) -> String {
             27 => model.recreate(queue),
             28 => model.restart(false),
             29 => model.say("checkpoint"),
+            34..=36 => model.change_policy(&mut random),
             _ => model.restart(true),
         }
     }
@@ -299,7 +319,7 @@ fn deep_work(seed: u64) -> String {
         for _ in 0..random.random_range(0..4) {
             model.say("checkpoint step");
         }
-        match random.random_range(0..21) {
+        match random.random_range(0..23) {
             0..=5 => (0..burst).for_each(|_| model.publish(queue, true)),
             6 => (0..burst).for_each(|_| {
                 let persistent = random.random_bool(0.98);
@@ -317,6 +337,7 @@ fn deep_work(seed: u64) -> String {
             17 if random.random_bool(0.3) => model.purge(queue),
             18 => model.restart(false),
             19 => model.say("checkpoint"),
+            21..=22 => model.change_policy(&mut random),
             _ => model.restart(true),
         }
     }

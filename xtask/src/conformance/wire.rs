@@ -28,7 +28,7 @@ use anyhow::{Context, Result};
 use leveret_amqp::frame::{RawFrame, split_frame, write_method};
 use leveret_amqp::{ContentHeader, FrameKind, Method, PROTOCOL_HEADER};
 use leveret_client::{Channel, Connection, DeleteOnly, Error, Scope, Url};
-use leveret_testkit::{BEGINNING, Extent, Heard, JournalPace, NodeChange, Room, Stop, Wire};
+use leveret_testkit::{BEGINNING, Extent, Heard, JournalPace, NodeChange, PolicyOrder, Room, Stop, Wire};
 
 /// How long something that is expected may take. RabbitMQ takes 3 s to close the socket of a client that misbehaved.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -297,6 +297,10 @@ impl Wire for SocketWire {
 
     fn node(&mut self, _: NodeChange) -> Result<(), String> {
         Err("a socket changes no users".into())
+    }
+
+    fn policy(&mut self, _: PolicyOrder) -> Result<(), String> {
+        Err("a socket sets no policies".into())
     }
 
     fn restart(&mut self, _: Stop) {}

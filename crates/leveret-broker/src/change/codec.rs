@@ -8,8 +8,9 @@ use super::{
     Change, DeathReason, Enqueued, Expiry, JournalPosition, PageEntries, QueueNumber, QueuePosition, Tries,
 };
 use crate::message::{DeliveryMode, History, Message};
-use crate::names::{ExchangeName, QueueName};
+use crate::names::{ExchangeName, PolicyName, QueueName};
 use crate::vhost::binding::{Binding, Destination};
+use crate::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
 
 /// Bytes that are no change, though the journal says that they are as they were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +37,8 @@ mod kind {
     pub(super) const MESSAGES_RETURNED: u8 = 17;
     pub(super) const LEVEL_RESTATED: u8 = 18;
     pub(super) const QUEUE_CLOSED: u8 = 19;
+    pub(super) const POLICY_SET: u8 = 24;
+    pub(super) const POLICY_CLEARED: u8 = 25;
 }
 
 impl Change {
@@ -116,6 +119,18 @@ impl Change {
             }
             Change::Bound(binding) => put_binding(out, kind::BOUND, binding),
             Change::Unbound(binding) => put_binding(out, kind::UNBOUND, binding),
+            Change::PolicySet(PolicySource { kind, name, pattern, apply_to, priority, definition }) => {
+                out.extend_from_slice(&[kind::POLICY_SET, policy_kind(*kind), scope(*apply_to)]);
+                out.extend_from_slice(&priority.to_le_bytes());
+                put_short(out, name.as_short_str());
+                put_count(out, pattern.len());
+                out.extend_from_slice(pattern.as_bytes());
+                put_table(out, definition);
+            }
+            Change::PolicyCleared { kind, name } => {
+                out.extend_from_slice(&[kind::POLICY_CLEARED, policy_kind(*kind)]);
+                put_short(out, name.as_short_str());
+            }
             Change::CheckpointBegun { last_queue } => put_numbers(out, kind::CHECKPOINT_BEGUN, &[last_queue.0]),
             Change::QueuePage { queue, entries } => {
                 let kind = match entries.form() {
@@ -184,6 +199,18 @@ impl Change {
             kind::EXCHANGE_DELETED => Change::ExchangeDeleted { name: ExchangeName::from(reader.short()?) },
             kind::BOUND => Change::Bound(reader.binding()?),
             kind::UNBOUND => Change::Unbound(reader.binding()?),
+            kind::POLICY_SET => Change::PolicySet(PolicySource {
+                kind: reader.policy_kind()?,
+                apply_to: reader.scope()?,
+                priority: reader.u64()?.cast_signed(),
+                name: PolicyName::from(reader.short()?),
+                pattern: reader.text()?,
+                definition: reader.table()?,
+            }),
+            kind::POLICY_CLEARED => {
+                let kind = reader.policy_kind()?;
+                Change::PolicyCleared { kind, name: PolicyName::from(reader.short()?) }
+            }
             kind::CHECKPOINT_BEGUN => Change::CheckpointBegun { last_queue: reader.queue()? },
             kind @ (kind::QUEUE_PAGE | kind::COUNTED_QUEUE_PAGE) => {
                 let queue = reader.queue()?;
@@ -223,6 +250,24 @@ fn death(reason: DeathReason) -> u8 {
         DeathReason::Expired => 2,
         DeathReason::MaxLen => 3,
         DeathReason::DeliveryLimit => 4,
+    }
+}
+
+fn policy_kind(kind: PolicyKind) -> u8 {
+    match kind {
+        PolicyKind::Policy => 0,
+        PolicyKind::OperatorPolicy => 1,
+    }
+}
+
+fn scope(apply_to: ApplyTo) -> u8 {
+    match apply_to {
+        ApplyTo::All => 1,
+        ApplyTo::Exchanges => 2,
+        ApplyTo::Queues => 3,
+        ApplyTo::ClassicQueues => 4,
+        ApplyTo::QuorumQueues => 5,
+        ApplyTo::Streams => 6,
     }
 }
 
@@ -311,6 +356,28 @@ impl<'a> Reader<'a> {
             4 => Ok(DeathReason::DeliveryLimit),
             _ => Err(DecodeChangeError("it names no reason for a death")),
         }
+    }
+
+    fn policy_kind(&mut self) -> Result<PolicyKind, DecodeChangeError> {
+        self.flag().map(|is_operator| if is_operator { PolicyKind::OperatorPolicy } else { PolicyKind::Policy })
+    }
+
+    fn scope(&mut self) -> Result<ApplyTo, DecodeChangeError> {
+        match self.u8()? {
+            1 => Ok(ApplyTo::All),
+            2 => Ok(ApplyTo::Exchanges),
+            3 => Ok(ApplyTo::Queues),
+            4 => Ok(ApplyTo::ClassicQueues),
+            5 => Ok(ApplyTo::QuorumQueues),
+            6 => Ok(ApplyTo::Streams),
+            _ => Err(DecodeChangeError("it does not say what a policy is for")),
+        }
+    }
+
+    fn text(&mut self) -> Result<String, DecodeChangeError> {
+        let length = usize::try_from(self.u32()?).map_err(|_| CUT)?;
+        let text = std::str::from_utf8(self.take(length)?);
+        text.map(str::to_owned).map_err(|_| DecodeChangeError("a text in it is not UTF-8"))
     }
 
     fn positions(&mut self) -> Result<Vec<QueuePosition>, DecodeChangeError> {
@@ -428,10 +495,10 @@ mod tests {
             position: QueuePosition(place),
             message: JournalPosition(message),
             bytes: 1024,
-            counted: 0,
+            body_bytes: 0,
             expires,
         };
-        let counted = [PageEntry { counted: 1000, ..entry(5, 7, expires) }, entry(6, 8, None)];
+        let body_bytes = [PageEntry { body_bytes: 1000, ..entry(5, 7, expires) }, entry(6, 8, None)];
         let entries = [entry(5, 1 << 40, expires), entry(300, (1 << 40) + 1, None)];
         let name = QueueName::from(short("q"));
         let exchange = ExchangeName::from(short("logs"));
@@ -465,9 +532,18 @@ mod tests {
             Change::ExchangeDeleted { name: exchange.clone() },
             Change::Bound(binding(Destination::Queue(name.clone()))),
             Change::Unbound(binding(Destination::Exchange(exchange))),
+            Change::PolicySet(PolicySource {
+                kind: PolicyKind::Policy,
+                name: short("p").into(),
+                pattern: "^주문".into(),
+                apply_to: ApplyTo::QuorumQueues,
+                priority: -5,
+                definition: arguments.clone(),
+            }),
+            Change::PolicyCleared { kind: PolicyKind::OperatorPolicy, name: short("p").into() },
             Change::CheckpointBegun { last_queue: queue },
             Change::QueuePage { queue, entries: PageEntries::pack(&entries) },
-            Change::QueuePage { queue, entries: PageEntries::pack(&counted) },
+            Change::QueuePage { queue, entries: PageEntries::pack(&body_bytes) },
             Change::QueueRestated {
                 queue,
                 name,

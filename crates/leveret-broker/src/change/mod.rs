@@ -15,8 +15,9 @@ pub use self::codec::DecodeChangeError;
 pub use self::node::NodeChange;
 pub use self::page::{PageEntries, PageEntry};
 use crate::message::Message;
-use crate::names::{ExchangeName, QueueName};
+use crate::names::{ExchangeName, PolicyName, QueueName};
 use crate::vhost::binding::Binding;
+use crate::vhost::policy::{PolicyKind, PolicySource};
 
 /// A point in the journal stream of one virtual host: how many changes lie before it. Positions grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,12 +127,14 @@ impl Change {
                 arguments.as_table().as_bytes().len()
             }
             Change::Bound(binding) | Change::Unbound(binding) => binding.arguments.as_table().as_bytes().len(),
+            Change::PolicySet(source) => source.pattern.len() + source.definition.as_table().as_bytes().len(),
             Change::QueueRestated { arguments, .. } => arguments.as_table().as_bytes().len(),
             Change::QueuePage { entries, .. } => entries.as_bytes().len(),
             Change::QueueDeleted { .. }
             | Change::MessageSettled { .. }
             | Change::DeliveryGranted { .. }
             | Change::ExchangeDeleted { .. }
+            | Change::PolicyCleared { .. }
             | Change::CheckpointBegun { .. }
             | Change::LevelRestated { .. }
             | Change::CheckpointEnded { .. } => 0,
@@ -237,9 +240,19 @@ pub enum Change {
     Bound(Binding),
     /// A binding between two durable ends is gone.
     Unbound(Binding),
+    /// A policy is in force from now on, in the place of the one of its kind and name, if there is one.
+    PolicySet(PolicySource),
+    /// A policy is gone.
+    PolicyCleared {
+        /// Policy or operator policy.
+        kind: PolicyKind,
+        /// Which.
+        name: PolicyName,
+    },
     /// What is true is said once more from here on, so that what was journaled before need not be read again. Other changes
     /// come in between; each part is true for the place where it stands. First come the queues, each with its pages
-    /// before it, in the order of their numbers, then the durable exchanges, then the bindings, as if they were declared.
+    /// before it, in the order of their numbers, then the durable exchanges, then the bindings, as if they were declared, then
+    /// the policies.
     CheckpointBegun {
         /// The greatest number that was given to a queue; those with greater ones are declared behind this.
         last_queue: QueueNumber,

@@ -12,8 +12,8 @@ pub struct PageEntry {
     pub message: JournalPosition,
     /// Bytes of the message.
     pub bytes: u32,
-    /// Bytes of its body, if the queue counts them.
-    pub counted: u32,
+    /// Bytes of its body.
+    pub body_bytes: u32,
     /// When it expires in the queue.
     pub expires: Option<Expiry>,
 }
@@ -28,7 +28,7 @@ pub struct PageEntries {
 /// How entries are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Without bytes that are counted.
+    /// Without the bytes of bodies, as all are empty.
     #[default]
     Plain,
     /// With them.
@@ -38,15 +38,15 @@ pub(super) enum Form {
 impl PageEntries {
     /// Packs entries.
     pub(crate) fn pack(entries: &[PageEntry]) -> Self {
-        let form = if entries.iter().any(|entry| entry.counted > 0) { Form::Counted } else { Form::Plain };
+        let form = if entries.iter().any(|entry| entry.body_bytes > 0) { Form::Counted } else { Form::Plain };
         let mut out = Vec::with_capacity(entries.len() * 4);
         let mut last = (0_u64, 0_u64);
-        for &PageEntry { position, message, bytes, counted, expires } in entries {
+        for &PageEntry { position, message, bytes, body_bytes, expires } in entries {
             write_number(&mut out, position.0.wrapping_sub(last.0));
             write_number(&mut out, message.0.wrapping_sub(last.1));
             write_number(&mut out, u64::from(bytes) << 1 | u64::from(expires.is_some()));
             if form == Form::Counted {
-                write_number(&mut out, counted.into());
+                write_number(&mut out, body_bytes.into());
             }
             if let Some(Expiry { wall_ms, time_to_live_ms }) = expires {
                 write_number(&mut out, wall_ms);
@@ -98,7 +98,7 @@ fn next(rest: &mut &[u8], form: Form, position: &mut u64, message: &mut u64) -> 
     *position = position.wrapping_add(read_number(rest)?);
     *message = message.wrapping_add(read_number(rest)?);
     let bytes = read_number(rest)?;
-    let counted = match form {
+    let body_bytes = match form {
         Form::Plain => 0,
         Form::Counted => u32::try_from(read_number(rest)?).ok()?,
     };
@@ -109,5 +109,5 @@ fn next(rest: &mut &[u8], form: Form, position: &mut u64, message: &mut u64) -> 
     };
     let bytes = u32::try_from(bytes >> 1).ok()?;
     let (position, message) = (QueuePosition(*position), JournalPosition(*message));
-    Some(PageEntry { position, message, bytes, counted, expires })
+    Some(PageEntry { position, message, bytes, body_bytes, expires })
 }

@@ -10,11 +10,12 @@ use leveret_amqp::FieldTable;
 use crate::change::{Change, Enqueued, JournalPosition, QueueNumber, QueuePosition};
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
-use crate::names::{ExchangeName, QueueName};
+use crate::names::{ExchangeName, PolicyName, QueueName};
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::checkpoint::QueueRestated;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
+use crate::vhost::policy::{InvalidPolicy, Policy};
 use crate::vhost::queue::{ArgumentError, ArgumentFault, Declared, Entry, Queue, QueueArguments};
 use crate::vhost::topology::alternate_of;
 use crate::vhost::{QueueId, Timer, VirtualHost};
@@ -44,6 +45,14 @@ pub enum ApplyError {
         name: String,
         /// Why it is not.
         fault: String,
+    },
+    /// It sets a policy that this version does not understand. It is as if there were none.
+    #[error("policy '{name}' is not in force: {fault}")]
+    NoPolicy {
+        /// The policy.
+        name: PolicyName,
+        /// What is wrong with it.
+        fault: InvalidPolicy,
     },
     /// It declares a queue with an argument that this version does not know. The queue is there, without that.
     #[error("queue '{name}' is served as if it had no argument {argument}{fault}")]
@@ -152,6 +161,18 @@ impl VirtualHost {
                     DeclaredExchange { name, kind, durable, auto_delete, internal, alternate, arguments };
                 self.apply_exchange_declared(declared);
             }
+            Change::PolicySet(source) => {
+                let (kind, name) = (source.kind, source.name.clone());
+                match Policy::new(source) {
+                    Ok(policy) => self.policies.set(policy),
+                    Err(fault) => {
+                        self.policies.clear(kind, name.as_str());
+                        return Err(ApplyError::NoPolicy { name, fault });
+                    }
+                }
+            }
+            // What a checkpoint has not said yet may be cleared before it would.
+            Change::PolicyCleared { kind, name } => _ = self.policies.clear(kind, name.as_str()),
             Change::ExchangeDeleted { name } => {
                 let id = self.exchange(&name)?;
                 self.apply_exchange_deleted(id);
@@ -237,8 +258,7 @@ impl VirtualHost {
                 }
             };
             let expires = expires.map(|expiry| now.restored(expiry));
-            let counted = self.queues.get(queue).map_or(0, |queue| queue.counted(message.body().len()));
-            let entry = Entry { counted, ..Entry::new(id, message.clone(), expires, true) };
+            let entry = Entry::new(id, message.clone(), expires, true);
             if !self.queues.get_mut(queue).is_some_and(|queue| queue.push_at(position, entry)) {
                 result = Err(ApplyError::Place { queue: number.0, position: position.0 });
             }
@@ -287,13 +307,16 @@ impl VirtualHost {
     /// All changes were taken in; clients may come. What was granted for delivery may have been delivered.
     pub fn end_recovery(&mut self) {
         self.restating = None;
+        self.match_all();
         for id in self.durable_queues.values().copied().collect::<Vec<_>>() {
             let Some(queue) = self.queues.get_mut(id) else { continue };
             queue.flag_granted();
             if !queue.dying().is_empty() || queue.overflows() || queue.is_done() {
                 // It has something to do as soon as there is somebody to do it.
                 let at_once = Deadline(Duration::ZERO);
-                queue.timer = Some(at_once);
+                if let Some(known) = queue.timer.replace(at_once) {
+                    self.timers.remove(&(known, Timer::Queue(id)));
+                }
                 self.timers.insert((at_once, Timer::Queue(id)));
             } else if queue.is_timed() {
                 self.set_timer(id);
@@ -330,7 +353,7 @@ mod tests {
     use super::*;
     use crate::message::DeliveryMode;
     use crate::vhost::fixtures::empty_vhost;
-    use crate::vhost::queue::QueueType;
+    use crate::vhost::queue::{QueueSettings, QueueType};
 
     #[test]
     fn a_queue_with_arguments_that_this_version_does_not_know_keeps_its_messages() {
@@ -369,8 +392,9 @@ mod tests {
             assert!(fault.starts_with("queue 'q' is served as if it had no argument x-max-length"), "{fault}");
             let queue = vhost.queues.values().next().unwrap();
             assert_eq!(queue.ready(), 1);
-            let QueueArguments { queue_type, message_ttl, max_length, .. } = &queue.declared.arguments;
-            let expected = (&QueueType::Quorum, &Some(Duration::from_millis(5)), &None);
+            let queue_type = queue.declared.arguments.queue_type;
+            let QueueSettings { message_ttl, max_length, .. } = queue.settings;
+            let expected = (QueueType::Quorum, Some(Duration::from_millis(5)), None);
             assert_eq!((queue_type, message_ttl, max_length), expected);
         }
     }

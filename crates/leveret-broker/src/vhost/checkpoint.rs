@@ -20,10 +20,11 @@ use crate::limits::{CHECKPOINT_REST_FACTOR, CHECKPOINT_UNITS_PER_PART};
 use crate::memory::Meter;
 use crate::message::MessageId;
 use crate::moment::Moment;
-use crate::names::QueueName;
+use crate::names::{PolicyName, QueueName};
 use crate::vhost::apply::ApplyError;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, ExchangeId};
+use crate::vhost::policy::{Policy, PolicyKind};
 use crate::vhost::queue::{Body, Entry, Levels, Position, Queue, Rank};
 use crate::vhost::{QueueId, VirtualHost};
 
@@ -65,6 +66,8 @@ enum Stage {
         exchanges: vec::IntoIter<ExchangeId>,
         current: Option<(ExchangeId, Option<BindingKey>)>,
     },
+    /// The policies of a kind behind a name.
+    Policies(PolicyKind, Option<PolicyName>),
     Done,
 }
 
@@ -140,8 +143,8 @@ impl VirtualHost {
                 }
                 Stage::Bindings { mut exchanges, current } => {
                     let Some((id, after)) = current.or_else(|| Some((exchanges.next()?, None))) else {
-                        self.change(Change::CheckpointEnded { begun: checkpoint.begun }, effects);
-                        break;
+                        checkpoint.stage = Stage::Policies(PolicyKind::Policy, None);
+                        continue;
                     };
                     let after = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
                     let next = self.exchanges.get(id).and_then(|exchange| exchange.first_binding(after)).cloned();
@@ -149,6 +152,21 @@ impl VirtualHost {
                         self.checkpoint_part(Change::Bound(binding), checkpoint, effects);
                     }
                     checkpoint.stage = Stage::Bindings { exchanges, current: next.map(|key| (id, Some(key))) };
+                }
+                Stage::Policies(kind, after) => {
+                    let next = self.policies.next(kind, after.as_ref()).map(Policy::source).cloned();
+                    checkpoint.stage = match (next, kind) {
+                        (Some(source), _) => {
+                            let name = source.name.clone();
+                            self.checkpoint_part(Change::PolicySet(source), checkpoint, effects);
+                            Stage::Policies(kind, Some(name))
+                        }
+                        (None, PolicyKind::Policy) => Stage::Policies(PolicyKind::OperatorPolicy, None),
+                        (None, PolicyKind::OperatorPolicy) => {
+                            self.change(Change::CheckpointEnded { begun: checkpoint.begun }, effects);
+                            break;
+                        }
+                    };
                 }
                 Stage::Done => {}
             }
@@ -183,8 +201,8 @@ impl VirtualHost {
         let end = queue.levels().page_from(&walk.from, |position, entry| {
             let Some(message) = entry.id.position() else { return };
             let expires = entry.expires.map(|deadline| now.expiry_at(deadline));
-            let (bytes, counted) = (entry.bytes, entry.counted);
-            entries.push(PageEntry { position, message, bytes, counted, expires });
+            let (bytes, body_bytes) = (entry.bytes, entry.body_bytes);
+            entries.push(PageEntry { position, message, bytes, body_bytes, expires });
             checkpoint.living.push((entry.id, entry.bytes));
         });
         let declared = &queue.declared;
@@ -309,11 +327,11 @@ impl VirtualHost {
         let meter = self.memory.clone();
         let Some(restating) = &mut self.restating else { return Err(ApplyError::NoCheckpoint) };
         let staged = restating.queues.entry(queue).or_insert_with(|| Restated::new(meter));
-        for PageEntry { position, message, bytes, counted, expires } in entries.iter() {
+        for PageEntry { position, message, bytes, body_bytes, expires } in entries.iter() {
             let id = MessageId::journaled(message);
             let expires = expires.map(|expiry| now.restored(expiry));
             let (body, journaled, redelivered) = (Body::Stored, true, false);
-            let entry = Entry { id, body, expires, bytes, counted, journaled, redelivered };
+            let entry = Entry { id, body, expires, bytes, body_bytes, journaled, redelivered };
             if !staged.levels.begin_of(position).push_at(position, entry) {
                 return Err(ApplyError::Place { queue: queue.0, position: position.0 });
             }
@@ -414,7 +432,7 @@ mod tests {
             position: QueuePosition(place),
             message: JournalPosition(place + 1),
             bytes: 5,
-            counted: 0,
+            body_bytes: 0,
             expires: None,
         };
         let entries: Vec<_> = places.map(entry).collect();

@@ -46,7 +46,7 @@ impl VirtualHost {
         effects: &mut Effects,
     ) {
         let Some(queue) = self.queues.get_mut(id) else { return };
-        if queue.declared.arguments.dead_letters.is_none() {
+        if queue.settings.dead_letters.is_none() {
             return self.settle_taken(id, position, effects);
         }
         // One that dies when this hold of the lock is used up goes on in the next.
@@ -151,8 +151,8 @@ impl VirtualHost {
     /// A message as it goes on from a queue; none if that has no exchange for it.
     fn letter(&mut self, now: Moment, leaving: &Leaving, effects: &mut Effects) -> Option<Letter> {
         let &Leaving { queue: id, ref message, reason, spread } = leaving;
-        let declared = &self.queues.get(id)?.declared;
-        let to = declared.arguments.dead_letters.as_ref()?;
+        let queue = self.queues.get(id)?;
+        let (declared, to) = (&queue.declared, queue.settings.dead_letters.as_ref()?);
         let exchange = match to.exchange.as_str() {
             "" => None,
             name => Some(self.exchanges.find(name)?),

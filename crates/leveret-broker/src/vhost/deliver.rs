@@ -53,9 +53,8 @@ impl VirtualHost {
         let queue_type = self.queues.get(queue_id).map(|queue| queue.declared.arguments.queue_type);
         let arguments = consume.arguments.as_table();
         let priority = consumer_priority(arguments).map_err(invalid)?;
-        let own_timeout = milliseconds(arguments, CONSUMER_TIMEOUT, 1).map_err(invalid)?;
+        let timeout = milliseconds(arguments, CONSUMER_TIMEOUT, 1).map_err(invalid)?;
         check_consumer(arguments, queue_type.unwrap_or_default()).map_err(invalid)?;
-        let timeout = own_timeout.or_else(|| self.queue_timeout(queue_id));
         let key = ConsumerKey { connection: from, consumer: consume.consumer };
         let Some(queue) = self.queues.get_mut(queue_id) else { return Ok(()) };
         let is_shared = !queue.consumers.is_empty() || queue.consumers.has_single_active();
@@ -223,22 +222,24 @@ impl VirtualHost {
             effects.fetches.extend(wanted.map(fetch));
             return;
         };
-        let journaled = entry.journaled;
+        let (journaled, body_bytes) = (entry.journaled, entry.body_bytes);
         let rewritten = tries.map(|tries| with_tries(message, tries));
         let window = window_bytes(rewritten.as_ref().unwrap_or(message));
         let redelivered = queue.is_redelivered(head);
         let after = if journaled { self.grant(id, head, effects) } else { JournalPosition::default() };
         let Some(queue) = self.queues.get_mut(id) else { return };
+        let queue_timeout = queue.settings.consumer_timeout;
         let Some(Body::Resident(message)) = queue.entry(head).map(|entry| &entry.body) else { return };
         let Some(session) = self.sessions.get_mut(key.connection) else { return };
         let Some((consumer, channel)) = session.consumer_and_channel(key.consumer) else { return };
         let tag = channel.unacked.next_tag();
         let channel_id = consumer.channel;
-        let timeout = consumer.timeout.filter(|_| consumer.ack_mode == AckMode::Manual);
+        let timeout = consumer.timeout.or(queue_timeout).or(self.consumer_timeout);
+        let timeout = timeout.filter(|_| consumer.ack_mode == AckMode::Manual);
         let (message, settled) = match consumer.ack_mode {
             AckMode::Manual => {
                 let message = message.clone();
-                queue.take_head(head);
+                queue.take_head(head, body_bytes);
                 consumer.unacked += 1;
                 channel.delivered += 1;
                 let (tag, delivered_ms, consumer) = (tag.number(), now.monotonic_ms(), Some(key.consumer));
@@ -377,11 +378,12 @@ impl VirtualHost {
         let redelivered = queue.is_redelivered(position);
         let tries = queue.told_tries(position);
         let entry = queue.entry(position)?;
+        let body_bytes = entry.body_bytes;
         let body = match &entry.body {
             Body::Resident(message) => Ok(message.clone()),
             Body::Stored => Err(entry.id),
         };
-        queue.take_head(position);
+        queue.take_head(position, body_bytes);
         let message_count = queue.message_count();
         let tag = state.unacked.next_tag();
         if ack_mode == AckMode::Manual {

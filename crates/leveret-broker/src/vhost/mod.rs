@@ -21,6 +21,7 @@ mod expiry;
 #[cfg(test)]
 mod fixtures;
 mod overflow;
+pub mod policy;
 mod publish;
 pub(crate) mod queue;
 pub mod refusal;
@@ -53,6 +54,7 @@ use self::command::{Command, Commands, Farewell, Settlement, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 pub use self::evict::Sweep;
 use self::exchange::{Exchanges, MatchScratch};
+use self::policy::{Policies, PolicySweep};
 use self::queue::{Detached, Queue, Turn};
 use self::refusal::Refusal;
 use self::room::Room;
@@ -108,6 +110,9 @@ pub struct VirtualHost {
     /// The others, in the order in which they were declared.
     transient_queues: BTreeMap<QueueNumber, QueueId>,
     exchanges: Exchanges,
+    policies: Policies,
+    /// What there is to be done until they are in force for all that they match.
+    policy_sweep: Option<PolicySweep>,
     /// Routing keys that reach a channel without a queue.
     reply_keys: HashMap<ShortString, (ConnectionId, ChannelId), FixedState>,
     /// Changes whenever a message may take another way through an exchange.
@@ -170,6 +175,8 @@ impl VirtualHost {
             durable_queues: BTreeMap::new(),
             transient_queues: BTreeMap::new(),
             exchanges: Exchanges::new(hash_seed),
+            policies: Policies::default(),
+            policy_sweep: None,
             reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             bindings_version: 0,
             match_scratch: MatchScratch::default(),
@@ -235,7 +242,7 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> Progress {
         self.units = UNITS_PER_HOLD;
-        let was_behind = !self.behind.is_empty();
+        let was_behind = !self.behind.is_empty() || self.policy_sweep.is_some();
         while self.continue_work(now, Some(from), effects) {
             if !self.searching.is_empty() {
                 self.go_on_searching(now, from, effects);
@@ -353,7 +360,7 @@ impl VirtualHost {
     /// When [`Self::handle_timeout`] has something to do.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Deadline> {
-        if !self.behind.is_empty() {
+        if !self.behind.is_empty() || self.policy_sweep.is_some() {
             return Some(Deadline(Duration::ZERO));
         }
         self.timers.first().map(|&(deadline, _)| deadline)
@@ -361,7 +368,7 @@ impl VirtualHost {
 
     /// Whether there is something left to do between commands.
     pub fn is_behind(&self) -> bool {
-        !self.behind.is_empty() || !self.begun.is_empty()
+        !self.behind.is_empty() || !self.begun.is_empty() || self.policy_sweep.is_some()
     }
 
     fn end_hold(&self, effects: &mut Effects) {
@@ -403,8 +410,12 @@ impl VirtualHost {
         false
     }
 
-    /// Lets queues go on that have much to do, each for a while, as far as this hold of the lock allows.
+    /// Lets policies take effect, and queues go on that have much to do, each for a while, as far as this hold of the lock
+    /// allows.
     fn run_behind(&mut self, now: Moment, effects: &mut Effects) {
+        if self.work.is_empty() {
+            self.sweep_policies(now);
+        }
         while self.units > 0
             && self.work.is_empty()
             && let Some(id) = self.behind.pop_front()

@@ -15,7 +15,7 @@ impl VirtualHost {
     /// Takes those queues out of a route that are full and take no more; which they are.
     pub(super) fn take_full(&self, message: &Message, route: &mut Route) -> Route {
         let is_full = |queue: &Queue| {
-            queue.declared.arguments.overflow != Overflow::DropHead && queue.would_overflow(message.body().len())
+            queue.settings.overflow != Overflow::DropHead && queue.would_overflow(message.body().len())
         };
         let mut full = Route::new();
         route.retain(|&mut id| {
@@ -30,7 +30,7 @@ impl VirtualHost {
 
     /// Whether what a queue does not take is dead-lettered from it.
     pub(super) fn dead_letters_overflow(&self, id: QueueId) -> bool {
-        self.queues.get(id).is_some_and(|queue| queue.declared.arguments.overflow == Overflow::RejectPublishDlx)
+        self.queues.get(id).is_some_and(|queue| queue.settings.overflow == Overflow::RejectPublishDlx)
     }
 
     /// Lets the oldest messages go as long as a queue is too long, unless somebody is about to take them.

@@ -150,15 +150,14 @@ impl VirtualHost {
             let declared = &queue.declared;
             let journaled = is_journaled(queue);
             let expiration = expiration_ms.map(Duration::from_millis);
-            let time_to_live = expiration.into_iter().chain(declared.arguments.message_ttl).min();
+            let time_to_live = expiration.into_iter().chain(queue.settings.message_ttl).min();
             let number = declared.number;
             let is_last = nth + 1 == route.len() && !journaled && durable_queues.is_empty();
             let body = if is_last { message.take() } else { message.clone() };
             let Some(body) = body else { continue };
             let expires = time_to_live.map(|time| now.deadline(time));
-            let counted = queue.counted(body.body().len());
             let rank = queue.rank(|| body.priority());
-            let position = queue.push(rank, Entry { counted, ..Entry::new(id, body, expires, journaled) });
+            let position = queue.push(rank, Entry::new(id, body, expires, journaled));
             if journaled {
                 let expires = time_to_live.map(|time| now.expiry(time));
                 durable_queues.push(Enqueued { queue: number, position, expires });

@@ -101,7 +101,7 @@ impl Search {
             let keys = if exchange.looks_at_keys() { keys } else { &keys[..1] };
             let Some(&key) = keys.get(at.nth_key) else {
                 if !at.has_matched
-                    && let Some(alternate) = &exchange.declared.alternate
+                    && let Some(alternate) = &exchange.alternate
                 {
                     exchanges.find(alternate.as_str()).into_iter().for_each(visit);
                 }

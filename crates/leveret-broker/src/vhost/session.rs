@@ -103,7 +103,7 @@ pub(crate) struct Consumer {
     pub(crate) ack_mode: AckMode,
     pub(crate) priority: Priority,
     pub(crate) prefetch: Option<NonZeroU64>,
-    /// How long it may hold a delivery.
+    /// How long it may hold a delivery, if it says so itself.
     pub(crate) timeout: Option<Duration>,
     pub(crate) unacked: u64,
     /// Whether it stands in the ring of its queue.
@@ -112,7 +112,7 @@ pub(crate) struct Consumer {
     pub(crate) starved: bool,
 }
 
-/// What is left of a consumer that was cancelled, until all that it was given is settled.
+/// What is left of a consumer that has said its timeout and was cancelled, until all that it was given is settled.
 #[derive(Debug)]
 pub(crate) struct FormerConsumer {
     /// How long its deliveries may be held, as before.
@@ -216,7 +216,7 @@ impl Session {
         Some(consumer)
     }
 
-    /// The timeout of a consumer goes on counting for what it was given, when it is gone.
+    /// The timeout that a consumer has said goes on counting for what it was given, when it is gone.
     pub(crate) fn remember_timeout(&mut self, gone: &Consumer) {
         let Some(channel) = self.channel(gone.channel).filter(|channel| !channel.failed) else { return };
         if let Some(timeout) = gone.timeout.filter(|_| gone.unacked > 0) {

@@ -5,7 +5,7 @@
 //! holds a message of `basic.get`, or of a consumer that it has cancelled, is closed.
 //!
 //! A channel has one timer, for the first delivery that may be late; when it is due, all that the channel holds is looked
-//! through. Off unless a setting, the queue or the consumer says how long.
+//! through. Off unless a setting, the queue, a policy or the consumer says how long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, Timer, VirtualHost};
 
 impl VirtualHost {
-    /// How long a delivery may be held whose queue and consumer say nothing of it; none is for ever. Setting
+    /// How long a delivery may be held whose queue, policies and consumer say nothing of it; none is for ever. Setting
     /// `consumer_timeout`.
     pub fn set_consumer_timeout(&mut self, timeout: Option<Duration>) {
         self.consumer_timeout = timeout;
@@ -29,7 +29,7 @@ impl VirtualHost {
 
     /// How long a delivery of a queue may be held if its consumer does not say.
     pub(super) fn queue_timeout(&self, id: QueueId) -> Option<Duration> {
-        let own = self.queues.get(id).and_then(|queue| queue.declared.arguments.consumer_timeout);
+        let own = self.queues.get(id).and_then(|queue| queue.settings.consumer_timeout);
         own.or(self.consumer_timeout)
     }
 
@@ -102,7 +102,8 @@ impl VirtualHost {
         let session = self.sessions.get_mut(connection);
         if let (Some(session), Some(consumer)) = (session, unacked.consumer) {
             if let Some(consumer) = session.consumer(consumer) {
-                return (Some(consumer.id), consumer.timeout);
+                let (consumer, own) = (consumer.id, consumer.timeout);
+                return (Some(consumer), own.or_else(|| self.queue_timeout(unacked.queue)));
             }
             if let Some(former) = session.channel(id).and_then(|channel| channel.former.get(&consumer)) {
                 return (None, Some(former.timeout));
@@ -236,7 +237,11 @@ mod tests {
         }
 
         fn consume(&mut self) {
-            let (ack_mode, wait, arguments) = (AckMode::Manual, Wait::Answer, FieldTable::default());
+            self.consume_with(FieldTable::default());
+        }
+
+        fn consume_with(&mut self, arguments: FieldTable) {
+            let (ack_mode, wait) = (AckMode::Manual, Wait::Answer);
             let (queue, tag) = (queue_ref(), ConsumerTag::new(ShortStr::truncated("t")));
             let consume = Consume { consumer: CONSUMER, tag, queue, ack_mode, exclusive: false, wait, arguments };
             let progress = self.begin(Command::Consume(channel(), Box::new(consume)));
@@ -320,7 +325,9 @@ mod tests {
     #[test]
     fn a_former_consumer_is_forgotten_with_the_last_delivery_that_it_left() {
         let mut scene = Scene::new(3);
-        scene.consume();
+        scene.consume_with(FieldTable::build(|table| {
+            table.field("x-consumer-timeout", Value::I32(1000));
+        }));
         let tag = ConsumerTag::from(ShortString::from(ShortStr::truncated("t")));
         let _ = scene.begin(Command::Cancel(channel(), CONSUMER, tag, Wait::Answer));
         for left in [2, 1] {

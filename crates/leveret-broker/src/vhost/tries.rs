@@ -36,7 +36,7 @@ impl VirtualHost {
             let Tries { acquired, failed } = queue.tries(position);
             let failed = failed.saturating_add(u32::from(failure == Failure::Yes));
             let tries = Tries { acquired: acquired.saturating_add(1), failed };
-            if queue.declared.arguments.delivery_limit.is_some_and(|limit| u64::from(failed) > limit) {
+            if queue.settings.delivery_limit.is_some_and(|limit| u64::from(failed) > limit) {
                 return self.discard_taken(now, id, position, DeathReason::DeliveryLimit, effects);
             }
             if queue.set_tries(position, tries) {

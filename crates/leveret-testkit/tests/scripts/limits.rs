@@ -66,6 +66,26 @@ fn bytes_of_bodies_count_and_nothing_else() {
     );
 }
 
+/// RabbitMQ: `maybe_drop_head` does nothing unless the queue drops its head.
+#[test]
+fn what_comes_back_to_a_full_queue_that_rejects_stays() {
+    script(
+        "
+        C: queue.declare queue='q' arguments={x-max-length=1 x-overflow='reject-publish'}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 1 body='1'
+        C: basic.publish routing-key='q' body='2'
+        C: basic.nack delivery-tag=1 requeue
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 2 0
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 2 redelivered body='1'
+        ",
+    );
+}
+
 #[test]
 fn a_message_that_a_consumer_takes_at_once_is_never_too_many() {
     script(

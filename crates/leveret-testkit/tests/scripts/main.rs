@@ -12,6 +12,7 @@ mod expiry;
 mod hostile;
 mod limits;
 mod permissions;
+mod policies;
 mod priorities;
 mod publishing;
 mod queues;

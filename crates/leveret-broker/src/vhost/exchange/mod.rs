@@ -23,6 +23,7 @@ use crate::change::Change;
 use crate::limits::STEPS_PER_LOOKUP;
 use crate::names::ExchangeName;
 use crate::vhost::QueueId;
+use crate::vhost::policy::Matching;
 use crate::vhost::refusal::Refusal;
 
 slotmap::new_key_type! {
@@ -132,6 +133,10 @@ impl DeclaredExchange {
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) declared: DeclaredExchange,
+    /// Where messages go that match no binding: what the declaration says, or else a policy.
+    pub(crate) alternate: Option<ExchangeName>,
+    /// The policies that match it.
+    pub(crate) policies: Matching,
     /// Set by the first binding; an auto-delete exchange that never had one stays.
     pub(crate) had_binding: bool,
     /// Exchanges this one is bound to.
@@ -148,7 +153,15 @@ impl Exchange {
             ExchangeKind::Topic => Router::Topic(TopicIndex::new(seed)),
             ExchangeKind::Headers => Router::Headers(HeadersIndex::new(seed)),
         };
-        Exchange { declared, had_binding: false, bound_to: BTreeSet::new(), bindings: BTreeSet::new(), router }
+        Exchange {
+            alternate: declared.alternate.clone(),
+            declared,
+            policies: Matching::default(),
+            had_binding: false,
+            bound_to: BTreeSet::new(),
+            bindings: BTreeSet::new(),
+            router,
+        }
     }
 
     /// Whether anything is bound to it.

@@ -4,65 +4,20 @@ use std::time::Duration;
 
 use leveret_amqp::{FieldTable, ShortString, Table, Value};
 
-use crate::limits::{DELIVERY_LIMIT_DEFAULT, TTL_MAX};
+use super::settings::{Overflow, QueueKeys, Strategy};
+use crate::limits::TTL_MAX;
 use crate::names::ExchangeName;
 
 /// What the arguments ask for, checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct QueueArguments {
     pub(crate) queue_type: QueueType,
-    /// `x-message-ttl`
-    pub(crate) message_ttl: Option<Duration>,
-    /// `x-expires`
-    pub(crate) expires: Option<Duration>,
-    /// `x-dead-letter-exchange` and `x-dead-letter-routing-key`
-    pub(crate) dead_letters: Option<DeadLetters>,
-    /// `x-max-length`: ready messages.
-    pub(crate) max_length: Option<u64>,
-    /// `x-max-length-bytes`: of the bodies of ready messages.
-    pub(crate) max_length_bytes: Option<u64>,
     /// `x-max-priority`: the highest priority that makes a difference; 0 if none does.
     pub(crate) max_priority: u8,
-    /// `x-overflow`
-    pub(crate) overflow: Overflow,
     /// `x-single-active-consumer`
     pub(crate) single_active_consumer: bool,
-    /// `x-delivery-limit`: how often a message may fail; none is without end.
-    pub(crate) delivery_limit: Option<u64>,
-    /// `x-consumer-timeout`
-    pub(crate) consumer_timeout: Option<Duration>,
-}
-
-/// Where messages go that leave a queue without having been consumed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DeadLetters {
-    pub(crate) exchange: ExchangeName,
-    /// Instead of the keys that a message was published with.
-    pub(crate) routing_key: Option<ShortString>,
-    pub(crate) strategy: Strategy,
-}
-
-/// What becomes of a dead letter that no queue takes. Argument `x-dead-letter-strategy`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Strategy {
-    /// It is gone.
-    #[default]
-    AtMostOnce,
-    /// It stays in its queue, undelivered, until every queue that it goes to takes it. RabbitMQ: only where the queue
-    /// rejects what is too much; where it drops the oldest, this would stand in the way.
-    AtLeastOnce,
-}
-
-/// What happens to a queue that is longer than it may be. Argument `x-overflow`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Overflow {
-    /// The oldest messages leave it.
-    #[default]
-    DropHead,
-    /// It takes no more, and the publisher is told by `basic.nack`.
-    RejectPublish,
-    /// The same, and what it does not take is dead-lettered.
-    RejectPublishDlx,
+    /// Those that a policy may have as well, if there are any: most queues have none.
+    pub(crate) keys: Option<Box<QueueKeys>>,
 }
 
 /// Argument `x-queue-type`.
@@ -201,34 +156,36 @@ pub(crate) fn check_consumer(table: Table<'_>, queue_type: QueueType) -> Result<
 impl QueueArguments {
     /// Checks the arguments. Names that nobody defined are accepted, as RabbitMQ does.
     pub(crate) fn parse(table: Table<'_>) -> Result<Self, ArgumentError> {
-        let exchange = dead_letter_exchange(table)?;
+        let dead_letter_exchange = dead_letter_exchange(table)?;
         let queue_type = queue_type(table)?;
-        let mut dead_letters = dead_letters(table, exchange)?;
-        let strategy = match queue_type {
+        let dead_letter_routing_key = dead_letter_routing_key(table, dead_letter_exchange.is_some())?;
+        let dead_letter_strategy = match queue_type {
             QueueType::Classic => None,
             QueueType::Quorum => one_of(table, "x-dead-letter-strategy", STRATEGIES, "invalid_dlx_strategy")?,
         };
-        let overflow = match one_of(table, "x-overflow", OVERFLOWS, "invalid_overflow")? {
-            // RabbitMQ: quorum queues take it for the default.
-            Some(Overflow::RejectPublishDlx) if queue_type == QueueType::Quorum => Overflow::DropHead,
-            given => given.unwrap_or_default(),
-        };
-        if let Some(dead_letters) = dead_letters.as_mut().filter(|_| overflow == Overflow::RejectPublish) {
-            dead_letters.strategy = strategy.unwrap_or_default();
-        }
-        let parsed = QueueArguments {
-            queue_type,
-            message_ttl: milliseconds(table, "x-message-ttl", 0)?,
-            expires: milliseconds(table, "x-expires", 1)?,
-            dead_letters,
-            max_length: count(table, "x-max-length")?,
-            max_length_bytes: count(table, "x-max-length-bytes")?,
-            max_priority: max_priority(table, queue_type)?,
+        let overflow = one_of(table, "x-overflow", OVERFLOWS, "invalid_overflow")?;
+        let message_ttl = milliseconds(table, "x-message-ttl", 0)?;
+        let expires = milliseconds(table, "x-expires", 1)?;
+        let max_length = count(table, "x-max-length")?;
+        let max_length_bytes = count(table, "x-max-length-bytes")?;
+        let max_priority = max_priority(table, queue_type)?;
+        let single_active_consumer = flag(table, "x-single-active-consumer")?;
+        let delivery_limit = delivery_limit(table, queue_type)?;
+        let consumer_timeout = milliseconds(table, CONSUMER_TIMEOUT, 1)?;
+        let keys = QueueKeys {
+            message_ttl,
+            expires,
+            max_length,
+            max_length_bytes,
             overflow,
-            single_active_consumer: flag(table, "x-single-active-consumer")?,
-            delivery_limit: delivery_limit(table, queue_type)?,
-            consumer_timeout: milliseconds(table, CONSUMER_TIMEOUT, 1)?,
+            dead_letter_exchange,
+            dead_letter_routing_key,
+            dead_letter_strategy,
+            delivery_limit,
+            consumer_timeout,
         };
+        let keys = (keys != QueueKeys::default()).then(|| Box::new(keys));
+        let parsed = QueueArguments { queue_type, max_priority, single_active_consumer, keys };
         // These change nothing here, and what RabbitMQ does not understand in them is refused all the same.
         count(table, "x-max-in-memory-length")?;
         count(table, "x-max-in-memory-bytes")?;
@@ -265,16 +222,16 @@ impl QueueArguments {
     }
 }
 
-const OVERFLOWS: &[(&str, Overflow)] = &[
+pub(crate) const OVERFLOWS: &[(&str, Overflow)] = &[
     ("drop-head", Overflow::DropHead),
     ("reject-publish", Overflow::RejectPublish),
     ("reject-publish-dlx", Overflow::RejectPublishDlx),
 ];
 
-const STRATEGIES: &[(&str, Strategy)] =
+pub(crate) const STRATEGIES: &[(&str, Strategy)] =
     &[("at-most-once", Strategy::AtMostOnce), ("at-least-once", Strategy::AtLeastOnce)];
 
-const LEADER_LOCATORS: &[(&str, ())] =
+pub(crate) const LEADER_LOCATORS: &[(&str, ())] =
     &[("client-local", ()), ("balanced", ()), ("random", ()), ("least-leaders", ()), ("min-masters", ())];
 
 fn queue_type(table: Table<'_>) -> Result<QueueType, ArgumentError> {
@@ -296,33 +253,25 @@ fn dead_letter_exchange(table: Table<'_>) -> Result<Option<ExchangeName>, Argume
     short(argument, text).map(|name| Some(name.into()))
 }
 
-fn dead_letters(table: Table<'_>, exchange: Option<ExchangeName>) -> Result<Option<DeadLetters>, ArgumentError> {
+/// RabbitMQ: of no use without an exchange.
+fn dead_letter_routing_key(table: Table<'_>, has_exchange: bool) -> Result<Option<ShortString>, ArgumentError> {
     let argument = "x-dead-letter-routing-key";
-    let routing_key = match table.get(argument) {
-        Some(value) => Some(short(argument, value.as_str().ok_or_else(|| unacceptable(argument, value))?)?),
-        None => None,
-    };
-    match exchange {
-        Some(exchange) => Ok(Some(DeadLetters { exchange, routing_key, strategy: Strategy::default() })),
-        None if routing_key.is_some() => Err(value_fault(argument, "routing_key_but_no_dlx_defined".into())),
-        None => Ok(None),
-    }
+    let Some(value) = table.get(argument) else { return Ok(None) };
+    let key = short(argument, value.as_str().ok_or_else(|| unacceptable(argument, value))?)?;
+    if has_exchange { Ok(Some(key)) } else { Err(value_fault(argument, "routing_key_but_no_dlx_defined".into())) }
 }
 
 fn short(argument: &'static str, text: &str) -> Result<ShortString, ArgumentError> {
     ShortString::new(text).map_err(|_| value_fault(argument, "\"longer than 255 bytes\"".into()))
 }
 
-/// How often a message may fail. RabbitMQ 4: 20 times in a quorum queue unless it says otherwise; a negative number is no
-/// limit.
-fn delivery_limit(table: Table<'_>, queue_type: QueueType) -> Result<Option<u64>, ArgumentError> {
+/// How often a message may fail, in a quorum queue. A negative number is no limit.
+fn delivery_limit(table: Table<'_>, queue_type: QueueType) -> Result<Option<i64>, ArgumentError> {
     let argument = "x-delivery-limit";
     match (queue_type, table.get(argument)) {
-        (QueueType::Classic, _) => Ok(None),
-        (QueueType::Quorum, None) => Ok(Some(DELIVERY_LIMIT_DEFAULT)),
+        (QueueType::Classic, _) | (QueueType::Quorum, None) => Ok(None),
         (QueueType::Quorum, Some(value)) => {
-            let number = value.as_integer().ok_or_else(|| value_fault(argument, not_an_integer(value)))?;
-            Ok(u64::try_from(number).ok())
+            value.as_integer().map(Some).ok_or_else(|| value_fault(argument, not_an_integer(value)))
         }
     }
 }

@@ -21,8 +21,8 @@ const DYING_BYTES: usize = 80;
 pub(crate) struct Dying {
     /// Those that can go on.
     order: VecDeque<Position>,
-    /// Bytes of the bodies of those, if the queue counts them.
-    counted: u64,
+    /// Bytes of the bodies of those.
+    body_bytes: u64,
     /// All of them; those whose bodies cannot be read, too, which stay until the next start.
     messages: BTreeMap<Position, Letter>,
     /// No queue takes the first of them; when it is tried again.
@@ -34,8 +34,8 @@ pub(crate) struct Dying {
 #[derive(Debug)]
 struct Letter {
     reason: DeathReason,
-    /// What of its body the queue counts.
-    counted: u32,
+    /// Bytes of its body.
+    body_bytes: u32,
     /// Whether a journal knows the message.
     journaled: bool,
     body: Body,
@@ -66,7 +66,7 @@ impl Dying {
     /// None yet; what they take is added up in `meter`.
     pub(crate) fn new(meter: Meter) -> Self {
         let (order, messages) = (VecDeque::new(), BTreeMap::new());
-        Dying { order, counted: 0, messages, retry_at: None, memory: Lease::new(meter) }
+        Dying { order, body_bytes: 0, messages, retry_at: None, memory: Lease::new(meter) }
     }
 
     /// Whether none can go on.
@@ -85,9 +85,9 @@ impl Dying {
         self.order.len()
     }
 
-    /// Bytes of the bodies of those, if the queue counts them.
-    pub(crate) fn counted(&self) -> u64 {
-        self.counted
+    /// Bytes of the bodies of those.
+    pub(crate) fn body_bytes(&self) -> u64 {
+        self.body_bytes
     }
 
     /// When the first is tried again, if no queue took it.
@@ -126,13 +126,19 @@ impl Dying {
         journaled.map(|(&position, letter)| (position, letter.reason))
     }
 
-    /// One more dies, of whose body so many bytes count; false if it does already.
-    pub(crate) fn push(&mut self, position: Position, reason: DeathReason, counted: u32, journaled: bool) -> bool {
+    /// One more dies, whose body has so many bytes; false if it does already.
+    pub(crate) fn push(
+        &mut self,
+        position: Position,
+        reason: DeathReason,
+        body_bytes: u32,
+        journaled: bool,
+    ) -> bool {
         let is_new = !self.messages.contains_key(&position);
         if is_new {
             self.order.push_back(position);
-            self.counted += u64::from(counted);
-            self.messages.insert(position, Letter { reason, counted, journaled, body: Body::InQueue });
+            self.body_bytes += u64::from(body_bytes);
+            self.messages.insert(position, Letter { reason, body_bytes, journaled, body: Body::InQueue });
             self.memory.take(DYING_BYTES);
         }
         is_new
@@ -152,7 +158,7 @@ impl Dying {
     /// Takes one out that went on, or that was settled before it could; false if it is not here.
     pub(crate) fn remove(&mut self, position: Position) -> bool {
         let Some(letter) = self.messages.remove(&position) else { return false };
-        self.leave_line(position, letter.counted);
+        self.leave_line(position, letter.body_bytes);
         self.memory.give_back(letter.memory());
         true
     }
@@ -162,11 +168,11 @@ impl Dying {
         if self.order.front().is_some_and(|&first| is_meant(first)) {
             self.retry_at = None;
         }
-        let Dying { order, counted, messages, .. } = self;
+        let Dying { order, body_bytes, messages, .. } = self;
         order.retain(|&position| {
             let leaves = is_meant(position);
             if leaves {
-                *counted -= messages.get(&position).map_or(0, |letter| letter.counted.into());
+                *body_bytes -= messages.get(&position).map_or(0, |letter| letter.body_bytes.into());
             }
             !leaves
         });
@@ -175,7 +181,7 @@ impl Dying {
         taken.into_keys().collect()
     }
 
-    fn leave_line(&mut self, position: Position, counted: u32) {
+    fn leave_line(&mut self, position: Position, body_bytes: u32) {
         let before = self.order.len();
         if self.order.front() == Some(&position) {
             self.order.pop_front();
@@ -185,7 +191,7 @@ impl Dying {
             self.order.retain(|&other| other != position);
         }
         if self.order.len() < before {
-            self.counted -= u64::from(counted);
+            self.body_bytes -= u64::from(body_bytes);
         }
     }
 
@@ -232,8 +238,8 @@ impl Dying {
         // Whoever asked: it may have come all the same.
         if !matches!(letter.body, Body::Here(_)) {
             letter.body = Body::InQueue;
-            let counted = letter.counted;
-            self.leave_line(position, counted);
+            let body_bytes = letter.body_bytes;
+            self.leave_line(position, body_bytes);
         }
         true
     }
@@ -259,9 +265,9 @@ mod tests {
         let low = dying.take_out(|position| position.0 < MANY / 3);
         assert_eq!(low, (0..MANY / 3).map(Position).collect::<Vec<_>>());
         assert!(dying.retry_at().is_some(), "the first is still there");
-        assert_eq!(dying.counted(), 2 * (MANY - MANY / 3));
+        assert_eq!(dying.body_bytes(), 2 * (MANY - MANY / 3));
         assert!(dying.give_up(Position(MANY - 2)));
-        assert_eq!(dying.counted(), 2 * (MANY - MANY / 3 - 1));
+        assert_eq!(dying.body_bytes(), 2 * (MANY - MANY / 3 - 1));
         assert_eq!(dying.first().map(|(position, ..)| position), Some(Position(MANY - 1)));
         let journaled: Vec<_> = dying.journaled().map(|(position, _)| position.0).collect();
         assert_eq!(journaled.len() as u64, (MANY - MANY / 3) / 2);
@@ -272,6 +278,6 @@ mod tests {
         );
         dying.clear();
         assert!(dying.is_empty() && dying.retry_at().is_none());
-        assert_eq!((dying.positions().count(), dying.counted(), meter.bytes()), (0, 0, 0));
+        assert_eq!((dying.positions().count(), dying.body_bytes(), meter.bytes()), (0, 0, 0));
     }
 }

@@ -67,8 +67,8 @@ pub(crate) struct Entry {
     pub(crate) expires: Option<Deadline>,
     /// Bytes of the message.
     pub(crate) bytes: u32,
-    /// Bytes of its body, if the queue counts them.
-    pub(crate) counted: u32,
+    /// Bytes of its body.
+    pub(crate) body_bytes: u32,
     /// Whether the queue's journal knows it: a persistent message in a durable queue.
     pub(crate) journaled: bool,
     pub(crate) redelivered: bool,
@@ -83,7 +83,8 @@ impl Entry {
     /// A message that is in memory and was not delivered yet.
     pub(crate) fn new(id: MessageId, message: Message, expires: Option<Deadline>, journaled: bool) -> Self {
         let bytes = u32::try_from(message.bytes()).unwrap_or(u32::MAX);
-        Entry { id, body: Body::Resident(message), expires, bytes, counted: 0, journaled, redelivered: false }
+        let body_bytes = u32::try_from(message.body().len()).unwrap_or(u32::MAX);
+        Entry { id, body: Body::Resident(message), expires, bytes, body_bytes, journaled, redelivered: false }
     }
 }
 
@@ -91,8 +92,8 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Settled {
     pub(crate) journaled: bool,
-    /// Bytes of its body, if the queue counts them.
-    pub(crate) counted: u32,
+    /// Bytes of its body.
+    pub(crate) body_bytes: u32,
     /// The message, if it was in memory.
     pub(crate) message: Option<Message>,
 }
@@ -126,7 +127,7 @@ struct Open {
     entries: Vec<Option<Entry>>,
     live: usize,
     expiring: usize,
-    counted: u64,
+    body_bytes: u64,
     /// Bodies in memory.
     resident: usize,
     needed: Needed,
@@ -155,10 +156,10 @@ impl Page {
         }
     }
 
-    fn counted(&self) -> u64 {
+    fn body_bytes(&self) -> u64 {
         match self {
-            Page::Open(open) => open.counted,
-            Page::Packed(packed) => packed.counted(),
+            Page::Open(open) => open.body_bytes,
+            Page::Packed(packed) => packed.body_bytes(),
         }
     }
 
@@ -206,7 +207,7 @@ impl Open {
         self.is_growing = true;
         self.live += 1;
         self.expiring += usize::from(entry.expires.is_some());
-        self.counted += u64::from(entry.counted);
+        self.body_bytes += u64::from(entry.body_bytes);
         self.resident += usize::from(entry.body.is_resident());
         self.entries.push(Some(entry));
     }
@@ -248,8 +249,8 @@ pub(crate) struct Index {
     next: Position,
     live: usize,
     expiring: usize,
-    /// Bytes of the bodies of all messages that are counted.
-    counted: u64,
+    /// Bytes of the bodies of all messages.
+    body_bytes: u64,
     due: Due,
     meter: Meter,
 }
@@ -261,7 +262,7 @@ pub(crate) struct Known {
     pub(crate) message: Option<Message>,
     pub(crate) expires: Option<Deadline>,
     pub(crate) bytes: u32,
-    pub(crate) counted: u32,
+    pub(crate) body_bytes: u32,
     pub(crate) journaled: bool,
 }
 
@@ -293,9 +294,9 @@ impl Index {
         self.expiring
     }
 
-    /// Bytes of the bodies of all messages that are counted.
-    pub(crate) fn counted(&self) -> u64 {
-        self.counted
+    /// Bytes of the bodies of all messages.
+    pub(crate) fn body_bytes(&self) -> u64 {
+        self.body_bytes
     }
 
     /// When the next message expires that was not passed over by [`Self::take_due`], or a moment before.
@@ -328,7 +329,7 @@ impl Index {
             unreachable!("the last page is freed only together with room for a new one, and was opened just now");
         };
         self.expiring += usize::from(entry.expires.is_some());
-        self.counted += u64::from(entry.counted);
+        self.body_bytes += u64::from(entry.body_bytes);
         self.meter.add(ENTRY_BYTES);
         entry.body.count(&self.meter);
         if let Some(deadline) = entry.expires {
@@ -394,8 +395,8 @@ impl Index {
         let (page, slot) = self.locate(position)?;
         let known = |entry: &Entry| {
             let message = entry.message().cloned();
-            let Entry { id, expires, bytes, counted, journaled, .. } = *entry;
-            Known { id, message, expires, bytes, counted, journaled }
+            let Entry { id, expires, bytes, body_bytes, journaled, .. } = *entry;
+            Known { id, message, expires, bytes, body_bytes, journaled }
         };
         match self.pages.get(page)?.as_deref()? {
             Page::Open(open) => open.entries.get(slot)?.as_ref().map(known),
@@ -600,17 +601,17 @@ impl Index {
                 entry.body.discount(&self.meter);
                 open.live -= 1;
                 open.expiring -= usize::from(entry.expires.is_some());
-                open.counted -= u64::from(entry.counted);
+                open.body_bytes -= u64::from(entry.body_bytes);
                 open.resident -= usize::from(entry.body.is_resident());
                 let message = if let Body::Resident(message) = entry.body { Some(message) } else { None };
-                let Entry { journaled, counted, expires, .. } = entry;
-                (Settled { journaled, counted, message }, expires.is_some())
+                let Entry { journaled, body_bytes, expires, .. } = entry;
+                (Settled { journaled, body_bytes, message }, expires.is_some())
             }
             Page::Packed(packed) => packed.settle(slot)?,
         };
         self.live -= 1;
         self.expiring -= usize::from(expires);
-        self.counted -= u64::from(settled.counted);
+        self.body_bytes -= u64::from(settled.body_bytes);
         if self.live == 0 {
             self.restart();
         } else if page.live() == 0 && page.is_full() {
@@ -734,7 +735,7 @@ impl Index {
         for page in pages.iter().flatten() {
             self.live -= page.live();
             self.expiring -= page.expiring();
-            self.counted -= page.counted();
+            self.body_bytes -= page.body_bytes();
         }
         // Positions are never given twice: go on at a page boundary behind the last one that was given.
         let whole_pages = (self.next.0 - self.base.0).div_ceil(PAGE_ENTRIES as u64);
@@ -749,7 +750,7 @@ impl Index {
         self.base = self.next;
         self.live = 0;
         self.expiring = 0;
-        self.counted = 0;
+        self.body_bytes = 0;
         self.due.clear();
         Detached { pages, meter: self.meter.clone() }
     }

@@ -163,8 +163,8 @@ impl Level {
         self.index.live()
     }
 
-    pub(super) fn counted(&self) -> u64 {
-        self.index.counted()
+    pub(super) fn body_bytes(&self) -> u64 {
+        self.index.body_bytes()
     }
 
     pub(super) fn expiring(&self) -> usize {

@@ -9,18 +9,18 @@ mod consumers;
 mod dying;
 mod index;
 mod level;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use leveret_amqp::FieldTable;
 
-pub(crate) use self::arguments::{
-    ArgumentError, ArgumentFault, DeadLetters, Overflow, QueueArguments, QueueType, Strategy,
-};
+pub(crate) use self::arguments::{ArgumentError, ArgumentFault, QueueArguments, QueueType};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing};
 pub(crate) use self::dying::Dying;
 pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, Settled};
 pub(crate) use self::level::{Level, Levels, Rank};
+pub(crate) use self::settings::{Overflow, QueueKeys, QueueSettings, Strategy, least_limit};
 use crate::change::{DeathReason, JournalPosition, QueueNumber, Tries};
 use crate::limits::{QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
 use crate::memory::{Lease, Meter};
@@ -30,6 +30,7 @@ use crate::names::QueueName;
 use crate::scratch::{Place, Segment};
 use crate::vhost::ConnectionId;
 use crate::vhost::exchange::ExchangeId;
+use crate::vhost::policy::Matching;
 
 /// What a declaration fixes for the life of a queue.
 #[derive(Debug)]
@@ -63,6 +64,10 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub(crate) declared: Declared,
+    /// What its arguments and policies come to.
+    pub(crate) settings: QueueSettings,
+    /// The policies that match it.
+    pub(crate) policies: Matching,
     /// The exchanges it is bound to.
     pub(crate) bound_to: BTreeSet<ExchangeId>,
     pub(crate) consumers: Consumers,
@@ -83,7 +88,7 @@ pub(crate) struct Queue {
     levels: Levels,
     /// Messages that are delivered, or that die.
     taken: usize,
-    /// Bytes of their bodies, if the queue counts those.
+    /// Bytes of their bodies.
     taken_bytes: u64,
     dying: Dying,
     /// How often messages came back, if the queue counts that; only of those that did.
@@ -103,8 +108,11 @@ impl Queue {
             QueueType::Classic => Sharing::First,
             QueueType::Quorum => Sharing::Highest,
         };
+        let settings = QueueSettings::new(&declared.arguments, None);
         Queue {
             declared,
+            settings,
+            policies: Matching::default(),
             bound_to: BTreeSet::new(),
             consumers: Consumers::new(sharing),
             exclusive_consumer: None,
@@ -133,9 +141,9 @@ impl Queue {
         self.len() - self.taken
     }
 
-    /// Bytes of the bodies of those, if the queue has a limit on them.
+    /// Bytes of the bodies of those.
     pub(crate) fn ready_bytes(&self) -> u64 {
-        self.levels.iter().map(Level::counted).sum::<u64>() - self.taken_bytes
+        self.levels.iter().map(Level::body_bytes).sum::<u64>() - self.taken_bytes
     }
 
     /// [`Self::ready`] as `declare-ok` and its like carry it.
@@ -199,32 +207,27 @@ impl Queue {
     pub(crate) fn would_overflow(&self, body_bytes: usize) -> bool {
         // RabbitMQ: what has to be kept until somebody takes it counts, too.
         let is_kept = self.keeps_dead_letters();
-        let (kept, kept_bytes) = if is_kept { (self.dying.len(), self.dying.counted()) } else { (0, 0) };
+        let (kept, kept_bytes) = if is_kept { (self.dying.len(), self.dying.body_bytes()) } else { (0, 0) };
         self.exceeds((self.ready() + kept) as u64 + 1, self.ready_bytes() + kept_bytes + body_bytes as u64)
     }
 
     /// Whether a dead letter stays until it is taken.
     pub(crate) fn keeps_dead_letters(&self) -> bool {
-        let dead_letters = self.declared.arguments.dead_letters.as_ref();
+        let dead_letters = self.settings.dead_letters.as_ref();
         dead_letters.is_some_and(|dead_letters| dead_letters.strategy == Strategy::AtLeastOnce)
     }
 
-    /// Whether there are more ready messages than there may be.
+    /// Whether there are more ready messages than there may be, so that the oldest have to leave.
     pub(crate) fn overflows(&self) -> bool {
-        let QueueArguments { max_length, max_length_bytes, .. } = &self.declared.arguments;
+        let QueueSettings { max_length, max_length_bytes, overflow, .. } = &self.settings;
         let is_limited = max_length.is_some() || max_length_bytes.is_some();
-        is_limited && self.exceeds(self.ready() as u64, self.ready_bytes())
+        let drops = is_limited && *overflow == Overflow::DropHead;
+        drops && self.exceeds(self.ready() as u64, self.ready_bytes())
     }
 
     fn exceeds(&self, messages: u64, bytes: u64) -> bool {
-        let QueueArguments { max_length, max_length_bytes, .. } = &self.declared.arguments;
+        let QueueSettings { max_length, max_length_bytes, .. } = &self.settings;
         max_length.is_some_and(|most| messages > most) || max_length_bytes.is_some_and(|most| bytes > most)
-    }
-
-    /// What of a body is counted.
-    pub(crate) fn counted(&self, body_bytes: usize) -> u32 {
-        let counts = self.declared.arguments.max_length_bytes.is_some();
-        if counts { u32::try_from(body_bytes).unwrap_or(u32::MAX) } else { 0 }
     }
 
     /// The place of a message of this priority among others. RabbitMQ: one that has none counts as 0, in quorum queues as 4.
@@ -259,7 +262,7 @@ impl Queue {
         self.forget_tries_of(position);
         let settled = self.levels.of_mut(position).and_then(|level| level.settle(position));
         if let Some(settled) = settled.as_ref().filter(|_| is_dying) {
-            self.give_back(settled.counted);
+            self.give_back(settled.body_bytes);
         }
         settled.is_some()
     }
@@ -295,7 +298,7 @@ impl Queue {
         self.dying.take_out(|position| kept.binary_search(&position).is_err());
         self.dying.forget_asked();
         self.levels.iter_mut().for_each(|level| level.close(&kept));
-        (self.taken, self.taken_bytes) = (kept.len(), self.dying.counted());
+        (self.taken, self.taken_bytes) = (kept.len(), self.dying.body_bytes());
         self.parked = None;
         self.timer = None;
         self.turn = Turn::None;
@@ -331,19 +334,19 @@ impl Queue {
 
     /// After a restart: a message is to be dead-lettered, and waits for its body; false if it is not there.
     pub(crate) fn condemn_again(&mut self, position: Position, reason: DeathReason) -> bool {
-        let Some(counted) = self.known(position).map(|known| known.counted) else { return false };
-        if self.dying.push(position, reason, counted, true) {
+        let Some(body_bytes) = self.known(position).map(|known| known.body_bytes) else { return false };
+        if self.dying.push(position, reason, body_bytes, true) {
             self.taken += 1;
-            self.taken_bytes += u64::from(counted);
+            self.taken_bytes += u64::from(body_bytes);
         }
         true
     }
 
     /// A message that was taken is to be dead-lettered, and waits for its body.
     pub(crate) fn condemn(&mut self, position: Position, reason: DeathReason) {
-        let (counted, journaled) =
-            self.known(position).map_or((0, false), |known| (known.counted, known.journaled));
-        let is_new = self.dying.push(position, reason, counted, journaled);
+        let (body_bytes, journaled) =
+            self.known(position).map_or((0, false), |known| (known.body_bytes, known.journaled));
+        let is_new = self.dying.push(position, reason, body_bytes, journaled);
         assert!(is_new, "a message dies once");
     }
 
@@ -382,9 +385,9 @@ impl Queue {
         self.levels.of(position)?.known(position)
     }
 
-    fn give_back(&mut self, counted: u32) {
+    fn give_back(&mut self, body_bytes: u32) {
         self.taken -= 1;
-        self.taken_bytes -= u64::from(counted);
+        self.taken_bytes -= u64::from(body_bytes);
     }
 
     /// Whether a message may have been delivered before.
@@ -442,7 +445,8 @@ impl Queue {
         }
         if self.parked == Some(position) {
             self.parked = None;
-            self.take_head(position);
+            let body_bytes = self.known(position).map_or(0, |known| known.body_bytes);
+            self.take_head(position, body_bytes);
         }
     }
 
@@ -473,23 +477,21 @@ impl Queue {
     /// Takes a ready message out of turn, as if it had been delivered; false if it is not there any more.
     pub(crate) fn take(&mut self, position: Position) -> bool {
         let Some(level) = self.levels.of_mut(position) else { return false };
-        let Some(counted) = level.known(position).map(|known| known.counted) else { return false };
+        let Some(body_bytes) = level.known(position).map(|known| known.body_bytes) else { return false };
         if self.parked == Some(position) {
             self.parked = None;
         }
         level.take(position);
         self.taken += 1;
-        self.taken_bytes += u64::from(counted);
+        self.taken_bytes += u64::from(body_bytes);
         true
     }
 
-    /// Marks the head as delivered and not yet settled.
-    pub(crate) fn take_head(&mut self, head: Position) {
+    /// Marks the head as delivered and not yet settled. Its body has so many bytes.
+    pub(crate) fn take_head(&mut self, head: Position, body_bytes: u32) {
         self.advance(head);
         self.taken += 1;
-        if self.declared.arguments.max_length_bytes.is_some() {
-            self.taken_bytes += self.known(head).map_or(0, |known| known.counted.into());
-        }
+        self.taken_bytes += u64::from(body_bytes);
     }
 
     /// Removes the head for good.
@@ -509,7 +511,7 @@ impl Queue {
     pub(crate) fn settle_taken(&mut self, position: Position) -> Option<Settled> {
         self.forget_tries_of(position);
         let settled = self.levels.of_mut(position)?.settle(position)?;
-        self.give_back(settled.counted);
+        self.give_back(settled.body_bytes);
         Some(settled)
     }
 
@@ -520,12 +522,11 @@ impl Queue {
 
     /// Puts an unacked message back to its place.
     pub(crate) fn return_unacked(&mut self, position: Position) {
-        let counts = self.declared.arguments.max_length_bytes.is_some();
         let Some(level) = self.levels.of_mut(position) else { return };
         if level.flag_redelivered(position) {
-            let counted = if counts { level.known(position).map_or(0, |known| known.counted) } else { 0 };
+            let body_bytes = level.known(position).map_or(0, |known| known.body_bytes);
             level.put_back(position);
-            self.give_back(counted);
+            self.give_back(body_bytes);
         }
     }
 
@@ -576,7 +577,7 @@ impl Queue {
 
     /// When the queue goes because nobody used it.
     pub(crate) fn expires_at(&self) -> Option<Deadline> {
-        let expires = self.declared.arguments.expires.filter(|_| !self.declared.closed)?;
+        let expires = self.settings.expires.filter(|_| !self.declared.closed)?;
         self.consumers.is_empty().then(|| self.last_used.deadline(expires))
     }
 

@@ -66,7 +66,8 @@ impl VirtualHost {
         if declared.durable {
             self.change_topology(declared.to_change(), effects);
         }
-        self.apply_exchange_declared(declared);
+        let id = self.apply_exchange_declared(declared);
+        self.match_exchange(id);
         Ok(())
     }
 
@@ -160,9 +161,9 @@ impl VirtualHost {
         }
     }
 
-    pub(in crate::vhost) fn apply_exchange_declared(&mut self, declared: DeclaredExchange) {
-        self.exchanges.insert(declared);
+    pub(in crate::vhost) fn apply_exchange_declared(&mut self, declared: DeclaredExchange) -> ExchangeId {
         self.bindings_version += 1;
+        self.exchanges.insert(declared)
     }
 
     pub(in crate::vhost) fn apply_exchange_deleted(&mut self, id: ExchangeId) -> Option<Exchange> {

@@ -16,7 +16,7 @@ use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::Target;
 use crate::vhost::queue::arguments::compared;
-use crate::vhost::queue::{Consumers, DeadLetters, Declared, Position, Queue, QueueArguments, QueueType, Sharing};
+use crate::vhost::queue::{Consumers, Declared, Position, Queue, QueueArguments, QueueType, Sharing};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::replies::is_reply_address;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
@@ -111,7 +111,8 @@ impl VirtualHost {
         let arguments = QueueArguments::parse(declare.arguments.as_table()).map_err(|error| {
             Refusal::InvalidQueueArgument { queue: name.to_string(), vhost: self.name.to_string(), error }
         })?;
-        if let Some(DeadLetters { exchange, .. }) = &arguments.dead_letters {
+        let keys = arguments.keys.as_deref();
+        if let Some(exchange) = keys.and_then(|keys| keys.dead_letter_exchange.as_ref()) {
             // RabbitMQ: whoever sends messages on from a queue must be able to do so by hand.
             self.authorize(from, Permission::Read, Resource::Queue(name.as_str()))?;
             self.authorize(from, Permission::Write, Resource::Exchange(exchange.as_str()))?;
@@ -168,6 +169,7 @@ impl VirtualHost {
         if let Some(change) = change {
             self.change_topology(change, effects);
         }
+        self.match_queue(id);
         id
     }
 

@@ -45,7 +45,7 @@ impl Bits {
 }
 
 /// The last entry of each kind.
-#[derive(Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Last {
     position: u64,
     place: u64,
@@ -78,10 +78,9 @@ impl Last {
     }
 }
 
-/// Entries, one after the other: eight times its bytes, plus four if it is not journaled, plus two if those of its body are
-/// counted, plus one if it expires; how far its position in the journal is behind that of the last one that has one, or its
-/// place on disk behind the last such; then so many, and its deadline in nanoseconds. Each is a number of as many bytes as it
-/// needs.
+/// Entries, one after the other: four times its bytes, plus two if it is not journaled, plus one if it expires; how many of
+/// these are not of its body; how far its position in the journal is behind that of the last one that has one, or its place on
+/// disk behind the last such; then its deadline in nanoseconds. Each is a number of as many bytes as it needs.
 #[derive(Debug)]
 pub(super) struct Packed {
     /// The slots that `bytes` has entries for.
@@ -90,20 +89,30 @@ pub(super) struct Packed {
     live: Bits,
     redelivered: Bits,
     expiring: usize,
-    counted: u64,
-    /// How many of all are not journaled.
-    transient: usize,
+    body_bytes: u64,
+    /// Behind the last entry that was settled: mostly, the next one comes soon after it.
+    cursor: Cursor,
     needed: Needed,
     /// How long the page was.
     slots: usize,
     bytes: Box<[u8]>,
 }
 
+/// A place between two entries.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    /// The slot of the entry behind it, or one before that.
+    slot: usize,
+    /// Where that begins.
+    at: usize,
+    last: Last,
+}
+
 impl Packed {
     /// Packs a page, of which no body is in memory.
     pub(super) fn pack(entries: &[Option<Entry>], needed: Needed) -> Self {
         let (mut written, mut redelivered) = (Bits::default(), Bits::default());
-        let (mut expiring, mut counted, mut transient) = (0, 0, 0);
+        let (mut expiring, mut body_bytes) = (0, 0);
         let mut last = Last::default();
         let mut bytes = Vec::with_capacity(PAGE_ENTRIES * 4);
         for (slot, entry) in entries.iter().enumerate() {
@@ -112,23 +121,19 @@ impl Packed {
             if entry.redelivered {
                 redelivered.set(slot);
             }
-            transient += usize::from(!entry.journaled);
-            let flags = u64::from(!entry.journaled) << 2
-                | u64::from(entry.counted > 0) << 1
-                | u64::from(entry.expires.is_some());
-            write_number(&mut bytes, u64::from(entry.bytes) << 3 | flags);
+            let flags = u64::from(!entry.journaled) << 1 | u64::from(entry.expires.is_some());
+            write_number(&mut bytes, u64::from(entry.bytes) << 2 | flags);
+            write_number(&mut bytes, entry.bytes.saturating_sub(entry.body_bytes).into());
             write_number(&mut bytes, last.step_to(entry.id));
-            if entry.counted > 0 {
-                counted += u64::from(entry.counted);
-                write_number(&mut bytes, entry.counted.into());
-            }
+            body_bytes += u64::from(entry.body_bytes);
             if let Some(Deadline(at)) = entry.expires {
                 expiring += 1;
                 write_number(&mut bytes, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
             }
         }
         let (live, slots, bytes) = (written, entries.len(), bytes.into());
-        Packed { written, live, redelivered, expiring, counted, transient, needed, slots, bytes }
+        let cursor = Cursor::default();
+        Packed { written, live, redelivered, expiring, body_bytes, cursor, needed, slots, bytes }
     }
 
     /// The page is opened: what it needed, that does from now on.
@@ -149,25 +154,45 @@ impl Packed {
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        let mut rest = &self.bytes[..];
-        let mut last = Last::default();
-        std::iter::from_fn(move || {
-            let bytes = read_number(&mut rest)?;
-            let journaled = bytes & 4 == 0;
-            let id = last.step(read_number(&mut rest)?, journaled);
-            let counted = if bytes & 2 == 2 { read_number(&mut rest)? } else { 0 };
-            let expires =
-                if bytes & 1 == 1 { Some(Deadline(Duration::from_nanos(read_number(&mut rest)?))) } else { None };
-            Some(Entry {
-                id,
-                body: Body::Stored,
-                expires,
-                bytes: u32::try_from(bytes >> 3).unwrap_or(u32::MAX),
-                counted: u32::try_from(counted).unwrap_or(u32::MAX),
-                journaled,
-                redelivered: false,
-            })
+        let mut cursor = Cursor::default();
+        std::iter::from_fn(move || self.read(&mut cursor))
+    }
+
+    /// The entry behind a place, which goes on to behind it. Which slot it is in, the caller knows.
+    fn read(&self, cursor: &mut Cursor) -> Option<Entry> {
+        let mut rest = self.bytes.get(cursor.at..)?;
+        let bytes = read_number(&mut rest)?;
+        let beside_body = read_number(&mut rest)?;
+        let journaled = bytes & 2 == 0;
+        let id = cursor.last.step(read_number(&mut rest)?, journaled);
+        let expires =
+            if bytes & 1 == 1 { Some(Deadline(Duration::from_nanos(read_number(&mut rest)?))) } else { None };
+        cursor.at = self.bytes.len() - rest.len();
+        let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let bytes = bytes >> 2;
+        Some(Entry {
+            id,
+            body: Body::Stored,
+            expires,
+            bytes: number(bytes),
+            body_bytes: number(bytes.saturating_sub(beside_body)),
+            journaled,
+            redelivered: false,
         })
+    }
+
+    /// The entry of a slot, if it is there, and the place behind it.
+    fn find(&self, slot: usize) -> Option<(Entry, Cursor)> {
+        if !self.live.has(slot) {
+            return None;
+        }
+        let mut cursor = if self.cursor.slot <= slot { self.cursor } else { Cursor::default() };
+        for _ in (cursor.slot..slot).filter(|&before| self.written.has(before)) {
+            self.read(&mut cursor)?;
+        }
+        let entry = self.read(&mut cursor)?;
+        cursor.slot = slot + 1;
+        Some((Entry { redelivered: self.redelivered.has(slot), ..entry }, cursor))
     }
 
     pub(super) fn live(&self) -> usize {
@@ -182,8 +207,8 @@ impl Packed {
         self.slots
     }
 
-    pub(super) fn counted(&self) -> u64 {
-        self.counted
+    pub(super) fn body_bytes(&self) -> u64 {
+        self.body_bytes
     }
 
     pub(super) fn memory(&self) -> usize {
@@ -196,24 +221,17 @@ impl Packed {
 
     /// The entry of a slot, if it is there.
     pub(super) fn get(&self, slot: usize) -> Option<Entry> {
-        let before = (0..slot).filter(|&slot| self.written.has(slot)).count();
-        let entry = self.live.has(slot).then(|| self.entries().nth(before))??;
-        Some(Entry { redelivered: self.redelivered.has(slot), ..entry })
+        self.find(slot).map(|(entry, _)| entry)
     }
 
     /// Takes an entry out for good, and says whether it would have expired. `None` if it is not there.
     pub(super) fn settle(&mut self, slot: usize) -> Option<(Settled, bool)> {
-        if !self.live.has(slot) {
-            return None;
-        }
-        let needs_entry = self.expiring > 0 || self.counted > 0 || self.transient > 0;
-        let entry = if needs_entry { self.get(slot) } else { None };
-        let (expires, counted, journaled) =
-            entry.map_or((false, 0, true), |entry| (entry.expires.is_some(), entry.counted, entry.journaled));
+        let (Entry { expires, body_bytes, journaled, .. }, cursor) = self.find(slot)?;
+        self.cursor = cursor;
         self.live.clear(slot);
-        self.expiring -= usize::from(expires);
-        self.counted -= u64::from(counted);
-        Some((Settled { journaled, counted, message: None }, expires))
+        self.expiring -= usize::from(expires.is_some());
+        self.body_bytes -= u64::from(body_bytes);
+        Some((Settled { journaled, body_bytes, message: None }, expires.is_some()))
     }
 
     pub(super) fn flag_redelivered(&mut self, slot: usize) -> bool {

@@ -24,7 +24,7 @@ fn journaled(_: Position, _: &Entry) -> Eviction {
 
 fn entry(id: u64) -> Entry {
     let (id, body, expires) = (id_in_scratch(id), Body::Stored, None);
-    Entry { id, body, expires, bytes: 0, counted: 0, journaled: false, redelivered: false }
+    Entry { id, body, expires, bytes: 0, body_bytes: 0, journaled: false, redelivered: false }
 }
 
 /// What the pages of an index take, and the bodies in them.

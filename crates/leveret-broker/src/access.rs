@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use leveret_amqp::ShortStr;
+
 use crate::limits::PERMISSIONS_REMEMBERED;
 use crate::names::{ExchangeName, UserName, VhostName};
 use crate::pattern::{Pattern, PatternError};
@@ -136,6 +138,17 @@ pub struct Login {
     pub user: UserName,
     /// What they may do here.
     pub grant: Arc<Grant>,
+}
+
+impl Login {
+    /// Nobody in particular, who may do everything.
+    pub(crate) fn administrator() -> Self {
+        let all = || Pattern::parse(".*").ok();
+        let permissions = all().zip(all()).zip(all());
+        let permissions = permissions.map(|((configure, write), read)| Permissions { configure, write, read });
+        let grant = Arc::new(Grant { permissions, ..Grant::default() });
+        Login { user: UserName::new(ShortStr::truncated("administrator")), grant }
+    }
 }
 
 /// An operation that a user may not do.

@@ -91,6 +91,9 @@ pub(crate) fn strip_line_breaks(name: ShortStr<'_>) -> ShortString {
 pub struct ChannelId(NonZeroU16);
 
 impl ChannelId {
+    /// The first one that a connection may open.
+    pub const FIRST: ChannelId = ChannelId(NonZeroU16::MIN);
+
     /// Takes the channel number of a frame; `None` for 0.
     pub fn new(number: u16) -> Option<Self> {
         NonZeroU16::new(number).map(ChannelId)

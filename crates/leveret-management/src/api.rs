@@ -11,6 +11,7 @@ use leveret_server::{Admin, Which};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::definitions::export;
 use crate::list::array;
 use crate::problem::Problem;
 
@@ -39,6 +40,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/queues", get(async |State(admin): State<Admin>| array(admin.queues(None))))
         .route("/queues/{vhost}", get(queues_in))
         .route("/queues/{vhost}/{name}", get(queue))
+        .route("/definitions", get(definitions))
         .route("/bindings", get(async |State(admin): State<Admin>| array(admin.bindings(None))))
         .route("/bindings/{vhost}", get(bindings_in))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed);
@@ -62,6 +64,12 @@ fn found(view: Option<impl Serialize>) -> Response {
 /// RabbitMQ: a virtual host that does not exist is not an empty one.
 fn known(admin: &Admin, vhost: &str) -> Result<(), Problem> {
     if admin.users_and_vhosts().vhosts().contains_key(vhost) { Ok(()) } else { Err(Problem::NotFound) }
+}
+
+/// All of it is made before the first byte goes out, so that it is one file or none.
+async fn definitions(State(admin): State<Admin>) -> Result<Response, Problem> {
+    let exported = tokio::task::spawn_blocking(move || export(&admin)).await;
+    exported.map(|definitions| json_of(&definitions)).map_err(|_| Problem::Internal)
 }
 
 async fn queues_in(State(admin): State<Admin>, Path(vhost): Path<String>) -> Result<Response, Problem> {

@@ -5,6 +5,7 @@
 
 mod api;
 mod client;
+pub mod definitions;
 mod limits;
 mod list;
 mod problem;

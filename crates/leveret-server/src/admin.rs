@@ -11,6 +11,7 @@ use std::time::Duration;
 use leveret_broker::change::NodeChange;
 use leveret_broker::node::NodeError;
 use leveret_broker::vhost::Progress;
+use leveret_broker::vhost::policy::{PolicyKind, PolicySource};
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::views::{
     BindingCursor, BindingView, ChannelView, ConsumerView, ExchangeCursor, ExchangeView, QueueCursor, QueueView,
@@ -26,6 +27,7 @@ use crate::hubs::Hubs;
 use crate::limits::VIEWED_UNITS_PER_HOLD;
 use crate::memory::{self, Memory};
 use crate::node::{ChangeError, NodeKeeper};
+use crate::operator::Operator;
 
 /// A running node for those who look at it. It outlives the node, and then there is nothing to see.
 #[derive(Clone)]
@@ -114,6 +116,17 @@ impl Admin {
             Ok(changed) => changed,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
+    }
+
+    /// An administrator in a virtual host.
+    pub fn operator(&self, vhost: &str) -> Option<Operator> {
+        self.0.hubs.get(vhost).map(|hub| Operator::new(&hub))
+    }
+
+    /// The policies of a kind in a virtual host, by name.
+    pub fn policies(&self, vhost: &str, kind: PolicyKind) -> Vec<PolicySource> {
+        let sources = |vhost: &VirtualHost| vhost.policies(kind).map(|policy| policy.source().clone()).collect();
+        self.0.hubs.get(vhost).map(|hub| hub.look(sources)).unwrap_or_default()
     }
 
     /// How many queues and exchanges all virtual hosts have together.

@@ -15,6 +15,7 @@ use leveret_broker::scratch::{Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::Fetched;
+use leveret_broker::vhost::policy::{InvalidPolicy, Policy};
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::views::ConnectionDetails;
 use leveret_broker::vhost::{Progress, Sweep};
@@ -118,6 +119,29 @@ impl Hub {
         let id = state.vhost.connect(login)?;
         state.outboxes.insert(id, Arc::clone(outbox));
         Ok(Attached { hub: Arc::clone(self), id })
+    }
+
+    /// Takes an administrator in, in the same way.
+    pub(crate) fn connect_administrator(self: &Arc<Self>, outbox: &Arc<Outbox>) -> Attached {
+        let mut state = self.lock();
+        let id = state.vhost.connect_administrator();
+        state.outboxes.insert(id, Arc::clone(outbox));
+        Attached { hub: Arc::clone(self), id }
+    }
+
+    /// Sets a policy. It is durable with the position that [`Self::position`] gives then, and takes effect in steps.
+    pub(crate) fn set_policy(&self, policy: Policy) -> Result<(), InvalidPolicy> {
+        let mut state = self.lock();
+        let State { vhost, effects, .. } = &mut *state;
+        let mut set = vhost.set_policy(self.clock.now(), policy, effects);
+        self.hand_on(state, None);
+        while set == Ok(Progress::More) {
+            let mut state = self.lock();
+            let State { vhost, effects, .. } = &mut *state;
+            set = Ok(vhost.go_on(self.clock.now(), effects));
+            self.hand_on(state, None);
+        }
+        set.map(drop)
     }
 
     /// From now on the virtual host is as the node says.

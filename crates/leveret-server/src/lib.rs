@@ -16,6 +16,7 @@ mod listener;
 mod logins;
 mod memory;
 mod node;
+mod operator;
 mod outbox;
 mod peer;
 mod recovery;
@@ -31,5 +32,8 @@ pub use leveret_journal::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use limits::MEMORY_LIMIT_MIN;
 pub use listener::BindError;
 pub use node::ChangeError;
+pub use operator::{Operator, Refused};
 pub use recovery::{Condition, JournalError, PROGRESS, PROGRESS_LINE, check};
-pub use server::{FirstUser, MemoryLimit, Server, ServerConfig, ServerHandle, StartError, Storage};
+pub use server::{
+    Beginning, FirstUser, MemoryLimit, Prepared, Server, ServerConfig, ServerHandle, StartError, Storage,
+};

@@ -69,6 +69,8 @@ pub struct ServerConfig {
     pub settings: Settings,
     /// Who can log in to a new node.
     pub first_user: FirstUser,
+    /// What of it a new node begins with.
+    pub beginning: Beginning,
     /// Users who may log in from this machine only. Default: `guest`.
     pub loopback_users: Vec<String>,
 }
@@ -83,6 +85,18 @@ pub struct FirstUser {
     pub password: String,
     /// Default `/`. It is made, too.
     pub vhost: String,
+}
+
+/// What a node that has no users yet begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beginning {
+    /// The first user and their virtual host.
+    #[default]
+    User,
+    /// Their virtual host: users come from elsewhere.
+    Vhost,
+    /// Nothing: all of it comes from elsewhere.
+    Nothing,
 }
 
 impl Default for FirstUser {
@@ -110,6 +124,7 @@ impl Default for ServerConfig {
             disk_free_limit: DISK_FREE_LIMIT,
             settings: Settings::default(),
             first_user: FirstUser::default(),
+            beginning: Beginning::default(),
             loopback_users: vec!["guest".into()],
         }
     }
@@ -198,6 +213,7 @@ struct First {
     vhost: VhostName,
     user: UserName,
     password: PasswordHash,
+    beginning: Beginning,
     loopback_users: Vec<UserName>,
 }
 
@@ -213,6 +229,7 @@ impl First {
             vhost: name(vhost, "the first virtual host")?.into(),
             user: name(user, "the first user")?.into(),
             password: PasswordHash::new(password.as_bytes(), rand::random()),
+            beginning: config.beginning,
             loopback_users: loopback_users
                 .map(|user| name(user, "a loopback user").map(UserName::from))
                 .collect::<Result<_, _>>()?,
@@ -220,7 +237,13 @@ impl First {
     }
 
     fn changes(&self, node: &Node) -> Vec<NodeChange> {
-        node.beginning(&self.vhost, &self.user, self.password.clone())
+        let mut changes = node.beginning(&self.vhost, &self.user, self.password.clone());
+        match self.beginning {
+            Beginning::User => {}
+            Beginning::Vhost => changes.retain(|change| matches!(change, NodeChange::VhostAdded { .. })),
+            Beginning::Nothing => changes.clear(),
+        }
+        changes
     }
 }
 
@@ -252,6 +275,11 @@ pub struct ServerHandle {
 impl Server {
     /// Starts a broker on the current tokio runtime. It accepts connections when this returns.
     pub async fn start(config: ServerConfig) -> Result<ServerHandle, StartError> {
+        Self::prepare(config).await.map(Prepared::open)
+    }
+
+    /// Starts one that does not accept connections yet; those that come wait.
+    pub async fn prepare(config: ServerConfig) -> Result<Prepared, StartError> {
         let clock = Clock::start();
         let first = First::new(&config)?;
         let storage = match &config.storage {
@@ -329,7 +357,7 @@ impl Server {
         let node = NodeKeeper::new(node, Arc::clone(&connections), Arc::clone(&hubs), Arc::clone(&rooms), workshop);
         let spilling = scratch.as_ref().map(ScratchThread::spilling);
         let keeper = Keeper::new(Arc::clone(&memory), Arc::clone(&hubs), Arc::clone(&rooms), spilling);
-        let mut background = vec![tokio::spawn(keeper.run())];
+        let background = vec![tokio::spawn(keeper.run())];
         let (shortage, segment_bytes) = (Arc::new(Shortage::default()), config.segment_bytes);
         let space = match (&writer, spacing) {
             (Some(writer), Some((spares, reader))) => {
@@ -372,11 +400,7 @@ impl Server {
         });
         let (shutdown, _) = watch::channel(Stop::No);
         let (running, connections_ended) = mpsc::channel(1);
-        for listener in listeners {
-            let accepting = accept(Arc::clone(&shared), listener, shutdown.clone(), running.clone());
-            background.push(tokio::spawn(accepting));
-        }
-        Ok(ServerHandle {
+        let handle = ServerHandle {
             addresses,
             shutdown,
             background,
@@ -389,7 +413,47 @@ impl Server {
             scratch,
             writer,
             data_dir,
-        })
+        };
+        Ok(Prepared { handle, listeners, shared, running })
+    }
+}
+
+/// A broker that runs, and does not accept connections yet.
+pub struct Prepared {
+    handle: ServerHandle,
+    listeners: Vec<TcpListener>,
+    shared: Arc<Shared>,
+    /// A clone of it lives as long as each connection.
+    running: mpsc::Sender<()>,
+}
+
+impl Prepared {
+    /// To change it before anybody comes.
+    pub fn admin(&self) -> Admin {
+        self.handle.admin()
+    }
+
+    /// Accepts connections from now on.
+    pub fn open(self) -> ServerHandle {
+        let Prepared { mut handle, listeners, shared, running } = self;
+        for listener in listeners {
+            let accepting = accept(Arc::clone(&shared), listener, handle.shutdown.clone(), running.clone());
+            handle.background.push(tokio::spawn(accepting));
+        }
+        handle
+    }
+
+    /// Stops it in good order.
+    pub async fn shutdown(self) {
+        let Prepared { handle, listeners, shared, running } = self;
+        drop((listeners, shared, running));
+        handle.shutdown().await;
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Prepared").field(&self.handle).finish()
     }
 }
 

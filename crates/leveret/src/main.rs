@@ -4,6 +4,7 @@ mod check;
 mod commands;
 mod configuration;
 mod control;
+mod definitions;
 mod heap;
 mod progress;
 mod serve;

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use leveret_broker::names::UserName;
+use leveret_broker::node;
 use leveret_management::{CONTROL_SOCKET, ControlSocket};
 use leveret_server::{
     BindError, DataDirError, PROGRESS, PROGRESS_LINE, Server, ServerConfig, ServerHandle, StartError, Storage,
@@ -24,6 +25,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use crate::configuration::{self, AMQP_PORT, Assignment, Configuration, ConfigurationError, Origin};
+use crate::definitions::File;
 use crate::heap;
 use crate::progress::{Above, Bar};
 
@@ -89,6 +91,10 @@ pub(crate) struct Serve {
     /// by commas
     #[arg(long, value_name = "KEY=VALUE", env = "LEVERET_SET")]
     set: Vec<String>,
+    /// A file of definitions to begin with, in RabbitMQ's JSON: users, virtual hosts, permissions, policies, queues, exchanges and
+    /// bindings. What exists stays; a file with a fault is refused as a whole
+    #[arg(long, value_name = "FILE", env = "LEVERET_DEFINITIONS")]
+    definitions: Option<PathBuf>,
     /// A TOML file with the same settings, one `key = value` a line; variables and options win over it
     #[arg(long, value_name = "FILE", env = "LEVERET_CONFIG")]
     config: Option<PathBuf>,
@@ -136,6 +142,10 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
         Ok(configuration) => configuration,
         Err(error) => return fail(BAD_OPTION, &error),
     };
+    let definitions = match serve.definitions.as_deref().map(File::read).transpose() {
+        Ok(definitions) => definitions,
+        Err(error) => return fail(BAD_OPTION, &error),
+    };
     // Before the log starts a thread.
     heap::share_one();
     // A log that nobody reads must not stop the broker: lines that find no room are dropped.
@@ -155,15 +165,18 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(START_FAILED, &format!("cannot start the threads of the broker: {error}")),
     };
-    runtime.block_on(serve_until_stopped(config))
+    runtime.block_on(serve_until_stopped(config, definitions))
 }
 
-async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
+async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>) -> ExitCode {
+    if let Some(definitions) = &definitions {
+        config.beginning = definitions.beginning();
+    }
     let storage = config.storage.clone();
     let is_remote = config.bind.iter().any(|address| !address.is_loopback());
     let loopback_users = config.loopback_users.clone();
-    let server = match Server::start(config).await {
-        Ok(server) => server,
+    let prepared = match Server::prepare(config).await {
+        Ok(prepared) => prepared,
         Err(error) => {
             let code = match &error {
                 StartError::DataDir(DataDirError::InUse { .. }) => DATA_DIR_IN_USE,
@@ -179,6 +192,13 @@ async fn serve_until_stopped(config: ServerConfig) -> ExitCode {
             return fail(code, &format!("{error}{advice}"));
         }
     };
+    if let Some(definitions) = definitions
+        && let Err(error) = definitions.load(&prepared.admin()).await
+    {
+        prepared.shutdown().await;
+        return fail(if error.is_at_fault() { BAD_OPTION } else { START_FAILED }, &error);
+    }
+    let server = prepared.open();
     let is_local = |user: &UserName| loopback_users.iter().any(|name| name == user.as_str());
     if is_remote && server.node().users().keys().all(is_local) {
         tracing::warn!(
@@ -231,7 +251,12 @@ fn announce(server: &ServerHandle) {
     let mut text = format!("leveret {} ready: {url}\n", env!("CARGO_PKG_VERSION"));
     let mut stdout = io::stdout();
     if stdout.is_terminal() {
-        text.push_str("Log in as guest, password guest, from this machine. Try, in another terminal:\n");
+        // As long as that is so.
+        if server.node().log_in("guest", b"guest", node::Origin::Loopback).is_ok() {
+            text.push_str("Log in as guest, password guest, from this machine. Try, in another terminal:\n");
+        } else {
+            text.push_str("Try, in another terminal:\n");
+        }
         let program = env::args().next().unwrap_or_else(|| "leveret".into());
         let port = server.addresses().first().map_or(AMQP_PORT, std::net::SocketAddr::port);
         let broker = if port == AMQP_PORT { String::new() } else { format!(" --url {url}") };

@@ -79,6 +79,11 @@ slotmap::new_key_type! {
     pub(crate) struct QueueId;
 }
 
+/// Whether there are exchanges of a type, as clients call it.
+pub fn knows_exchange_type(name: &str) -> bool {
+    exchange::ExchangeKind::parse(name).is_some()
+}
+
 /// Whether the driver has to call again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -217,6 +222,14 @@ impl VirtualHost {
             Some(limit) if self.sessions.len() as u64 >= limit => Err(OpenError::VhostFull(limit)),
             Some(_) | None => Ok(self.sessions.insert(Session::new(login))),
         }
+    }
+
+    /// Takes in an administrator, who may do everything, also give names that are the broker's. They stay until
+    /// [`Command::Disconnect`].
+    pub fn connect_administrator(&mut self) -> ConnectionId {
+        let mut session = Session::new(Login::administrator());
+        session.is_administrator = true;
+        self.sessions.insert(session)
     }
 
     /// From now on it is as the node says.

@@ -27,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) login: Login,
     /// What it was allowed last.
     pub(crate) allowed: Allowed,
+    /// May give names that are the broker's.
+    pub(crate) is_administrator: bool,
     /// How it is known outside.
     pub(super) details: Option<ConnectionDetails>,
     channels: Vec<Option<Box<Channel>>>,
@@ -135,6 +137,7 @@ impl Session {
         Session {
             login,
             allowed: Allowed::default(),
+            is_administrator: false,
             details: None,
             channels: Vec::new(),
             consumers: Vec::new(),

@@ -5,6 +5,7 @@
 //! Exit codes: 0 done, 1 refused by the broker or out of reach, 2 a bad option.
 
 mod close;
+mod export;
 mod filter;
 mod list;
 mod status;
@@ -28,6 +29,7 @@ pub(crate) enum Command {
     List(list::List),
     #[command(subcommand)]
     Close(close::Close),
+    Export(export::Export),
 }
 
 /// Which broker.
@@ -88,6 +90,8 @@ enum Failure {
     NoConnection(String),
     #[error("{0}")]
     Usage(String),
+    #[error("cannot write {file}: {1}", file = .0.display())]
+    File(PathBuf, io::Error),
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
 }
@@ -121,6 +125,7 @@ impl Failure {
             | Failure::NoSuchList
             | Failure::NoVhost(_)
             | Failure::NoConnection(_)
+            | Failure::File(..)
             | Failure::Output(_) => Some(1),
         }
     }
@@ -132,6 +137,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Status(status) => status.run(),
         Command::List(list) => list.run(),
         Command::Close(close) => close.run(),
+        Command::Export(export) => export.run(),
     };
     match result.err().and_then(|failure| Some((failure.exit_code()?, failure))) {
         None => ExitCode::SUCCESS,

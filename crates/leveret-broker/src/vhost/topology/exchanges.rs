@@ -50,7 +50,7 @@ impl VirtualHost {
         if let Some(id) = self.exchanges.find(name.as_str()) {
             return self.check_exchange_equivalent(id, kind, declare);
         }
-        if name.as_str().starts_with(RESERVED_PREFIX) {
+        if name.as_str().starts_with(RESERVED_PREFIX) && !self.is_administrator(from) {
             return Err(Refusal::ReservedExchangeName { exchange: name.to_string() });
         }
         let alternate = self.alternate_exchange(from, name, declare.arguments.as_table())?;

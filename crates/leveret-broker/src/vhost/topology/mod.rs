@@ -48,6 +48,10 @@ impl VirtualHost {
         self.queues.get(id).map(|queue| queue.declared.name.to_string()).unwrap_or_default()
     }
 
+    fn is_administrator(&self, from: ConnectionId) -> bool {
+        self.sessions.get(from).is_some_and(|session| session.is_administrator)
+    }
+
     pub(super) fn authorize(
         &mut self,
         from: ConnectionId,

@@ -96,7 +96,7 @@ impl VirtualHost {
         let name = if declare.name.is_empty() {
             self.generate_queue_name()
         } else {
-            if declare.name.as_str().starts_with(RESERVED_PREFIX) {
+            if declare.name.as_str().starts_with(RESERVED_PREFIX) && !self.is_administrator(from) {
                 return Err(Refusal::ReservedQueueName { queue: declare.name.to_string() });
             }
             declare.name.clone()

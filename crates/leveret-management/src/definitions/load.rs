@@ -1,0 +1,311 @@
+//! Making what definitions say: seen through first, then changed as one, then declared in bounded steps.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use leveret_amqp::ShortString;
+use leveret_broker::change::NodeChange;
+use leveret_broker::names::VhostName;
+use leveret_broker::node::password::PasswordHash;
+use leveret_broker::vhost::command::{
+    Bind, BindAction, BindTo, DeclareExchange, DeclareQueue, Existence, QueueRef, Wait,
+};
+use leveret_broker::{Command, Node};
+use leveret_server::{Admin, ChangeError, Operator, Refused};
+
+use super::{
+    At, BindingDefinition, Definitions, ExchangeDefinition, Fault, PermissionDefinition, QueueDefinition, Secret,
+    TopicPermissionDefinition,
+};
+
+/// Objects between two reports of progress.
+const PROGRESS_EVERY: usize = 500;
+
+/// What came of definitions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Queues, exchanges, bindings and policies that the file names.
+    pub objects: usize,
+    /// What existed with other properties, and stays as it was.
+    pub kept: Vec<String>,
+}
+
+/// Definitions that were not loaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The file is at fault. Nothing was changed.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// Users and virtual hosts could not be changed.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// Somebody has deleted a virtual host meanwhile.
+    #[error("virtual host '{0}' was deleted while definitions were loaded")]
+    Gone(VhostName),
+}
+
+/// Loads definitions into a running node. What exists stays; users, permissions, limits and policies are as the file says
+/// afterwards. `progress` hears of how many objects of how many are done.
+///
+/// # Errors
+/// If the file is at fault, with nothing changed, or the node cannot be changed.
+pub async fn load(
+    admin: &Admin,
+    definitions: Definitions,
+    progress: impl Fn(usize, usize) + Send + 'static,
+) -> Result<Loaded, LoadError> {
+    let definitions = Arc::new(definitions);
+    let rehearsed = {
+        let (admin, definitions) = (admin.clone(), Arc::clone(&definitions));
+        tokio::task::spawn_blocking(move || definitions.rehearse(&admin)).await
+    };
+    match rehearsed {
+        Ok(rehearsed) => rehearsed?,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+    let changing = Arc::clone(&definitions);
+    admin
+        .change(move |node| Ok(changing.node_changes(node).into_iter().map(|(_, change)| change).collect()))
+        .await?;
+    let declared = {
+        let (admin, definitions) = (admin.clone(), Arc::clone(&definitions));
+        tokio::task::spawn_blocking(move || definitions.declare(&admin, &progress)).await
+    };
+    let (loaded, operators) = match declared {
+        Ok(declared) => declared?,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
+    for operator in operators {
+        operator.finish().await;
+    }
+    Ok(loaded)
+}
+
+impl Definitions {
+    /// What is to be changed of users and virtual hosts, each with its place in the file. Passwords in plain text are hashed.
+    fn node_changes(&self, node: &Node) -> Vec<(String, NodeChange)> {
+        let (mut changes, mut stream) = (Vec::new(), node.next_stream());
+        let mut added = BTreeSet::new();
+        for (nth, vhost) in self.vhosts.iter().enumerate() {
+            let (path, name) = (format!("vhosts[{nth}]"), vhost.name.clone());
+            if !node.vhosts().contains_key(&name) && added.insert(name.clone()) {
+                changes.push((path.clone(), NodeChange::VhostAdded { stream, name: name.clone() }));
+                stream += 1;
+            }
+            changes.push((path, NodeChange::VhostDescribed { name, metadata: vhost.metadata.clone() }));
+        }
+        for (name, limits) in &self.vhost_limits {
+            let limited = NodeChange::VhostLimited { name: name.clone(), limits: *limits };
+            changes.push((format!("the limits of '{name}'"), limited));
+        }
+        for (nth, user) in self.users.iter().enumerate() {
+            let (path, name) = (format!("users[{nth}]"), user.name.clone());
+            let password = match &user.password {
+                Secret::None => None,
+                Secret::Hash(hash) => Some(hash.clone()),
+                Secret::Password(password) => Some(PasswordHash::new(password.as_bytes(), rand::random())),
+            };
+            let set = NodeChange::UserSet { name: name.clone(), password, tags: user.tags.clone() };
+            changes.push((path.clone(), set));
+            changes.push((path, NodeChange::UserLimited { name, limits: user.limits }));
+        }
+        for permission in &self.permissions {
+            let PermissionDefinition { path, user, vhost, configure, write, read } = permission.clone();
+            changes.push((path, NodeChange::PermissionsSet { user, vhost, configure, write, read }));
+        }
+        for permission in &self.topic_permissions {
+            let TopicPermissionDefinition { path, user, vhost, exchange, write, read } = permission.clone();
+            changes.push((path, NodeChange::TopicPermissionsSet { user, vhost, exchange, write, read }));
+        }
+        for (name, value) in &self.global_parameters {
+            let set = NodeChange::GlobalParameterSet { name: name.clone(), value: value.clone() };
+            changes.push((format!("the global parameter '{name}'"), set));
+        }
+        changes
+    }
+
+    /// Looks for faults by doing everything with a node and virtual hosts of its own.
+    fn rehearse(&self, admin: &Admin) -> Result<(), Fault> {
+        let mut node = Node::clone(&admin.users_and_vhosts());
+        for (path, change) in self.node_changes(&node) {
+            node.apply(change).map_err(|error| Fault::new(path, error))?;
+        }
+        let mut stage = Stage { admin, node: &node, operators: BTreeMap::new() };
+        for policy in &self.policies {
+            let set = stage.at(policy)?.set_policy(policy.what.clone());
+            set.map_err(|error| Fault::new(&policy.path, error))?;
+        }
+        for exchange in &self.exchanges {
+            if let Err(refused) = declare_exchange(stage.at(exchange)?, &exchange.what)
+                && !is_kept(&refused)
+            {
+                return Err(Fault::new(&exchange.path, refused));
+            }
+        }
+        for queue in &self.queues {
+            if let Err(refused) = declare_queue(stage.at(queue)?, &queue.what)
+                && !is_kept(&refused)
+            {
+                return Err(Fault::new(&queue.path, refused));
+            }
+        }
+        for binding in &self.bindings {
+            stage.provide_ends(binding)?;
+            bind(stage.at(binding)?, &binding.what).map_err(|refused| Fault::new(&binding.path, refused))?;
+        }
+        Ok(())
+    }
+
+    /// Declares what the file says in each virtual host.
+    fn declare(
+        &self,
+        admin: &Admin,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<(Loaded, Vec<Operator>), LoadError> {
+        let objects = self.policies.len() + self.exchanges.len() + self.queues.len() + self.bindings.len();
+        let (mut operators, mut kept, mut done) = (BTreeMap::new(), Vec::new(), 0);
+        let mut step = || {
+            if done % PROGRESS_EVERY == 0 {
+                progress(done, objects);
+            }
+            done += 1;
+        };
+        for policy in &self.policies {
+            step();
+            if let Err(error) = operator(admin, &mut operators, &policy.vhost)?.set_policy(policy.what.clone()) {
+                kept.push(format!("{}: {error}", policy.path));
+            }
+        }
+        for exchange in &self.exchanges {
+            step();
+            let declared = declare_exchange(operator(admin, &mut operators, &exchange.vhost)?, &exchange.what);
+            kept.extend(declared.err().map(|refused| format!("{}: {refused}", exchange.path)));
+        }
+        for queue in &self.queues {
+            step();
+            let declared = declare_queue(operator(admin, &mut operators, &queue.vhost)?, &queue.what);
+            kept.extend(declared.err().map(|refused| format!("{}: {refused}", queue.path)));
+        }
+        for binding in &self.bindings {
+            step();
+            let bound = bind(operator(admin, &mut operators, &binding.vhost)?, &binding.what);
+            kept.extend(bound.err().map(|refused| format!("{}: {refused}", binding.path)));
+        }
+        progress(objects, objects);
+        Ok((Loaded { objects, kept }, operators.into_values().collect()))
+    }
+}
+
+/// The operator of a virtual host.
+fn operator<'o>(
+    admin: &Admin,
+    operators: &'o mut BTreeMap<VhostName, Operator>,
+    vhost: &VhostName,
+) -> Result<&'o mut Operator, LoadError> {
+    match operators.entry(vhost.clone()) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(place) => {
+            let operator = admin.operator(vhost.as_str()).ok_or_else(|| LoadError::Gone(vhost.clone()))?;
+            Ok(place.insert(operator))
+        }
+    }
+}
+
+/// Where a rehearsal takes place.
+struct Stage<'s> {
+    admin: &'s Admin,
+    /// As it will be.
+    node: &'s Node,
+    operators: BTreeMap<VhostName, Operator>,
+}
+
+impl Stage<'_> {
+    fn at<T>(&mut self, what: &At<T>) -> Result<&mut Operator, Fault> {
+        if !self.node.vhosts().contains_key(&what.vhost) {
+            let fault = format!("virtual host '{}' neither exists nor is in the file", what.vhost);
+            return Err(Fault::new(format!("{}.vhost", what.path), fault));
+        }
+        let operators = self.operators.entry(what.vhost.clone());
+        Ok(operators.or_insert_with(|| Operator::rehearsal(&what.vhost)))
+    }
+
+    /// What a binding names may exist already: then it has a stand-in.
+    fn provide_ends(&mut self, binding: &At<BindingDefinition>) -> Result<(), Fault> {
+        let (vhost, admin) = (binding.vhost.as_str(), self.admin);
+        let exchange = |name: &ShortString| {
+            let known = admin.exchange(vhost, name.as_str())?;
+            let kind = ShortString::new(known.kind).ok()?;
+            let (durable, auto_delete, internal) = (known.durable, known.auto_delete, known.internal);
+            let arguments = known.arguments.0;
+            Some(ExchangeDefinition { name: name.clone(), kind, durable, auto_delete, internal, arguments })
+        };
+        let BindingDefinition { source, destination, to_queue, .. } = &binding.what;
+        let ends = [Some(source), (!to_queue).then_some(destination)];
+        let exchanges: Vec<_> = ends.into_iter().flatten().filter_map(exchange).collect();
+        let queue = admin.queue(vhost, destination.as_str()).filter(|_| *to_queue).map(|known| QueueDefinition {
+            name: destination.clone(),
+            durable: known.durable,
+            auto_delete: known.auto_delete,
+            arguments: known.arguments.0,
+        });
+        let operator = self.at(binding)?;
+        // One that the file declares is there, with the properties that it has there.
+        for exchange in &exchanges {
+            let _ = declare_exchange(operator, exchange);
+        }
+        if let Some(queue) = &queue {
+            let _ = declare_queue(operator, queue);
+        }
+        Ok(())
+    }
+}
+
+/// Whether something was refused only because it exists with other properties.
+fn is_kept(refused: &Refused) -> bool {
+    refused.0.contains("inequivalent arg")
+}
+
+fn declare_exchange(operator: &mut Operator, exchange: &ExchangeDefinition) -> Result<(), Refused> {
+    let declare = DeclareExchange {
+        name: exchange.name.clone(),
+        kind: exchange.kind.clone(),
+        existence: Existence::Declare,
+        durable: exchange.durable,
+        auto_delete: exchange.auto_delete,
+        internal: exchange.internal,
+        wait: Wait::NoWait,
+        arguments: exchange.arguments.clone(),
+    };
+    operator.execute(|channel| Command::DeclareExchange(channel, Box::new(declare)))
+}
+
+fn declare_queue(operator: &mut Operator, queue: &QueueDefinition) -> Result<(), Refused> {
+    let declare = DeclareQueue {
+        name: queue.name.clone(),
+        existence: Existence::Declare,
+        durable: queue.durable,
+        exclusive: false,
+        auto_delete: queue.auto_delete,
+        wait: Wait::NoWait,
+        arguments: queue.arguments.clone(),
+    };
+    operator.execute(|channel| Command::DeclareQueue(channel, Box::new(declare)))
+}
+
+fn bind(operator: &mut Operator, binding: &BindingDefinition) -> Result<(), Refused> {
+    let destination = binding.destination.clone();
+    let bind = Bind {
+        action: BindAction::Bind,
+        source: binding.source.clone(),
+        to: if binding.to_queue {
+            BindTo::Queue(QueueRef::Named(destination))
+        } else {
+            BindTo::Exchange(destination)
+        },
+        routing_key: binding.routing_key.clone(),
+        arguments: binding.arguments.clone(),
+        wait: Wait::NoWait,
+    };
+    operator.execute(|channel| Command::Bind(channel, Box::new(bind)))
+}

@@ -1,0 +1,180 @@
+//! Definitions that a broker loads and exports.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot talk to the broker has failed")]
+
+use leveret_management::definitions::{Definitions, LoadError, Loaded, export, load};
+use leveret_server::{Beginning, Prepared, Server, ServerConfig};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+/// A broker that accepts nobody, with the file loaded so many times.
+fn loaded(runtime: &Runtime, file: &Value) -> (Prepared, Result<Loaded, LoadError>) {
+    let beginning = Beginning::Nothing;
+    let broker = runtime.block_on(Server::prepare(ServerConfig { beginning, ..ServerConfig::default() })).unwrap();
+    let result = load_into(runtime, &broker, file);
+    (broker, result)
+}
+
+fn load_into(runtime: &Runtime, broker: &Prepared, file: &Value) -> Result<Loaded, LoadError> {
+    let definitions = Definitions::parse(file.to_string().as_bytes()).unwrap();
+    runtime.block_on(load(&broker.admin(), definitions, |_, _| {}))
+}
+
+/// Everything that a file can say, as an export says it.
+fn whole() -> Value {
+    json!({
+        "product_name": "leveret", "product_version": env!("CARGO_PKG_VERSION"),
+        "users": [{
+            "name": "marie", "password_hash": "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR",
+            "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": ["management"], "limits": {"max-channels": 9},
+        }],
+        "vhosts": [{
+            "name": "shop", "description": "what they sell", "tags": ["a"], "default_queue_type": "quorum",
+            "metadata": {
+                "description": "what they sell", "tags": ["a"], "default_queue_type": "quorum",
+                "protected_from_deletion": true,
+            },
+        }],
+        "permissions": [{"user": "marie", "vhost": "shop", "configure": "", "write": "^a", "read": ".*"}],
+        "topic_permissions": [
+            {"user": "marie", "vhost": "shop", "exchange": "amq.topic", "write": "^{username}", "read": ".*"},
+        ],
+        "parameters": [
+            {"component": "vhost-limits", "name": "limits", "vhost": "shop", "value": {"max-queues": 7}},
+            {
+                "component": "operator_policy", "name": "op", "vhost": "shop",
+                "value": {"pattern": "", "apply-to": "queues", "priority": 1, "definition": {"max-length": 100}},
+            },
+        ],
+        "global_parameters": [{"name": "color", "value": {"of": ["brown", 1]}}],
+        "policies": [{
+            "name": "ttl", "vhost": "shop", "pattern": "^q", "apply-to": "queues", "priority": -3,
+            "definition": {"message-ttl": 1000},
+        }],
+        "exchanges": [{
+            "name": "x", "vhost": "shop", "type": "topic", "durable": true, "auto_delete": false, "internal": true,
+            "arguments": {"alternate-exchange": "amq.fanout"},
+        }],
+        "queues": [
+            {
+                "name": "amq.gen-kept", "vhost": "shop", "durable": true, "auto_delete": true, "type": "classic",
+                "arguments": {"x-queue-type": "classic"},
+            },
+            {
+                "name": "q", "vhost": "shop", "durable": true, "auto_delete": false, "type": "quorum",
+                "arguments": {"x-dead-letter-exchange": "x", "x-queue-type": "quorum"},
+            },
+        ],
+        "bindings": [
+            {
+                "source": "amq.headers", "vhost": "shop", "destination": "x", "destination_type": "exchange",
+                "routing_key": "", "arguments": {"x-match": "any", "n": 1},
+            },
+            {
+                "source": "x", "vhost": "shop", "destination": "q", "destination_type": "queue", "routing_key": "a.#",
+                "arguments": {},
+            },
+        ],
+    })
+}
+
+fn sorted(mut file: Value) -> Value {
+    for list in file.as_object_mut().unwrap().values_mut().filter_map(Value::as_array_mut) {
+        list.sort_by_key(Value::to_string);
+    }
+    file
+}
+
+#[test]
+fn what_is_exported_is_what_was_loaded_and_loading_it_again_changes_nothing() {
+    let runtime = Runtime::new().unwrap();
+    let (broker, result) = loaded(&runtime, &whole());
+    assert_eq!(result, Ok(Loaded { objects: 7, kept: Vec::new() }));
+    assert_eq!(sorted(export(&broker.admin())), sorted(whole()));
+    assert_eq!(load_into(&runtime, &broker, &whole()), result);
+    let again = export(&broker.admin());
+    assert_eq!(sorted(again.clone()), sorted(whole()));
+    // And so does what was exported, in another broker.
+    let (other, result) = loaded(&runtime, &again);
+    assert!(result.is_ok(), "{result:?}");
+    assert_eq!(export(&other.admin()), again);
+    runtime.block_on(broker.shutdown());
+    runtime.block_on(other.shutdown());
+}
+
+/// Nothing at all: also what comes before the fault.
+#[test]
+fn a_file_with_a_fault_is_refused_as_a_whole_with_its_path() {
+    let runtime = Runtime::new().unwrap();
+    let (vhost, queue) = (json!([{"name": "v"}]), json!({"name": "q", "vhost": "v", "durable": true}));
+    let with = |field: &str, value: Value| {
+        let mut file = json!({"vhosts": vhost, "queues": [queue]});
+        file.as_object_mut().unwrap().insert(field.into(), value);
+        file
+    };
+    let bound = |source: &str, destination: &str, arguments: Value| {
+        json!([{
+            "source": source, "vhost": "v", "destination": destination, "destination_type": "queue",
+            "routing_key": "", "arguments": arguments,
+        }])
+    };
+    let queues =
+        |arguments: Value| json!([queue, {"name": "r", "vhost": "v", "durable": true, "arguments": arguments}]);
+    for (file, path) in [
+        (
+            with("queues", json!([queue, {"name": "r", "vhost": "w", "durable": true}])),
+            "queues[1].vhost: virtual host 'w' ",
+        ),
+        (
+            with("queues", queues(json!({"x-max-length": -1}))),
+            "queues[1]: PRECONDITION_FAILED - invalid arg 'x-max-length'",
+        ),
+        (with("exchanges", json!([{"name": "", "vhost": "v", "type": "direct"}])), "exchanges[0]: ACCESS_REFUSED"),
+        (with("bindings", bound("nowhere", "q", json!({}))), "bindings[0]: NOT_FOUND - no exchange 'nowhere'"),
+        (with("bindings", bound("amq.fanout", "r", json!({}))), "bindings[0]: NOT_FOUND - no queue 'r'"),
+        (
+            with("bindings", bound("amq.headers", "q", json!({"x-match": "most"}))),
+            "bindings[0]: PRECONDITION_FAILED",
+        ),
+        (
+            with("permissions", json!([{"user": "u", "vhost": "v", "configure": "", "write": "", "read": ""}])),
+            "permissions[0]: user 'u' does not exist",
+        ),
+        (
+            json!({
+                "vhosts": vhost, "users": [{"name": "u"}],
+                "permissions": [{"user": "u", "vhost": "v", "configure": "(?=a)", "write": "", "read": ""}],
+            }),
+            "permissions[0]: the pattern '(?=a)' for configure cannot be used: look-ahead and look-behind are not",
+        ),
+        (with("queues", json!(vec![queue.clone(); 1])), ""),
+    ] {
+        let (broker, result) = loaded(&runtime, &file);
+        if path.is_empty() {
+            assert!(result.is_ok(), "without a fault it is loaded");
+        } else {
+            let fault = result.unwrap_err().to_string();
+            assert!(fault.starts_with(path), "{fault}\nfor {file}");
+            assert!(broker.admin().users_and_vhosts().vhosts().is_empty(), "{path}");
+        }
+        runtime.block_on(broker.shutdown());
+    }
+}
+
+#[test]
+fn what_exists_stays_as_it_is_and_may_be_bound() {
+    let runtime = Runtime::new().unwrap();
+    let queue =
+        |length: u32| json!({"name": "q", "vhost": "v", "durable": true, "arguments": {"x-max-length": length}});
+    let (broker, _) = loaded(&runtime, &json!({"vhosts": [{"name": "v"}], "queues": [queue(1)]}));
+    let binding = json!({
+        "source": "amq.fanout", "vhost": "v", "destination": "q", "destination_type": "queue", "routing_key": "",
+    });
+    let added = load_into(&runtime, &broker, &json!({"queues": [queue(2)], "bindings": [binding]})).unwrap();
+    let [kept] = &*added.kept else { panic!("{added:?}") };
+    assert!(kept.starts_with("queues[0]: PRECONDITION_FAILED - inequivalent arg 'x-max-length'"), "{kept}");
+    let file = export(&broker.admin());
+    assert_eq!(file["queues"][0]["arguments"]["x-max-length"], 1);
+    assert_eq!(file["bindings"][0]["source"], "amq.fanout");
+    runtime.block_on(broker.shutdown());
+}

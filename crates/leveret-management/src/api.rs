@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::definitions::export;
 use crate::list::array;
 use crate::problem::Problem;
+use crate::{users, vhosts};
 
 /// What a client hears whose connection is closed without a reason. RabbitMQ's words.
 const CLOSED: &str = "Closed via management plugin";
@@ -43,11 +44,13 @@ pub fn router(admin: Admin) -> Router {
         .route("/definitions", get(definitions))
         .route("/bindings", get(async |State(admin): State<Admin>| array(admin.bindings(None))))
         .route("/bindings/{vhost}", get(bindings_in))
+        .merge(users::routes())
+        .merge(vhosts::routes())
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed);
     Router::new().nest("/api", api).fallback(async || Problem::NotFound).with_state(admin)
 }
 
-fn json_of(value: &impl Serialize) -> Response {
+pub(crate) fn json_of(value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => {
@@ -57,7 +60,7 @@ fn json_of(value: &impl Serialize) -> Response {
     }
 }
 
-fn found(view: Option<impl Serialize>) -> Response {
+pub(crate) fn found(view: Option<impl Serialize>) -> Response {
     view.map_or_else(|| Problem::NotFound.into_response(), |view| json_of(&view))
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use axum::body::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -49,21 +49,37 @@ impl Client {
 
     /// Asks for a path, percent-encoded. Returns the status and the body.
     pub fn get(&self, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
-        self.ask(Method::GET, path, None)
+        self.ask(Method::GET, path, None, Bytes::new())
     }
 
     /// Deletes what is at a path, percent-encoded, for a reason.
     pub fn delete(&self, path: &str, reason: Option<&str>) -> Result<(StatusCode, Bytes), ClientError> {
-        self.ask(Method::DELETE, path, reason)
+        self.ask(Method::DELETE, path, reason, Bytes::new())
     }
 
-    fn ask(&self, method: Method, path: &str, reason: Option<&str>) -> Result<(StatusCode, Bytes), ClientError> {
+    /// The same with a body, which says more.
+    pub fn delete_with(&self, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
+        self.ask(Method::DELETE, path, None, body.into())
+    }
+
+    /// Puts JSON at a path, percent-encoded.
+    pub fn put(&self, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
+        self.ask(Method::PUT, path, None, body.into())
+    }
+
+    fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        reason: Option<&str>,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         if let Some(reason) = reason {
             let reason = HeaderValue::from_bytes(reason.as_bytes()).map_err(|_| ClientError::Request)?;
             request = request.header("x-reason", reason);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|_| ClientError::Request)?;
+        let request = request.body(Full::new(body)).map_err(|_| ClientError::Request)?;
         self.runtime.block_on(async {
             let stream = connect(&self.folder).map_err(|error| self.no_connection(error))?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

@@ -10,6 +10,8 @@ mod limits;
 mod list;
 mod problem;
 mod socket;
+mod users;
+mod vhosts;
 
 pub use api::router;
 pub use client::{Client, ClientError};

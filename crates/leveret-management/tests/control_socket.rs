@@ -58,6 +58,10 @@ impl Node {
         Client::new(&self.folder).unwrap().delete(path, reason).unwrap().0.as_u16()
     }
 
+    fn put(&self, path: &str, body: &Value) -> u16 {
+        Client::new(&self.folder).unwrap().put(path, body.to_string()).unwrap().0.as_u16()
+    }
+
     fn names(&self, path: &str) -> Vec<String> {
         let (status, list) = self.get(path);
         assert_eq!(status, 200, "{path}: {list}");
@@ -249,4 +253,72 @@ fn a_data_folder_may_have_a_long_path() {
     let node = Node::start_in(temporary, folder.clone());
     assert!(Path::exists(&folder.join(CONTROL_SOCKET)));
     assert_eq!(node.get("/api/queues").0, 200);
+}
+
+#[test]
+fn users_and_virtual_hosts_are_put_shown_and_deleted() {
+    let node = Node::start();
+    assert_eq!(node.put("/api/vhosts/shop", &json!({ "description": "orders", "tags": "a, b" })), 201);
+    assert_eq!(node.put("/api/vhosts/shop", &json!({ "default_queue_type": "quorum" })), 204);
+    let vhost = node.get("/api/vhosts/shop").1;
+    assert_eq!(
+        (&vhost["description"], &vhost["tags"]),
+        (&json!("orders"), &json!(["a", "b"])),
+        "what is not said stays"
+    );
+    assert_eq!(vhost["metadata"]["default_queue_type"], json!("quorum"));
+    // The hash is that of RabbitMQ's documentation, of "test12".
+    let hash = "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR";
+    assert_eq!(node.put("/api/users/marie", &json!({ "password_hash": hash, "tags": ["monitoring"] })), 201);
+    let user = node.get("/api/users/marie").1;
+    assert_eq!((&user["password_hash"], &user["tags"]), (&json!(hash), &json!(["monitoring"])));
+    let permissions = json!({ "configure": "", "write": ".*", "read": ".*" });
+    assert_eq!(node.put("/api/permissions/shop/marie", &permissions), 201);
+    assert_eq!(node.put("/api/permissions/shop/marie", &permissions), 204);
+    let shown = json!({ "user": "marie", "vhost": "shop", "configure": "", "write": ".*", "read": ".*" });
+    assert_eq!(node.get("/api/permissions/shop/marie"), (200, shown.clone()));
+    assert_eq!(node.get("/api/users/marie/permissions"), (200, json!([shown])));
+    let topic = json!({ "exchange": "amq.topic", "write": "^{username}", "read": ".*" });
+    assert_eq!(node.put("/api/topic-permissions/shop/marie", &topic), 201);
+    assert_eq!(node.get("/api/topic-permissions").1[0]["write"], json!("^{username}"));
+    assert_eq!(node.put("/api/vhost-limits/shop/max-queues", &json!({ "value": 5 })), 204);
+    assert_eq!(node.get("/api/vhost-limits").1, json!([{ "vhost": "shop", "value": { "max-queues": 5 } }]));
+    assert_eq!(node.put("/api/user-limits/marie/max-channels", &json!({ "value": 7 })), 204);
+    assert_eq!(node.get("/api/user-limits").1, json!([{ "user": "marie", "value": { "max-channels": 7 } }]));
+    let port = node.server.addresses()[0].port();
+    let mut marie =
+        Connection::open(&format!("amqp://marie:test12@127.0.0.1:{port}/shop").parse().unwrap()).unwrap();
+    assert_eq!(node.delete("/api/vhosts/shop", None), 204);
+    let error = end(&mut marie);
+    assert!(error.contains("320 CONNECTION_FORCED - vhost 'shop' is deleted"), "{error}");
+    assert_eq!(node.delete("/api/users/marie", None), 204);
+    for path in ["/api/vhosts/shop", "/api/users/marie", "/api/permissions/shop/marie"] {
+        assert_eq!((node.get(path).0, node.delete(path, None)), (404, 404), "{path}");
+    }
+}
+
+#[test]
+fn a_body_that_is_not_what_is_expected_changes_nothing() {
+    let node = Node::start();
+    let before = node.server.node();
+    for (path, body) in [
+        ("/api/users/x", "nonsense"),
+        ("/api/users/x", "[]"),
+        ("/api/users/x", r#"{"password":"a","password_hash":"b"}"#),
+        ("/api/users/x", r#"{"password_hash":"too short"}"#),
+        ("/api/users/x", r#"{"password_hash":"a","hashing_algorithm":"md5"}"#),
+        ("/api/users/x", r#"{"password":"a","tags":5}"#),
+        ("/api/permissions/%2F/guest", r#"{"configure":".*"}"#),
+        ("/api/permissions/%2F/guest", r#"{"configure":"(","write":"","read":""}"#),
+        ("/api/vhosts/x", r#"{"default_queue_type":"fast"}"#),
+        ("/api/vhost-limits/%2F/max-queues", r#"{"value":"many"}"#),
+        ("/api/global-parameters/x", "{}"),
+    ] {
+        let (status, answer) = Client::new(&node.folder).unwrap().put(path, body.to_owned()).unwrap();
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!((status.as_u16(), &answer["error"]), (400, &json!("bad_request")), "{path} {body}: {answer}");
+    }
+    let long = format!("/api/users/{}", "x".repeat(256));
+    assert_eq!(node.put(&long, &json!({ "password": "a" })), 400);
+    assert_eq!(node.server.node(), before);
 }

@@ -5,13 +5,23 @@ use leveret_client::DeleteOnly;
 
 use super::arguments::{Pair, parse_pair, table};
 use super::{BrokerUrl, Failure};
+use crate::control;
 
-/// Delete a queue, an exchange or a binding.
+/// Delete a queue, an exchange, a binding, a user or a virtual host.
 ///
-/// Deleting what does not exist is not an error.
+/// Deleting a queue, an exchange or a binding that does not exist is not an error.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example:\n  leveret delete queue tasks --if-empty")]
 pub(crate) enum Delete {
+    #[command(flatten)]
+    InVhost(DeleteInVhost),
+    User(control::DeleteUser),
+    Vhost(control::DeleteVhost),
+}
+
+/// What is deleted over AMQP.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeleteInVhost {
     Queue(DeleteQueue),
     Exchange(DeleteExchange),
     Binding(DeleteBinding),
@@ -64,22 +74,22 @@ pub(crate) struct DeleteBinding {
     broker: BrokerUrl,
 }
 
-impl Delete {
+impl DeleteInVhost {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
-            Delete::Queue(delete) => {
+            DeleteInVhost::Queue(delete) => {
                 let mut connection = delete.broker.connect()?;
                 let only = DeleteOnly { if_unused: delete.if_unused, if_empty: delete.if_empty };
                 connection.open_channel()?.delete_queue(&delete.name, only)?;
                 Ok(connection.close()?)
             }
-            Delete::Exchange(delete) => {
+            DeleteInVhost::Exchange(delete) => {
                 let mut connection = delete.broker.connect()?;
                 let only = DeleteOnly { if_unused: delete.if_unused, if_empty: false };
                 connection.open_channel()?.delete_exchange(&delete.name, only)?;
                 Ok(connection.close()?)
             }
-            Delete::Binding(delete) => {
+            DeleteInVhost::Binding(delete) => {
                 let mut connection = delete.broker.connect()?;
                 let arguments = table(&delete.arguments);
                 let mut channel = connection.open_channel()?;

@@ -132,7 +132,10 @@ pub(crate) fn run(command: Command, cli: clap::Command) -> ExitCode {
         Command::Consume(consume) => consume.run(),
         Command::Get(get) => get.run(),
         Command::Declare(declare) => declare.run(),
-        Command::Delete(delete) => delete.run(),
+        Command::Delete(delete::Delete::InVhost(delete)) => delete.run(),
+        // Over the control socket.
+        Command::Delete(delete::Delete::User(delete)) => return delete.run(),
+        Command::Delete(delete::Delete::Vhost(delete)) => return delete.run(),
         Command::Purge(purge) => purge.run(),
         Command::Completions(completions) => completions.run(cli),
     };

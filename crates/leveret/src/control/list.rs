@@ -65,14 +65,19 @@ enum What {
     Connections,
     Channels,
     Consumers,
+    Users,
+    Vhosts,
+    Permissions,
+    TopicPermissions,
+    Parameters,
 }
 
 /// How a list is had and shown.
 struct Kind {
     /// All of them.
     path: &'static str,
-    /// Those of one virtual host, whose name stands between the two.
-    path_in: (&'static str, &'static str),
+    /// Those of one virtual host, whose name stands between the two; none: they are in no virtual host.
+    path_in: Option<(&'static str, &'static str)>,
     /// What is shown unless columns are named.
     columns: &'static [&'static str],
     /// The other fields that there are.
@@ -84,7 +89,7 @@ impl What {
         match self {
             What::Queues => Kind {
                 path: "/api/queues",
-                path_in: ("/api/queues/", ""),
+                path_in: Some(("/api/queues/", "")),
                 columns: &[
                     "vhost",
                     "name",
@@ -98,19 +103,19 @@ impl What {
             },
             What::Exchanges => Kind {
                 path: "/api/exchanges",
-                path_in: ("/api/exchanges/", ""),
+                path_in: Some(("/api/exchanges/", "")),
                 columns: &["vhost", "name", "type", "durable", "auto_delete", "internal"],
                 fields: &["arguments"],
             },
             What::Bindings => Kind {
                 path: "/api/bindings",
-                path_in: ("/api/bindings/", ""),
+                path_in: Some(("/api/bindings/", "")),
                 columns: &["vhost", "source", "destination_type", "destination", "routing_key", "arguments"],
                 fields: &[],
             },
             What::Connections => Kind {
                 path: "/api/connections",
-                path_in: ("/api/vhosts/", "/connections"),
+                path_in: Some(("/api/vhosts/", "/connections")),
                 columns: &[
                     "name",
                     "user_provided_name",
@@ -138,7 +143,7 @@ impl What {
             },
             What::Channels => Kind {
                 path: "/api/channels",
-                path_in: ("/api/vhosts/", "/channels"),
+                path_in: Some(("/api/vhosts/", "/channels")),
                 columns: &[
                     "name",
                     "user",
@@ -153,7 +158,7 @@ impl What {
             },
             What::Consumers => Kind {
                 path: "/api/consumers",
-                path_in: ("/api/consumers/", ""),
+                path_in: Some(("/api/consumers/", "")),
                 columns: &[
                     "queue.vhost",
                     "queue.name",
@@ -165,6 +170,40 @@ impl What {
                 ],
                 fields: &["queue", "channel_details", "exclusive", "active", "arguments"],
             },
+            What::Users => Kind {
+                path: "/api/users",
+                path_in: None,
+                columns: &["name", "tags", "limits"],
+                fields: &["password_hash", "hashing_algorithm"],
+            },
+            What::Vhosts => Kind {
+                path: "/api/vhosts",
+                path_in: None,
+                columns: &[
+                    "name",
+                    "description",
+                    "tags",
+                    "default_queue_type",
+                    "protected_from_deletion",
+                    "limits",
+                ],
+                fields: &["metadata"],
+            },
+            What::Permissions => Kind {
+                path: "/api/permissions",
+                path_in: Some(("/api/vhosts/", "/permissions")),
+                columns: &["vhost", "user", "configure", "write", "read"],
+                fields: &[],
+            },
+            What::TopicPermissions => Kind {
+                path: "/api/topic-permissions",
+                path_in: None,
+                columns: &["vhost", "user", "exchange", "write", "read"],
+                fields: &[],
+            },
+            What::Parameters => {
+                Kind { path: "/api/global-parameters", path_in: None, columns: &["name", "value"], fields: &[] }
+            }
         }
     }
 }
@@ -189,6 +228,14 @@ impl Kind {
     }
 }
 
+/// Whoever wants to see the hash of a password names it.
+fn hide_passwords(elements: &mut [Value]) {
+    for object in elements.iter_mut().filter_map(Value::as_object_mut) {
+        object.remove("password_hash");
+        object.remove("hashing_algorithm");
+    }
+}
+
 impl List {
     pub(super) fn run(self) -> Result<(), Failure> {
         let kind = self.what.kind();
@@ -200,9 +247,12 @@ impl List {
             Format::Table | Format::Csv if self.columns.is_empty() => kind.columns.to_vec(),
             Format::Table | Format::Csv | Format::Json => named.collect(),
         };
-        let path = match &self.vhost {
-            Some(vhost) => format!("{}{}{}", kind.path_in.0, encoded(vhost), kind.path_in.1),
-            None => kind.path.to_owned(),
+        let path = match (&self.vhost, kind.path_in) {
+            (Some(vhost), Some((before, behind))) => format!("{before}{}{behind}", encoded(vhost)),
+            (Some(_), None) => {
+                return Err(Failure::Usage("--vhost is for what is in a virtual host; use --filter".into()));
+            }
+            (None, _) => kind.path.to_owned(),
         };
         let broker = self.broker.client()?;
         let stdout = io::stdout();
@@ -214,6 +264,9 @@ impl List {
                 None => Failure::NoSuchList,
             })?;
             let Value::Array(mut elements) = list else { return Err(Failure::NoSuchList) };
+            if self.columns.is_empty() {
+                hide_passwords(&mut elements);
+            }
             elements.retain(|element| self.filter.iter().all(|filter| filter.takes(element)));
             if let Some(order) = &self.sort {
                 order.sort(&mut elements);

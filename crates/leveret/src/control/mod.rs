@@ -4,6 +4,7 @@
 //! Must not know: what the broker shows; that is JSON here.
 //! Exit codes: 0 done, 1 refused by the broker or out of reach, 2 a bad option.
 
+mod change;
 mod close;
 mod export;
 mod filter;
@@ -19,6 +20,7 @@ use clap::Subcommand;
 use leveret_management::{Client, ClientError, StatusCode};
 use serde_json::Value;
 
+pub(crate) use self::change::{DeleteUser, DeleteVhost};
 use crate::commands::{one_line, words};
 use crate::configuration::DATA_DIR;
 
@@ -27,6 +29,12 @@ use crate::configuration::DATA_DIR;
 pub(crate) enum Command {
     Status(status::Status),
     List(list::List),
+    #[command(subcommand)]
+    Add(change::Add),
+    #[command(subcommand)]
+    Set(change::Set),
+    #[command(subcommand)]
+    Clear(change::Clear),
     #[command(subcommand)]
     Close(close::Close),
     Export(export::Export),
@@ -63,10 +71,29 @@ impl Broker {
 
     /// Deletes what is at a path; false if there is nothing of that name.
     fn delete(&self, path: &str, reason: Option<&str>) -> Result<bool, Failure> {
-        match self.client.delete(path, reason)? {
-            (StatusCode::NO_CONTENT, _) => Ok(true),
-            (StatusCode::NOT_FOUND, _) => Ok(false),
-            (status, _) => Err(Failure::Status(status)),
+        done(self.client.delete(path, reason)?)
+    }
+
+    /// The same with JSON that says more.
+    fn delete_with(&self, path: &str, body: &Value) -> Result<bool, Failure> {
+        done(self.client.delete_with(path, body.to_string())?)
+    }
+
+    /// Puts JSON at a path; false if what it belongs to is not there.
+    fn put(&self, path: &str, body: &Value) -> Result<bool, Failure> {
+        done(self.client.put(path, body.to_string())?)
+    }
+}
+
+/// Whether it is done; false if there is nothing of that name.
+fn done((status, body): (StatusCode, impl AsRef<[u8]>)) -> Result<bool, Failure> {
+    match status {
+        StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(true),
+        StatusCode::NOT_FOUND => Ok(false),
+        _ => {
+            let said: Option<Value> = serde_json::from_slice(body.as_ref()).ok();
+            let reason = said.as_ref().and_then(|said| said["reason"].as_str());
+            Err(reason.map_or(Failure::Status(status), |reason| Failure::Refused(reason.to_owned())))
         }
     }
 }
@@ -84,8 +111,20 @@ enum Failure {
     NotJson(serde_json::Error),
     #[error("this broker has no such list; it may be of another version")]
     NoSuchList,
-    #[error("no virtual host '{0}'")]
+    #[error("{0}")]
+    Refused(String),
+    #[error("no virtual host '{0}'; add it with: leveret add vhost {words}", words = words(&[.0]))]
     NoVhost(String),
+    #[error("no user '{0}'; add one with: leveret add user {words}", words = words(&[.0]))]
+    NoUser(String),
+    #[error("there is no user '{0}', or no virtual host '{1}'")]
+    NoUserOrVhost(String, String),
+    #[error("there is no parameter '{0}'")]
+    NoParameter(String),
+    #[error("{0} '{1}' exists; change it with: leveret set {0} {words}", words = words(&[.1]))]
+    Exists(&'static str, String),
+    #[error("cannot read the password: {0}")]
+    Password(io::Error),
     #[error("no connection '{0}'; all names are listed by: leveret list connections")]
     NoConnection(String),
     #[error("{0}")]
@@ -123,7 +162,13 @@ impl Failure {
             | Failure::Status(_)
             | Failure::NotJson(_)
             | Failure::NoSuchList
+            | Failure::Refused(_)
             | Failure::NoVhost(_)
+            | Failure::NoUser(_)
+            | Failure::NoUserOrVhost(..)
+            | Failure::NoParameter(_)
+            | Failure::Exists(..)
+            | Failure::Password(_)
             | Failure::NoConnection(_)
             | Failure::File(..)
             | Failure::Output(_) => Some(1),
@@ -131,14 +176,21 @@ impl Failure {
     }
 }
 
-/// Runs a command and says on standard error what went wrong.
+/// Runs a command.
 pub(crate) fn run(command: Command) -> ExitCode {
-    let result = match command {
+    finish(match command {
         Command::Status(status) => status.run(),
         Command::List(list) => list.run(),
+        Command::Add(add) => add.run(),
+        Command::Set(set) => set.run(),
+        Command::Clear(clear) => clear.run(),
         Command::Close(close) => close.run(),
         Command::Export(export) => export.run(),
-    };
+    })
+}
+
+/// The exit code, and what went wrong on standard error.
+fn finish(result: Result<(), Failure>) -> ExitCode {
     match result.err().and_then(|failure| Some((failure.exit_code()?, failure))) {
         None => ExitCode::SUCCESS,
         Some((exit_code, failure)) => {

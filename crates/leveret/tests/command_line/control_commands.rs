@@ -59,7 +59,21 @@ fn every_field_that_is_listed_can_be_a_column() {
     broker.ask(&["publish", "q", "hello"]);
     let consumer = broker.client(&["consume", "q"]).spawn();
     consumer.stdout.wait_for("hello\n", "the consumer to be there");
-    for what in ["queues", "exchanges", "bindings", "connections", "channels", "consumers"] {
+    ask(&broker, &["set", "topic-permissions", "guest", "amq.topic"]);
+    ask(&broker, &["set", "parameter", "p", "1"]);
+    for what in [
+        "queues",
+        "exchanges",
+        "bindings",
+        "connections",
+        "channels",
+        "consumers",
+        "users",
+        "vhosts",
+        "permissions",
+        "topic-permissions",
+        "parameters",
+    ] {
         let list = ask_json(&broker, &["list", what]);
         let first = list[0].as_object().unwrap_or_else(|| panic!("no {what}"));
         let all = first.keys().cloned().collect::<Vec<_>>().join(",");
@@ -88,7 +102,10 @@ fn a_virtual_host_that_does_not_exist_is_1() {
     let folder = broker.process.folder.path().join("leveret-data");
     let arguments = ["list", "queues", "--vhost", "nowhere", "--data-dir", folder.to_str().unwrap()];
     let finished = leveret(&arguments).run();
-    assert_eq!((finished.code, finished.stderr.as_str()), (Some(1), "error: no virtual host 'nowhere'\n"));
+    assert_eq!(
+        (finished.code, finished.stderr.as_str()),
+        (Some(1), "error: no virtual host 'nowhere'; add it with: leveret add vhost nowhere\n")
+    );
 }
 
 #[test]
@@ -196,4 +213,126 @@ fn a_broker_that_cannot_have_a_control_socket_runs_without() {
     broker.ask(&["declare", "queue", "q"]);
     let stderr = broker.stop().stderr;
     assert!(stderr.contains("no control socket"), "{stderr}");
+}
+
+/// Runs a command that must not succeed; gives its exit code and what it says.
+#[track_caller]
+fn refuse(broker: &Broker, arguments: &[&str]) -> (i32, String) {
+    let folder = broker.process.folder.path().join("leveret-data");
+    let finished = leveret(arguments).env("LEVERET_DATA_DIR", folder.to_str().unwrap()).run();
+    assert_eq!(finished.stdout, "", "{arguments:?}");
+    (finished.code.unwrap(), finished.stderr)
+}
+
+#[test]
+fn a_user_gets_a_password_and_permissions_and_loses_them_again() {
+    let broker = start();
+    ask(&broker, &["add", "vhost", "shop", "--description", "orders", "--tag", "a", "--tag", "b"]);
+    ask(&broker, &["add", "user", "marie", "--password", "secret", "--tag", "monitoring"]);
+    let url = format!("amqp://marie:secret@127.0.0.1:{}/shop", broker.port());
+    let declare = |queue: &str| leveret(&["declare", "queue", queue, "--url", &url]).run();
+    let refused = declare("orders");
+    assert!(refused.stderr.contains("530 NOT_ALLOWED"), "no permissions yet: {}", refused.stderr);
+    ask(&broker, &["set", "permissions", "marie", "--vhost", "shop", "--configure", "^orders"]);
+    assert_eq!(declare("orders").code, Some(0));
+    assert!(declare("stock").stderr.contains("403 ACCESS_REFUSED"));
+    let permissions = ask_json(&broker, &["list", "permissions", "--vhost", "shop"]);
+    let expected = json!([{ "user": "marie", "vhost": "shop", "configure": "^orders", "write": "", "read": "" }]);
+    assert_eq!(permissions, expected);
+    let users = ask(&broker, &["list", "users", "--sort", "-name"]);
+    let lines: Vec<Vec<_>> = users.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines,
+        [["name", "tags", "limits"], ["marie", "[\"monitoring\"]", "{}"], ["guest", "[\"administrator\"]", "{}"]]
+    );
+    let vhost = ask_json(&broker, &["list", "vhosts", "--filter", "name=shop", "--columns", "description,tags"]);
+    assert_eq!(vhost, json!([{ "description": "orders", "tags": ["a", "b"] }]));
+    // Tags change, and the password stays.
+    ask(&broker, &["set", "user", "marie", "--no-tags"]);
+    assert_eq!(declare("orders").code, Some(0));
+    ask(&broker, &["set", "user", "marie", "--password", "another"]);
+    assert!(declare("orders").stderr.contains("403 ACCESS_REFUSED"));
+    ask(&broker, &["clear", "permissions", "marie", "--vhost", "shop"]);
+    assert_eq!(ask_json(&broker, &["list", "permissions", "--vhost", "shop"]), json!([]));
+    ask(&broker, &["delete", "user", "marie"]);
+    ask(&broker, &["delete", "vhost", "shop"]);
+    assert_eq!(ask_json(&broker, &["list", "users", "--columns", "name"]), json!([{ "name": "guest" }]));
+}
+
+#[test]
+fn a_password_comes_from_a_file_or_standard_input_too() {
+    let broker = start();
+    let folder = broker.process.folder.path();
+    std::fs::write(folder.join("secret"), "pass word\n").unwrap();
+    ask(&broker, &["add", "user", "one", "--password-file", folder.join("secret").to_str().unwrap()]);
+    let data_dir = folder.join("leveret-data");
+    let arguments = ["add", "user", "other", "--password-file", "-", "--data-dir", data_dir.to_str().unwrap()];
+    assert_eq!(leveret(&arguments).input(b"pass word\nmore").run().code, Some(0));
+    ask(&broker, &["add", "user", "nobody", "--no-password"]);
+    for (user, may) in [("one", true), ("other", true), ("nobody", false)] {
+        ask(&broker, &["set", "permissions", user, "--configure", ".*"]);
+        let url = format!("amqp://{user}:pass%20word@127.0.0.1:{}/%2F", broker.port());
+        let declared = leveret(&["declare", "queue", "q", "--url", &url]).run();
+        assert_eq!(declared.code == Some(0), may, "{user}: {}", declared.stderr);
+    }
+    let shown = ask(&broker, &["list", "users", "--format", "json"]);
+    assert!(!shown.contains("hash"), "hashes are for those who name them: {shown}");
+}
+
+#[test]
+fn limits_and_parameters_are_set_and_cleared() {
+    let broker = start();
+    ask(&broker, &["set", "limit", "vhost", "/", "max-queues", "1"]);
+    broker.ask(&["declare", "queue", "a"]);
+    let refused = broker.client(&["declare", "queue", "b"]).run();
+    assert!(refused.stderr.contains("406 PRECONDITION_FAILED"), "{}", refused.stderr);
+    let limits = |what: &str| ask_json(&broker, &["list", what, "--columns", "limits"]);
+    assert_eq!(limits("vhosts"), json!([{ "limits": { "max-queues": 1 } }]));
+    ask(&broker, &["clear", "limit", "vhost", "/", "max-queues"]);
+    broker.ask(&["declare", "queue", "b"]);
+    ask(&broker, &["set", "limit", "user", "guest", "max-connections", "0"]);
+    assert_eq!(limits("users"), json!([{ "limits": { "max-connections": 0 } }]));
+    let refused = broker.client(&["declare", "queue", "c"]).run();
+    assert!(refused.stderr.contains("530 NOT_ALLOWED"), "{}", refused.stderr);
+    ask(&broker, &["set", "parameter", "tags", "{\"region\":\"eu\"}"]);
+    let parameters = json!([{ "name": "tags", "value": { "region": "eu" } }]);
+    assert_eq!(ask_json(&broker, &["list", "parameters"]), parameters);
+    ask(&broker, &["clear", "parameter", "tags"]);
+    assert_eq!(ask_json(&broker, &["list", "parameters"]), json!([]));
+}
+
+#[test]
+fn what_cannot_be_changed_is_refused_with_words() {
+    let broker = start();
+    for (arguments, code, words) in [
+        (
+            &["add", "user", "guest", "--no-password"][..],
+            1,
+            "user 'guest' exists; change it with: leveret set user guest",
+        ),
+        (&["add", "vhost", "/"], 1, "vhost '/' exists; change it with: leveret set vhost /"),
+        (&["add", "user", "x"], 2, "say which password"),
+        (&["add", "user", "x", "--password", "a", "--no-password"], 2, "cannot be used with"),
+        (&["add", "user", "x", "--password", ""], 1, "nobody can log in with an empty password"),
+        (&["set", "user", "guest"], 2, "say what is to change"),
+        (&["set", "user", "nobody", "--no-tags"], 1, "no user 'nobody'; add one with: leveret add user nobody"),
+        (&["set", "vhost", "no where"], 1, "no virtual host 'no where'; add it with: leveret add vhost 'no where'"),
+        (&["set", "vhost", "/", "--default-queue-type", "fast"], 1, "there is no queue type 'fast'"),
+        (&["set", "permissions", "nobody"], 1, "there is no user 'nobody', or no virtual host '/'"),
+        (&["set", "permissions", "guest", "--read", "("], 1, "the pattern '(' for read cannot be used"),
+        (&["set", "limit", "vhost", "/", "max-rabbits", "1"], 1, "have no limit 'max-rabbits'"),
+        (&["set", "limit", "user", "nobody", "max-channels", "1"], 1, "no user 'nobody'"),
+        (&["set", "parameter", "p", "{"], 2, "the value is not JSON"),
+        (&["clear", "parameter", "p"], 1, "there is no parameter 'p'"),
+        (&["delete", "user", "nobody"], 1, "no user 'nobody'"),
+        (&["delete", "vhost", "nowhere"], 1, "no virtual host 'nowhere'"),
+        (&["list", "users", "--vhost", "/"], 2, "--vhost is for what is in a virtual host"),
+    ] {
+        let (exit_code, stderr) = refuse(&broker, arguments);
+        assert_eq!(exit_code, code, "{arguments:?}: {stderr}");
+        assert!(stderr.contains(words), "{arguments:?}: {stderr}");
+    }
+    ask(&broker, &["set", "vhost", "/", "--protected", "true"]);
+    let (exit_code, stderr) = refuse(&broker, &["delete", "vhost", "/"]);
+    assert_eq!((exit_code, stderr.as_str()), (1, "error: virtual host '/' is protected from deletion\n"));
 }

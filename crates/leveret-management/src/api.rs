@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::definitions::export;
 use crate::list::array;
 use crate::problem::Problem;
-use crate::{users, vhosts};
+use crate::{policies, users, vhosts};
 
 /// What a client hears whose connection is closed without a reason. RabbitMQ's words.
 const CLOSED: &str = "Closed via management plugin";
@@ -44,6 +44,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/definitions", get(definitions))
         .route("/bindings", get(async |State(admin): State<Admin>| array(admin.bindings(None))))
         .route("/bindings/{vhost}", get(bindings_in))
+        .merge(policies::routes())
         .merge(users::routes())
         .merge(vhosts::routes())
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed);
@@ -65,7 +66,7 @@ pub(crate) fn found(view: Option<impl Serialize>) -> Response {
 }
 
 /// RabbitMQ: a virtual host that does not exist is not an empty one.
-fn known(admin: &Admin, vhost: &str) -> Result<(), Problem> {
+pub(crate) fn known(admin: &Admin, vhost: &str) -> Result<(), Problem> {
     if admin.users_and_vhosts().vhosts().contains_key(vhost) { Ok(()) } else { Err(Problem::NotFound) }
 }
 

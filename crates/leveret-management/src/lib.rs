@@ -8,6 +8,7 @@ mod client;
 pub mod definitions;
 mod limits;
 mod list;
+mod policies;
 mod problem;
 mod socket;
 mod users;

@@ -104,7 +104,8 @@ fn queues_are_listed_all_of_one_virtual_host_or_one() {
     assert_eq!(names, ["a", "with/slash"]);
     let expected = json!({
         "name": "with/slash", "vhost": "/", "type": "classic", "durable": false, "auto_delete": false,
-        "exclusive": false, "arguments": {}, "state": "running", "messages": 0, "messages_ready": 0,
+        "exclusive": false, "arguments": {}, "policy": null, "operator_policy": null,
+        "effective_policy_definition": {}, "state": "running", "messages": 0, "messages_ready": 0,
         "messages_unacknowledged": 0, "consumers": 0,
     });
     assert_eq!(node.get("/api/queues/%2F/with%2Fslash"), (200, expected));
@@ -313,6 +314,11 @@ fn a_body_that_is_not_what_is_expected_changes_nothing() {
         ("/api/vhosts/x", r#"{"default_queue_type":"fast"}"#),
         ("/api/vhost-limits/%2F/max-queues", r#"{"value":"many"}"#),
         ("/api/global-parameters/x", "{}"),
+        ("/api/policies/%2F/x", r#"{"pattern":"^q","definition":{}}"#),
+        ("/api/policies/%2F/x", r#"{"pattern":"(","definition":{"max-length":5}}"#),
+        ("/api/policies/%2F/x", r#"{"pattern":"^q","definition":{"max-length":[5]}}"#),
+        ("/api/policies/%2F/x", r#"{"pattern":"^q","definition":{"max-length":5},"apply-to":"rabbits"}"#),
+        ("/api/operator-policies/%2F/x", r#"{"pattern":"^q","definition":{"dead-letter-exchange":"x"}}"#),
     ] {
         let (status, answer) = Client::new(&node.folder).unwrap().put(path, body.to_owned()).unwrap();
         let answer: Value = serde_json::from_slice(&answer).unwrap();
@@ -321,4 +327,38 @@ fn a_body_that_is_not_what_is_expected_changes_nothing() {
     let long = format!("/api/users/{}", "x".repeat(256));
     assert_eq!(node.put(&long, &json!({ "password": "a" })), 400);
     assert_eq!(node.server.node(), before);
+    assert_eq!(node.get("/api/policies").1, json!([]));
+}
+
+#[test]
+fn policies_are_put_take_effect_and_are_deleted() {
+    let node = Node::start();
+    let mut connection = node.amqp();
+    declare(&mut connection, ["q1".to_owned(), "other".to_owned()].into_iter());
+    let policy =
+        json!({ "pattern": "^q", "definition": { "max-length": 100, "overflow": "drop-head" }, "priority": 7 });
+    assert_eq!(node.put("/api/policies/%2F/p", &policy), 201);
+    assert_eq!(node.put("/api/policies/%2F/p", &policy), 204);
+    let operator = json!({ "pattern": ".*", "definition": { "max-length": 50 }, "apply-to": "queues" });
+    assert_eq!(node.put("/api/operator-policies/%2F/o", &operator), 201);
+    let shown = json!({
+        "vhost": "/", "name": "p", "pattern": "^q", "apply-to": "all", "priority": 7,
+        "definition": { "max-length": 100, "overflow": "drop-head" },
+    });
+    assert_eq!(node.get("/api/policies/%2F/p"), (200, shown.clone()));
+    assert_eq!((node.get("/api/policies").1, node.get("/api/policies/%2F").1), (json!([shown]), json!([shown])));
+    assert_eq!(node.get("/api/operator-policies").1[0]["name"], json!("o"));
+    let queue = node.get("/api/queues/%2F/q1").1;
+    assert_eq!((&queue["policy"], &queue["operator_policy"]), (&json!("p"), &json!("o")));
+    assert_eq!(queue["effective_policy_definition"], json!({ "max-length": 50, "overflow": "drop-head" }));
+    assert_eq!(node.get("/api/queues/%2F/other").1["policy"], Value::Null);
+    assert_eq!(node.delete("/api/policies/%2F/p", None), 204);
+    assert_eq!(node.get("/api/queues/%2F/q1").1["policy"], Value::Null);
+    for path in ["/api/policies/%2F/p", "/api/policies/nowhere/p", "/api/policies/nowhere"] {
+        assert_eq!(node.get(path).0, 404, "{path}");
+    }
+    assert_eq!(
+        (node.delete("/api/policies/%2F/p", None), node.put("/api/policies/nowhere/p", &policy)),
+        (404, 404)
+    );
 }

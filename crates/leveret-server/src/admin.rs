@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_broker::change::NodeChange;
+use leveret_broker::names::PolicyName;
 use leveret_broker::node::NodeError;
 use leveret_broker::vhost::Progress;
-use leveret_broker::vhost::policy::{PolicyKind, PolicySource};
+use leveret_broker::vhost::policy::{InvalidPolicy, Policy, PolicyKind, PolicySource};
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::views::{
     BindingCursor, BindingView, ChannelView, ConsumerView, ExchangeCursor, ExchangeView, QueueCursor, QueueView,
@@ -127,6 +128,23 @@ impl Admin {
     pub fn policies(&self, vhost: &str, kind: PolicyKind) -> Vec<PolicySource> {
         let sources = |vhost: &VirtualHost| vhost.policies(kind).map(|policy| policy.source().clone()).collect();
         self.0.hubs.get(vhost).map(|hub| hub.look(sources)).unwrap_or_default()
+    }
+
+    /// Sets a policy, or puts it in the place of the one with its name; none if there is no such virtual host. When this
+    /// returns, it is durable; it takes effect in steps.
+    pub async fn set_policy(&self, vhost: &str, policy: Policy) -> Option<Result<(), InvalidPolicy>> {
+        let hub = self.0.hubs.get(vhost)?;
+        let set = hub.set_policy(policy);
+        hub.durable().await;
+        Some(set)
+    }
+
+    /// Takes a policy away in the same way; false if there is none.
+    pub async fn clear_policy(&self, vhost: &str, kind: PolicyKind, name: &PolicyName) -> bool {
+        let Some(hub) = self.0.hubs.get(vhost) else { return false };
+        let is_cleared = hub.clear_policy(kind, name);
+        hub.durable().await;
+        is_cleared
     }
 
     /// How many queues and exchanges all virtual hosts have together.

@@ -9,13 +9,13 @@ use leveret_broker::access::{Grant, Login};
 use leveret_broker::limits::UNITS_PER_HOLD;
 use leveret_broker::memory::Meter;
 use leveret_broker::moment::Deadline;
-use leveret_broker::names::UserName;
+use leveret_broker::names::{PolicyName, UserName};
 use leveret_broker::node::{OpenError, Vhost};
 use leveret_broker::scratch::{Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::Fetched;
-use leveret_broker::vhost::policy::{InvalidPolicy, Policy};
+use leveret_broker::vhost::policy::{InvalidPolicy, Policy, PolicyKind};
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::views::ConnectionDetails;
 use leveret_broker::vhost::{Progress, Sweep};
@@ -133,15 +133,37 @@ impl Hub {
     pub(crate) fn set_policy(&self, policy: Policy) -> Result<(), InvalidPolicy> {
         let mut state = self.lock();
         let State { vhost, effects, .. } = &mut *state;
-        let mut set = vhost.set_policy(self.clock.now(), policy, effects);
+        let set = vhost.set_policy(self.clock.now(), policy, effects);
         self.hand_on(state, None);
-        while set == Ok(Progress::More) {
+        set.map(|progress| self.go_on(progress))
+    }
+
+    /// Takes a policy away in the same way; false if there is none.
+    pub(crate) fn clear_policy(&self, kind: PolicyKind, name: &PolicyName) -> bool {
+        let mut state = self.lock();
+        let State { vhost, effects, .. } = &mut *state;
+        let cleared = vhost.clear_policy(self.clock.now(), kind, name, effects);
+        self.hand_on(state, None);
+        cleared.map(|progress| self.go_on(progress)).is_some()
+    }
+
+    /// Goes on with what was begun, as long as there is something to do.
+    fn go_on(&self, mut progress: Progress) {
+        while progress == Progress::More {
             let mut state = self.lock();
             let State { vhost, effects, .. } = &mut *state;
-            set = Ok(vhost.go_on(self.clock.now(), effects));
+            progress = vhost.go_on(self.clock.now(), effects);
             self.hand_on(state, None);
         }
-        set.map(drop)
+    }
+
+    /// Returns once everything is durable that has changed so far.
+    pub(crate) async fn durable(&self) {
+        let (position, outbox) = (self.position(), Arc::default());
+        while self.journal.durable() < position {
+            self.journal.wait(position, &outbox);
+            outbox.filled().await;
+        }
     }
 
     /// From now on the virtual host is as the node says.
@@ -247,14 +269,9 @@ impl Hub {
     pub(crate) fn take_in(&self, bodies: &mut Vec<Fetched>) {
         let mut state = self.lock();
         let State { vhost, effects, .. } = &mut *state;
-        let mut progress = vhost.handle_fetched(self.clock.now(), bodies, effects);
+        let progress = vhost.handle_fetched(self.clock.now(), bodies, effects);
         self.hand_on(state, None);
-        while progress == Progress::More {
-            let mut state = self.lock();
-            let State { vhost, effects, .. } = &mut *state;
-            progress = vhost.go_on(self.clock.now(), effects);
-            self.hand_on(state, None);
-        }
+        self.go_on(progress);
     }
 
     /// Lets go of some bodies that the disk keeps; false once it came round all queues. Of those of which no journal knows, it

@@ -14,9 +14,10 @@ use serde::{Serialize, Serializer};
 
 use crate::change::QueueNumber;
 use crate::limits::VIEWED_BYTES_PER_UNIT;
-use crate::names::{ChannelId, ConsumerTag, ExchangeName, QueueName, UserName, VhostName};
+use crate::names::{ChannelId, ConsumerTag, ExchangeName, PolicyName, QueueName, UserName, VhostName};
 use crate::vhost::command::AckMode;
 use crate::vhost::exchange::{BindingKey, Exchange, ExchangeId, Target};
+use crate::vhost::policy::Policy;
 use crate::vhost::queue::Queue;
 use crate::vhost::session::{Channel, Consumer, Session};
 use crate::vhost::{ConnectionId, Progress, VirtualHost};
@@ -69,6 +70,12 @@ pub struct QueueView {
     pub exclusive: bool,
     /// As it was declared.
     pub arguments: Fields,
+    /// The policy in force.
+    pub policy: Option<PolicyName>,
+    /// The operator policy in force.
+    pub operator_policy: Option<PolicyName>,
+    /// What both come to.
+    pub effective_policy_definition: Fields,
     /// Always `running`.
     pub state: &'static str,
     /// Messages that wait to be delivered, and those that are not settled.
@@ -102,6 +109,8 @@ pub struct ExchangeView {
     pub internal: bool,
     /// As it was declared.
     pub arguments: Fields,
+    /// The policy in force.
+    pub policy: Option<PolicyName>,
 }
 
 /// A binding.
@@ -426,6 +435,9 @@ impl VirtualHost {
             auto_delete: declared.auto_delete,
             exclusive: declared.owner.is_some(),
             arguments: Fields(declared.raw_arguments.clone()),
+            policy: name_of(queue.policies.policy()),
+            operator_policy: name_of(queue.policies.operator_policy()),
+            effective_policy_definition: Fields(queue.policies.effective_definition()),
             state: "running",
             messages,
             messages_ready,
@@ -444,6 +456,7 @@ impl VirtualHost {
             auto_delete: false,
             internal: false,
             arguments: Fields::default(),
+            policy: None,
         }
     }
 
@@ -457,6 +470,7 @@ impl VirtualHost {
             auto_delete: declared.auto_delete,
             internal: declared.internal,
             arguments: Fields(declared.arguments.clone()),
+            policy: name_of(exchange.policies.policy()),
         }
     }
 
@@ -527,6 +541,10 @@ impl VirtualHost {
             arguments: Fields(consumer.arguments.clone()),
         })
     }
+}
+
+fn name_of(policy: Option<&Policy>) -> Option<PolicyName> {
+    policy.map(|policy| policy.source().name.clone())
 }
 
 #[cfg(test)]

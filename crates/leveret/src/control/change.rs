@@ -26,6 +26,7 @@ pub(crate) enum Set {
     Vhost(SetVhost),
     Permissions(SetPermissions),
     TopicPermissions(SetTopicPermissions),
+    Policy(SetPolicy),
     Limit(SetLimit),
     Parameter(SetParameter),
 }
@@ -36,6 +37,7 @@ pub(crate) enum Set {
 pub(crate) enum Clear {
     Permissions(ClearPermissions),
     TopicPermissions(ClearTopicPermissions),
+    Policy(ClearPolicy),
     Limit(ClearLimit),
     Parameter(ClearParameter),
 }
@@ -266,6 +268,59 @@ pub(crate) struct ClearTopicPermissions {
     broker: DataDir,
 }
 
+/// Set what goes for all queues and exchanges whose names match a pattern.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  leveret set policy short '^tmp\\.' '{\"max-length\": 1000, \"expires\": 60000}' --apply-to queues
+  leveret set policy limits '.*' '{\"max-length\": 1000000}' --operator")]
+pub(crate) struct SetPolicy {
+    /// Its name.
+    name: String,
+    /// Searched for in names.
+    pattern: String,
+    /// JSON: keys such as max-length, message-ttl or dead-letter-exchange.
+    definition: String,
+    /// The virtual host.
+    #[arg(long, value_name = "NAME", default_value = "/")]
+    vhost: String,
+    /// Of several that match, the one with the greatest priority is in force.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i64,
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "all",
+        help = "queues, classic_queues, quorum_queues, streams, exchanges or all"
+    )]
+    apply_to: String,
+    /// It is an operator policy, which limits what the others say.
+    #[arg(long)]
+    operator: bool,
+    #[command(flatten)]
+    broker: DataDir,
+}
+
+/// Take a policy away. What it set is as it was declared again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  leveret clear policy short")]
+pub(crate) struct ClearPolicy {
+    /// Its name.
+    name: String,
+    /// The virtual host.
+    #[arg(long, value_name = "NAME", default_value = "/")]
+    vhost: String,
+    /// It is an operator policy.
+    #[arg(long)]
+    operator: bool,
+    #[command(flatten)]
+    broker: DataDir,
+}
+
+fn policy_path(operator: bool, vhost: &str, name: &str) -> String {
+    let kind = if operator { "operator-policies" } else { "policies" };
+    format!("/api/{kind}/{}/{}", encoded(vhost), encoded(name))
+}
+
 /// What has limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Limited {
@@ -360,6 +415,10 @@ fn or(is_done: bool, missing: impl FnOnce() -> Failure) -> Result<(), Failure> {
     if is_done { Ok(()) } else { Err(missing()) }
 }
 
+fn json_value(what: &str, text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text).map_err(|error| Failure::Usage(format!("{what} is not JSON: {error}")))
+}
+
 fn put_vhost(broker: &Broker, name: String, said: &Said) -> Result<(), Failure> {
     let is_done = broker.put(&vhost_path(&name), &Value::Object(said.fields()))?;
     or(is_done, || Failure::NoVhost(name))
@@ -426,13 +485,20 @@ impl Set {
                 let fields = json!({ "exchange": exchange, "write": write, "read": read });
                 or(broker.client()?.put(&path, &fields)?, || Failure::NoUserOrVhost(user, vhost))
             }
+            Set::Policy(SetPolicy { name, pattern, definition, vhost, priority, apply_to, operator, broker }) => {
+                let definition = json_value("the definition", &definition)?;
+                let fields = json!({
+                    "pattern": pattern, "definition": definition, "priority": priority, "apply-to": apply_to,
+                });
+                let path = policy_path(operator, &vhost, &name);
+                or(broker.client()?.put(&path, &fields)?, || Failure::NoVhost(vhost))
+            }
             Set::Limit(SetLimit { of, name, limit, value, broker }) => {
                 let is_done = broker.client()?.put(&of.path(&name, &limit), &json!({ "value": value }))?;
                 or(is_done, || of.missing(name))
             }
             Set::Parameter(SetParameter { name, value, broker }) => {
-                let value: Value = serde_json::from_str(&value)
-                    .map_err(|error| Failure::Usage(format!("the value is not JSON: {error}")))?;
+                let value = json_value("the value", &value)?;
                 let path = format!("/api/global-parameters/{}", encoded(&name));
                 or(broker.client()?.put(&path, &json!({ "value": value }))?, || Failure::NoParameter(name))
             }
@@ -454,6 +520,10 @@ impl Clear {
                     None => broker.client()?.delete(&path, None)?,
                 };
                 or(is_done, || Failure::NoUserOrVhost(user, vhost))
+            }
+            Clear::Policy(ClearPolicy { name, vhost, operator, broker }) => {
+                let is_done = broker.client()?.delete(&policy_path(operator, &vhost, &name), None)?;
+                or(is_done, || Failure::NoPolicy(name, vhost))
             }
             Clear::Limit(ClearLimit { of, name, limit, broker }) => {
                 or(broker.client()?.delete(&of.path(&name, &limit), None)?, || of.missing(name))

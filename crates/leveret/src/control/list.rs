@@ -69,8 +69,12 @@ enum What {
     Vhosts,
     Permissions,
     TopicPermissions,
+    Policies,
+    OperatorPolicies,
     Parameters,
 }
+
+const POLICY_COLUMNS: &[&str] = &["vhost", "name", "pattern", "apply-to", "priority", "definition"];
 
 /// How a list is had and shown.
 struct Kind {
@@ -99,13 +103,23 @@ impl What {
                     "messages_unacknowledged",
                     "consumers",
                 ],
-                fields: &["durable", "auto_delete", "exclusive", "arguments", "state", "owner_pid_details"],
+                fields: &[
+                    "durable",
+                    "auto_delete",
+                    "exclusive",
+                    "arguments",
+                    "policy",
+                    "operator_policy",
+                    "effective_policy_definition",
+                    "state",
+                    "owner_pid_details",
+                ],
             },
             What::Exchanges => Kind {
                 path: "/api/exchanges",
                 path_in: Some(("/api/exchanges/", "")),
                 columns: &["vhost", "name", "type", "durable", "auto_delete", "internal"],
-                fields: &["arguments"],
+                fields: &["arguments", "policy"],
             },
             What::Bindings => Kind {
                 path: "/api/bindings",
@@ -199,6 +213,18 @@ impl What {
                 path: "/api/topic-permissions",
                 path_in: None,
                 columns: &["vhost", "user", "exchange", "write", "read"],
+                fields: &[],
+            },
+            What::Policies => Kind {
+                path: "/api/policies",
+                path_in: Some(("/api/policies/", "")),
+                columns: POLICY_COLUMNS,
+                fields: &[],
+            },
+            What::OperatorPolicies => Kind {
+                path: "/api/operator-policies",
+                path_in: Some(("/api/operator-policies/", "")),
+                columns: POLICY_COLUMNS,
                 fields: &[],
             },
             What::Parameters => {

@@ -119,6 +119,8 @@ enum Failure {
     NoUser(String),
     #[error("there is no user '{0}', or no virtual host '{1}'")]
     NoUserOrVhost(String, String),
+    #[error("there is no policy '{0}' in virtual host '{1}'")]
+    NoPolicy(String, String),
     #[error("there is no parameter '{0}'")]
     NoParameter(String),
     #[error("{0} '{1}' exists; change it with: leveret set {0} {words}", words = words(&[.1]))]
@@ -166,6 +168,7 @@ impl Failure {
             | Failure::NoVhost(_)
             | Failure::NoUser(_)
             | Failure::NoUserOrVhost(..)
+            | Failure::NoPolicy(..)
             | Failure::NoParameter(_)
             | Failure::Exists(..)
             | Failure::Password(_)

@@ -61,6 +61,8 @@ fn every_field_that_is_listed_can_be_a_column() {
     consumer.stdout.wait_for("hello\n", "the consumer to be there");
     ask(&broker, &["set", "topic-permissions", "guest", "amq.topic"]);
     ask(&broker, &["set", "parameter", "p", "1"]);
+    ask(&broker, &["set", "policy", "p", "x", "{\"max-length\":5}"]);
+    ask(&broker, &["set", "policy", "o", "x", "{\"max-length\":5}", "--operator"]);
     for what in [
         "queues",
         "exchanges",
@@ -72,6 +74,8 @@ fn every_field_that_is_listed_can_be_a_column() {
         "vhosts",
         "permissions",
         "topic-permissions",
+        "policies",
+        "operator-policies",
         "parameters",
     ] {
         let list = ask_json(&broker, &["list", what]);
@@ -323,6 +327,9 @@ fn what_cannot_be_changed_is_refused_with_words() {
         (&["set", "limit", "vhost", "/", "max-rabbits", "1"], 1, "have no limit 'max-rabbits'"),
         (&["set", "limit", "user", "nobody", "max-channels", "1"], 1, "no user 'nobody'"),
         (&["set", "parameter", "p", "{"], 2, "the value is not JSON"),
+        (&["set", "policy", "p", "q", "{"], 2, "the definition is not JSON"),
+        (&["set", "policy", "p", "q", "{\"ha-mode\":\"all\"}"], 1, "Leveret has no mirrored queues"),
+        (&["clear", "policy", "p"], 1, "there is no policy 'p' in virtual host '/'"),
         (&["clear", "parameter", "p"], 1, "there is no parameter 'p'"),
         (&["delete", "user", "nobody"], 1, "no user 'nobody'"),
         (&["delete", "vhost", "nowhere"], 1, "no virtual host 'nowhere'"),
@@ -335,4 +342,25 @@ fn what_cannot_be_changed_is_refused_with_words() {
     ask(&broker, &["set", "vhost", "/", "--protected", "true"]);
     let (exit_code, stderr) = refuse(&broker, &["delete", "vhost", "/"]);
     assert_eq!((exit_code, stderr.as_str()), (1, "error: virtual host '/' is protected from deletion\n"));
+}
+
+#[test]
+fn a_policy_shortens_a_queue_until_it_is_cleared() {
+    let broker = start();
+    broker.ask(&["declare", "queue", "q"]);
+    ask(
+        &broker,
+        &["set", "policy", "short", "^q", "{\"max-length\":2}", "--apply-to", "queues", "--priority", "-1"],
+    );
+    broker.ask(&["publish", "q", "hello", "--count", "5", "--confirm"]);
+    let shown = |columns: &str| ask_json(&broker, &["list", "queues", "--columns", columns]);
+    assert_eq!(shown("messages,policy"), json!([{ "messages": 2, "policy": "short" }]));
+    let policies = json!([{
+        "vhost": "/", "name": "short", "pattern": "^q", "apply-to": "queues", "priority": -1,
+        "definition": { "max-length": 2 },
+    }]);
+    assert_eq!(ask_json(&broker, &["list", "policies", "--vhost", "/"]), policies);
+    ask(&broker, &["clear", "policy", "short"]);
+    broker.ask(&["publish", "q", "hello", "--count", "5", "--confirm"]);
+    assert_eq!(shown("messages,policy"), json!([{ "messages": 7, "policy": null }]));
 }

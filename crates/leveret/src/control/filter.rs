@@ -1,6 +1,6 @@
 //! Which elements of a list are shown, and in which order.
 //!
-//! A filter is a field, an operator and a value: `messages>100`, `name~^orders`. A field may lie in another: `queue.name`.
+//! A filter is a field, an operator and a value: `messages>100`, `name~orders`. A field may lie in another: `queue.name`.
 
 use std::cmp::Ordering;
 

@@ -324,6 +324,8 @@ fn a_body_that_is_not_what_is_expected_changes_nothing() {
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         assert_eq!((status.as_u16(), &answer["error"]), (400, &json!("bad_request")), "{path} {body}: {answer}");
     }
+    let large = json!({ "password": "x".repeat(3_000_000) });
+    assert_eq!(node.put("/api/users/x", &large), 413);
     let long = format!("/api/users/{}", "x".repeat(256));
     assert_eq!(node.put(&long, &json!({ "password": "a" })), 400);
     assert_eq!(node.server.node(), before);

@@ -4,9 +4,11 @@
 //! matched once more in a *sweep*, a part of each hold of the lock, and commands go on in between. A change in the midst of
 //! one begins it anew.
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::vec;
 
-use crate::change::Change;
+use crate::change::{Change, QueueNumber};
 use crate::limits::{MATCHES_PER_UNIT, POLICIES_MAX, UNITS_PER_RUN};
 use crate::moment::{Deadline, Moment};
 use crate::names::PolicyName;
@@ -22,9 +24,10 @@ use crate::vhost::{ConnectionId, Progress, QueueId, VirtualHost};
 pub(in crate::vhost) enum PolicySweep {
     /// Nothing was looked at yet.
     Begin,
-    /// These have not been looked at.
+    /// Queues with numbers behind the first one up to the last have not been looked at, nor these exchanges.
     Matching {
-        queues: vec::IntoIter<QueueId>,
+        after: QueueNumber,
+        last: QueueNumber,
         exchanges: vec::IntoIter<ExchangeId>,
         /// Whether some deliveries may be held for a shorter time now.
         timeouts: bool,
@@ -106,12 +109,13 @@ impl VirtualHost {
     fn sweep_once(&mut self, now: Moment, mut sweep: PolicySweep) -> Option<PolicySweep> {
         match &mut sweep {
             PolicySweep::Begin => {
-                let queues = self.queues.keys().collect::<Vec<_>>().into_iter();
                 let exchanges = self.exchanges.ids().into_iter();
-                return Some(PolicySweep::Matching { queues, exchanges, timeouts: false });
+                let (after, last) = (QueueNumber(0), QueueNumber(self.last_queue_number));
+                return Some(PolicySweep::Matching { after, last, exchanges, timeouts: false });
             }
-            PolicySweep::Matching { queues, exchanges, timeouts } => {
-                if let Some(queue) = queues.next() {
+            PolicySweep::Matching { after, last, exchanges, timeouts } => {
+                if let Some((number, queue)) = self.queue_behind(*after).filter(|(number, _)| number <= last) {
+                    *after = number;
                     *timeouts |= self.match_queue(queue);
                 } else if let Some(exchange) = exchanges.next() {
                     self.match_exchange(exchange);
@@ -134,6 +138,15 @@ impl VirtualHost {
             }
         }
         Some(sweep)
+    }
+
+    /// The queue with the next number.
+    fn queue_behind(&self, number: QueueNumber) -> Option<(QueueNumber, QueueId)> {
+        let behind = (Bound::Excluded(number), Bound::Unbounded);
+        let next = |queues: &BTreeMap<QueueNumber, QueueId>| {
+            queues.range(behind).next().map(|(&number, &queue)| (number, queue))
+        };
+        next(&self.durable_queues).into_iter().chain(next(&self.transient_queues)).min()
     }
 
     /// Finds the policies of a queue, and what follows from them. True if deliveries may be held for another time than before.
@@ -194,7 +207,7 @@ mod tests {
     use leveret_amqp::{FieldTable, ShortStr, Value};
 
     use super::*;
-    use crate::change::{JournalPosition, QueueNumber};
+    use crate::change::JournalPosition;
     use crate::limits::UNITS_PER_HOLD;
     use crate::names::{ChannelId, QueueName};
     use crate::vhost::command::{Command, Commands, DeclareQueue, Existence, Wait};

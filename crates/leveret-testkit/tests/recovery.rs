@@ -317,6 +317,7 @@ fn check_all_power_cuts(actions: &[Action]) {
                 Change::CheckpointBegun { .. }
                 | Change::QueuePage { .. }
                 | Change::QueueRestated { .. }
+                | Change::DelayQueueRestated { .. }
                 | Change::LevelRestated { .. }
                 | Change::CheckpointEnded { .. } => {
                     vhost.skip(*position);

@@ -39,6 +39,8 @@ mod kind {
     pub(super) const QUEUE_CLOSED: u8 = 19;
     pub(super) const POLICY_SET: u8 = 24;
     pub(super) const POLICY_CLEARED: u8 = 25;
+    pub(super) const DELAY_QUEUE_DECLARED: u8 = 30;
+    pub(super) const DELAY_QUEUE_RESTATED: u8 = 31;
 }
 
 impl Change {
@@ -50,6 +52,14 @@ impl Change {
                 out.push(u8::from(*auto_delete));
                 put_short(out, name.as_short_str());
                 put_table(out, arguments);
+            }
+            Change::DelayQueueDeclared { queue, exchange } => {
+                put_numbers(out, kind::DELAY_QUEUE_DECLARED, &[queue.0]);
+                put_short(out, exchange.as_short_str());
+            }
+            Change::DelayQueueRestated { queue, exchange, messages } => {
+                put_numbers(out, kind::DELAY_QUEUE_RESTATED, &[queue.0, *messages]);
+                put_short(out, exchange.as_short_str());
             }
             Change::QueueDeleted { queue } => put_numbers(out, kind::QUEUE_DELETED, &[queue.0]),
             Change::MessageEnqueued { message, queues } => {
@@ -162,6 +172,14 @@ impl Change {
                 let auto_delete = reader.flag()?;
                 let name = QueueName::from(reader.short()?);
                 Change::QueueDeclared { queue, name, auto_delete, arguments: reader.table()? }
+            }
+            kind::DELAY_QUEUE_DECLARED => {
+                let queue = reader.queue()?;
+                Change::DelayQueueDeclared { queue, exchange: ExchangeName::from(reader.short()?) }
+            }
+            kind::DELAY_QUEUE_RESTATED => {
+                let (queue, messages) = (reader.queue()?, reader.u64()?);
+                Change::DelayQueueRestated { queue, exchange: ExchangeName::from(reader.short()?), messages }
             }
             kind::QUEUE_DELETED => Change::QueueDeleted { queue: reader.queue()? },
             kind::MESSAGE_ENQUEUED => return reader.enqueued(),
@@ -505,6 +523,8 @@ mod tests {
         vec![
             Change::QueueDeclared { queue, name: name.clone(), auto_delete: true, arguments: arguments.clone() },
             Change::QueueDeleted { queue },
+            Change::DelayQueueDeclared { queue, exchange: exchange.clone() },
+            Change::DelayQueueRestated { queue, exchange: exchange.clone(), messages: 3 },
             Change::MessageEnqueued { message, queues: queues.into_iter().collect() },
             Change::MessageEnqueued { message: dead_letter, queues: SmallVec::new() },
             Change::MessagesCondemned {

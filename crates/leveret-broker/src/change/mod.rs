@@ -131,6 +131,8 @@ impl Change {
             Change::QueueRestated { arguments, .. } => arguments.as_table().as_bytes().len(),
             Change::QueuePage { entries, .. } => entries.as_bytes().len(),
             Change::QueueDeleted { .. }
+            | Change::DelayQueueDeclared { .. }
+            | Change::DelayQueueRestated { .. }
             | Change::MessageSettled { .. }
             | Change::DeliveryGranted { .. }
             | Change::ExchangeDeleted { .. }
@@ -157,6 +159,13 @@ pub enum Change {
         auto_delete: bool,
         /// The arguments of its declaration.
         arguments: FieldTable,
+    },
+    /// The messages that wait in a durable exchange before it routes them lie in a durable queue, which nobody finds by a name.
+    DelayQueueDeclared {
+        /// What later changes call the queue.
+        queue: QueueNumber,
+        /// The exchange.
+        exchange: ExchangeName,
     },
     /// A durable queue is gone, with its messages.
     QueueDeleted {
@@ -280,6 +289,16 @@ pub enum Change {
         next: QueuePosition,
         /// Messages may be handed out up to this place.
         granted: QueuePosition,
+        /// How many messages its pages have.
+        messages: u64,
+    },
+    /// Part of a checkpoint: the queue of messages that wait in an exchange. What it has is in its pages, and for each of its
+    /// levels the place that comes next follows.
+    DelayQueueRestated {
+        /// What changes call the queue.
+        queue: QueueNumber,
+        /// The exchange.
+        exchange: ExchangeName,
         /// How many messages its pages have.
         messages: u64,
     },

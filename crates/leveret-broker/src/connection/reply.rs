@@ -485,6 +485,14 @@ impl From<&Refusal> for Exception {
             Refusal::UnknownExchangeType { kind } => {
                 (Code::PreconditionFailed, format!("unknown exchange type '{kind}'"))
             }
+            Refusal::NoDelayedType => (
+                Code::PreconditionFailed,
+                "Invalid argument, 'x-delayed-type' must be an existing exchange type".into(),
+            ),
+            Refusal::DelayedTwice => (
+                Code::PreconditionFailed,
+                "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'".into(),
+            ),
             Refusal::InvalidExchangeArgument { argument, exchange, vhost, type_name } => (
                 Code::PreconditionFailed,
                 format!(

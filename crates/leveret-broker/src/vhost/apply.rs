@@ -14,10 +14,10 @@ use crate::names::{ExchangeName, PolicyName, QueueName};
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::checkpoint::QueueRestated;
 use crate::vhost::effects::Effects;
-use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, ExchangeKind, Target};
+use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeId, Target};
 use crate::vhost::policy::{InvalidPolicy, Policy};
-use crate::vhost::queue::{ArgumentError, ArgumentFault, Declared, Entry, Queue, QueueArguments};
-use crate::vhost::topology::alternate_of;
+use crate::vhost::queue::{ArgumentError, ArgumentFault, Declared, Entry, Queue, QueueArguments, Standing};
+use crate::vhost::topology::{alternate_of, kind_of};
 use crate::vhost::{QueueId, Timer, VirtualHost};
 
 /// A change that does not fit to those before it.
@@ -104,7 +104,24 @@ impl VirtualHost {
         let position = self.position;
         match change {
             Change::QueueDeclared { queue, name, auto_delete, arguments } => {
-                return self.apply_declared(now, queue, name, auto_delete, false, arguments);
+                return self.apply_declared(now, queue, name, auto_delete, Standing::Open, arguments);
+            }
+            Change::DelayQueueDeclared { queue, exchange } => {
+                let (name, arguments) = (QueueName::new(exchange.as_short_str()), FieldTable::default());
+                return self.apply_declared(now, queue, name, false, Standing::Delaying, arguments);
+            }
+            Change::DelayQueueRestated { queue, exchange, messages } => {
+                let restated = QueueRestated {
+                    queue,
+                    name: QueueName::new(exchange.as_short_str()),
+                    auto_delete: false,
+                    standing: Standing::Delaying,
+                    arguments: FieldTable::default(),
+                    next: QueuePosition::default(),
+                    granted: QueuePosition::default(),
+                    messages,
+                };
+                return self.apply_queue_restated(now, restated);
             }
             Change::QueueDeleted { queue } => {
                 self.apply_deleted_in_pages(queue);
@@ -150,7 +167,7 @@ impl VirtualHost {
                     return if is_new { Err(ApplyError::Exists(name.to_string())) } else { Ok(()) };
                 }
                 let not_declarable = |fault: String| ApplyError::NotDeclarable { name: name.to_string(), fault };
-                let kind = ExchangeKind::parse(kind.as_str())
+                let (kind, delayed) = kind_of(&kind, arguments.as_table())
                     .ok_or_else(|| not_declarable(format!("the exchange type '{kind}' is unknown")))?;
                 let alternate = alternate_of(arguments.as_table());
                 let alternate = alternate
@@ -158,7 +175,7 @@ impl VirtualHost {
                     .map(ExchangeName::from);
                 let durable = true;
                 let declared =
-                    DeclaredExchange { name, kind, durable, auto_delete, internal, alternate, arguments };
+                    DeclaredExchange { name, kind, delayed, durable, auto_delete, internal, alternate, arguments };
                 self.apply_exchange_declared(declared);
             }
             Change::PolicySet(source) => {
@@ -188,8 +205,9 @@ impl VirtualHost {
             Change::CheckpointBegun { last_queue } => self.apply_checkpoint_begun(last_queue, is_first_change),
             Change::QueuePage { queue, entries } => return self.apply_queue_page(now, queue, &entries),
             Change::QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages } => {
+                let standing = if closed { Standing::Closed } else { Standing::Open };
                 let restated =
-                    QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages };
+                    QueueRestated { queue, name, auto_delete, standing, arguments, next, granted, messages };
                 return self.apply_queue_restated(now, restated);
             }
             Change::LevelRestated { queue, next, granted } => {
@@ -210,11 +228,15 @@ impl VirtualHost {
         number: QueueNumber,
         name: QueueName,
         auto_delete: bool,
-        closed: bool,
+        standing: Standing,
         raw_arguments: FieldTable,
     ) -> Result<(), ApplyError> {
         self.last_queue_number = self.last_queue_number.max(number.0);
-        let is_taken = !closed && self.queue_names.contains_key(&name);
+        let is_taken = match standing {
+            Standing::Open => self.queue_names.contains_key(&name),
+            Standing::Delaying => self.exchanges.delay_queue(name.as_str()).is_some(),
+            Standing::Closed => false,
+        };
         if self.durable_queues.contains_key(&number) || is_taken {
             return Err(ApplyError::Exists(name.to_string()));
         }
@@ -224,7 +246,7 @@ impl VirtualHost {
             ApplyError::Argument { name, argument, fault }
         });
         let (durable, owner) = (true, None);
-        let declared = Declared { name, number, durable, auto_delete, closed, owner, arguments, raw_arguments };
+        let declared = Declared { name, number, durable, auto_delete, standing, owner, arguments, raw_arguments };
         self.apply_queue_declared(now, declared);
         unknown.map_or(Ok(()), Err)
     }

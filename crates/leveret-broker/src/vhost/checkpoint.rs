@@ -20,12 +20,12 @@ use crate::limits::{CHECKPOINT_REST_FACTOR, CHECKPOINT_UNITS_PER_PART};
 use crate::memory::Meter;
 use crate::message::MessageId;
 use crate::moment::Moment;
-use crate::names::{PolicyName, QueueName};
+use crate::names::{ExchangeName, PolicyName, QueueName};
 use crate::vhost::apply::ApplyError;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::{BindingKey, ExchangeId};
 use crate::vhost::policy::{Policy, PolicyKind};
-use crate::vhost::queue::{Body, Entry, Levels, Position, Queue, Rank};
+use crate::vhost::queue::{Body, Entry, Levels, Position, Queue, Rank, Standing};
 use crate::vhost::{QueueId, VirtualHost};
 
 /// A durable queue as a checkpoint repeats it.
@@ -33,7 +33,7 @@ pub(super) struct QueueRestated {
     pub(super) queue: QueueNumber,
     pub(super) name: QueueName,
     pub(super) auto_delete: bool,
-    pub(super) closed: bool,
+    pub(super) standing: Standing,
     pub(super) arguments: FieldTable,
     pub(super) next: QueuePosition,
     pub(super) granted: QueuePosition,
@@ -207,15 +207,23 @@ impl VirtualHost {
         });
         let declared = &queue.declared;
         let ordinary = queue.levels().ordinary();
-        let restated = end.is_none().then(|| Change::QueueRestated {
-            queue: number,
-            name: declared.name.clone(),
-            auto_delete: declared.auto_delete,
-            closed: declared.closed,
-            arguments: declared.raw_arguments.clone(),
-            next: ordinary.next_position(),
-            granted: ordinary.grant_below(),
-            messages: walk.messages,
+        let name = &declared.name;
+        let restated = end.is_none().then(|| match declared.standing {
+            Standing::Delaying => Change::DelayQueueRestated {
+                queue: number,
+                exchange: ExchangeName::new(name.as_short_str()),
+                messages: walk.messages,
+            },
+            Standing::Open | Standing::Closed => Change::QueueRestated {
+                queue: number,
+                name: name.clone(),
+                auto_delete: declared.auto_delete,
+                closed: declared.standing == Standing::Closed,
+                arguments: declared.raw_arguments.clone(),
+                next: ordinary.next_position(),
+                granted: ordinary.grant_below(),
+                messages: walk.messages,
+            },
         });
         if !entries.is_empty() {
             walk.messages += entries.len() as u64;
@@ -376,7 +384,7 @@ impl VirtualHost {
 
     /// A queue is what its pages say, whatever was known of it, unless some of them are missing.
     pub(super) fn apply_queue_restated(&mut self, now: Moment, restated: QueueRestated) -> Result<(), ApplyError> {
-        let QueueRestated { queue: number, name, auto_delete, closed, arguments, next, granted, messages } =
+        let QueueRestated { queue: number, name, auto_delete, standing, arguments, next, granted, messages } =
             restated;
         let meter = self.memory.clone();
         let Some(restating) = &mut self.restating else { return Err(ApplyError::NoCheckpoint) };
@@ -385,14 +393,14 @@ impl VirtualHost {
         restating.is_whole &= is_whole;
         let known = self.durable_queues.get(&number).copied();
         let is_known =
-            known.and_then(|id| self.queues.get(id)).is_some_and(|queue| queue.declared.closed == closed);
+            known.and_then(|id| self.queues.get(id)).is_some_and(|queue| queue.declared.standing == standing);
         let mut result = Ok(());
         if !is_known {
             // What closed it may be missing.
             if let Some(id) = known {
                 self.apply_queue_deleted(id);
             }
-            result = self.apply_declared(now, number, name, auto_delete, closed, arguments);
+            result = self.apply_declared(now, number, name, auto_delete, standing, arguments);
         }
         if is_whole || !is_known {
             let Some(&id) = self.durable_queues.get(&number) else { return result };

@@ -6,7 +6,7 @@
 //! memory, it is *condemned* first: that is a durable fact of its own, so it is not delivered any more from then on. So is
 //! one that has to be kept (`x-dead-letter-strategy`) and that no queue takes; it is tried again.
 
-mod deaths;
+pub(super) mod deaths;
 
 use leveret_amqp::ShortString;
 use smallvec::smallvec;
@@ -46,20 +46,19 @@ impl VirtualHost {
         effects: &mut Effects,
     ) {
         let Some(queue) = self.queues.get_mut(id) else { return };
-        if queue.settings.dead_letters.is_none() {
+        if !queue.sends_on() {
             return self.settle_taken(id, position, effects);
         }
         // One that dies when this hold of the lock is used up goes on in the next.
         let goes_on = queue.dying().is_empty() && self.units > 0;
-        let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
+        let Some(Known { message, .. }) = queue.known(position) else { return };
         if let Some(message) = message.filter(|_| goes_on)
             && self.dead_letter(now, id, &message, reason, effects)
         {
             return self.settle_taken(id, position, effects);
         }
         let Some(queue) = self.queues.get_mut(id) else { return };
-        queue.condemn(position, reason);
-        if journaled {
+        if queue.condemn(position, reason) {
             let queue = queue.declared.number;
             self.change(Change::MessagesCondemned { queue, messages: smallvec![(position, reason)] }, effects);
         }
@@ -121,6 +120,10 @@ impl VirtualHost {
         reason: DeathReason,
         effects: &mut Effects,
     ) -> bool {
+        if self.is_delay_queue(id) {
+            self.route_delayed(now, id, message, effects);
+            return true;
+        }
         self.send_on(now, vec![Leaving::new(id, message, reason)], effects)
     }
 
@@ -175,7 +178,8 @@ impl VirtualHost {
         let been = deaths::queues_since_rejected(header.properties.headers.unwrap_or_default());
         let mut comes_back_to = None;
         route.retain(|&mut target| {
-            let name = self.queues.get(target).map(|queue| &queue.declared.name);
+            let name =
+                self.queues.get(target).filter(|queue| !queue.is_delaying()).map(|queue| &queue.declared.name);
             let comes_back = name.filter(|name| been.contains(&name.as_str()));
             comes_back_to = comes_back_to.or(comes_back);
             comes_back.is_none()
@@ -249,6 +253,7 @@ mod tests {
     use crate::vhost::command::{Command, Commands, DeclareQueue, Existence, Wait};
     use crate::vhost::effects::Fetched;
     use crate::vhost::fixtures::{at, connect, empty_vhost, evict, message};
+    use crate::vhost::queue::Standing;
 
     /// A queue `q` after a restart, with so many messages in it, and what else happened to it.
     fn vhost_with(arguments: FieldTable, messages: u64, more: Option<Change>) -> VirtualHost {
@@ -295,7 +300,7 @@ mod tests {
     }
 
     fn names(vhost: &VirtualHost) -> Vec<(&str, usize)> {
-        let queues = vhost.queues.values().filter(|queue| !queue.declared.closed);
+        let queues = vhost.queues.values().filter(|queue| queue.declared.standing == Standing::Open);
         let mut names: Vec<_> = queues.map(|queue| (queue.declared.name.as_str(), queue.ready())).collect();
         names.sort_unstable();
         names

@@ -113,7 +113,7 @@ mod tests {
     use crate::scratch::{Place, Segment};
     use crate::vhost::effects::{Effects, Fetch, FetchFor, Fetched};
     use crate::vhost::fixtures::{at, empty_vhost, message};
-    use crate::vhost::queue::{Declared, QueueArguments};
+    use crate::vhost::queue::{Declared, QueueArguments, Standing};
     use crate::vhost::route::Route;
 
     /// A virtual host with some queues, and what a driver does for it.
@@ -138,9 +138,9 @@ mod tests {
                 let arguments = QueueArguments::parse_known(raw_arguments.as_table()).0;
                 let (durable, auto_delete, owner) = (number == transient, false, None);
                 let number = QueueNumber(number);
-                let closed = false;
+                let standing = Standing::Open;
                 let declared =
-                    Declared { name, number, durable, auto_delete, closed, owner, arguments, raw_arguments };
+                    Declared { name, number, durable, auto_delete, standing, owner, arguments, raw_arguments };
                 vhost.apply_queue_declared(at(1), declared)
             });
             let queues = queues.collect();

@@ -23,7 +23,7 @@ impl VirtualHost {
     pub(super) fn expire_page(&mut self, now: Moment, id: QueueId, effects: &mut Effects) -> bool {
         let Some(due) = self.queues.get_mut(id).and_then(|queue| queue.take_due(now)) else { return false };
         self.units = self.units.saturating_sub(UNITS_PER_DUE_PAGE);
-        for position in due {
+        for (_, position) in due {
             self.units = self.units.saturating_sub(1);
             self.discard_ready(now, id, position, DeathReason::Expired, effects);
         }

@@ -13,6 +13,7 @@ pub mod binding;
 pub mod checkpoint;
 pub mod command;
 mod dead_letter;
+pub(crate) mod delay;
 mod deliver;
 pub mod effects;
 mod evict;
@@ -536,7 +537,7 @@ impl VirtualHost {
                 (channel, self.purge(from, channel, &queue, wait, effects))
             }
             Command::DeclareExchange(channel, declare) => {
-                (channel, self.declare_exchange(from, channel, &declare, effects))
+                (channel, self.declare_exchange(now, from, channel, &declare, effects))
             }
             Command::DeleteExchange(channel, delete) => {
                 (channel, self.delete_exchange(from, channel, &delete, effects))

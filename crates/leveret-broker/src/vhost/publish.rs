@@ -1,7 +1,5 @@
 //! Taking a message in: `basic.publish`, from route to queues. RabbitMQ: publishing, mandatory, confirms.
 
-use std::time::Duration;
-
 use leveret_amqp::{ReplyCode, ShortString};
 use smallvec::SmallVec;
 
@@ -147,16 +145,13 @@ impl VirtualHost {
         let mut message = Some(message);
         for (nth, &queue_id) in route.iter().enumerate() {
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
-            let declared = &queue.declared;
             let journaled = is_journaled(queue);
-            let expiration = expiration_ms.map(Duration::from_millis);
-            let time_to_live = expiration.into_iter().chain(queue.settings.message_ttl).min();
-            let number = declared.number;
+            let number = queue.declared.number;
             let is_last = nth + 1 == route.len() && !journaled && durable_queues.is_empty();
             let body = if is_last { message.take() } else { message.clone() };
             let Some(body) = body else { continue };
+            let (rank, time_to_live) = queue.place_for(&body, expiration_ms);
             let expires = time_to_live.map(|time| now.deadline(time));
-            let rank = queue.rank(|| body.priority());
             let position = queue.push(rank, Entry::new(id, body, expires, journaled));
             if journaled {
                 let expires = time_to_live.map(|time| now.expiry(time));

@@ -72,6 +72,10 @@ pub enum Refusal {
     UnknownExchangeType {
         kind: String,
     },
+    /// Argument `x-delayed-type` names no type.
+    NoDelayedType,
+    /// It names the type `x-delayed-message` itself.
+    DelayedTwice,
     InvalidExchangeArgument {
         argument: &'static str,
         exchange: String,

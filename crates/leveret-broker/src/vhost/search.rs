@@ -85,6 +85,11 @@ impl Search {
             let Some(at) = &mut self.at else {
                 let Some(exchange) = self.pending.pop() else { return true };
                 *steps -= 1;
+                if let Some(queue) = exchanges.delays_in(exchange, headers) {
+                    self.by_key = false;
+                    self.route.push(queue);
+                    continue;
+                }
                 self.at = Some(Place { exchange, nth_key: 0, is_begun: false, has_matched: false });
                 continue;
             };

@@ -6,6 +6,7 @@ mod confirms;
 mod connection;
 mod consumers;
 mod dead_letters;
+mod delayed;
 mod durability;
 mod exchanges;
 mod expiry;

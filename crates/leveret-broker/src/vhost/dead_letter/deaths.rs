@@ -35,7 +35,7 @@ pub(super) struct Address<'a> {
 }
 
 /// The routing keys that everybody may see: that of the message, and those of header `CC`.
-pub(super) fn visible_keys<'m>(message: &'m Message, header: &ContentHeader<'m>) -> Vec<&'m str> {
+pub(in crate::vhost) fn visible_keys<'m>(message: &'m Message, header: &ContentHeader<'m>) -> Vec<&'m str> {
     let mut keys = vec![message.routing_key()];
     if let Some(Value::Array(more)) = header.properties.headers.and_then(|headers| headers.get("CC")) {
         keys.extend(more.iter().filter_map(Value::as_str).filter(|key| ShortStr::new(key).is_ok()));
@@ -103,7 +103,7 @@ pub(super) fn may_go_on(times: usize, spread: u8) -> bool {
 }
 
 /// How many were made of a message, as in [`History::Deaths`], when it goes to so many queues.
-pub(super) fn spread_further(spread: u8, queues: usize) -> u8 {
+pub(in crate::vhost) fn spread_further(spread: u8, queues: usize) -> u8 {
     let more = usize::BITS - queues.saturating_sub(1).leading_zeros();
     spread.saturating_add(u8::try_from(more).unwrap_or(u8::MAX)).min(SPREAD_MAX)
 }

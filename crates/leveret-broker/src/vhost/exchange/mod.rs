@@ -23,6 +23,7 @@ use crate::change::Change;
 use crate::limits::STEPS_PER_LOOKUP;
 use crate::names::ExchangeName;
 use crate::vhost::QueueId;
+use crate::vhost::delay::{DELAYED, delay_ms};
 use crate::vhost::policy::Matching;
 use crate::vhost::refusal::Refusal;
 
@@ -106,7 +107,10 @@ impl MatchScratch {
 #[derive(Clone, Debug)]
 pub(crate) struct DeclaredExchange {
     pub(crate) name: ExchangeName,
+    /// How it routes.
     pub(crate) kind: ExchangeKind,
+    /// Whether messages may have to wait before: its type is `x-delayed-message`.
+    pub(crate) delayed: bool,
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
     pub(crate) internal: bool,
@@ -116,12 +120,17 @@ pub(crate) struct DeclaredExchange {
 }
 
 impl DeclaredExchange {
+    /// Its type, as clients call it.
+    pub(crate) fn type_name(&self) -> &'static str {
+        if self.delayed { DELAYED } else { self.kind.as_str() }
+    }
+
     /// Its declaration for a journal.
     pub(crate) fn to_change(&self) -> Change {
-        let DeclaredExchange { name, kind, auto_delete, internal, arguments, .. } = self;
+        let DeclaredExchange { name, auto_delete, internal, arguments, .. } = self;
         Change::ExchangeDeclared {
             name: name.clone(),
-            kind: ShortStr::truncated(kind.as_str()).into(),
+            kind: ShortStr::truncated(self.type_name()).into(),
             auto_delete: *auto_delete,
             internal: *internal,
             arguments: arguments.clone(),
@@ -172,6 +181,7 @@ impl Exchange {
     /// Whether the way a message takes can be remembered by its routing key alone.
     pub(crate) fn routes_by_key(&self) -> bool {
         match self.router {
+            _ if self.declared.delayed => false,
             Router::Direct(_) | Router::Fanout | Router::Topic(_) => true,
             Router::Headers(_) => false,
         }
@@ -303,6 +313,8 @@ impl Exchange {
 pub(crate) struct Exchanges {
     by_name: HashMap<ExchangeName, ExchangeId, FixedState>,
     slots: SlotMap<ExchangeId, Exchange>,
+    /// Where messages wait before these exchanges route them.
+    delay_queues: HashMap<ExchangeName, QueueId, FixedState>,
     seed: u64,
 }
 
@@ -328,12 +340,14 @@ impl Exchanges {
         let mut exchanges = Exchanges {
             by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
             slots: SlotMap::with_key(),
+            delay_queues: HashMap::with_hasher(FixedState::with_seed(seed)),
             seed,
         };
         for &(name, kind, publishing) in PREDECLARED {
             exchanges.insert(DeclaredExchange {
                 name: ExchangeName::new(ShortStr::truncated(name)),
                 kind,
+                delayed: false,
                 durable: true,
                 auto_delete: false,
                 internal: publishing == Publishing::Internal,
@@ -359,6 +373,28 @@ impl Exchanges {
 
     pub(crate) fn find(&self, name: &str) -> Option<ExchangeId> {
         self.by_name.get(name).copied()
+    }
+
+    /// Where messages wait before the exchange of this name routes them.
+    pub(crate) fn delay_queue(&self, name: &str) -> Option<QueueId> {
+        self.delay_queues.get(name).copied()
+    }
+
+    pub(crate) fn set_delay_queue(&mut self, name: ExchangeName, queue: QueueId) {
+        self.delay_queues.insert(name, queue);
+    }
+
+    /// A queue is gone.
+    pub(crate) fn forget_delay_queue(&mut self, name: &str, queue: QueueId) {
+        if self.delay_queue(name) == Some(queue) {
+            self.delay_queues.remove(name);
+        }
+    }
+
+    /// The queue that a message with these headers has to wait in before this exchange routes it.
+    pub(crate) fn delays_in(&self, id: ExchangeId, headers: Table<'_>) -> Option<QueueId> {
+        let declared = self.get(id).map(|exchange| &exchange.declared).filter(|declared| declared.delayed)?;
+        delay_ms(headers).and_then(|_| self.delay_queue(declared.name.as_str()))
     }
 
     /// The durable ones that a client or a policy has declared, or could have.

@@ -152,7 +152,8 @@ impl VirtualHost {
     /// Finds the policies of a queue, and what follows from them. True if deliveries may be held for another time than before.
     pub(in crate::vhost) fn match_queue(&mut self, id: QueueId) -> bool {
         self.spend(self.policies.len() / MATCHES_PER_UNIT);
-        let Some(queue) = self.queues.get_mut(id) else { return false };
+        // What waits in an exchange is nobody's queue.
+        let Some(queue) = self.queues.get_mut(id).filter(|queue| !queue.is_delaying()) else { return false };
         let declared = &queue.declared;
         let matching = self.policies.of_queue(declared.name.as_str(), declared.arguments.queue_type);
         if queue.policies.is(&matching) {

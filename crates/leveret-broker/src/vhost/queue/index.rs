@@ -341,20 +341,26 @@ impl Index {
         position
     }
 
-    /// Takes the next page that has a message whose deadline has come; its messages that are due and for which `is_meant`
-    /// says so, in their order. Those that it says no to do not come up again before [`Self::note_due`].
+    /// The pages that have messages with deadlines, in their order: each with one that is not later than its first.
+    pub(crate) fn due_pages(&self) -> impl Iterator<Item = (Deadline, Position)> {
+        self.due.pages()
+    }
+
+    /// Takes the next page that has a message whose deadline has come; its messages for which `is_due` and `is_meant` say so,
+    /// in their order. Those that `is_meant` says no to do not come up again before [`Self::note_due`].
     pub(crate) fn take_due(
         &mut self,
         now: Moment,
+        is_due: impl Fn(Deadline, Position) -> bool,
         mut is_meant: impl FnMut(Position) -> bool,
-    ) -> Option<Vec<Position>> {
+    ) -> Option<Vec<(Deadline, Position)>> {
         let begin = self.due.take(now)?;
         let (mut found, mut later) = (Vec::new(), None::<Deadline>);
         let mut look = |slot: usize, expires: Option<Deadline>| {
             let position = Position(begin.0 + slot as u64);
             let Some(deadline) = expires.filter(|_| is_meant(position)) else { return };
-            if now.has_reached(deadline) {
-                found.push(position);
+            if is_due(deadline, position) {
+                found.push((deadline, position));
             } else {
                 later = Some(later.map_or(deadline, |later| later.min(deadline)));
             }

@@ -4,6 +4,7 @@
 //! Must not know: other priorities, who consumes.
 //! Invariant: a place says to which level it belongs, so places of different levels are never the same.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -29,6 +30,11 @@ impl Rank {
     /// The rank of a priority where messages without one have another.
     pub(crate) fn of(priority: u8, without: u8) -> Self {
         Rank(i16::from(without) - i16::from(priority))
+    }
+
+    /// That of messages with a delay of so many milliseconds: of each twice as long a delay another one.
+    pub(crate) fn of_delay(ms: u32) -> Self {
+        Rank(i16::try_from(u32::BITS - ms.leading_zeros()).expect("so many bits a number has"))
     }
 
     pub(crate) fn of_place(position: Position) -> Self {
@@ -273,12 +279,22 @@ impl Level {
     }
 
     /// The ready messages of the next page in which some are due, in their order; none if no message is due.
-    pub(super) fn take_due(&mut self, now: Moment, dying: &Dying) -> Option<Vec<Position>> {
+    pub(super) fn take_due(&mut self, now: Moment, dying: &Dying) -> Option<Vec<(Deadline, Position)>> {
+        self.take_due_if(now, dying, |deadline, _| now.has_reached(deadline))
+    }
+
+    /// The same of messages that are due by another measure.
+    fn take_due_if(
+        &mut self,
+        now: Moment,
+        dying: &Dying,
+        is_due: impl Fn(Deadline, Position) -> bool,
+    ) -> Option<Vec<(Deadline, Position)>> {
         let Level { index, cursor, returned, .. } = self;
         let is_ready = |position| {
             if position < *cursor { returned.contains(&position) } else { !dying.contains(position) }
         };
-        index.take_due(now, is_ready)
+        index.take_due(now, is_due, is_ready)
     }
 
     /// The bodies that will be needed next, from the head on: those that are not in memory, until so many bytes or the
@@ -468,6 +484,29 @@ impl Levels {
                 (_, start) => start.is_none_or(|start| rank > start).then_some((first, level)),
             }
         })
+    }
+
+    /// The ready messages that are due first of all, in their order: those of one page that come before all of other pages. They
+    /// are few where pages are due at about the same time; none if no message is due. Of two that are due at the same
+    /// time, that with the longer delay came first: those of higher ranks.
+    pub(super) fn take_due_in_order(&mut self, now: Moment, dying: &Dying) -> Option<Vec<(Deadline, Position)>> {
+        let key = |deadline: Deadline, position| (deadline, Reverse(Rank::of_place(position)), position);
+        let (mut first, mut second) = (None, None);
+        for (deadline, page) in self.iter().flat_map(|level| level.index.due_pages().take(2)) {
+            let found = Some(key(deadline, page));
+            if first.is_none() || found < first {
+                second = std::mem::replace(&mut first, found);
+            } else if second.is_none() || found < second {
+                second = found;
+            }
+        }
+        let (.., page) = first?;
+        let is_due = |deadline, position| {
+            now.has_reached(deadline) && second.is_none_or(|second| key(deadline, position) < second)
+        };
+        let mut due = self.of_mut(page)?.take_due_if(now, dying, is_due)?;
+        due.sort_unstable();
+        Some(due)
     }
 
     /// Leaves places out in all levels, for good.

@@ -12,6 +12,8 @@ mod level;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::time::Duration;
 
 use leveret_amqp::FieldTable;
 
@@ -29,6 +31,7 @@ use crate::moment::{Deadline, Moment};
 use crate::names::QueueName;
 use crate::scratch::{Place, Segment};
 use crate::vhost::ConnectionId;
+use crate::vhost::delay::delay_ms;
 use crate::vhost::exchange::ExchangeId;
 use crate::vhost::policy::Matching;
 
@@ -40,13 +43,23 @@ pub(crate) struct Declared {
     /// Whether it survives a restart; never so for an exclusive queue.
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
-    /// Whether it was deleted, and is there for dead letters only that have not gone on yet. Nobody finds it by its name.
-    pub(crate) closed: bool,
+    pub(crate) standing: Standing,
     /// The connection that an exclusive queue belongs to.
     pub(crate) owner: Option<ConnectionId>,
     pub(crate) arguments: QueueArguments,
     /// As the client gave them, to compare with the next declaration.
     pub(crate) raw_arguments: FieldTable,
+}
+
+/// Who finds a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Everybody, by its name.
+    Open,
+    /// Nobody: it was deleted, and is there for dead letters only that have not gone on yet.
+    Closed,
+    /// Nobody: messages wait in it until the exchange of its name routes them.
+    Delaying,
 }
 
 /// Whether a queue stands in a list of those to run.
@@ -231,7 +244,7 @@ impl Queue {
     }
 
     /// The place of a message of this priority among others. RabbitMQ: one that has none counts as 0, in quorum queues as 4.
-    pub(crate) fn rank(&self, priority: impl FnOnce() -> Option<u8>) -> Rank {
+    fn rank(&self, priority: impl FnOnce() -> Option<u8>) -> Rank {
         let QueueArguments { queue_type, max_priority, .. } = self.declared.arguments;
         let (most, without) = match queue_type {
             QueueType::Classic => (max_priority, 0),
@@ -292,7 +305,7 @@ impl Queue {
 
     /// The queue is deleted: has only these dead letters any more, as far as they are here. Nobody has asked for their bodies.
     pub(crate) fn close(&mut self, mut kept: Vec<Position>) {
-        self.declared.closed = true;
+        self.declared.standing = Standing::Closed;
         kept.retain(|&position| self.dying.contains(position));
         kept.sort_unstable();
         self.dying.take_out(|position| kept.binary_search(&position).is_err());
@@ -307,7 +320,7 @@ impl Queue {
 
     /// Whether it was deleted, and nothing is left for which it is there.
     pub(crate) fn is_done(&self) -> bool {
-        self.declared.closed && self.dying.is_empty()
+        self.declared.standing == Standing::Closed && self.dying.is_empty()
     }
 
     /// Has these messages and no others, after a restart.
@@ -342,12 +355,38 @@ impl Queue {
         true
     }
 
-    /// A message that was taken is to be dead-lettered, and waits for its body.
-    pub(crate) fn condemn(&mut self, position: Position, reason: DeathReason) {
+    /// A message that was taken is to go on, and waits for its body. Whether a journal is to say so: after a restart, one that has
+    /// waited in a delay queue is due anyhow.
+    pub(crate) fn condemn(&mut self, position: Position, reason: DeathReason) -> bool {
         let (body_bytes, journaled) =
             self.known(position).map_or((0, false), |known| (known.body_bytes, known.journaled));
-        let is_new = self.dying.push(position, reason, body_bytes, journaled);
+        let is_told = journaled && !self.is_delaying();
+        let is_new = self.dying.push(position, reason, body_bytes, is_told);
         assert!(is_new, "a message dies once");
+        is_told
+    }
+
+    /// Whether messages wait in it until an exchange routes them.
+    pub(crate) fn is_delaying(&self) -> bool {
+        self.declared.standing == Standing::Delaying
+    }
+
+    /// Whether what leaves it unconsumed goes anywhere.
+    pub(crate) fn sends_on(&self) -> bool {
+        self.settings.dead_letters.is_some() || self.is_delaying()
+    }
+
+    /// Where a message is put among those of other priorities, and for how long. RabbitMQ: the shorter time to live of queue and
+    /// message counts.
+    pub(crate) fn place_for(&self, message: &Message, expiration_ms: Option<u64>) -> (Rank, Option<Duration>) {
+        if self.is_delaying() {
+            let headers = message.decode_header().ok().and_then(|header| header.properties.headers);
+            let delay = headers.and_then(delay_ms).map_or(0, NonZeroU32::get);
+            return (Rank::of_delay(delay), Some(Duration::from_millis(delay.into())));
+        }
+        let expiration = expiration_ms.map(Duration::from_millis);
+        let time_to_live = expiration.into_iter().chain(self.settings.message_ttl).min();
+        (self.rank(|| message.priority()), time_to_live)
     }
 
     /// Those that are to be dead-lettered.
@@ -516,7 +555,10 @@ impl Queue {
     }
 
     /// The ready messages of the next page in which some are due, in their order; none if no message is due.
-    pub(crate) fn take_due(&mut self, now: Moment) -> Option<Vec<Position>> {
+    pub(crate) fn take_due(&mut self, now: Moment) -> Option<Vec<(Deadline, Position)>> {
+        if self.is_delaying() {
+            return self.levels.take_due_in_order(now, &self.dying);
+        }
         self.levels.iter_mut().find_map(|level| level.take_due(now, &self.dying))
     }
 
@@ -577,7 +619,7 @@ impl Queue {
 
     /// When the queue goes because nobody used it.
     pub(crate) fn expires_at(&self) -> Option<Deadline> {
-        let expires = self.settings.expires.filter(|_| !self.declared.closed)?;
+        let expires = self.settings.expires.filter(|_| self.declared.standing == Standing::Open)?;
         self.consumers.is_empty().then(|| self.last_used.deadline(expires))
     }
 

@@ -87,6 +87,7 @@ impl Scene {
     fn exchange(&mut self, name: &str, kind: ExchangeKind, alternate: Option<&str>) -> ExchangeId {
         let exchange_name = |name| ExchangeName::new(ShortStr::truncated(name));
         self.vhost.exchanges.insert(DeclaredExchange {
+            delayed: false,
             name: exchange_name(name),
             kind,
             durable: false,

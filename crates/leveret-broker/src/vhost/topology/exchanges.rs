@@ -4,8 +4,10 @@ use leveret_amqp::{ShortString, Table, Value};
 
 use crate::access::{Permission, Resource};
 use crate::change::Change;
+use crate::moment::Moment;
 use crate::names::{ChannelId, ExchangeName};
 use crate::vhost::command::{DeclareExchange, DeleteExchange, Existence, Wait};
+use crate::vhost::delay::{DELAYED, DELAYED_TYPE};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::{DeclaredExchange, Exchange, ExchangeId, ExchangeKind, Target};
 use crate::vhost::refusal::Refusal;
@@ -16,6 +18,7 @@ impl VirtualHost {
     /// `exchange.declare`
     pub(in crate::vhost) fn declare_exchange(
         &mut self,
+        now: Moment,
         from: ConnectionId,
         channel: ChannelId,
         declare: &DeclareExchange,
@@ -26,7 +29,7 @@ impl VirtualHost {
             Existence::Passive => {
                 self.exchanges.find_or_refuse(declare.name.as_str(), self.name.as_str())?;
             }
-            Existence::Declare => self.declare_exchange_actively(from, &declare.name, declare, effects)?,
+            Existence::Declare => self.declare_exchange_actively(now, from, &declare.name, declare, effects)?,
         }
         if declare.wait == Wait::Answer {
             self.answer(from, channel, Answer::ExchangeDeclareOk, effects);
@@ -36,6 +39,7 @@ impl VirtualHost {
 
     fn declare_exchange_actively(
         &mut self,
+        now: Moment,
         from: ConnectionId,
         name: &ShortString,
         declare: &DeclareExchange,
@@ -45,18 +49,38 @@ impl VirtualHost {
             return Err(Refusal::DefaultExchange);
         }
         self.authorize(from, Permission::Configure, Resource::Exchange(name.as_str()))?;
-        let kind = ExchangeKind::parse(declare.kind.as_str())
-            .ok_or_else(|| Refusal::UnknownExchangeType { kind: declare.kind.to_string() })?;
-        if let Some(id) = self.exchanges.find(name.as_str()) {
-            return self.check_exchange_equivalent(id, kind, declare);
+        let delayed = declare.kind.as_str() == DELAYED;
+        let known = ExchangeKind::parse(declare.kind.as_str());
+        if !delayed && known.is_none() {
+            return Err(Refusal::UnknownExchangeType { kind: declare.kind.to_string() });
         }
+        match self.exchanges.find(name.as_str()) {
+            Some(id) => self.check_exchange_equivalent(id, declare)?,
+            None => self.insert_exchange(from, name, known, declare, effects)?,
+        }
+        if delayed {
+            self.declare_delay_queue(now, ExchangeName::from(name.clone()), declare.durable, effects);
+        }
+        Ok(())
+    }
+
+    /// Adds an exchange of a type, if that is known by itself.
+    fn insert_exchange(
+        &mut self,
+        from: ConnectionId,
+        name: &ShortString,
+        kind: Option<ExchangeKind>,
+        declare: &DeclareExchange,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
         if name.as_str().starts_with(RESERVED_PREFIX) && !self.is_administrator(from) {
             return Err(Refusal::ReservedExchangeName { exchange: name.to_string() });
         }
         let alternate = self.alternate_exchange(from, name, declare.arguments.as_table())?;
         let declared = DeclaredExchange {
             name: ExchangeName::from(name.clone()),
-            kind,
+            kind: kind.map_or_else(|| delayed_kind(declare.arguments.as_table()), Ok)?,
+            delayed: kind.is_none(),
             durable: declare.durable,
             auto_delete: declare.auto_delete,
             internal: declare.internal,
@@ -89,19 +113,14 @@ impl VirtualHost {
     }
 
     /// RabbitMQ: `rabbit_exchange:assert_equivalence`.
-    fn check_exchange_equivalent(
-        &self,
-        id: ExchangeId,
-        kind: ExchangeKind,
-        declare: &DeclareExchange,
-    ) -> Result<(), Refusal> {
+    fn check_exchange_equivalent(&self, id: ExchangeId, declare: &DeclareExchange) -> Result<(), Refusal> {
         let Some(exchange) = self.exchanges.get(id) else { return Ok(()) };
         let declared = &exchange.declared;
         let (received, current) = (declare.arguments.as_table().get(ALTERNATE), declared.arguments.as_table());
         let current = current.get(ALTERNATE);
         let flags = |flag: bool| format!("'{flag}'");
         let compared = [
-            ("type", format!("'{}'", kind.as_str()), format!("'{}'", declared.kind.as_str())),
+            ("type", format!("'{}'", declare.kind), format!("'{}'", declared.type_name())),
             ("durable", flags(declare.durable), flags(declared.durable)),
             ("auto_delete", flags(declare.auto_delete), flags(declared.auto_delete)),
             ("internal", flags(declare.internal), flags(declared.internal)),
@@ -156,6 +175,7 @@ impl VirtualHost {
         if exchange.declared.durable {
             self.change_topology(Change::ExchangeDeleted { name: exchange.declared.name.clone() }, effects);
         }
+        self.delete_delay_queue(&exchange.declared.name, effects);
         for source in exchange.bound_to {
             self.delete_if_unused(source);
         }
@@ -179,6 +199,24 @@ impl VirtualHost {
         }
         Some(exchange)
     }
+}
+
+/// How exchanges of a type route that delay messages before. The words for faults are those of the plugin.
+fn delayed_kind(arguments: Table<'_>) -> Result<ExchangeKind, Refusal> {
+    let Some(Value::LongStr(kind)) = arguments.get(DELAYED_TYPE) else { return Err(Refusal::NoDelayedType) };
+    let kind = String::from_utf8_lossy(kind);
+    if kind == DELAYED {
+        return Err(Refusal::DelayedTwice);
+    }
+    ExchangeKind::parse(&kind).ok_or_else(|| Refusal::UnknownExchangeType { kind: kind.into_owned() })
+}
+
+/// How exchanges of a type route, and whether they delay messages before; none if there is no such type.
+pub(in crate::vhost) fn kind_of(kind: &ShortString, arguments: Table<'_>) -> Option<(ExchangeKind, bool)> {
+    if kind.as_str() == DELAYED {
+        return Some((delayed_kind(arguments).ok()?, true));
+    }
+    Some((ExchangeKind::parse(kind.as_str())?, false))
 }
 
 /// The exchange that argument `alternate-exchange` names, or the value that is no name.

@@ -8,7 +8,7 @@ mod queues;
 
 use leveret_amqp::Value;
 
-pub(super) use self::exchanges::alternate_of;
+pub(super) use self::exchanges::{alternate_of, kind_of};
 
 use crate::access::{Permission, Resource, authorize};
 use crate::names::ChannelId;

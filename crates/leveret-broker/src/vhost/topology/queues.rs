@@ -10,13 +10,13 @@ use rand::RngCore;
 use crate::access::{Permission, Resource};
 use crate::change::{Change, QueueNumber};
 use crate::moment::Moment;
-use crate::names::{ChannelId, QueueName};
+use crate::names::{ChannelId, ExchangeName, QueueName};
 use crate::node::DefaultQueueType;
 use crate::vhost::command::{DeclareQueue, DeleteQueue, Existence, QueueRef, Wait};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::exchange::Target;
 use crate::vhost::queue::arguments::compared;
-use crate::vhost::queue::{Consumers, Declared, Position, Queue, QueueArguments, QueueType, Sharing};
+use crate::vhost::queue::{Consumers, Declared, Position, Queue, QueueArguments, QueueType, Sharing, Standing};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::replies::is_reply_address;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
@@ -129,7 +129,7 @@ impl VirtualHost {
             number: QueueNumber(self.last_queue_number),
             durable: is_durable(declare),
             auto_delete: declare.auto_delete,
-            closed: false,
+            standing: Standing::Open,
             owner: declare.exclusive.then_some(from),
             arguments,
             raw_arguments: declare.arguments.clone(),
@@ -174,9 +174,13 @@ impl VirtualHost {
     }
 
     pub(in crate::vhost) fn apply_queue_declared(&mut self, now: Moment, declared: Declared) -> QueueId {
-        let name = (!declared.closed).then(|| declared.name.clone());
+        let (standing, name) = (declared.standing, declared.name.clone());
         let id = self.insert(Queue::new(declared, now, self.memory.clone()));
-        self.queue_names.extend(name.map(|name| (name, id)));
+        match standing {
+            Standing::Open => _ = self.queue_names.insert(name, id),
+            Standing::Delaying => self.exchanges.set_delay_queue(ExchangeName::new(name.as_short_str()), id),
+            Standing::Closed => {}
+        }
         id
     }
 
@@ -379,6 +383,7 @@ impl VirtualHost {
         if self.queue_names.get(&queue.declared.name) == Some(&id) {
             self.queue_names.remove(&queue.declared.name);
         }
+        self.exchanges.forget_delay_queue(queue.declared.name.as_str(), id);
         let Declared { number, durable, .. } = queue.declared;
         let numbered = if durable { &mut self.durable_queues } else { &mut self.transient_queues };
         numbered.remove(&number);

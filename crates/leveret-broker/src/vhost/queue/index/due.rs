@@ -22,6 +22,11 @@ impl Due {
         self.in_time.first().map(|&(deadline, _)| deadline)
     }
 
+    /// The pages in the order of their deadlines.
+    pub(super) fn pages(&self) -> impl Iterator<Item = (Deadline, Position)> {
+        self.in_time.iter().copied()
+    }
+
     /// Something in a page is due by then.
     pub(super) fn note(&mut self, page: Position, deadline: Deadline) {
         let known = self.pages.get(&page).copied();

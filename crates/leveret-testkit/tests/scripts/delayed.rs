@@ -62,6 +62,9 @@ fn what_has_no_delay_is_routed_at_once_as_it_is() {
                 C: basic.publish exchange='x' body='without headers'
                 C: basic.get queue='a' no-ack
                 S: basic.get-ok 2 'x' '' 0 body='without headers'
+                C: basic.publish exchange='x' headers={{x-delay=1000}} body='waits all the same'
+                C: basic.get queue='a' no-ack
+                S: basic.get-empty
                 "
             ),
         );

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::expiry::{self, Pending};
+use crate::expiry::{self, Pending, Way};
 use crate::memory::{Backlog, Peak, open, start};
 use crate::workspace::target;
 
@@ -57,8 +57,13 @@ pub(crate) fn run(binary: &Path) -> Result<()> {
         let figures = measure(binary, backlog, 256, true)?;
         println!("restart with {messages} ready messages of 100 bytes: {:.2} s", figures.restart_seconds);
     }
-    let (due, first_due, limit_mib) = (10_000, Duration::from_mins(3), 256);
-    println!("{}", expiry::measure(binary, Pending { messages: 10_000_000, due, first_due, limit_mib })?);
+    let (due, first_due, due_within) = (10_000, Duration::from_mins(3), Duration::from_secs(10));
+    let few = Pending { way: Way::Expire, messages: 10_000_000, due, first_due, due_within, limit_mib: 256 };
+    let (due, first_due, due_within) = (1_000_000, Duration::from_secs(20), Duration::from_mins(2));
+    let all = Pending { way: Way::Delay, messages: due, due, first_due, due_within, limit_mib: 64 };
+    for pending in [few, Pending { way: Way::Delay, ..few }, all] {
+        println!("{:?}: {}", pending.way, expiry::measure(binary, pending)?);
+    }
     Ok(())
 }
 

@@ -22,7 +22,8 @@ use rand::{Rng, SeedableRng};
 
 const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
 const STREAM: u32 = 1;
-const NOW: Moment = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_790_000_000) };
+/// Behind all that is done.
+const NOW: Moment = Moment { monotonic: Duration::from_secs(2000), wall: Duration::from_secs(1_790_001_000) };
 
 const BEGINNING: &str = "
     C: queue.declare queue='q' durable
@@ -41,6 +42,10 @@ const BEGINNING: &str = "
     S: queue.declare-ok 'short' 0 0
     C: queue.declare queue='counted' durable arguments={x-queue-type='quorum' x-delivery-limit=1 x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
     S: queue.declare-ok 'counted' 0 0
+    C: exchange.declare exchange='later' type='x-delayed-message' durable arguments={x-delayed-type='fanout'}
+    S: exchange.declare-ok
+    C: queue.bind queue='dead' exchange='later'
+    S: queue.bind-ok
     Cb: tx.select
     Sb: tx.select-ok
     ";
@@ -58,6 +63,13 @@ const TO_COUNTED: &str = "to counted";
 /// Takes a message from there and gives it back as failed: what has failed twice goes on.
 const FAIL: &str = "fail";
 const TO_SHORT_IN_TRANSACTION: &str = "to short in transaction";
+/// To an exchange that keeps it for some seconds; each has a body of its own.
+const LATER: &str = "later";
+const LATER_IN_TRANSACTION: &str = "later in transaction";
+/// There is nothing to take from this one when it goes.
+const OTHER_EXCHANGE: &str = "
+    C: exchange.declare exchange='gone' type='x-delayed-message' durable arguments={x-delayed-type='topic'}
+    C: basic.publish exchange='gone' headers={x-delay=1000} delivery-mode=2 body='goes with it'";
 const GET: &str = "C: basic.get queue='q'";
 const TRANSACTION: &str = "
     Cb: basic.publish routing-key='q' delivery-mode=2 body='one of two'
@@ -109,6 +121,15 @@ const POLICIES: &[&str] = &[
     "set policy 'limit' pattern='^short$' definition={max-length=0}", CHECKPOINT, "clear policy 'limit'",
 ];
 
+/// Messages that wait in an exchange, with checkpoints in between.
+#[rustfmt::skip]
+const DELAYED: &[&str] = &[
+    LATER, LATER, OTHER_EXCHANGE, STEP, LATER, "wait 1s", STEP, STEP, LATER, CHECKPOINT, "wait 1s", LATER_IN_TRANSACTION,
+    STEP, LATER, "wait 2s", STEP, OTHER_EXCHANGE, LATER, CHECKPOINT, STEP, "C: exchange.delete exchange='gone'", STEP, LATER,
+    STEP, "wait 1s", CHECKPOINT, OTHER_EXCHANGE, LATER, STEP, STEP, "C: exchange.delete exchange='gone'", "wait 2s",
+    CHECKPOINT, LATER, LATER_IN_TRANSACTION, CHECKPOINT, "wait 5s",
+];
+
 /// What the thread that writes a journal is asked to do.
 enum Action {
     Append(Vec<(JournalPosition, Vec<u8>)>),
@@ -128,21 +149,26 @@ fn actions(work: &[&[&str]], variation: Variation) -> Vec<Action> {
     run_script(&mut broker, BEGINNING).unwrap();
     let (mut actions, mut taken, mut complete) = (Vec::new(), 0, 0);
     for step in [""].iter().chain(work.iter().copied().flatten()) {
-        let mut numbered = |connection: char, queue: &str| {
+        let mut publish = |connection: char, to: &str| {
             published += 1;
-            let priority = published % 3 * 10;
+            let (priority, delay) = (published % 3 * 10, 3000 - published % 3 * 900);
             format!(
-                "C{connection}: basic.publish routing-key='{queue}' delivery-mode=2 priority={priority} body='number {published:03}'"
+                "C{connection}: basic.publish {to} delivery-mode=2 priority={priority} headers={{x-delay={delay}}} body='number {published:03}'"
             )
         };
         let script = match *step {
             MANY => vec![PUBLISH; 800].join("\n"),
-            TO_SHORT => numbered('d', "short"),
+            TO_SHORT => publish('d', "routing-key='short'"),
             TO_SHORT_IN_TRANSACTION => {
-                let [one, two, three] = std::array::from_fn(|_| numbered('b', "short"));
+                let [one, two, three] = std::array::from_fn(|_| publish('b', "routing-key='short'"));
                 [one, two, three, "Cb: tx.commit".into()].join("\n")
             }
-            TO_COUNTED => numbered('d', "counted"),
+            LATER => publish('d', "exchange='later'"),
+            LATER_IN_TRANSACTION => {
+                let [one, two] = std::array::from_fn(|_| publish('b', "exchange='later'"));
+                [one, two, "Cb: tx.commit".into()].join("\n")
+            }
+            TO_COUNTED => publish('d', "routing-key='counted'"),
             FAIL => {
                 failed += 1;
                 format!("Ce: basic.get queue='counted'\nCe: basic.reject delivery-tag={failed} requeue")
@@ -286,14 +312,14 @@ fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
 
 #[test]
 fn after_a_power_cut_at_any_operation_a_virtual_host_is_what_its_durable_changes_come_to() {
-    check_all_power_cuts(&actions(&[WORK, DEAD_LETTERS, POLICIES], Variation::ALL[0]));
+    check_all_power_cuts(&actions(&[WORK, DEAD_LETTERS, POLICIES, DELAYED], Variation::ALL[0]));
 }
 
 /// Dead letters are condemned first, and go on when their bodies have been fetched.
 #[test]
 fn the_same_where_all_bodies_have_to_be_fetched_and_every_hold_is_a_batch() {
     let variation = Variation { eviction: Eviction::Always, ..Variation::ALL[0] };
-    let actions = actions(&[DEAD_LETTERS, POLICIES, DEAD_LETTERS], variation);
+    let actions = actions(&[DEAD_LETTERS, POLICIES, DELAYED, DEAD_LETTERS], variation);
     let condemned = |action: &Action| match action {
         Action::Append(records) => {
             records.iter().any(|(_, record)| matches!(decode(record), Change::MessagesCondemned { .. }))

@@ -56,6 +56,9 @@ struct Model {
     last_tag: u64,
     last_message: u64,
     in_transaction: Vec<(usize, Message)>,
+    now_ms: u64,
+    /// Those that wait in an exchange for the first queue, each with when it is due, in the order in which they were published.
+    waiting: Vec<(u64, Message)>,
     /// Whether channel 2 is in transaction mode.
     selected: bool,
     /// What a policy and an operator policy say of how many messages the limited queue holds.
@@ -110,6 +113,25 @@ impl Model {
         let Message { body, priority, .. } = &message;
         self.say(format!("C: basic.publish exchange='fan' delivery-mode=2 priority={priority} body='{body}'"));
         self.queues[..LIMITED].iter_mut().for_each(|queue| queue.messages.push(message.clone()));
+    }
+
+    fn publish_delayed(&mut self, persistent: bool, delay_ms: u64) {
+        let message = self.message(persistent);
+        let mode = if persistent { 2 } else { 1 };
+        let body = &message.body;
+        self.say(format!(
+            "C: basic.publish exchange='later' headers={{x-delay={delay_ms}}} delivery-mode={mode} body='{body}'"
+        ));
+        self.waiting.push((self.now_ms + delay_ms, message));
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.say(format!("wait {ms}ms"));
+        self.now_ms += ms;
+        self.waiting.sort_by_key(|&(due, _)| due);
+        let due = self.waiting.partition_point(|&(due, _)| due <= self.now_ms);
+        let due: Vec<_> = self.waiting.drain(..due).collect();
+        self.queues[0].messages.extend(due.into_iter().map(|(_, message)| message));
     }
 
     fn get(&mut self, queue: usize, keep: bool) {
@@ -199,6 +221,12 @@ impl Model {
         self.declare(queue);
     }
 
+    fn declare_exchanges(&mut self) {
+        self.say("C: exchange.declare exchange='fan' type='fanout' durable\nS: exchange.declare-ok");
+        let delayed = "type='x-delayed-message' durable arguments={x-delayed-type='fanout'}";
+        self.say(format!("C: exchange.declare exchange='later' {delayed}\nS: exchange.declare-ok"));
+    }
+
     fn declare(&mut self, queue: usize) {
         let dead_letters = "x-dead-letter-exchange='' x-dead-letter-routing-key='q0'";
         let arguments = match queue {
@@ -208,6 +236,9 @@ impl Model {
         };
         self.say(format!("C: queue.declare queue='q{queue}' durable arguments={{{arguments}}}"));
         self.say(format!("S: queue.declare-ok 'q{queue}' 0 0"));
+        if queue == 0 {
+            self.say("C: queue.bind queue='q0' exchange='later'\nS: queue.bind-ok");
+        }
         if queue < LIMITED {
             self.say(format!("C: queue.bind queue='q{queue}' exchange='fan'\nS: queue.bind-ok"));
         }
@@ -262,6 +293,7 @@ impl Model {
             }
         }
         self.drop_overflow();
+        self.waiting.retain(|(_, message)| message.persistent);
         self.last_tag = 0;
         self.in_transaction.clear();
         self.selected = false;
@@ -271,14 +303,14 @@ impl Model {
 fn random_work(seed: u64) -> String {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut model = Model::default();
-    model.say("C: exchange.declare exchange='fan' type='fanout' durable\nS: exchange.declare-ok");
+    model.declare_exchanges();
     (0..QUEUES).for_each(|queue| model.declare(queue));
     for _ in 0..80 {
         let queue = random.random_range(0..QUEUES);
         if random.random_bool(0.4) {
             model.say("checkpoint step");
         }
-        match random.random_range(0..37) {
+        match random.random_range(0..43) {
             0..=7 => model.publish(queue, true),
             8..=10 => model.publish(queue, false),
             11..=12 => model.fan_out(),
@@ -287,6 +319,8 @@ fn random_work(seed: u64) -> String {
             19..=21 => model.settle(Settlement::Ack, &mut random),
             22 => model.settle(Settlement::Requeue, &mut random),
             31..=33 => model.settle(Settlement::Reject, &mut random),
+            37..=40 => model.publish_delayed(random.random_bool(0.8), random.random_range(1..3000)),
+            41..=42 => model.wait(random.random_range(1..1500)),
             23 => model.purge(queue),
             // Not where it may push others out: how soon those go on depends on where their bodies are.
             24..=25 => model.publish_in_transaction(queue % LIMITED),
@@ -311,7 +345,7 @@ fn random_work(seed: u64) -> String {
 fn deep_work(seed: u64) -> String {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut model = Model::default();
-    model.say("C: exchange.declare exchange='fan' type='fanout' durable\nS: exchange.declare-ok");
+    model.declare_exchanges();
     (0..QUEUES).for_each(|queue| model.declare(queue));
     for _ in 0..25 {
         let queue = random.random_range(0..QUEUES);
@@ -319,7 +353,7 @@ fn deep_work(seed: u64) -> String {
         for _ in 0..random.random_range(0..4) {
             model.say("checkpoint step");
         }
-        match random.random_range(0..23) {
+        match random.random_range(0..26) {
             0..=5 => (0..burst).for_each(|_| model.publish(queue, true)),
             6 => (0..burst).for_each(|_| {
                 let persistent = random.random_bool(0.98);
@@ -338,6 +372,8 @@ fn deep_work(seed: u64) -> String {
             18 => model.restart(false),
             19 => model.say("checkpoint"),
             21..=22 => model.change_policy(&mut random),
+            23..=24 => (0..burst).for_each(|_| model.publish_delayed(true, random.random_range(1..3000))),
+            25 => model.wait(random.random_range(1..2000)),
             _ => model.restart(true),
         }
     }

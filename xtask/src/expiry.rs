@@ -136,7 +136,7 @@ pub(crate) fn measure(binary: &Path, pending: Pending) -> Result<Lateness> {
         };
         late.push(lateness);
     }
-    let cpu_each = (broker.cpu_time()? - worked) / u32::try_from(pending.due)?;
+    let cpu_each = broker.cpu_time()?.saturating_sub(worked) / u32::try_from(pending.due)?;
     channel.close()?;
     let peak_mib = peak.take() / 1024;
     publishing.close()?;

@@ -81,8 +81,8 @@ mod tests {
         let (soon, later) = (before.expiry(Duration::from_secs(3)), before.expiry(Duration::from_secs(9)));
         // The clock of the next start begins anew, and counts on by itself.
         let after = at(50_000, 1_004_000);
-        assert_eq!(after.restored(soon), Deadline(Duration::from_millis(49_000)));
-        assert_eq!(after.restored(later), Deadline(Duration::from_millis(55_000)));
+        assert_eq!(after.restored(soon), Deadline(Duration::from_secs(49)));
+        assert_eq!(after.restored(later), Deadline(Duration::from_secs(55)));
         for expiry in [soon, later] {
             let restated = at(51_000, 1_005_000).expiry_at(after.restored(expiry));
             assert_eq!(restated.wall_ms, expiry.wall_ms);

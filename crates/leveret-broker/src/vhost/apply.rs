@@ -167,7 +167,7 @@ impl VirtualHost {
                     return if is_new { Err(ApplyError::Exists(name.to_string())) } else { Ok(()) };
                 }
                 let not_declarable = |fault: String| ApplyError::NotDeclarable { name: name.to_string(), fault };
-                let (kind, delayed) = kind_of(&kind, arguments.as_table())
+                let (kind, timing) = kind_of(&kind, arguments.as_table())
                     .ok_or_else(|| not_declarable(format!("the exchange type '{kind}' is unknown")))?;
                 let alternate = alternate_of(arguments.as_table());
                 let alternate = alternate
@@ -175,7 +175,7 @@ impl VirtualHost {
                     .map(ExchangeName::from);
                 let durable = true;
                 let declared =
-                    DeclaredExchange { name, kind, delayed, durable, auto_delete, internal, alternate, arguments };
+                    DeclaredExchange { name, kind, timing, durable, auto_delete, internal, alternate, arguments };
                 self.apply_exchange_declared(declared);
             }
             Change::PolicySet(source) => {

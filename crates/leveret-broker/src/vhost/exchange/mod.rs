@@ -69,6 +69,14 @@ impl ExchangeKind {
     }
 }
 
+/// When an exchange routes a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timing {
+    AtOnce,
+    /// When the delay has passed that the message asks for: the type is `x-delayed-message`.
+    Delayed,
+}
+
 /// One binding of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BindingKey {
@@ -109,8 +117,7 @@ pub(crate) struct DeclaredExchange {
     pub(crate) name: ExchangeName,
     /// How it routes.
     pub(crate) kind: ExchangeKind,
-    /// Whether messages may have to wait before: its type is `x-delayed-message`.
-    pub(crate) delayed: bool,
+    pub(crate) timing: Timing,
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
     pub(crate) internal: bool,
@@ -122,7 +129,10 @@ pub(crate) struct DeclaredExchange {
 impl DeclaredExchange {
     /// Its type, as clients call it.
     pub(crate) fn type_name(&self) -> &'static str {
-        if self.delayed { DELAYED } else { self.kind.as_str() }
+        match self.timing {
+            Timing::AtOnce => self.kind.as_str(),
+            Timing::Delayed => DELAYED,
+        }
     }
 
     /// Its declaration for a journal.
@@ -181,7 +191,7 @@ impl Exchange {
     /// Whether the way a message takes can be remembered by its routing key alone.
     pub(crate) fn routes_by_key(&self) -> bool {
         match self.router {
-            _ if self.declared.delayed => false,
+            _ if self.declared.timing == Timing::Delayed => false,
             Router::Direct(_) | Router::Fanout | Router::Topic(_) => true,
             Router::Headers(_) => false,
         }
@@ -347,7 +357,7 @@ impl Exchanges {
             exchanges.insert(DeclaredExchange {
                 name: ExchangeName::new(ShortStr::truncated(name)),
                 kind,
-                delayed: false,
+                timing: Timing::AtOnce,
                 durable: true,
                 auto_delete: false,
                 internal: publishing == Publishing::Internal,
@@ -393,8 +403,11 @@ impl Exchanges {
 
     /// The queue that a message with these headers has to wait in before this exchange routes it.
     pub(crate) fn delays_in(&self, id: ExchangeId, headers: Table<'_>) -> Option<QueueId> {
-        let declared = self.get(id).map(|exchange| &exchange.declared).filter(|declared| declared.delayed)?;
-        delay_ms(headers).and_then(|_| self.delay_queue(declared.name.as_str()))
+        let DeclaredExchange { name, timing, .. } = &self.get(id)?.declared;
+        match timing {
+            Timing::AtOnce => None,
+            Timing::Delayed => delay_ms(headers).and_then(|_| self.delay_queue(name.as_str())),
+        }
     }
 
     /// The durable ones that a client or a policy has declared, or could have.

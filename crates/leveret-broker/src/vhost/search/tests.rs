@@ -5,7 +5,7 @@ use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::message::{DeliveryMode, Message, write_route};
 use crate::names::{ChannelId, ExchangeName, QueueName};
 use crate::vhost::command::{Bind, BindAction, BindTo, Farewell, QueueRef, Wait};
-use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeKind};
+use crate::vhost::exchange::{BindingKey, DeclaredExchange, ExchangeKind, Timing};
 use crate::vhost::fixtures::{at, connect, empty_vhost};
 use crate::vhost::{Progress, QueueId};
 
@@ -87,7 +87,7 @@ impl Scene {
     fn exchange(&mut self, name: &str, kind: ExchangeKind, alternate: Option<&str>) -> ExchangeId {
         let exchange_name = |name| ExchangeName::new(ShortStr::truncated(name));
         self.vhost.exchanges.insert(DeclaredExchange {
-            delayed: false,
+            timing: Timing::AtOnce,
             name: exchange_name(name),
             kind,
             durable: false,

@@ -9,7 +9,7 @@ use crate::names::{ChannelId, ExchangeName};
 use crate::vhost::command::{DeclareExchange, DeleteExchange, Existence, Wait};
 use crate::vhost::delay::{DELAYED, DELAYED_TYPE};
 use crate::vhost::effects::{Answer, Effects};
-use crate::vhost::exchange::{DeclaredExchange, Exchange, ExchangeId, ExchangeKind, Target};
+use crate::vhost::exchange::{DeclaredExchange, Exchange, ExchangeId, ExchangeKind, Target, Timing};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
 use crate::vhost::{ConnectionId, VirtualHost};
@@ -49,27 +49,27 @@ impl VirtualHost {
             return Err(Refusal::DefaultExchange);
         }
         self.authorize(from, Permission::Configure, Resource::Exchange(name.as_str()))?;
-        let delayed = declare.kind.as_str() == DELAYED;
         let known = ExchangeKind::parse(declare.kind.as_str());
-        if !delayed && known.is_none() {
+        let timing = if declare.kind.as_str() == DELAYED { Timing::Delayed } else { Timing::AtOnce };
+        if timing == Timing::AtOnce && known.is_none() {
             return Err(Refusal::UnknownExchangeType { kind: declare.kind.to_string() });
         }
         match self.exchanges.find(name.as_str()) {
             Some(id) => self.check_exchange_equivalent(id, declare)?,
-            None => self.insert_exchange(from, name, known, declare, effects)?,
+            None => self.insert_exchange(from, name, (known, timing), declare, effects)?,
         }
-        if delayed {
+        if timing == Timing::Delayed {
             self.declare_delay_queue(now, ExchangeName::from(name.clone()), declare.durable, effects);
         }
         Ok(())
     }
 
-    /// Adds an exchange of a type, if that is known by itself.
+    /// Adds an exchange, of this type if that does not depend on its arguments.
     fn insert_exchange(
         &mut self,
         from: ConnectionId,
         name: &ShortString,
-        kind: Option<ExchangeKind>,
+        (kind, timing): (Option<ExchangeKind>, Timing),
         declare: &DeclareExchange,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
@@ -80,7 +80,7 @@ impl VirtualHost {
         let declared = DeclaredExchange {
             name: ExchangeName::from(name.clone()),
             kind: kind.map_or_else(|| delayed_kind(declare.arguments.as_table()), Ok)?,
-            delayed: kind.is_none(),
+            timing,
             durable: declare.durable,
             auto_delete: declare.auto_delete,
             internal: declare.internal,
@@ -211,12 +211,12 @@ fn delayed_kind(arguments: Table<'_>) -> Result<ExchangeKind, Refusal> {
     ExchangeKind::parse(&kind).ok_or_else(|| Refusal::UnknownExchangeType { kind: kind.into_owned() })
 }
 
-/// How exchanges of a type route, and whether they delay messages before; none if there is no such type.
-pub(in crate::vhost) fn kind_of(kind: &ShortString, arguments: Table<'_>) -> Option<(ExchangeKind, bool)> {
+/// How exchanges of a type route, and when; none if there is no such type.
+pub(in crate::vhost) fn kind_of(kind: &ShortString, arguments: Table<'_>) -> Option<(ExchangeKind, Timing)> {
     if kind.as_str() == DELAYED {
-        return Some((delayed_kind(arguments).ok()?, true));
+        return Some((delayed_kind(arguments).ok()?, Timing::Delayed));
     }
-    Some((ExchangeKind::parse(kind.as_str())?, false))
+    Some((ExchangeKind::parse(kind.as_str())?, Timing::AtOnce))
 }
 
 /// The exchange that argument `alternate-exchange` names, or the value that is no name.

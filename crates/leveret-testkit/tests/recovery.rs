@@ -23,7 +23,7 @@ use rand::{Rng, SeedableRng};
 const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
 const STREAM: u32 = 1;
 /// Behind all that is done.
-const NOW: Moment = Moment { monotonic: Duration::from_secs(2000), wall: Duration::from_secs(1_790_001_000) };
+const NOW: Moment = Moment { monotonic: Duration::from_secs(2000), wall: Duration::from_secs(1_790_001_001) };
 
 const BEGINNING: &str = "
     C: queue.declare queue='q' durable

@@ -18,7 +18,7 @@ use crate::names::{ChannelId, ConsumerTag, ExchangeName, PolicyName, QueueName, 
 use crate::vhost::command::AckMode;
 use crate::vhost::exchange::{BindingKey, Exchange, ExchangeId, Target};
 use crate::vhost::policy::Policy;
-use crate::vhost::queue::Queue;
+use crate::vhost::queue::{Queue, Standing};
 use crate::vhost::session::{Channel, Consumer, Session};
 use crate::vhost::{ConnectionId, Progress, VirtualHost};
 use crate::views::Fields;
@@ -111,6 +111,9 @@ pub struct ExchangeView {
     pub arguments: Fields,
     /// The policy in force.
     pub policy: Option<PolicyName>,
+    /// Messages that wait before it routes them, if its type is `x-delayed-message`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages_delayed: Option<usize>,
 }
 
 /// A binding.
@@ -386,7 +389,7 @@ impl VirtualHost {
             };
             cursor.after = number;
             units.spend(1);
-            if let Some(queue) = self.queues.get(id).filter(|queue| !queue.declared.closed) {
+            if let Some(queue) = self.queues.get(id).filter(|queue| queue.declared.standing == Standing::Open) {
                 units.spend_on(&queue.declared.raw_arguments);
                 found(queue);
             }
@@ -457,20 +460,23 @@ impl VirtualHost {
             internal: false,
             arguments: Fields::default(),
             policy: None,
+            messages_delayed: None,
         }
     }
 
     fn view_exchange(&self, exchange: &Exchange) -> ExchangeView {
         let declared = &exchange.declared;
+        let delay_queue = self.exchanges.delay_queue(declared.name.as_str());
         ExchangeView {
             name: declared.name.clone(),
             vhost: self.name.clone(),
-            kind: declared.kind.as_str(),
+            kind: declared.type_name(),
             durable: declared.durable,
             auto_delete: declared.auto_delete,
             internal: declared.internal,
             arguments: Fields(declared.arguments.clone()),
             policy: name_of(exchange.policies.policy()),
+            messages_delayed: delay_queue.and_then(|id| self.queues.get(id)).map(Queue::len),
         }
     }
 

@@ -596,14 +596,15 @@ fn a_second_declaration_is_compared_but_for_the_type_behind_the_delay() {
 
 #[test]
 fn hundreds_of_messages_in_no_order_come_in_that_of_their_delays() {
-    let publishes: String = (0..600)
+    let publishes: Vec<_> = (0..600)
         .map(|nth| {
             let delay = 1000 + nth * 37 % 600;
-            format!("C: basic.publish exchange='x' headers={{x-delay={delay}}} delivery-mode=2 body='{delay}'\n")
+            format!("C: basic.publish exchange='x' headers={{x-delay={delay}}} delivery-mode=2 body='{delay}'")
         })
         .collect();
-    let deliveries: String =
-        (1..=600).map(|tag| format!("S: basic.deliver 't' {tag} body='{}'\n", 999 + tag)).collect();
+    let deliveries: Vec<_> =
+        (1..=600).map(|tag| format!("S: basic.deliver 't' {tag} body='{}'", 999 + tag)).collect();
+    let (publishes, deliveries) = (publishes.join("\n"), deliveries.join("\n"));
     with_delayed(
         "fanout",
         &format!(

@@ -119,7 +119,7 @@ impl What {
                 path: "/api/exchanges",
                 path_in: Some(("/api/exchanges/", "")),
                 columns: &["vhost", "name", "type", "durable", "auto_delete", "internal"],
-                fields: &["arguments", "policy"],
+                fields: &["arguments", "policy", "messages_delayed"],
             },
             What::Bindings => Kind {
                 path: "/api/bindings",

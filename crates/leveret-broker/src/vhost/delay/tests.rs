@@ -3,10 +3,12 @@ use leveret_amqp::{ShortStr, ShortString};
 use super::*;
 use crate::change::{JournalPosition, QueuePosition};
 use crate::names::QueueName;
+use crate::vhost::Progress;
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::effects::Fetched;
 use crate::vhost::fixtures::{at, empty_vhost, evict, message};
 use crate::vhost::route::Route;
+use crate::vhost::views::QueueCursor;
 
 fn delay(value: Value<'_>) -> Option<u32> {
     let headers = FieldTable::build(|table| _ = table.field("other", Value::Void).field(DELAY, value));
@@ -236,6 +238,21 @@ fn an_exchange_whose_delay_queue_is_missing_gets_one_when_it_is_declared_again()
     vhost.declare_delay_queue(at(1), exchange(), true, &mut effects);
     assert_eq!(effects.changes, [Change::DelayQueueDeclared { queue: QueueNumber(3), exchange: exchange() }]);
     assert!(vhost.exchanges.delay_queue("x").is_some());
+}
+
+#[test]
+fn it_is_told_how_many_wait_and_the_delay_queue_itself_is_not_listed() {
+    let mut effects = journaled(beginning());
+    let mut vhost = started(at(1), &effects.changes);
+    for delay in delays(3) {
+        publish(&mut vhost, at(1), delay, &mut effects);
+    }
+    let view = vhost.exchange_view("x").unwrap();
+    assert_eq!((view.kind, view.messages_delayed), (DELAYED, Some(3)));
+    assert_eq!(vhost.exchange_view("amq.topic").unwrap().messages_delayed, None);
+    let (mut cursor, mut queues) = (QueueCursor::default(), Vec::new());
+    assert_eq!(vhost.list_queues(&mut cursor, 10, &mut queues), Progress::Done);
+    assert!(queues.iter().map(|queue| queue.name.as_str()).eq(["q"]));
 }
 
 #[test]

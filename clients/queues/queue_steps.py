@@ -5,7 +5,7 @@ step with aio-pika or Kombu, too.
 
 Run: AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F python queue_steps.py
 
-The last two steps kill a broker of their own. LEVERET_BINARY says which program
+The last three steps kill a broker of their own. LEVERET_BINARY says which program
 that is, and LEVERET_SCRATCH where its data goes.
 """
 
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import datetime
 import pathlib
+import random
 import subprocess
 import sys
 import time
@@ -743,6 +744,44 @@ def kill_splits_no_rejection():
                 check_equal(dead, sent[: len(dead)], f"the dead letters {what}")
 
 
+def delayed_messages_come_on_time_in_their_order_through_a_kill():
+    delays = [400 + 3 * number for number in range(1000)]
+    random.Random(5).shuffle(delays)
+    with own_broker() as broker:
+        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+        channel = connection.channel()
+        channel.queue_declare("arrived", durable=True)
+        arguments = {"x-delayed-type": "topic"}
+        channel.exchange_declare("later", "x-delayed-message", durable=True, arguments=arguments)
+        channel.queue_bind("arrived", "later", "#.end")
+        channel.tx_select()
+        for delay in delays:
+            properties = pika.BasicProperties(delivery_mode=PERSISTENT, headers={"x-delay": delay})
+            channel.basic_publish("later", "the.end", b"%d" % delay, properties)
+        since = time.monotonic()
+        channel.tx_commit()
+        early = []
+        for method, properties, body in connection.channel().consume("arrived"):
+            delay = int(body)
+            check_time(f"the message with a delay of {delay} ms came", since, delay / 1000)
+            check_equal(properties.headers, {"x-delay": -delay}, "its headers")
+            early.append(delay)
+            if len(early) == 200:
+                break
+        broker.kill()
+        # Some are due while nobody is there who could notice.
+        time.sleep(0.3)
+        broker.start()
+        with connected(broker.url) as connection:
+            channel = connection.channel()
+            arrived, deadline = [], time.monotonic() + WAIT
+            while len(arrived) < len(delays) and time.monotonic() < deadline:
+                arrived += [int(body) for body in bodies(channel, "arrived")]
+            check_time("the last message came", since, max(delays) / 1000)
+            check_equal(arrived, sorted(delays), "the messages that came")
+            check_equal(early, arrived[: len(early)], "those that came before the kill")
+
+
 def clean_up():
     kill_all()
     with connected() as connection:
@@ -775,6 +814,7 @@ if __name__ == "__main__":
             arguments_are_refused_in_rabbitmqs_words,
             counts_and_dead_letters_survive_a_kill,
             kill_splits_no_rejection,
+            delayed_messages_come_on_time_in_their_order_through_a_kill,
         ],
         cleanup=clean_up,
     )

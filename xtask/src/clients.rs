@@ -56,7 +56,7 @@ pub(crate) const SUITES: &[Suite] = &[
         steps: 5,
         deadline: Duration::from_mins(3),
     },
-    Suite { name: "queues", program: Program::Queues, steps: 19, deadline: Duration::from_mins(7) },
+    Suite { name: "queues", program: Program::Queues, steps: 20, deadline: Duration::from_mins(7) },
     Suite { name: "durability", program: Program::Durability, steps: 11, deadline: Duration::from_mins(10) },
 ];
 

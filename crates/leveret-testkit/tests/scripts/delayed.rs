@@ -623,3 +623,27 @@ fn hundreds_of_messages_in_no_order_come_in_that_of_their_delays() {
         ),
     );
 }
+
+#[test]
+fn policies_mean_the_exchange_and_not_the_messages_that_wait_in_it() {
+    with_delayed(
+        "direct",
+        "
+        C: exchange.declare exchange='alternate' type='fanout' durable
+        S: exchange.declare-ok
+        C: queue.bind queue='a' exchange='alternate'
+        S: queue.bind-ok
+        set policy 'ttl' pattern='^x$' apply-to='queues' definition={message-ttl=1 max-length=1 expires=5000}
+        C: basic.publish exchange='x' headers={x-delay=10000} delivery-mode=2 body='1'
+        C: basic.publish exchange='x' headers={x-delay=10000} delivery-mode=2 body='2'
+        set policy 'alternate' pattern='^x$' apply-to='exchanges' definition={alternate-exchange='alternate'}
+        checkpoint
+        crash
+        wait 10s
+        C: basic.get queue='a' no-ack
+        S: basic.get-ok 1 'x' '' 1 body='1'
+        C: basic.get queue='a' no-ack
+        S: basic.get-ok 2 'x' '' 0 body='2'
+        ",
+    );
+}

@@ -47,6 +47,18 @@ pub enum Resource<'a> {
     },
 }
 
+impl fmt::Display for Resource<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Resource::Queue(name) => write!(f, "queue '{name}'"),
+            Resource::Exchange(name) => write!(f, "exchange '{}'", public_name(name)),
+            Resource::Topic { exchange, routing_key } => {
+                write!(f, "topic '{routing_key}' in exchange topic '{exchange}'")
+            }
+        }
+    }
+}
+
 /// What a user may do in one virtual host, to what has a matching name. An empty pattern matches nothing but the empty name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permissions {
@@ -171,13 +183,7 @@ pub fn authorize(
     if is_granted(&login.grant, permission, resource) {
         return Ok(());
     }
-    let resource = match resource {
-        Resource::Queue(name) => format!("queue '{name}' in vhost '{vhost}'"),
-        Resource::Exchange(name) => format!("exchange '{}' in vhost '{vhost}'", public_name(name)),
-        Resource::Topic { exchange, routing_key } => {
-            format!("topic '{routing_key}' in exchange topic '{exchange}' in vhost '{vhost}'")
-        }
-    };
+    let resource = format!("{resource} in vhost '{vhost}'");
     Err(AccessRefused { permission, resource, user: login.user.clone() })
 }
 

@@ -130,6 +130,9 @@ pub const TAKEN_BACK_KEPT: usize = 4096;
 /// Bytes that a compiled pattern may take, about. The pattern is refused.
 pub const PATTERN_BYTES_MAX: usize = 256 * 1024;
 
+/// Exchanges, bindings and queues of each kind that an explanation tells of.
+pub const EXPLAINED_MAX: usize = 1000;
+
 /// What a user was allowed that a connection remembers, so that no pattern is searched again. RabbitMQ:
 /// `MAX_PERMISSION_CACHE_SIZE`.
 pub const PERMISSIONS_REMEMBERED: usize = 12;

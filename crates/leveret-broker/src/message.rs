@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, FieldTable, ShortStr};
+use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, FieldTable, ShortStr, Table};
 
 use triomphe::{Arc, ThinArc};
 
@@ -101,6 +101,17 @@ impl Message {
     /// If the two are not offsets into the block in this order.
     pub(crate) fn new(block: &[u8], header_at: u16, body_at: u32, delivery_mode: DeliveryMode) -> Self {
         Message::with_history(block, header_at, body_at, delivery_mode, History::None)
+    }
+
+    /// One without a body that is to go that way.
+    pub(crate) fn on_the_way(exchange: ShortStr<'_>, routing_key: ShortStr<'_>, headers: Table<'_>) -> Self {
+        let mut block = Vec::new();
+        write_route(&mut block, exchange, routing_key);
+        let header_at = u16::try_from(block.len()).expect("two short strings");
+        let properties = BasicProperties { headers: Some(headers), ..BasicProperties::default() };
+        ContentHeader { body_bytes: 0, properties }.encode(&mut block);
+        let body_at = u32::try_from(block.len()).expect("a table of a frame");
+        Message::new(&block, header_at, body_at, DeliveryMode::Transient)
     }
 
     /// The same with headers that somebody wrote.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::definitions::export;
 use crate::list::array;
 use crate::problem::Problem;
-use crate::{policies, users, vhosts};
+use crate::{explain, policies, users, vhosts};
 
 /// What a client hears whose connection is closed without a reason. RabbitMQ's words.
 const CLOSED: &str = "Closed via management plugin";
@@ -44,6 +44,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/definitions", get(definitions))
         .route("/bindings", get(async |State(admin): State<Admin>| array(admin.bindings(None))))
         .route("/bindings/{vhost}", get(bindings_in))
+        .merge(explain::routes())
         .merge(policies::routes())
         .merge(users::routes())
         .merge(vhosts::routes())

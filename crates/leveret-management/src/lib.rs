@@ -6,6 +6,7 @@
 mod api;
 mod client;
 pub mod definitions;
+mod explain;
 mod limits;
 mod list;
 mod policies;

@@ -6,15 +6,15 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
-use leveret_amqp::{FieldTable, Value as Field};
 use leveret_broker::names::PolicyName;
 use leveret_broker::vhost::policy::{ApplyTo, InvalidPolicy, Policy, PolicyKind, PolicySource};
 use leveret_broker::views::Fields;
 use leveret_server::Admin;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::api::{found, json_of, known};
+use crate::definitions::field_table;
 use crate::problem::Problem;
 use crate::users::{put, said};
 
@@ -71,7 +71,7 @@ fn source(admin: &Admin, vhost: &str, kind: PolicyKind, name: &str) -> Option<Po
 #[derive(Deserialize)]
 struct PutPolicy {
     pattern: String,
-    definition: Map<String, Value>,
+    definition: Value,
     #[serde(default)]
     priority: i64,
     #[serde(rename = "apply-to")]
@@ -88,34 +88,11 @@ async fn set(
     let bad = |error: InvalidPolicy| Problem::BadRequest(error.to_string());
     let PutPolicy { pattern, definition, priority, apply_to } = said(body)?;
     let apply_to = apply_to.as_deref().map(ApplyTo::parse).transpose().map_err(bad)?.unwrap_or_default();
-    let definition = fields(&definition)?;
+    let definition =
+        field_table("definition", &definition).map_err(|fault| Problem::BadRequest(fault.to_string()))?;
     let was_there = source(admin, vhost, kind, name).is_some();
     let name = PolicyName::parse(name).ok_or_else(Problem::too_long)?;
     let policy = Policy::new(PolicySource { kind, name, pattern, apply_to, priority, definition }).map_err(bad)?;
     admin.set_policy(vhost, policy).await.ok_or(Problem::NotFound)?.map_err(bad)?;
     Ok(put(was_there))
-}
-
-/// No key of a policy takes more than a number, a text or a flag.
-fn fields(definition: &Map<String, Value>) -> Result<FieldTable, Problem> {
-    let mut fault = None;
-    let table = FieldTable::build(|table| {
-        for (name, value) in definition {
-            let field = match value {
-                Value::String(text) => Field::LongStr(text.as_bytes()),
-                Value::Bool(flag) => Field::Bool(*flag),
-                Value::Number(number) => match number.as_i64() {
-                    Some(number) => Field::I64(number),
-                    None => Field::F64(number.as_f64().unwrap_or(f64::NAN)),
-                },
-                Value::Null => Field::Void,
-                Value::Array(_) | Value::Object(_) => {
-                    fault = Some(format!("the value of '{name}' must be a number or a text"));
-                    continue;
-                }
-            };
-            table.field(name, field);
-        }
-    });
-    fault.map_or(Ok(table), |fault| Err(Problem::BadRequest(fault)))
 }

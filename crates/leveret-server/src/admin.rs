@@ -8,10 +8,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leveret_amqp::{FieldTable, ShortString};
+use leveret_broker::access::Login;
 use leveret_broker::change::NodeChange;
-use leveret_broker::names::PolicyName;
+use leveret_broker::names::{PolicyName, UserName};
 use leveret_broker::node::NodeError;
 use leveret_broker::vhost::Progress;
+use leveret_broker::vhost::explain::{Explanation, Question};
 use leveret_broker::vhost::policy::{InvalidPolicy, Policy, PolicyKind, PolicySource};
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::views::{
@@ -145,6 +148,35 @@ impl Admin {
         let is_cleared = hub.clear_policy(kind, name);
         hub.durable().await;
         is_cleared
+    }
+
+    /// Where a message would go that is published in a virtual host, by this user if one is named, and why; none if there is no
+    /// such virtual host or user.
+    pub async fn explain(
+        &self,
+        vhost: &str,
+        exchange: ShortString,
+        routing_key: ShortString,
+        headers: FieldTable,
+        user: Option<UserName>,
+    ) -> Option<Explanation> {
+        let (hub, node) = (self.0.hubs.get(vhost)?, self.users_and_vhosts());
+        let name = node.vhosts().get_key_value(vhost)?.0;
+        let login = match user {
+            None => None,
+            Some(user) => {
+                node.users().get(&user)?;
+                let grant = Arc::new(node.grant(&user, name));
+                Some(Login { user, grant })
+            }
+        };
+        let mut question = Question::new(exchange, routing_key, headers, login);
+        loop {
+            if let Some(explanation) = hub.look(|vhost| vhost.explain(&mut question)) {
+                return Some(explanation);
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// How many queues and exchanges all virtual hosts have together.

@@ -201,7 +201,9 @@ impl Peer {
                     match *shutdown.borrow() {
                         Stop::JournalFailed => self.connection.handle_journal_failure(clock.now(), &mut self.unsent),
                         Stop::No | Stop::InGoodOrder => {
-                            self.connection.handle_shutdown(clock.now(), SHUTDOWN_REASON, &mut self.unsent);
+                            // What it was told first counts, though it had no time to say so.
+                            let reason = self.registered.told_to_close().unwrap_or(SHUTDOWN_REASON);
+                            self.connection.handle_shutdown(clock.now(), reason, &mut self.unsent);
                         }
                     }
                 }

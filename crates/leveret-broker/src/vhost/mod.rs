@@ -19,6 +19,7 @@ pub mod effects;
 mod evict;
 pub(crate) mod exchange;
 mod expiry;
+pub mod explain;
 #[cfg(test)]
 mod fixtures;
 mod overflow;

@@ -29,6 +29,21 @@ const SORTED_FROM: usize = 4096;
 /// Routing keys of one message.
 pub(super) type Keys<'a> = SmallVec<[&'a str; 4]>;
 
+/// Somebody who watches a search.
+pub(super) trait Watch {
+    /// The search has found that an exchange leads there.
+    fn found(&mut self, from: ExchangeId, target: Target);
+    /// An exchange has led nowhere, and the search goes on with its alternate exchange, if there is one of that name.
+    fn alternate(&mut self, from: ExchangeId);
+}
+
+/// Nobody.
+impl Watch for () {
+    fn found(&mut self, _: ExchangeId, _: Target) {}
+
+    fn alternate(&mut self, _: ExchangeId) {}
+}
+
 /// How far a search has come. Each exchange is visited once, so circles end.
 #[derive(Debug)]
 pub(super) struct Search {
@@ -79,6 +94,18 @@ impl Search {
         message: &Message,
         steps: &mut usize,
     ) -> bool {
+        self.go_on_watched(exchanges, keys, message, steps, &mut ())
+    }
+
+    /// The same, while somebody watches.
+    pub(super) fn go_on_watched(
+        &mut self,
+        exchanges: &Exchanges,
+        keys: &[&str],
+        message: &Message,
+        steps: &mut usize,
+        watch: &mut impl Watch,
+    ) -> bool {
         let headers = message.decode_header().ok().and_then(|header| header.properties.headers);
         let headers = headers.unwrap_or(Table::EMPTY);
         while *steps > 0 {
@@ -108,6 +135,7 @@ impl Search {
                 if !at.has_matched
                     && let Some(alternate) = &exchange.alternate
                 {
+                    watch.alternate(at.exchange);
                     exchanges.find(alternate.as_str()).into_iter().for_each(visit);
                 }
                 self.at = None;
@@ -120,6 +148,7 @@ impl Search {
             }
             let route = &mut self.route;
             let is_done = exchange.go_on_matching(key, &mut self.scratch, steps, |target| {
+                watch.found(at.exchange, target);
                 at.has_matched = true;
                 match target {
                     Target::Queue(queue) => route.push(queue),

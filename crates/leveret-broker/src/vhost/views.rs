@@ -492,7 +492,7 @@ impl VirtualHost {
         }
     }
 
-    fn view_binding(&self, source: &Exchange, binding: &BindingKey) -> Option<BindingView> {
+    pub(super) fn view_binding(&self, source: &Exchange, binding: &BindingKey) -> Option<BindingView> {
         let (destination, destination_type) = match binding.target {
             Target::Queue(id) => (self.queues.get(id)?.declared.name.as_str(), "queue"),
             Target::Exchange(id) => (self.exchanges.get(id)?.declared.name.as_str(), "exchange"),

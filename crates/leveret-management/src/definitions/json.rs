@@ -176,6 +176,14 @@ fn is_not(path: &str, wanted: &str, value: &Value) -> Fault {
     Fault::new(path, format_args!("{shown} is not {wanted}"))
 }
 
+/// An object of JSON as a field table.
+pub(crate) fn field_table(path: &str, value: &Value) -> Result<FieldTable, Fault> {
+    match value {
+        Value::Object(fields) => table(path, fields, 0),
+        other => Err(is_not(path, "an object", other)),
+    }
+}
+
 /// RabbitMQ: `rabbit_misc:to_amqp_table/1`.
 fn table(path: &str, fields: &Map<String, Value>, depth: usize) -> Result<FieldTable, Fault> {
     if depth >= DEPTH_MAX {

@@ -21,6 +21,7 @@ use serde_json::Value;
 pub use self::export::export;
 pub use self::json::Fault;
 use self::json::Object;
+pub(crate) use self::json::field_table;
 pub use self::load::{LoadError, Loaded, load};
 
 /// What a file of definitions says.

@@ -6,6 +6,7 @@
 
 mod change;
 mod close;
+mod explain;
 mod export;
 mod filter;
 mod list;
@@ -38,6 +39,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Close(close::Close),
     Export(export::Export),
+    Explain(explain::Explain),
 }
 
 /// Which broker.
@@ -189,6 +191,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Clear(clear) => clear.run(),
         Command::Close(close) => close.run(),
         Command::Export(export) => export.run(),
+        Command::Explain(explain) => explain.run(),
     })
 }
 

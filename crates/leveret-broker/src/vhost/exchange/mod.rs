@@ -267,6 +267,16 @@ impl Exchange {
         }
     }
 
+    /// Whether one of its bindings leads a message somewhere by itself.
+    pub(crate) fn matches(&self, binding: &BindingKey, routing_key: &str, headers: Table<'_>) -> bool {
+        let mut alone = Exchange::new(self.declared.clone(), 0);
+        alone.bind(binding.clone());
+        let (mut scratch, mut steps, mut is_found) = (MatchScratch::default(), usize::MAX, false);
+        alone.begin_match(routing_key, headers, &mut scratch, &mut steps);
+        while !alone.go_on_matching(routing_key, &mut scratch, &mut steps, |_| is_found = true) {}
+        is_found
+    }
+
     /// Begins the search for what a message reaches from here under a key.
     pub(crate) fn begin_match(
         &self,

@@ -22,7 +22,7 @@ pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing
 pub(crate) use self::dying::Dying;
 pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, Settled};
 pub(crate) use self::level::{Level, Levels, Rank};
-pub(crate) use self::settings::{Overflow, QueueKeys, QueueSettings, Strategy, least_limit};
+pub(crate) use self::settings::{DeadLetters, Overflow, QueueKeys, QueueSettings, Strategy, least_limit};
 use crate::change::{DeathReason, JournalPosition, QueueNumber, Tries};
 use crate::limits::{QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
 use crate::memory::{Lease, Meter};

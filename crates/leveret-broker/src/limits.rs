@@ -50,6 +50,9 @@ pub const STEPS_PER_LOOKUP: usize = 4;
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;
 
+/// Weight of one binding of an exchange of type `x-consistent-hash`. The weights of all of them have to add up. Channel 406.
+pub const BINDING_WEIGHT_MAX: u32 = 1_000_000_000;
+
 /// Routing keys that headers `CC` and `BCC` of one message may add, each counted once: each exchange on its way looks all
 /// of them up. Channel 406.
 pub const SELECTED_KEYS_MAX: usize = 1024;

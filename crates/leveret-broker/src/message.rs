@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, FieldTable, ShortStr, Table};
+use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, FieldTable, ShortStr, Table, Value};
 
 use triomphe::{Arc, ThinArc};
 
@@ -211,6 +211,22 @@ impl Message {
     /// Routing keys that it was published with, too, and that no consumer sees: header `BCC`.
     pub(crate) fn hidden_keys(&self) -> impl Iterator<Item = &str> {
         short_strings(&self.block()[self.route_bytes()..usize::from(self.facts().header_at)])
+    }
+
+    /// The routing keys that everybody may see: its own, and those of header `CC`. `header` is its content header.
+    pub(crate) fn visible_keys<'m>(&'m self, header: &ContentHeader<'m>) -> Vec<&'m str> {
+        let mut keys = vec![self.routing_key()];
+        if let Some(Value::Array(more)) = header.properties.headers.and_then(|headers| headers.get("CC")) {
+            keys.extend(more.iter().filter_map(Value::as_str).filter(|key| ShortStr::new(key).is_ok()));
+        }
+        keys
+    }
+
+    /// All routing keys that it is routed by.
+    pub(crate) fn all_keys<'m>(&'m self, header: &ContentHeader<'m>) -> Vec<&'m str> {
+        let mut keys = self.visible_keys(header);
+        keys.extend(self.hidden_keys());
+        keys
     }
 
     /// The exchange it was published to.

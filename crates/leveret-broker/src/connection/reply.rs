@@ -499,7 +499,9 @@ impl From<&Refusal> for Exception {
                     "invalid type '{type_name}' for arg '{argument}' in exchange '{exchange}' in vhost '{vhost}'"
                 ),
             ),
-            Refusal::InvalidBindingArgument { fault } => (Code::PreconditionFailed, fault.clone()),
+            Refusal::InvalidExchange { fault } | Refusal::InvalidBinding { fault } => {
+                (Code::PreconditionFailed, fault.clone())
+            }
             Refusal::DefaultExchange => {
                 (Code::AccessRefused, "operation not permitted on the default exchange".into())
             }

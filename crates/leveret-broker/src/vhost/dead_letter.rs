@@ -19,6 +19,7 @@ use crate::moment::Moment;
 use crate::vhost::effects::{Effects, Fetch, FetchFor, Notice};
 use crate::vhost::queue::{Known, Position, Queue};
 use crate::vhost::route::Route;
+use crate::vhost::search::Keepers;
 use crate::vhost::{QueueId, VirtualHost};
 
 impl VirtualHost {
@@ -134,7 +135,8 @@ impl VirtualHost {
         let must_arrive = last.is_some_and(Queue::keeps_dead_letters);
         while let Some(next) = leaving.pop() {
             self.units = self.units.saturating_sub(1);
-            let Some(Letter { message, mut route, leads_somewhere }) = self.letter(now, &next, effects) else {
+            let Some(Letter { message, mut route, keepers, leads_somewhere }) = self.letter(now, &next, effects)
+            else {
                 if must_arrive {
                     return false;
                 }
@@ -146,6 +148,7 @@ impl VirtualHost {
             }
             let goes_on = full.into_iter().filter(|&id| self.dead_letters_overflow(id));
             leaving.extend(goes_on.map(|id| Leaving::new(id, &message, DeathReason::MaxLen)));
+            self.keep(&message, None, &keepers);
             self.place(now, message, None, &route, effects);
         }
         true
@@ -164,16 +167,15 @@ impl VirtualHost {
         let times = deaths::times_since_rejected(message, &header, reason);
         if !deaths::may_go_on(times, spread) {
             self.notice_spread(id, effects);
-            return Some(Letter { message: message.clone(), route: Route::new(), leads_somewhere: true });
+            let (message, route, keepers) = (message.clone(), Route::new(), Keepers::new());
+            return Some(Letter { message, route, keepers, leads_somewhere: true });
         }
         let routing_key = to.routing_key.as_ref().map(ShortString::as_short_str);
         let address = Address { exchange: to.exchange.as_short_str(), routing_key };
         let death = Death { reason, queue: declared.name.as_str(), at: now.wall };
         let mut letter = deaths::with_death(message, &header, death, address);
         let header = letter.decode_header().ok()?;
-        let mut keys = deaths::visible_keys(&letter, &header);
-        keys.extend(letter.hidden_keys());
-        let mut route = self.queues_behind(exchange, &keys, &letter);
+        let (mut route, mut keepers) = self.queues_behind(exchange, &letter.all_keys(&header), &letter);
         let leads_somewhere = !route.is_empty();
         let been = deaths::queues_since_rejected(header.properties.headers.unwrap_or_default());
         let mut comes_back_to = None;
@@ -197,8 +199,9 @@ impl VirtualHost {
         if !is_first && !deaths::may_go_on(times, spread) {
             self.notice_spread(id, effects);
             route.clear();
+            keepers.clear();
         }
-        Some(Letter { message: letter, route, leads_somewhere })
+        Some(Letter { message: letter, route, keepers, leads_somewhere })
     }
 
     /// Says, once for each queue, that a message has gone on far enough.
@@ -234,6 +237,8 @@ struct Letter {
     message: Message,
     /// The queues that it goes to.
     route: Route,
+    /// The exchanges on its way that keep it.
+    keepers: Keepers,
     /// Whether there are any, or were before those were left out where it has been.
     leads_somewhere: bool,
 }

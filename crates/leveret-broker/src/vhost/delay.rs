@@ -18,7 +18,7 @@ use crate::change::{Change, QueueNumber};
 use crate::message::{History, Message};
 use crate::moment::Moment;
 use crate::names::{ExchangeName, QueueName};
-use crate::vhost::dead_letter::deaths::{spread_further, visible_keys};
+use crate::vhost::dead_letter::deaths::spread_further;
 use crate::vhost::effects::Effects;
 use crate::vhost::queue::{Declared, Queue, QueueArguments, Standing};
 use crate::vhost::{QueueId, VirtualHost};
@@ -105,9 +105,7 @@ impl VirtualHost {
         let Ok(header) = message.decode_header() else { return };
         let expiration = header.properties.expiration.and_then(|digits| std::str::from_utf8(digits).ok());
         let expiration_ms = expiration.and_then(|digits| digits.parse().ok());
-        let mut keys = visible_keys(&message, &header);
-        keys.extend(message.hidden_keys());
-        let mut route = self.queues_behind(Some(exchange), &keys, &message);
+        let (mut route, keepers) = self.queues_behind(Some(exchange), &message.all_keys(&header), &message);
         if let History::Deaths { spread } = message.history() {
             message.set_spread(spread_further(spread, route.len()));
         }
@@ -115,6 +113,7 @@ impl VirtualHost {
         if !full.is_empty() {
             self.pass_on(now, &full, &message, effects);
         }
+        self.keep(&message, expiration_ms, &keepers);
         self.place(now, message, expiration_ms, &route, effects);
     }
 }

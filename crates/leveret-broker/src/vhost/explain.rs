@@ -5,14 +5,16 @@
 
 use std::time::Duration;
 
-use leveret_amqp::{FieldTable, ShortString};
+use leveret_amqp::{BasicProperties, FieldTable, ShortString};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde::Serialize;
 
 use crate::access::{Login, Permission, Resource, authorize};
 use crate::connection::reply::Exception;
 use crate::limits::{EXPLAINED_MAX, STEPS_PER_UNIT, UNITS_PER_HOLD};
 use crate::message::Message;
-use crate::vhost::exchange::{BindingKey, ExchangeId, ExchangeKind, MatchScratch, Target, Timing};
+use crate::vhost::exchange::{BindingKey, ExchangeId, ExchangeKind, MatchScratch, Subject, Target, Timing};
 use crate::vhost::queue::{DeadLetters, Overflow, Queue};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::Route;
@@ -29,6 +31,8 @@ pub struct Question {
     headers: FieldTable,
     /// Who would publish it; none: somebody who may.
     login: Option<Login>,
+    /// For exchanges that pick one of many.
+    random: StdRng,
     search: Option<(Search, Seen)>,
 }
 
@@ -195,13 +199,21 @@ impl Watch for Seen {
 
 impl Question {
     /// Where does a message of this user go that is published there?
-    pub fn new(exchange: ShortString, routing_key: ShortString, headers: FieldTable, login: Option<Login>) -> Self {
+    /// `seed` decides where exchanges that pick one of many at random send it.
+    pub fn new(
+        exchange: ShortString,
+        routing_key: ShortString,
+        headers: FieldTable,
+        login: Option<Login>,
+        seed: [u8; 32],
+    ) -> Self {
         // One that waits first is told of as it is when it goes on.
         let headers = FieldTable::build(|table| {
             table.fields_of(headers.as_table(), |name| name != b"x-delay");
         });
         let message = Message::on_the_way(exchange.as_short_str(), routing_key.as_short_str(), headers.as_table());
-        Question { exchange, message, routing_key, headers, login, search: None }
+        let random = StdRng::from_seed(seed);
+        Question { exchange, message, routing_key, headers, login, random, search: None }
     }
 }
 
@@ -242,7 +254,8 @@ impl VirtualHost {
                     });
                     let mut steps = UNITS_PER_HOLD as usize * STEPS_PER_UNIT;
                     let keys = [question.routing_key.as_str()];
-                    if !search.go_on_watched(&self.exchanges, &keys, &question.message, &mut steps, &mut seen) {
+                    let (message, random) = (&question.message, &mut question.random);
+                    if !search.go_on_watched(&self.exchanges, &keys, message, random, &mut steps, &mut seen) {
                         question.search = Some((search, seen));
                         return None;
                     }
@@ -279,7 +292,10 @@ impl VirtualHost {
     }
 
     fn exchange_steps(&self, question: &Question, seen: &Seen) -> Vec<ExchangeStep> {
-        let headers = question.headers.as_table();
+        let properties =
+            BasicProperties { headers: Some(question.headers.as_table()), ..BasicProperties::default() };
+        let keys = [question.routing_key.as_str()];
+        let subject = Subject { keys: &keys, properties };
         let step = |&id: &ExchangeId| {
             let exchange = self.exchanges.get(id)?;
             let mut matched = Vec::new();
@@ -290,7 +306,7 @@ impl VirtualHost {
             for target in targets {
                 let bindings = exchange.bindings_to(target).into_iter().take(EXPLAINED_MAX);
                 let is_match =
-                    |binding: &BindingKey| exchange.matches(binding, question.routing_key.as_str(), headers);
+                    |binding: &BindingKey| exchange.matches(binding, question.routing_key.as_str(), &subject);
                 matched.extend(bindings.filter(is_match).filter_map(|binding| {
                     let view = self.view_binding(exchange, &binding)?;
                     Some(MatchStep {
@@ -302,7 +318,24 @@ impl VirtualHost {
                     })
                 }));
             }
-            let waits = exchange.declared.timing == Timing::Delayed;
+            let note = match (exchange.declared.timing, exchange.declared.kind) {
+                (Timing::Delayed, _) => {
+                    Some("a message with the header x-delay waits here first; then its way is this one")
+                }
+                (Timing::AtOnce, ExchangeKind::Random | ExchangeKind::LocalRandom) => {
+                    Some("each message goes through one binding, picked at random; this is one of them")
+                }
+                (Timing::AtOnce, ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash) => {
+                    Some("each message goes to one target, picked by its hash")
+                }
+                (Timing::AtOnce, ExchangeKind::RecentHistory) => Some(
+                    "it is kept, and given to whoever is bound later, unless it says x-recent-history-no-store",
+                ),
+                (
+                    Timing::AtOnce,
+                    ExchangeKind::Direct | ExchangeKind::Fanout | ExchangeKind::Topic | ExchangeKind::Headers,
+                ) => None,
+            };
             Some(ExchangeStep {
                 name: exchange.declared.name.to_string(),
                 kind: exchange.declared.type_name(),
@@ -311,8 +344,7 @@ impl VirtualHost {
                 bindings: exchange.bindings().count(),
                 alternate_exchange: exchange.alternate.as_ref().map(ToString::to_string),
                 takes_alternate: seen.alternates.contains(&id),
-                note: waits
-                    .then_some("a message with the header x-delay waits here first; then its way is this one"),
+                note,
             })
         };
         seen.visited.iter().filter_map(step).collect()
@@ -359,7 +391,8 @@ impl VirtualHost {
                 let mut search = Search::new(start, self.bindings_version, MatchScratch::default());
                 let mut steps = UNITS_PER_HOLD as usize;
                 // As far as one of many may take.
-                search.go_on(&self.exchanges, &[key.as_str()], &question.message, &mut steps);
+                let mut random = question.random.clone();
+                search.go_on(&self.exchanges, &[key.as_str()], &question.message, &mut random, &mut steps);
                 search.finish().0
             }
         };
@@ -383,7 +416,9 @@ fn why(kind: ExchangeKind, binding: &BindingKey, question: &Question) -> String 
     let (key, bound) = (&question.routing_key, &binding.routing_key);
     match kind {
         ExchangeKind::Direct => format!("the routing key is '{bound}'"),
-        ExchangeKind::Fanout => "every message goes there".to_owned(),
+        ExchangeKind::Fanout | ExchangeKind::RecentHistory => "every message goes there".to_owned(),
+        ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash => "its hash picks this target".to_owned(),
+        ExchangeKind::Random | ExchangeKind::LocalRandom => "it was picked this time".to_owned(),
         ExchangeKind::Topic => format!("'{bound}' matches '{key}'"),
         ExchangeKind::Headers => "its arguments match the headers".to_owned(),
     }

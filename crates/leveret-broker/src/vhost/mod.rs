@@ -174,6 +174,7 @@ impl VirtualHost {
     pub fn new(name: VhostName, seed: [u8; 32]) -> Self {
         let mut random = StdRng::from_seed(seed);
         let hash_seed = random.next_u64();
+        let memory = Meter::default();
         VirtualHost {
             name,
             sessions: SlotMap::with_key(),
@@ -181,7 +182,7 @@ impl VirtualHost {
             queue_names: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             durable_queues: BTreeMap::new(),
             transient_queues: BTreeMap::new(),
-            exchanges: Exchanges::new(hash_seed),
+            exchanges: Exchanges::new(hash_seed, memory.clone()),
             policies: Policies::default(),
             policy_sweep: None,
             reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
@@ -203,7 +204,7 @@ impl VirtualHost {
             consumer_timeout: None,
             limits: VhostLimits::default(),
             default_queue_type: DefaultQueueType::default(),
-            memory: Meter::default(),
+            memory,
             read_ahead: READ_AHEAD_BYTES,
             room: Room::default(),
             units: 0,

@@ -9,10 +9,11 @@ use crate::message::{DeliveryMode, Message, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
 use crate::vhost::effects::{Effects, Output, window_bytes};
+use crate::vhost::exchange::ExchangeId;
 use crate::vhost::queue::{Entry, Queue, QueueType};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::{Route, Way};
-use crate::vhost::search::{Search, Unfinished};
+use crate::vhost::search::{Keepers, Search, Unfinished};
 use crate::vhost::{ConnectionId, VirtualHost};
 
 impl VirtualHost {
@@ -24,7 +25,7 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
         match self.route(from, &publish.message, publish.more_keys.as_deref())? {
-            Way::To(route) => self.publish_to(now, from, publish, route, effects),
+            Way::To(route) => self.publish_to(now, from, publish, route, Keepers::new(), effects),
             Way::Behind(exchange) => {
                 let search = self.begin_search(exchange);
                 self.publish_behind(now, from, publish, search, effects)
@@ -46,7 +47,7 @@ impl VirtualHost {
             return Ok(());
         }
         let (version, by_key) = (search.version, search.by_key);
-        let (route, scratch) = search.finish();
+        let (route, keepers, scratch) = search.finish();
         self.match_scratch = scratch;
         if publish.more_keys.is_none()
             && by_key
@@ -54,16 +55,17 @@ impl VirtualHost {
         {
             session.routes.remember(publish.message.route(), Some(version), &route);
         }
-        self.publish_to(now, from, publish, route, effects)
+        self.publish_to(now, from, publish, route, keepers, effects)
     }
 
-    /// Publishes to these queues, at once or in the transaction of the channel.
+    /// Publishes to these queues and exchanges that keep it, at once or in the transaction of the channel.
     fn publish_to(
         &mut self,
         now: Moment,
         from: ConnectionId,
         publish: Publish,
         route: Route,
+        keepers: Keepers,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
         let channel = self.sessions.get_mut(from).and_then(|session| session.channel(publish.channel));
@@ -74,9 +76,9 @@ impl VirtualHost {
                     return Err(Refusal::TransactionTooLarge);
                 }
                 transaction.memory.take(bytes);
-                transaction.publishes.push((publish, route));
+                transaction.publishes.push((publish, route, keepers));
             }
-            None => _ = self.enqueue(now, from, publish, &route, effects),
+            None => _ = self.enqueue(now, from, publish, &route, &keepers, effects),
         }
         Ok(())
     }
@@ -88,6 +90,7 @@ impl VirtualHost {
         from: ConnectionId,
         publish: Publish,
         route: &Route,
+        keepers: &[ExchangeId],
         effects: &mut Effects,
     ) -> bool {
         let Publish { channel, message, more_keys, mandatory, expiration_ms, confirm } = publish;
@@ -101,6 +104,29 @@ impl VirtualHost {
             }
             effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
         }
+        self.keep(&message, expiration_ms, keepers);
+        let after = self.offer(now, message, expiration_ms, route, effects);
+        if let Some(number) = confirm {
+            // RabbitMQ: one queue that does not take it is enough, though the others have it.
+            let output = match after {
+                Some(after) => Output::Confirm { channel, number, after },
+                None => Output::Refuse { channel, number },
+            };
+            effects.push(from, output);
+        }
+        after.is_some()
+    }
+
+    /// Puts a message into those of these queues that take it, all at one instant. Returns what its being there rests on,
+    /// or nothing if one of them is full.
+    pub(super) fn offer(
+        &mut self,
+        now: Moment,
+        message: Message,
+        expiration_ms: Option<u64>,
+        route: &Route,
+        effects: &mut Effects,
+    ) -> Option<JournalPosition> {
         let mut route = route.clone();
         let full = self.take_full(&message, &mut route);
         if !full.is_empty() {
@@ -110,16 +136,16 @@ impl VirtualHost {
         for &queue in &route {
             self.drop_overflow(now, queue, effects);
         }
-        if let Some(number) = confirm {
-            // RabbitMQ: one queue that does not take it is enough, though the others have it.
-            let output = if full.is_empty() {
-                Output::Confirm { channel, number, after }
-            } else {
-                Output::Refuse { channel, number }
-            };
-            effects.push(from, output);
+        full.is_empty().then_some(after)
+    }
+
+    /// Exchanges keep a message for those who are bound later.
+    pub(super) fn keep(&mut self, message: &Message, expiration_ms: Option<u64>, keepers: &[ExchangeId]) {
+        for &keeper in keepers {
+            if let Some(exchange) = self.exchanges.get_mut(keeper) {
+                exchange.keep(message, expiration_ms);
+            }
         }
-        full.is_empty()
     }
 
     /// Puts a message into queues, all at one instant. Returns what its being there rests on.
@@ -176,7 +202,7 @@ fn transacted_bytes(publish: &Publish, route: &Route) -> usize {
     let keys =
         publish.more_keys.iter().flatten().map(|key| size_of::<ShortString>() + key.as_str().len()).sum::<usize>();
     let queues = if route.spilled() { size_of_val(&route[..]) } else { 0 };
-    publish.message.bytes() + keys + queues + size_of::<(Publish, Route)>()
+    publish.message.bytes() + keys + queues + size_of::<(Publish, Route, Keepers)>()
 }
 
 #[cfg(test)]

@@ -82,7 +82,12 @@ pub enum Refusal {
         vhost: String,
         type_name: &'static str,
     },
-    InvalidBindingArgument {
+    /// Arguments that the type of the exchange does not allow.
+    InvalidExchange {
+        fault: String,
+    },
+    /// A key, arguments or a destination that the type of the exchange does not allow.
+    InvalidBinding {
         fault: String,
     },
     /// Declare, delete, bind or unbind of the exchange with the empty name.

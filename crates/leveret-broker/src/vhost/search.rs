@@ -11,7 +11,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leveret_amqp::{ShortString, Table};
+use leveret_amqp::ShortString;
+use rand::RngCore;
 use smallvec::SmallVec;
 
 use crate::limits::STEPS_PER_UNIT;
@@ -19,12 +20,15 @@ use crate::message::Message;
 use crate::moment::Moment;
 use crate::vhost::command::{BASIC_PUBLISH, Command, Commands, Publish};
 use crate::vhost::effects::Effects;
-use crate::vhost::exchange::{ExchangeId, Exchanges, MatchScratch, Target};
+use crate::vhost::exchange::{ExchangeId, Exchanges, MatchScratch, Subject, Target};
 use crate::vhost::route::Route;
 use crate::vhost::{ConnectionId, VirtualHost};
 
 /// Queues in a route from which on it is freed of duplicates while it grows.
 const SORTED_FROM: usize = 4096;
+
+/// Exchanges that keep a message for those who are bound later.
+pub(super) type Keepers = Vec<ExchangeId>;
 
 /// Routing keys of one message.
 pub(super) type Keys<'a> = SmallVec<[&'a str; 4]>;
@@ -52,6 +56,7 @@ pub(super) struct Search {
     /// Whether what it has found depends on the keys alone.
     pub(super) by_key: bool,
     route: Route,
+    keepers: Keepers,
     /// The length from which on the route is freed of duplicates again.
     sorted_from: usize,
     visited: BTreeSet<ExchangeId>,
@@ -78,6 +83,7 @@ impl Search {
             version,
             by_key: true,
             route: Route::new(),
+            keepers: Keepers::new(),
             sorted_from: SORTED_FROM,
             visited: BTreeSet::from([start]),
             pending: SmallVec::from_slice(&[start]),
@@ -92,9 +98,10 @@ impl Search {
         exchanges: &Exchanges,
         keys: &[&str],
         message: &Message,
+        random: &mut impl RngCore,
         steps: &mut usize,
     ) -> bool {
-        self.go_on_watched(exchanges, keys, message, steps, &mut ())
+        self.go_on_watched(exchanges, keys, message, random, steps, &mut ())
     }
 
     /// The same, while somebody watches.
@@ -103,16 +110,17 @@ impl Search {
         exchanges: &Exchanges,
         keys: &[&str],
         message: &Message,
+        random: &mut impl RngCore,
         steps: &mut usize,
         watch: &mut impl Watch,
     ) -> bool {
-        let headers = message.decode_header().ok().and_then(|header| header.properties.headers);
-        let headers = headers.unwrap_or(Table::EMPTY);
+        let properties = message.decode_header().map(|header| header.properties).unwrap_or_default();
+        let subject = Subject { keys, properties };
         while *steps > 0 {
             let Some(at) = &mut self.at else {
                 let Some(exchange) = self.pending.pop() else { return true };
                 *steps -= 1;
-                if let Some(queue) = exchanges.delays_in(exchange, headers) {
+                if let Some(queue) = exchanges.delays_in(exchange, subject.headers()) {
                     self.by_key = false;
                     self.route.push(queue);
                     continue;
@@ -130,7 +138,7 @@ impl Search {
                     pending.push(id);
                 }
             };
-            let keys = if exchange.looks_at_keys() { keys } else { &keys[..1] };
+            let keys = if exchange.looks_at_each_key() { keys } else { &keys[..1] };
             let Some(&key) = keys.get(at.nth_key) else {
                 if !at.has_matched
                     && let Some(alternate) = &exchange.alternate
@@ -144,7 +152,10 @@ impl Search {
             if !std::mem::replace(&mut at.is_begun, true) {
                 *steps = steps.saturating_sub(STEPS_PER_UNIT);
                 self.by_key &= exchange.routes_by_key();
-                exchange.begin_match(key, headers, &mut self.scratch, steps);
+                exchange.begin_match(key, &subject, random, &mut self.scratch, steps);
+                if exchange.is_to_keep(&subject) {
+                    self.keepers.push(at.exchange);
+                }
             }
             let route = &mut self.route;
             let is_done = exchange.go_on_matching(key, &mut self.scratch, steps, |target| {
@@ -169,11 +180,11 @@ impl Search {
         self.at.is_none() && self.pending.is_empty()
     }
 
-    /// The queues that were found, each once, and the room for the next search.
-    pub(super) fn finish(mut self) -> (Route, MatchScratch) {
+    /// The queues that were found, each once, the exchanges that keep the message, and the room for the next search.
+    pub(super) fn finish(mut self) -> (Route, Keepers, MatchScratch) {
         self.route.sort_unstable();
         self.route.dedup();
-        (self.route, self.scratch)
+        (self.route, self.keepers, self.scratch)
     }
 }
 
@@ -197,21 +208,21 @@ pub(super) fn keys_of<'a>(message: &'a Message, more_keys: Option<&'a [ShortStri
 
 impl VirtualHost {
     /// The queues that an exchange, or if there is none the default exchange, leads to under any of these keys, each once,
-    /// however many units that takes.
+    /// however many units that takes; and the exchanges on the way that keep the message.
     pub(super) fn queues_behind(
         &mut self,
         exchange: Option<ExchangeId>,
         keys: &[&str],
         message: &Message,
-    ) -> Route {
-        let Some(exchange) = exchange else { return self.queues_named(keys) };
+    ) -> (Route, Keepers) {
+        let Some(exchange) = exchange else { return (self.queues_named(keys), Keepers::new()) };
         let mut search = self.begin_search(exchange);
         let mut left = usize::MAX;
-        while !search.go_on(&self.exchanges, keys, message, &mut left) {}
+        while !search.go_on(&self.exchanges, keys, message, &mut self.random, &mut left) {}
         self.spend((usize::MAX - left) / STEPS_PER_UNIT);
-        let (route, scratch) = search.finish();
+        let (route, keepers, scratch) = search.finish();
         self.match_scratch = scratch;
-        route
+        (route, keepers)
     }
 
     /// A search from an exchange that has found nothing yet.
@@ -232,7 +243,7 @@ impl VirtualHost {
         let keys = keys_of(&publish.message, publish.more_keys.as_deref());
         let most = self.units as usize * STEPS_PER_UNIT;
         let mut left = most;
-        let is_finished = search.go_on(&self.exchanges, &keys, &publish.message, &mut left);
+        let is_finished = search.go_on(&self.exchanges, &keys, &publish.message, &mut self.random, &mut left);
         self.spend((most - left) / STEPS_PER_UNIT);
         is_finished
     }

@@ -11,6 +11,7 @@ use crate::vhost::command::{Command, Publish, Settlement};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::Route;
+use crate::vhost::search::Keepers;
 use crate::vhost::session::{Channel, Unacked};
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, VirtualHost};
@@ -19,7 +20,7 @@ use crate::vhost::{ConnectionId, VirtualHost};
 #[derive(Debug)]
 pub(crate) struct Transaction {
     /// Routed when they were published, as RabbitMQ does.
-    pub(crate) publishes: Vec<(Publish, Route)>,
+    pub(crate) publishes: Vec<(Publish, Route, Keepers)>,
     pub(crate) settlements: Vec<(Unacked, Settlement)>,
     /// What the messages take.
     pub(crate) memory: Lease,

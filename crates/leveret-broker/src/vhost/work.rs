@@ -14,9 +14,10 @@ use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::command::{AckMode, ConsumerId, Farewell, Publish, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects, Output};
-use crate::vhost::exchange::ExchangeId;
+use crate::vhost::exchange::{ExchangeId, Kept, Target};
 use crate::vhost::queue::{ConsumerKey, Queue};
 use crate::vhost::route::Route;
+use crate::vhost::search::Keepers;
 use crate::vhost::session::{Outstanding, Unacked};
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
@@ -31,7 +32,7 @@ pub(super) enum Work {
     Commit {
         from: ConnectionId,
         channel: ChannelId,
-        publishes: vec::IntoIter<(Publish, Route)>,
+        publishes: vec::IntoIter<(Publish, Route, Keepers)>,
         settlements: vec::IntoIter<(Unacked, Settlement)>,
         /// Whether all queues have taken what came before.
         is_whole: bool,
@@ -52,6 +53,8 @@ pub(super) enum Work {
     Purge(QueueId),
     /// Delete queues.
     Delete(BTreeSet<QueueId>),
+    /// Give what an exchange has kept to what was bound to it.
+    Replay(Target, vec::IntoIter<Kept>),
     /// Delete an exchange that nothing is bound to any more.
     DeleteExchange(ExchangeId),
     /// Answer, now that all before is done.
@@ -79,6 +82,7 @@ impl Work {
             | Work::Get(..)
             | Work::Purge(_)
             | Work::Delete(_)
+            | Work::Replay(..)
             | Work::Answer(..)
             | Work::TimeOut(..)
             | Work::CloseChannel(..)
@@ -157,8 +161,8 @@ impl VirtualHost {
                 self.settle_one(now, unacked, *settlement, effects);
             }
             Work::Commit { from, channel, publishes, settlements, is_whole } => {
-                if let Some((publish, route)) = publishes.next() {
-                    *is_whole &= self.enqueue(now, *from, publish, &route, effects);
+                if let Some((publish, route, keepers)) = publishes.next() {
+                    *is_whole &= self.enqueue(now, *from, publish, &route, &keepers, effects);
                     self.settled_on(*from, *channel);
                 } else if let Some((unacked, settlement)) = settlements.next() {
                     self.settle_on(now, *from, *channel, unacked, settlement, effects);
@@ -198,6 +202,10 @@ impl VirtualHost {
             Work::Delete(queues) => {
                 let Some(queue) = queues.pop_first() else { return false };
                 self.delete_queue(queue, effects);
+            }
+            Work::Replay(target, messages) => {
+                let Some(kept) = messages.next() else { return false };
+                self.replay(now, *target, kept, effects);
             }
             Work::DeleteExchange(exchange) => {
                 self.remove_exchange(*exchange, effects);

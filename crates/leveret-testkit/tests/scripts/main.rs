@@ -8,6 +8,7 @@ mod consumers;
 mod dead_letters;
 mod delayed;
 mod durability;
+mod exchange_types;
 mod exchanges;
 mod expiry;
 mod hostile;

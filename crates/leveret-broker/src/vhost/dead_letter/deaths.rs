@@ -34,15 +34,6 @@ pub(super) struct Address<'a> {
     pub(super) routing_key: Option<ShortStr<'a>>,
 }
 
-/// The routing keys that everybody may see: that of the message, and those of header `CC`.
-pub(in crate::vhost) fn visible_keys<'m>(message: &'m Message, header: &ContentHeader<'m>) -> Vec<&'m str> {
-    let mut keys = vec![message.routing_key()];
-    if let Some(Value::Array(more)) = header.properties.headers.and_then(|headers| headers.get("CC")) {
-        keys.extend(more.iter().filter_map(Value::as_str).filter(|key| ShortStr::new(key).is_ok()));
-    }
-    keys
-}
-
 /// The message as it goes on: with the headers that tell of its death, and without an expiration of its own.
 pub(super) fn with_death(
     message: &Message,
@@ -139,7 +130,7 @@ fn record(message: &Message, header: &ContentHeader<'_>, death: Death<'_>) -> Fi
         if let Some(expiration) = header.properties.expiration {
             table.field("original-expiration", Value::LongStr(expiration));
         }
-        let keys = visible_keys(message, header);
+        let keys = message.visible_keys(header);
         table
             .field("count", Value::I64(1))
             .field("reason", Value::LongStr(death.reason.as_str().as_bytes()))

@@ -456,6 +456,11 @@ fn push_field(out: &mut Vec<u8>, name: &[u8], value: Value<'_>, side: Side) {
     }
 }
 
+/// Appends the value of a header in a form in which equal bytes mean equal values.
+pub(super) fn push_header(out: &mut Vec<u8>, value: Value<'_>) {
+    push_field(out, b"", value, Side::Message);
+}
+
 fn push_name(out: &mut Vec<u8>, name: &[u8]) {
     out.push(u8::try_from(name.len()).expect("names in tables are at most 255 bytes"));
     out.extend_from_slice(name);
@@ -531,7 +536,7 @@ fn push_typed(out: &mut Vec<u8>, value: Value<'_>) {
 }
 
 /// A value as `~tp` of Erlang's `io:format` writes it, on one line and cut where no reply text would show it.
-fn erlang_term(value: Value<'_>) -> String {
+pub(super) fn erlang_term(value: Value<'_>) -> String {
     let mut out = String::new();
     write_term(&mut out, value);
     out

@@ -5,26 +5,39 @@
 //! Invariant: what the router of an exchange matches is exactly its set of bindings.
 
 mod direct;
+mod hash;
 mod headers;
+mod history;
 mod topic;
+mod weighted;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use leveret_amqp::{FieldTable, ShortStr, ShortString, Table};
+use leveret_amqp::{BasicProperties, FieldTable, ShortStr, ShortString, Table};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
 use slotmap::SlotMap;
 
 use self::direct::DirectIndex;
+pub(crate) use self::hash::InvalidArgument;
+use self::hash::{HashOn, hash_of_all, weight_of};
 use self::headers::{HeadersIndex, HeadersScratch};
+pub(crate) use self::history::Kept;
+use self::history::RecentHistory;
 use self::topic::{TopicIndex, TopicScratch};
+use self::weighted::WeightedTargets;
 use crate::change::Change;
 use crate::limits::STEPS_PER_LOOKUP;
+use crate::memory::Meter;
+use crate::message::Message;
 use crate::names::ExchangeName;
 use crate::vhost::QueueId;
 use crate::vhost::delay::{DELAYED, delay_ms};
 use crate::vhost::policy::Matching;
+use crate::vhost::queue::QueueType;
 use crate::vhost::refusal::Refusal;
 
 slotmap::new_key_type! {
@@ -39,13 +52,19 @@ pub(crate) enum Target {
     Exchange(ExchangeId),
 }
 
-/// The type of an exchange. AMQP 0-9-1 §3.1.3.
+/// The type of an exchange. AMQP 0-9-1 §3.1.3, and those of RabbitMQ and the plugins that come with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExchangeKind {
     Direct,
     Fanout,
     Topic,
     Headers,
+    ConsistentHash,
+    ModulusHash,
+    Random,
+    /// Like `Random`: here every queue is local.
+    LocalRandom,
+    RecentHistory,
 }
 
 impl ExchangeKind {
@@ -55,6 +74,11 @@ impl ExchangeKind {
             "fanout" => Some(ExchangeKind::Fanout),
             "topic" => Some(ExchangeKind::Topic),
             "headers" => Some(ExchangeKind::Headers),
+            "x-consistent-hash" => Some(ExchangeKind::ConsistentHash),
+            "x-modulus-hash" => Some(ExchangeKind::ModulusHash),
+            "x-random" => Some(ExchangeKind::Random),
+            "x-local-random" => Some(ExchangeKind::LocalRandom),
+            "x-recent-history" => Some(ExchangeKind::RecentHistory),
             _ => None,
         }
     }
@@ -65,6 +89,28 @@ impl ExchangeKind {
             ExchangeKind::Fanout => "fanout",
             ExchangeKind::Topic => "topic",
             ExchangeKind::Headers => "headers",
+            ExchangeKind::ConsistentHash => "x-consistent-hash",
+            ExchangeKind::ModulusHash => "x-modulus-hash",
+            ExchangeKind::Random => "x-random",
+            ExchangeKind::LocalRandom => "x-local-random",
+            ExchangeKind::RecentHistory => "x-recent-history",
+        }
+    }
+
+    /// Whether an exchange of this type may be declared with these arguments.
+    pub(crate) fn check_arguments(self, arguments: Table<'_>) -> Result<(), InvalidArgument> {
+        match self {
+            ExchangeKind::ConsistentHash => HashOn::of(arguments).map(|_| ()),
+            ExchangeKind::RecentHistory => {
+                RecentHistory::length_of(arguments).map(|_| ()).map_err(InvalidArgument::Value)
+            }
+            ExchangeKind::Direct
+            | ExchangeKind::Fanout
+            | ExchangeKind::Topic
+            | ExchangeKind::Headers
+            | ExchangeKind::ModulusHash
+            | ExchangeKind::Random
+            | ExchangeKind::LocalRandom => Ok(()),
         }
     }
 }
@@ -93,6 +139,25 @@ enum Router {
     Fanout,
     Topic(TopicIndex<Target>),
     Headers(HeadersIndex<Target>),
+    ConsistentHash(HashOn, WeightedTargets),
+    ModulusHash(WeightedTargets),
+    Random(WeightedTargets),
+    /// Every binding matches.
+    RecentHistory(RecentHistory),
+}
+
+/// What of a message decides where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject<'a> {
+    /// All of its routing keys, the one it was published with first.
+    pub(crate) keys: &'a [&'a str],
+    pub(crate) properties: BasicProperties<'a>,
+}
+
+impl<'a> Subject<'a> {
+    pub(crate) fn headers(&self) -> Table<'a> {
+        self.properties.headers.unwrap_or(Table::EMPTY)
+    }
 }
 
 /// How far the search in one exchange for one key has come. The room is kept so that the next one need not allocate.
@@ -102,12 +167,30 @@ pub(crate) struct MatchScratch {
     headers: HeadersScratch,
     /// The last binding of a fanout exchange that was handed out.
     after: Option<BindingKey>,
+    /// What was picked where one of many is, and not handed out yet.
+    picked: Option<Target>,
+    /// Room for what is hashed.
+    hashed: Vec<u8>,
 }
 
 impl MatchScratch {
     /// The next search is for another message.
     pub(crate) fn forget_message(&mut self) {
         self.headers.forget_message();
+    }
+}
+
+/// The hash of the name of a target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NameHash(u64);
+
+impl NameHash {
+    pub(crate) fn of_queue(name: &str) -> Self {
+        NameHash(hash_of_all(&["queue", name]))
+    }
+
+    pub(crate) fn of_exchange(name: &str) -> Self {
+        NameHash(hash_of_all(&["exchange", name]))
     }
 }
 
@@ -165,12 +248,24 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    fn new(declared: DeclaredExchange, seed: u64) -> Self {
+    fn new(declared: DeclaredExchange, seed: u64, meter: Meter) -> Self {
+        // Arguments that nobody checked, in a journal of another version, count as if they were not there.
+        let arguments = declared.arguments.as_table();
         let router = match declared.kind {
             ExchangeKind::Direct => Router::Direct(DirectIndex::new(seed)),
             ExchangeKind::Fanout => Router::Fanout,
             ExchangeKind::Topic => Router::Topic(TopicIndex::new(seed)),
             ExchangeKind::Headers => Router::Headers(HeadersIndex::new(seed)),
+            ExchangeKind::ConsistentHash => {
+                let hash_on = HashOn::of(arguments).unwrap_or(HashOn::RoutingKey);
+                Router::ConsistentHash(hash_on, WeightedTargets::default())
+            }
+            ExchangeKind::ModulusHash => Router::ModulusHash(WeightedTargets::default()),
+            ExchangeKind::Random | ExchangeKind::LocalRandom => Router::Random(WeightedTargets::default()),
+            ExchangeKind::RecentHistory => {
+                let length = RecentHistory::length_of(arguments).unwrap_or_default();
+                Router::RecentHistory(RecentHistory::new(length, meter))
+            }
         };
         Exchange {
             alternate: declared.alternate.clone(),
@@ -190,31 +285,42 @@ impl Exchange {
 
     /// Whether the way a message takes can be remembered by its routing key alone.
     pub(crate) fn routes_by_key(&self) -> bool {
-        match self.router {
+        match &self.router {
             _ if self.declared.timing == Timing::Delayed => false,
-            Router::Direct(_) | Router::Fanout | Router::Topic(_) => true,
-            Router::Headers(_) => false,
+            Router::Direct(_) | Router::Fanout | Router::Topic(_) | Router::ModulusHash(_) => true,
+            Router::ConsistentHash(hash_on, _) => *hash_on == HashOn::RoutingKey,
+            Router::Headers(_) | Router::Random(_) | Router::RecentHistory(_) => false,
         }
     }
 
-    /// Whether routing keys mean anything to it.
-    pub(crate) fn looks_at_keys(&self) -> bool {
+    /// Whether it has to be asked for each routing key of a message.
+    pub(crate) fn looks_at_each_key(&self) -> bool {
         match self.router {
             Router::Direct(_) | Router::Topic(_) => true,
-            Router::Fanout | Router::Headers(_) => false,
+            Router::Fanout
+            | Router::Headers(_)
+            | Router::ConsistentHash(..)
+            | Router::ModulusHash(_)
+            | Router::Random(_)
+            | Router::RecentHistory(_) => false,
         }
     }
 
-    /// Adds a binding; false if it is there.
-    pub(crate) fn bind(&mut self, binding: BindingKey) -> bool {
+    /// Adds a binding; false if it is there. `name` is that of the target.
+    pub(crate) fn bind(&mut self, binding: BindingKey, name: NameHash) -> bool {
         if self.bindings.contains(&binding) {
             return false;
         }
+        let (key, target) = (binding.routing_key.as_str(), binding.target);
         match &mut self.router {
-            Router::Direct(index) => index.insert(binding.routing_key.as_str(), binding.target),
-            Router::Fanout => {}
-            Router::Topic(index) => index.insert(binding.routing_key.as_str(), binding.target),
-            Router::Headers(index) => index.insert(binding.arguments.as_table(), binding.target),
+            Router::Direct(index) => index.insert(key, target),
+            Router::Fanout | Router::RecentHistory(_) => {}
+            Router::Topic(index) => index.insert(key, target),
+            Router::Headers(index) => index.insert(binding.arguments.as_table(), target),
+            Router::ConsistentHash(_, targets) => {
+                targets.insert(target, name.0, weight_of(key).unwrap_or_default());
+            }
+            Router::ModulusHash(targets) | Router::Random(targets) => targets.insert(target, name.0, 1),
         }
         self.had_binding = true;
         self.bindings.insert(binding)
@@ -225,13 +331,42 @@ impl Exchange {
         if !self.bindings.remove(binding) {
             return false;
         }
+        let (key, target) = (binding.routing_key.as_str(), binding.target);
         match &mut self.router {
-            Router::Direct(index) => index.remove(binding.routing_key.as_str(), binding.target),
-            Router::Fanout => {}
-            Router::Topic(index) => index.remove(binding.routing_key.as_str(), binding.target),
-            Router::Headers(index) => index.remove(binding.arguments.as_table(), binding.target),
+            Router::Direct(index) => index.remove(key, target),
+            Router::Fanout | Router::RecentHistory(_) => {}
+            Router::Topic(index) => index.remove(key, target),
+            Router::Headers(index) => index.remove(binding.arguments.as_table(), target),
+            Router::ConsistentHash(_, targets) => targets.remove(target, weight_of(key).unwrap_or_default()),
+            Router::ModulusHash(targets) | Router::Random(targets) => targets.remove(target, 1),
         }
         true
+    }
+
+    /// Whether a message that comes here is one of those that it keeps.
+    pub(crate) fn is_to_keep(&self, subject: &Subject<'_>) -> bool {
+        matches!(self.router, Router::RecentHistory(_)) && RecentHistory::may_keep(subject.headers())
+    }
+
+    /// Keeps a message for those who are bound later.
+    pub(crate) fn keep(&mut self, message: &Message, expiration_ms: Option<u64>) {
+        if let Router::RecentHistory(history) = &mut self.router {
+            history.keep(message, expiration_ms);
+        }
+    }
+
+    /// What it has kept, the oldest first.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        match &self.router {
+            Router::RecentHistory(history) => history.messages(),
+            Router::Direct(_)
+            | Router::Fanout
+            | Router::Topic(_)
+            | Router::Headers(_)
+            | Router::ConsistentHash(..)
+            | Router::ModulusHash(_)
+            | Router::Random(_) => Vec::new(),
+        }
     }
 
     /// All bindings to one target.
@@ -258,38 +393,67 @@ impl Exchange {
         self.bindings.iter()
     }
 
-    /// Whether the arguments of a binding mean something that they may not.
-    pub(crate) fn check_binding(&self, arguments: Table<'_>) -> Result<(), Refusal> {
-        match self.router {
-            Router::Direct(_) | Router::Fanout | Router::Topic(_) => Ok(()),
-            Router::Headers(_) => HeadersIndex::<Target>::check(arguments)
-                .map_err(|error| Refusal::InvalidBindingArgument { fault: error.to_string() }),
-        }
+    /// Whether a binding means something that it may not. `queue_type` is that of its target, if that is a queue.
+    pub(crate) fn check_binding(&self, binding: &BindingKey, queue_type: Option<QueueType>) -> Result<(), Refusal> {
+        let key = binding.routing_key.as_str();
+        let result = match self.declared.kind {
+            ExchangeKind::Direct
+            | ExchangeKind::Fanout
+            | ExchangeKind::Topic
+            | ExchangeKind::ModulusHash
+            | ExchangeKind::Random
+            | ExchangeKind::RecentHistory => Ok(()),
+            ExchangeKind::Headers => {
+                HeadersIndex::<Target>::check(binding.arguments.as_table()).map_err(|error| error.to_string())
+            }
+            ExchangeKind::ConsistentHash => weight_of(key).map(|_| ()),
+            ExchangeKind::LocalRandom if !key.is_empty() => {
+                Err(format!("Non empty binding '{key}' key not permitted"))
+            }
+            ExchangeKind::LocalRandom => match queue_type {
+                Some(QueueType::Classic) => Ok(()),
+                Some(QueueType::Quorum) => {
+                    Err("Queue type rabbit_quorum_queue not valid for this exchange type".to_owned())
+                }
+                None => Err("Destination not found".to_owned()),
+            },
+        };
+        result.map_err(|fault| Refusal::InvalidBinding { fault })
     }
 
-    /// Whether one of its bindings leads a message somewhere by itself.
-    pub(crate) fn matches(&self, binding: &BindingKey, routing_key: &str, headers: Table<'_>) -> bool {
-        let mut alone = Exchange::new(self.declared.clone(), 0);
-        alone.bind(binding.clone());
+    /// Whether one of its bindings, if it were the only one, would lead a message somewhere.
+    pub(crate) fn matches(&self, binding: &BindingKey, routing_key: &str, subject: &Subject<'_>) -> bool {
+        let mut alone = Exchange::new(self.declared.clone(), 0, Meter::default());
+        alone.bind(binding.clone(), NameHash::of_queue(""));
         let (mut scratch, mut steps, mut is_found) = (MatchScratch::default(), usize::MAX, false);
-        alone.begin_match(routing_key, headers, &mut scratch, &mut steps);
+        // There is nothing to choose from.
+        let mut random = StdRng::seed_from_u64(0);
+        alone.begin_match(routing_key, subject, &mut random, &mut scratch, &mut steps);
         while !alone.go_on_matching(routing_key, &mut scratch, &mut steps, |_| is_found = true) {}
         is_found
     }
 
-    /// Begins the search for what a message reaches from here under a key.
+    /// Begins the search for what a message reaches from here under one of its keys.
     pub(crate) fn begin_match(
         &self,
         routing_key: &str,
-        headers: Table<'_>,
+        subject: &Subject<'_>,
+        random: &mut impl RngCore,
         scratch: &mut MatchScratch,
         steps: &mut usize,
     ) {
         match &self.router {
             Router::Direct(_) => {}
-            Router::Fanout => scratch.after = None,
+            Router::Fanout | Router::RecentHistory(_) => scratch.after = None,
             Router::Topic(index) => index.begin(routing_key, &mut scratch.topic),
-            Router::Headers(index) => index.begin(headers, &mut scratch.headers, steps),
+            Router::Headers(index) => index.begin(subject.headers(), &mut scratch.headers, steps),
+            // What is picked stays picked, however often the search is interrupted.
+            Router::ConsistentHash(hash_on, targets) => {
+                let hash = hash_on.hash(routing_key, &subject.properties, &mut scratch.hashed);
+                scratch.picked = targets.of_hash(hash);
+            }
+            Router::ModulusHash(targets) => scratch.picked = targets.of_number(hash_of_all(subject.keys)),
+            Router::Random(targets) => scratch.picked = targets.of_number(random.next_u64()),
         }
     }
 
@@ -310,7 +474,11 @@ impl Exchange {
                 });
                 true
             }
-            Router::Fanout => {
+            Router::ConsistentHash(..) | Router::ModulusHash(_) | Router::Random(_) => {
+                scratch.picked.take().into_iter().for_each(found);
+                true
+            }
+            Router::Fanout | Router::RecentHistory(_) => {
                 let first = scratch.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
                 for binding in self.bindings.range((first, Bound::Unbounded)) {
                     found(binding.target);
@@ -336,6 +504,8 @@ pub(crate) struct Exchanges {
     /// Where messages wait before these exchanges route them.
     delay_queues: HashMap<ExchangeName, QueueId, FixedState>,
     seed: u64,
+    /// Adds up what they keep.
+    meter: Meter,
 }
 
 /// RabbitMQ: the exchanges of a new virtual host.
@@ -356,12 +526,13 @@ enum Publishing {
 }
 
 impl Exchanges {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, meter: Meter) -> Self {
         let mut exchanges = Exchanges {
             by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
             slots: SlotMap::with_key(),
             delay_queues: HashMap::with_hasher(FixedState::with_seed(seed)),
             seed,
+            meter,
         };
         for &(name, kind, publishing) in PREDECLARED {
             exchanges.insert(DeclaredExchange {
@@ -380,7 +551,7 @@ impl Exchanges {
 
     pub(crate) fn insert(&mut self, declared: DeclaredExchange) -> ExchangeId {
         let name = declared.name.clone();
-        let id = self.slots.insert(Exchange::new(declared, self.seed));
+        let id = self.slots.insert(Exchange::new(declared, self.seed, self.meter.clone()));
         self.by_name.insert(name, id);
         id
     }

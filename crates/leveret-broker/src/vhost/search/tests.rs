@@ -1,4 +1,6 @@
 use leveret_amqp::{FieldTable, ShortStr, Value};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::*;
 use crate::change::{Change, JournalPosition, QueueNumber};
@@ -236,9 +238,39 @@ fn a_search_in_single_steps_finds_what_one_at_once_finds() {
         [(&["a.b"][..], vec![first, third, fourth]), (&["only this", "a.b", "c"], vec![first, second, third])]
     {
         for at_once in [1, 2, 7, usize::MAX] {
+            let mut random = StdRng::from_seed([1; 32]);
             let mut search = Search::new(fanout, 0, MatchScratch::default());
-            while !search.go_on(&scene.vhost.exchanges, keys, &message, &mut at_once.clone()) {}
+            while !search.go_on(&scene.vhost.exchanges, keys, &message, &mut random, &mut at_once.clone()) {}
             assert_eq!(search.finish().0[..], expected, "{at_once} steps at once");
         }
+    }
+}
+
+#[test]
+fn what_is_picked_of_many_is_one_however_often_the_search_is_interrupted() {
+    let mut scene = Scene::new();
+    let [first, second, third, fourth] = scene.queues[..] else { panic!("there are four") };
+    let fanout = scene.exchange("fanout", ExchangeKind::Fanout, None);
+    scene.bind(fanout, Target::Queue(fourth), "");
+    for kind in [ExchangeKind::Random, ExchangeKind::ModulusHash, ExchangeKind::ConsistentHash] {
+        let one_of = scene.exchange(kind.as_str(), kind, None);
+        scene.bind(fanout, Target::Exchange(one_of), "");
+        for queue in [first, second, third] {
+            scene.bind(one_of, Target::Queue(queue), "1");
+        }
+        let mut random = StdRng::from_seed([1; 32]);
+        let Command::Publish(Publish { message, .. }) = publish("fanout", "k") else { panic!("it is a publish") };
+        let mut found = BTreeSet::new();
+        for at_once in [1, 2, 3, 4, 5, 7, 9, 11, 13, usize::MAX] {
+            let mut search = Search::new(fanout, 0, MatchScratch::default());
+            while !search.go_on(&scene.vhost.exchanges, &["k"], &message, &mut random, &mut at_once.clone()) {}
+            assert_eq!(search.by_key, kind != ExchangeKind::Random);
+            let (route, ..) = search.finish();
+            assert_eq!((route.len(), route.contains(&fourth)), (2, true), "{kind:?}, {at_once} steps at once");
+            found.extend(route);
+        }
+        // By chance, another one each time; by a hash, the same.
+        assert_eq!(found.len(), if kind == ExchangeKind::Random { 4 } else { 2 });
+        scene.vhost.apply_exchange_deleted(one_of);
     }
 }

@@ -6,12 +6,16 @@ use leveret_amqp::ShortStr;
 
 use crate::access::{Permission, Resource};
 use crate::change::Change;
+use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::command::{Bind, BindAction, BindTo, QueueRef, Wait};
 use crate::vhost::effects::{Answer, Effects};
-use crate::vhost::exchange::{BindingKey, ExchangeId, Target};
+use crate::vhost::exchange::{BindingKey, Exchange, ExchangeId, Kept, NameHash, Target};
+use crate::vhost::queue::QueueType;
 use crate::vhost::refusal::Refusal;
+use crate::vhost::route::Route;
+use crate::vhost::search::Keepers;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, VirtualHost};
 
@@ -46,7 +50,7 @@ impl VirtualHost {
         match (ends, bind.action) {
             (Ok((source, key)), BindAction::Bind) => {
                 if let Some(exchange) = self.exchanges.get(source) {
-                    exchange.check_binding(key.arguments.as_table())?;
+                    exchange.check_binding(&key, self.queue_type(key.target))?;
                 }
                 self.add_binding(source, key, effects);
             }
@@ -62,7 +66,11 @@ impl VirtualHost {
                 (BindTo::Exchange(_), BindAction::Bind) => Answer::ExchangeBindOk,
                 (BindTo::Exchange(_), BindAction::Unbind) => Answer::ExchangeUnbindOk,
             };
-            self.answer(from, channel, answer, effects);
+            if self.work.is_empty() {
+                self.answer(from, channel, answer, effects);
+            } else {
+                self.work.push_back(Work::Answer(from, channel, answer));
+            }
         }
         Ok(())
     }
@@ -114,18 +122,56 @@ impl VirtualHost {
     }
 
     fn add_binding(&mut self, source: ExchangeId, key: BindingKey, effects: &mut Effects) {
-        let binding = self.durable_binding(source, &key);
-        if self.apply_bound(source, key)
-            && let Some(binding) = binding
-        {
+        let (binding, target) = (self.durable_binding(source, &key), key.target);
+        if !self.apply_bound(source, key) {
+            return;
+        }
+        if let Some(binding) = binding {
             self.change_topology(Change::Bound(binding), effects);
+        }
+        let kept = self.exchanges.get(source).map(Exchange::kept).unwrap_or_default();
+        if !kept.is_empty() {
+            self.work.push_back(Work::Replay(target, kept.into_iter()));
+        }
+    }
+
+    /// Gives a message to what was bound to the exchange that has kept it.
+    pub(in crate::vhost) fn replay(&mut self, now: Moment, target: Target, kept: Kept, effects: &mut Effects) {
+        let Kept { message, expiration_ms } = kept;
+        let (route, keepers) = match target {
+            Target::Queue(queue) => (Route::from_slice(&[queue]), Keepers::new()),
+            Target::Exchange(exchange) => {
+                let Ok(header) = message.decode_header() else { return };
+                self.queues_behind(Some(exchange), &message.all_keys(&header), &message)
+            }
+        };
+        self.keep(&message, expiration_ms, &keepers);
+        let after = self.offer(now, message, expiration_ms, &route, effects);
+        // The answer comes when they are there for good.
+        self.topology = self.topology.max(after.unwrap_or_default());
+    }
+
+    fn queue_type(&self, target: Target) -> Option<QueueType> {
+        match target {
+            Target::Queue(queue) => Some(self.queues.get(queue)?.declared.arguments.queue_type),
+            Target::Exchange(_) => None,
+        }
+    }
+
+    fn name_hash(&self, target: Target) -> Option<NameHash> {
+        match target {
+            Target::Queue(queue) => Some(NameHash::of_queue(self.queues.get(queue)?.declared.name.as_str())),
+            Target::Exchange(exchange) => {
+                Some(NameHash::of_exchange(self.exchanges.get(exchange)?.declared.name.as_str()))
+            }
         }
     }
 
     /// Adds a binding; false if it is there.
     pub(in crate::vhost) fn apply_bound(&mut self, source: ExchangeId, key: BindingKey) -> bool {
         let target = key.target;
-        if !self.exchanges.get_mut(source).is_some_and(|exchange| exchange.bind(key)) {
+        let Some(name) = self.name_hash(target) else { return false };
+        if !self.exchanges.get_mut(source).is_some_and(|exchange| exchange.bind(key, name)) {
             return false;
         }
         self.bindings_version += 1;

@@ -9,7 +9,9 @@ use crate::names::{ChannelId, ExchangeName};
 use crate::vhost::command::{DeclareExchange, DeleteExchange, Existence, Wait};
 use crate::vhost::delay::{DELAYED, DELAYED_TYPE};
 use crate::vhost::effects::{Answer, Effects};
-use crate::vhost::exchange::{DeclaredExchange, Exchange, ExchangeId, ExchangeKind, Target, Timing};
+use crate::vhost::exchange::{
+    DeclaredExchange, Exchange, ExchangeId, ExchangeKind, InvalidArgument, Target, Timing,
+};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::topology::{RESERVED_PREFIX, described, equivalent};
 use crate::vhost::{ConnectionId, VirtualHost};
@@ -76,10 +78,18 @@ impl VirtualHost {
         if name.as_str().starts_with(RESERVED_PREFIX) && !self.is_administrator(from) {
             return Err(Refusal::ReservedExchangeName { exchange: name.to_string() });
         }
+        let kind = kind.map_or_else(|| delayed_kind(declare.arguments.as_table()), Ok)?;
+        kind.check_arguments(declare.arguments.as_table()).map_err(|invalid| match invalid {
+            InvalidArgument::Value(fault) => Refusal::InvalidExchange { fault },
+            InvalidArgument::Type { argument, type_name } => {
+                let (exchange, vhost) = (name.to_string(), self.name.to_string());
+                Refusal::InvalidExchangeArgument { argument, exchange, vhost, type_name }
+            }
+        })?;
         let alternate = self.alternate_exchange(from, name, declare.arguments.as_table())?;
         let declared = DeclaredExchange {
             name: ExchangeName::from(name.clone()),
-            kind: kind.map_or_else(|| delayed_kind(declare.arguments.as_table()), Ok)?,
+            kind,
             timing,
             durable: declare.durable,
             auto_delete: declare.auto_delete,

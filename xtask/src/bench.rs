@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what the journal costs beside the bare disk. Only ratios within one run mean anything: each
+//! `cargo xtask bench`: what the journal costs beside the bare disk, and many bindings beside one. Only ratios within one run mean anything: each
 //! round measures the disk and the broker one after the other, and its ratio is one sample.
 
 use std::fmt;
@@ -14,6 +14,7 @@ use leveret_client::{Connection, PublishTo, QueueOptions, Url};
 
 use crate::backlog;
 use crate::broker::{self, Broker};
+use crate::routing;
 use crate::workspace::target;
 
 const ROUNDS: usize = 5;
@@ -27,7 +28,13 @@ const QUEUES: usize = 10_000;
 
 /// One figure of every round.
 #[derive(Debug, Default)]
-struct Samples(Vec<f64>);
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    pub(crate) fn push(&mut self, figure: f64) {
+        self.0.push(figure);
+    }
+}
 
 impl fmt::Display for Samples {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,14 +52,20 @@ pub(crate) enum Part {
     Journal,
     /// Large backlogs: memory, speed, restart
     Backlog,
+    /// Exchanges with many bindings, beside one with a single one and a naive scan
+    Routing,
 }
 
 pub(crate) fn run(only: Option<Part>) -> Result<()> {
     let binary = broker::build()?;
-    if only != Some(Part::Backlog) {
+    let is_wanted = |part| only.is_none_or(|only| only == part);
+    if is_wanted(Part::Journal) {
         journal(&binary)?;
     }
-    if only != Some(Part::Journal) {
+    if is_wanted(Part::Routing) {
+        routing::run(&binary)?;
+    }
+    if is_wanted(Part::Backlog) {
         backlog::run(&binary)?;
     }
     Ok(())
@@ -106,7 +119,7 @@ fn journal(binary: &Path) -> Result<()> {
             confirm * 1000.0,
             exclusive * 1000.0,
         ];
-        samples.iter_mut().zip(figures).for_each(|(samples, figure)| samples.0.push(figure));
+        samples.iter_mut().zip(figures).for_each(|(samples, figure)| samples.push(figure));
     }
     println!(
         "\n{:<72} {:>10} {:>10} {:>10}",

@@ -13,8 +13,10 @@ mod expiry;
 mod files;
 mod measure;
 mod memory;
+mod peer;
 mod process;
 mod proof;
+mod routing;
 mod space;
 mod tally;
 mod test;
@@ -59,7 +61,8 @@ enum Command {
     },
     /// Start time and memory of the release binary, as numbers
     Measure,
-    /// Speed of the journal beside the bare disk, as ratios of one run; then large backlogs: memory, speed, restart
+    /// Speed of the journal beside the bare disk, and of exchanges with many bindings, as ratios of one run; then large
+    /// backlogs: memory, speed, restart
     Bench {
         /// Only this part
         #[arg(long, value_name = "PART")]

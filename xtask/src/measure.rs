@@ -2,18 +2,16 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use leveret_amqp::frame::{split_frame, write_method};
-use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, ShortStr};
+use anyhow::{Context, Result};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::broker::{self, Broker};
+use crate::peer::Peer;
 use crate::process::check_interrupted;
 use crate::workspace::target;
 
@@ -24,8 +22,6 @@ const CONNECTIONS: u32 = 1000;
 /// Memory counts as settled once it has not changed for this long.
 const SETTLED: Duration = Duration::from_millis(200);
 const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-const FRAME_BYTES_MAX: u32 = 131_072;
 
 pub(crate) fn run() -> Result<()> {
     let binary = broker::build()?;
@@ -128,67 +124,8 @@ fn connect_many(broker: &Broker) -> Result<Vec<TcpStream>> {
     let address = broker.url.trim_start_matches("amqp://");
     let connect = |number| {
         check_interrupted()?;
-        connect(address).with_context(|| format!("connection {number} of {CONNECTIONS}"))
+        let peer = Peer::connect(address).with_context(|| format!("connection {number} of {CONNECTIONS}"))?;
+        Ok(peer.into_stream())
     };
     (1..=CONNECTIONS).map(connect).collect()
-}
-
-/// A connection without heartbeats, with one open channel.
-fn connect(address: &str) -> Result<TcpStream> {
-    let mut peer = Peer { stream: TcpStream::connect(address)?, input: Vec::new() };
-    peer.stream.set_nodelay(true)?;
-    peer.stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
-    peer.stream.write_all(&PROTOCOL_HEADER)?;
-    peer.expect("connection.start")?;
-    let properties = FieldTable::build(|_| {});
-    peer.send(
-        0,
-        &Method::ConnectionStartOk {
-            client_properties: properties.as_table(),
-            mechanism: ShortStr::truncated("PLAIN"),
-            response: b"\0guest\0guest",
-            locale: ShortStr::truncated("en_US"),
-        },
-    )?;
-    peer.expect("connection.tune")?;
-    peer.send(0, &Method::ConnectionTuneOk { channel_max: 2047, frame_max: FRAME_BYTES_MAX, heartbeat: 0 })?;
-    let (virtual_host, capabilities) = (ShortStr::truncated("/"), ShortStr::truncated(""));
-    peer.send(0, &Method::ConnectionOpen { virtual_host, capabilities, insist: false })?;
-    peer.expect("connection.open-ok")?;
-    peer.send(1, &Method::ChannelOpen { out_of_band: ShortStr::truncated("") })?;
-    peer.expect("channel.open-ok")?;
-    Ok(peer.stream)
-}
-
-/// The other end of a connection during its handshake, where each side waits for the other.
-struct Peer {
-    stream: TcpStream,
-    input: Vec<u8>,
-}
-
-impl Peer {
-    fn send(&mut self, channel: u16, method: &Method<'_>) -> Result<()> {
-        let mut output = Vec::new();
-        write_method(&mut output, channel, method);
-        Ok(self.stream.write_all(&output)?)
-    }
-
-    /// Takes the next frame, which holds this method.
-    fn expect(&mut self, name: &str) -> Result<()> {
-        loop {
-            let mut rest = &self.input[..];
-            if let Some(frame) = split_frame(&mut rest, FRAME_BYTES_MAX)? {
-                let method = Method::decode(frame.payload)?;
-                ensure!(method.name() == name, "expected {name}, not {method:?}");
-                let taken = self.input.len() - rest.len();
-                self.input.drain(..taken);
-                return Ok(());
-            }
-            let mut bytes = [0; 4096];
-            match self.stream.read(&mut bytes)? {
-                0 => bail!("the broker closed the connection instead of {name}"),
-                count => self.input.extend_from_slice(&bytes[..count]),
-            }
-        }
-    }
 }

@@ -1,0 +1,86 @@
+//! A client that writes methods as bytes, for what a client of callers that wait for each answer cannot do.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use leveret_amqp::frame::{split_frame, write_method};
+use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, ShortStr};
+
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+const FRAME_BYTES_MAX: u32 = 131_072;
+
+/// A connection without heartbeats, with channel 1 open.
+pub(crate) struct Peer {
+    stream: TcpStream,
+    input: Vec<u8>,
+    /// How many bytes of the input were taken.
+    taken: usize,
+}
+
+impl Peer {
+    /// Logs in as guest.
+    pub(crate) fn connect(address: &str) -> Result<Self> {
+        let mut peer = Peer { stream: TcpStream::connect(address)?, input: Vec::new(), taken: 0 };
+        peer.stream.set_nodelay(true)?;
+        peer.stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
+        peer.write(&PROTOCOL_HEADER)?;
+        peer.expect("connection.start")?;
+        let properties = FieldTable::build(|_| {});
+        peer.send(
+            0,
+            &Method::ConnectionStartOk {
+                client_properties: properties.as_table(),
+                mechanism: ShortStr::truncated("PLAIN"),
+                response: b"\0guest\0guest",
+                locale: ShortStr::truncated("en_US"),
+            },
+        )?;
+        peer.expect("connection.tune")?;
+        peer.send(0, &Method::ConnectionTuneOk { channel_max: 2047, frame_max: FRAME_BYTES_MAX, heartbeat: 0 })?;
+        let (virtual_host, capabilities) = (ShortStr::truncated("/"), ShortStr::truncated(""));
+        peer.send(0, &Method::ConnectionOpen { virtual_host, capabilities, insist: false })?;
+        peer.expect("connection.open-ok")?;
+        peer.send(1, &Method::ChannelOpen { out_of_band: ShortStr::truncated("") })?;
+        peer.expect("channel.open-ok")?;
+        Ok(peer)
+    }
+
+    /// The bare connection.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// Writes frames.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.stream.write_all(bytes)?)
+    }
+
+    /// Writes a method.
+    pub(crate) fn send(&mut self, channel: u16, method: &Method<'_>) -> Result<()> {
+        let mut output = Vec::new();
+        write_method(&mut output, channel, method);
+        self.write(&output)
+    }
+
+    /// Takes the next frame, which holds this method.
+    pub(crate) fn expect(&mut self, name: &str) -> Result<()> {
+        loop {
+            let mut rest = &self.input[self.taken..];
+            if let Some(frame) = split_frame(&mut rest, FRAME_BYTES_MAX)? {
+                let method = Method::decode(frame.payload)?;
+                ensure!(method.name() == name, "expected {name}, not {method:?}");
+                self.taken = self.input.len() - rest.len();
+                return Ok(());
+            }
+            self.input.drain(..self.taken);
+            self.taken = 0;
+            let mut bytes = [0; 16 * 1024];
+            match self.stream.read(&mut bytes)? {
+                0 => bail!("the broker closed the connection instead of {name}"),
+                count => self.input.extend_from_slice(&bytes[..count]),
+            }
+        }
+    }
+}

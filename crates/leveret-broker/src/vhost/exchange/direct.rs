@@ -1,15 +1,14 @@
 //! The bindings of a direct exchange: from a routing key to the targets bound by exactly that key.
 
-use std::collections::BTreeMap;
-
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::vhost::exchange::Target;
+use crate::vhost::exchange::targets::Targets;
 
-/// Counts bindings by key and target: two may differ in their arguments only, which mean nothing here.
+/// The targets of each key.
 #[derive(Debug)]
-pub(crate) struct DirectIndex(HashMap<String, BTreeMap<Target, u32>, FixedState>);
+pub(crate) struct DirectIndex(HashMap<String, Targets, FixedState>);
 
 impl DirectIndex {
     pub(crate) fn new(seed: u64) -> Self {
@@ -17,23 +16,18 @@ impl DirectIndex {
     }
 
     pub(crate) fn insert(&mut self, key: &str, target: Target) {
-        *self.0.entry_ref(key).or_default().entry(target).or_default() += 1;
+        self.0.entry_ref(key).or_default().insert(target);
     }
 
     pub(crate) fn remove(&mut self, key: &str, target: Target) {
         let Some(targets) = self.0.get_mut(key) else { return };
-        if let Some(count) = targets.get_mut(&target) {
-            *count -= 1;
-            if *count == 0 {
-                targets.remove(&target);
-            }
-        }
+        targets.remove(target);
         if targets.is_empty() {
             self.0.remove(key);
         }
     }
 
     pub(crate) fn for_each_match(&self, key: &str, found: impl FnMut(Target)) {
-        self.0.get(key).into_iter().flat_map(BTreeMap::keys).copied().for_each(found);
+        self.0.get(key).into_iter().flat_map(|targets| targets.after(None)).for_each(found);
     }
 }

@@ -21,7 +21,8 @@
 //!
 //! Bindings that require the same are one pattern. To be found, a pattern hangs under hooks, each a name, or a name
 //! with a value: `any` under all it requires, `all` under one of them, the one with the fewest patterns so far. Each
-//! header of a message looks up two hooks, and what hangs there is compared with the whole message.
+//! header of a message looks up two hooks, and what hangs there is compared with the whole message. Where even the
+//! fewest would be several, an `all` hangs nowhere itself: the set of its names does, and finds it by all of its fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
@@ -34,8 +35,10 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use leveret_amqp::{Table, Value};
 
+use self::schemas::{SchemaId, Schemas};
 use crate::limits::STEPS_PER_LOOKUP;
 
+mod schemas;
 #[cfg(test)]
 mod tests;
 
@@ -70,6 +73,7 @@ pub(crate) struct HeadersIndex<T> {
     by_requirements: HashTable<PatternId>,
     /// Never iterated.
     hooks: HashTable<Hook>,
+    schemas: Schemas,
     /// The bindings that require nothing: every message matches.
     unconditional: BTreeMap<T, u32>,
     hasher: FixedState,
@@ -84,11 +88,27 @@ pub(crate) struct HeadersScratch {
     is_read: bool,
     /// Where to go on: first with the bindings that require nothing, then at the hooks, two for each field of the message.
     hook: usize,
-    /// The last pattern there that was looked at.
-    after: Option<PatternId>,
+    at: At,
     /// A bit for each pattern: whether it was looked at.
     seen: Vec<u64>,
 }
+
+/// How far a search has come at one hook: the last that was looked at.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Patterns(Option<PatternId>),
+    Schemas(Option<SchemaId>),
+}
+
+impl Default for At {
+    fn default() -> Self {
+        At::Patterns(None)
+    }
+}
+
+/// Patterns under one value that are compared with each message that has it. Beyond that, those of other values are found
+/// by all of their fields.
+const PATTERNS_PER_HOOK: usize = 2;
 
 /// Bytes of a field that count as another step.
 const BYTES_PER_STEP: usize = 1024;
@@ -98,10 +118,18 @@ struct PatternId(u32);
 
 struct Pattern<T> {
     requirements: Requirements,
-    /// Under which of its fields it hangs.
-    hooks: Range<usize>,
+    hangs: Hangs,
     /// With the number of bindings that come to the same: they can differ in arguments that take no part.
     targets: BTreeMap<T, u32>,
+}
+
+/// Where a pattern is found.
+#[derive(Debug)]
+enum Hangs {
+    /// Under these of its fields.
+    Under(Range<usize>),
+    /// With all others that require the same names.
+    With(SchemaId),
 }
 
 /// What is left of the arguments of a binding: distinct fields in ascending order, see [`push_field`].
@@ -120,6 +148,8 @@ enum Mode {
 struct Hook {
     field: Box<[u8]>,
     patterns: BTreeSet<PatternId>,
+    /// Under a name only.
+    schemas: BTreeSet<SchemaId>,
 }
 
 /// The headers of a message: one field for each name, in ascending order.
@@ -137,6 +167,7 @@ impl<T: Copy + Ord> HeadersIndex<T> {
             free: vec![],
             by_requirements: HashTable::new(),
             hooks: HashTable::new(),
+            schemas: Schemas::default(),
             unconditional: BTreeMap::new(),
             hasher: FixedState::with_seed(seed),
         }
@@ -181,12 +212,12 @@ impl<T: Copy + Ord> HeadersIndex<T> {
 
     /// Begins the search for a message. One without headers has an empty table.
     pub(crate) fn begin(&self, headers: Table<'_>, scratch: &mut HeadersScratch, steps: &mut usize) {
-        let HeadersScratch { message, is_read, hook, after, seen } = scratch;
+        let HeadersScratch { message, is_read, hook, at, seen } = scratch;
         if !mem::replace(is_read, true) {
             message.read(headers);
             *steps = steps.saturating_sub(message.fields.len() + message.bytes.len() / BYTES_PER_STEP);
         }
-        (*hook, *after) = (0, None);
+        (*hook, *at) = (0, At::default());
         seen.clear();
         seen.resize(self.patterns.len().div_ceil(64), 0);
     }
@@ -194,7 +225,7 @@ impl<T: Copy + Ord> HeadersIndex<T> {
     /// Goes on with the search, and hands out the targets that the message matches, some perhaps more than once. Stops soon
     /// after `steps` are used up: false if something is left then.
     pub(crate) fn go_on(&self, scratch: &mut HeadersScratch, steps: &mut usize, mut found: impl FnMut(T)) -> bool {
-        let HeadersScratch { message, hook, after, seen, .. } = scratch;
+        let HeadersScratch { message, hook, at, seen, .. } = scratch;
         if *hook == 0 {
             *hook = 1;
             *steps = steps.saturating_sub(self.unconditional.len());
@@ -210,25 +241,60 @@ impl<T: Copy + Ord> HeadersIndex<T> {
             let field = &message.bytes[field.clone()];
             let field = if hook.is_multiple_of(2) { name_of(field) } else { field };
             *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
-            let first = after.map_or(Bound::Unbounded, Bound::Excluded);
-            let patterns = self.hook(field).map(|hook| hook.patterns.range((first, Bound::Unbounded)));
-            for &id in patterns.into_iter().flatten() {
-                *after = Some(id);
-                *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
-                let (seen, bit) = (&mut seen[id.0 as usize / 64], 1 << (id.0 % 64));
-                let is_new = mem::replace(seen, *seen | bit) & bit == 0;
-                let Pattern { requirements, targets, .. } = self.pattern(id);
-                if is_new && requirements.fit(message, steps) {
-                    *steps = steps.saturating_sub(targets.len());
-                    targets.keys().copied().for_each(&mut found);
+            let here = self.hook(field);
+            if let At::Patterns(after) = *at {
+                let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+                let patterns = here.map(|here| here.patterns.range((first, Bound::Unbounded)));
+                for &id in patterns.into_iter().flatten() {
+                    *at = At::Patterns(Some(id));
+                    *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
+                    let (seen, bit) = (&mut seen[id.0 as usize / 64], 1 << (id.0 % 64));
+                    let is_new = mem::replace(seen, *seen | bit) & bit == 0;
+                    let Pattern { requirements, targets, .. } = self.pattern(id);
+                    if is_new && requirements.fit(message, steps) {
+                        *steps = steps.saturating_sub(targets.len());
+                        targets.keys().copied().for_each(&mut found);
+                    }
+                    if *steps == 0 {
+                        return false;
+                    }
                 }
-                if *steps == 0 {
-                    return false;
+                *at = At::Schemas(None);
+            }
+            if let At::Schemas(after) = *at {
+                let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+                let schemas = here.map(|here| here.schemas.range((first, Bound::Unbounded)));
+                for &id in schemas.into_iter().flatten() {
+                    *at = At::Schemas(Some(id));
+                    if let Some(pattern) = self.pattern_of(id, message, steps) {
+                        *steps = steps.saturating_sub(pattern.targets.len());
+                        pattern.targets.keys().copied().for_each(&mut found);
+                    }
+                    if *steps == 0 {
+                        return false;
+                    }
                 }
             }
-            (*hook, *after) = (*hook + 1, None);
+            (*hook, *at) = (*hook + 1, At::default());
         }
         true
+    }
+
+    /// The pattern with these names that a message fits. A set of names hangs under one, so it comes up once.
+    fn pattern_of(&self, id: SchemaId, message: &Message, steps: &mut usize) -> Option<&Pattern<T>> {
+        let schema = self.schemas.get(id);
+        *steps = steps.saturating_sub(STEPS_PER_LOOKUP * (1 + schema.names_count()));
+        let fields = schema.fields_of(message)?;
+        *steps = steps.saturating_sub(fields.iter().map(|field| field.len()).sum::<usize>() / BYTES_PER_STEP);
+        let hash = self.hasher.hash_one((Mode::All, &fields[..]));
+        let is_same = |&id: &PatternId| {
+            let Pattern { requirements, .. } = self.pattern(id);
+            requirements.mode == Mode::All
+                && requirements.fields.iter().map(|field| &**field).eq(fields.iter().copied())
+        };
+        let &found = self.by_requirements.find(hash, is_same)?;
+        // One that hangs elsewhere is found there.
+        Some(self.pattern(found)).filter(|pattern| matches!(pattern.hangs, Hangs::With(_)))
     }
 
     fn pattern(&self, id: PatternId) -> &Pattern<T> {
@@ -255,18 +321,22 @@ impl<T: Copy + Ord> HeadersIndex<T> {
             self.patterns.push(Pattern::none());
             PatternId(id)
         });
-        let hooks = match requirements.mode {
-            Mode::Any => 0..requirements.fields.len(),
+        let hangs = match requirements.mode {
+            Mode::Any => Hangs::Under(0..requirements.fields.len()),
             Mode::All => {
                 let best = self.most_selective(&requirements.fields);
-                best..best + 1
+                let is_crowded = self.patterns_count(&requirements.fields[best]) >= PATTERNS_PER_HOOK;
+                let schema = if is_crowded { self.join_schema(&requirements.fields) } else { None };
+                schema.map_or(Hangs::Under(best..best + 1), Hangs::With)
             }
         };
-        for field in &requirements.fields[hooks.clone()] {
-            self.hang(field, id);
+        if let Hangs::Under(hooks) = &hangs {
+            for field in &requirements.fields[hooks.clone()] {
+                self.hook_mut(field).patterns.insert(id);
+            }
         }
         let hash = self.hasher.hash_one(&requirements);
-        *self.pattern_mut(id) = Pattern { requirements, hooks, targets: BTreeMap::new() };
+        *self.pattern_mut(id) = Pattern { requirements, hangs, targets: BTreeMap::new() };
         let HeadersIndex { patterns, by_requirements, hasher, .. } = self;
         by_requirements.insert_unique(hash, id, |&id| hasher.hash_one(&patterns[id.0 as usize].requirements));
         id
@@ -275,36 +345,67 @@ impl<T: Copy + Ord> HeadersIndex<T> {
     /// The field that the fewest messages should lead to in vain: rather a value than a name alone, and where
     /// little hangs so far.
     fn most_selective(&self, fields: &[Box<[u8]>]) -> usize {
-        let rank = |field: &[u8]| (is_name(field), self.hook(field).map_or(0, |hook| hook.patterns.len()));
+        let rank = |field: &[u8]| (is_name(field), self.patterns_count(field));
         (0..fields.len()).min_by_key(|&position| rank(&fields[position])).unwrap_or(0)
     }
 
-    fn hang(&mut self, field: &[u8], id: PatternId) {
+    fn patterns_count(&self, field: &[u8]) -> usize {
+        self.hook(field).map_or(0, |hook| hook.patterns.len())
+    }
+
+    /// Takes a pattern to those that require the same names, unless two of its fields have one.
+    fn join_schema(&mut self, fields: &[Box<[u8]>]) -> Option<SchemaId> {
+        let HeadersIndex { schemas, hooks, hasher, .. } = self;
+        let rank = |name: &[u8]| {
+            let hook = hooks.find(hasher.hash_one(name), |hook| *hook.field == *name);
+            hook.map_or(0, |hook| hook.schemas.len())
+        };
+        let (id, is_new) = schemas.add_pattern(fields, hasher, rank)?;
+        if is_new {
+            let name: Box<[u8]> = self.schemas.get(id).hook().into();
+            self.hook_mut(&name).schemas.insert(id);
+        }
+        Some(id)
+    }
+
+    fn hook_mut(&mut self, field: &[u8]) -> &mut Hook {
         let HeadersIndex { hooks, hasher, .. } = self;
         let hash = hasher.hash_one(field);
         match hooks.entry(hash, |hook| *hook.field == *field, |hook| hasher.hash_one(&*hook.field)) {
-            Entry::Occupied(mut hook) => {
-                hook.get_mut().patterns.insert(id);
-            }
+            Entry::Occupied(hook) => hook.into_mut(),
             Entry::Vacant(place) => {
-                place.insert(Hook { field: field.into(), patterns: BTreeSet::from([id]) });
+                let hook = Hook { field: field.into(), patterns: BTreeSet::new(), schemas: BTreeSet::new() };
+                place.insert(hook).into_mut()
+            }
+        }
+    }
+
+    fn take_off(&mut self, field: &[u8], take: impl FnOnce(&mut Hook)) {
+        let hash = self.hasher.hash_one(field);
+        if let Ok(mut hook) = self.hooks.find_entry(hash, |hook| *hook.field == *field) {
+            take(hook.get_mut());
+            if hook.get().patterns.is_empty() && hook.get().schemas.is_empty() {
+                hook.remove();
             }
         }
     }
 
     fn free_pattern(&mut self, id: PatternId) {
-        let Pattern { requirements, hooks, .. } = mem::replace(self.pattern_mut(id), Pattern::none());
+        let Pattern { requirements, hangs, .. } = mem::replace(self.pattern_mut(id), Pattern::none());
         self.free.push(id);
         let hash = self.hasher.hash_one(&requirements);
         if let Ok(entry) = self.by_requirements.find_entry(hash, |&other| other == id) {
             entry.remove();
         }
-        for field in &requirements.fields[hooks] {
-            let hash = self.hasher.hash_one(&**field);
-            if let Ok(mut hook) = self.hooks.find_entry(hash, |hook| hook.field == *field) {
-                hook.get_mut().patterns.remove(&id);
-                if hook.get().patterns.is_empty() {
-                    hook.remove();
+        match hangs {
+            Hangs::Under(hooks) => {
+                for field in &requirements.fields[hooks] {
+                    self.take_off(field, |hook| _ = hook.patterns.remove(&id));
+                }
+            }
+            Hangs::With(schema) => {
+                if let Some(name) = self.schemas.remove_pattern(schema, &self.hasher) {
+                    self.take_off(&name, |hook| _ = hook.schemas.remove(&schema));
                 }
             }
         }
@@ -314,6 +415,7 @@ impl<T: Copy + Ord> HeadersIndex<T> {
             self.free = vec![];
             self.by_requirements = HashTable::new();
             self.hooks = HashTable::new();
+            self.schemas = Schemas::default();
         }
     }
 }
@@ -338,7 +440,7 @@ impl<T> Pattern<T> {
     /// What a free place holds.
     fn none() -> Self {
         let requirements = Requirements { mode: Mode::All, fields: vec![] };
-        Pattern { requirements, hooks: 0..0, targets: BTreeMap::new() }
+        Pattern { requirements, hangs: Hangs::Under(0..0), targets: BTreeMap::new() }
     }
 }
 
@@ -429,13 +531,20 @@ impl Message {
 
     /// Whether there is the header that a binding requires.
     fn has(&self, required: &[u8]) -> bool {
-        let field = |range: &Range<usize>| &self.bytes[range.clone()];
+        let field = self.first_from(required);
+        field.is_some_and(|field| if is_name(required) { field.starts_with(required) } else { field == required })
+    }
+
+    /// The header of that name.
+    fn named(&self, name: &[u8]) -> Option<&[u8]> {
         // A name alone sorts just before the name with any value.
-        let at = self.fields.partition_point(|range| field(range) < required);
-        self.fields
-            .get(at)
-            .map(field)
-            .is_some_and(|field| if is_name(required) { field.starts_with(required) } else { field == required })
+        self.first_from(name).filter(|field| field.starts_with(name))
+    }
+
+    fn first_from(&self, field: &[u8]) -> Option<&[u8]> {
+        let at = |range: &Range<usize>| &self.bytes[range.clone()];
+        let first = self.fields.partition_point(|range| at(range) < field);
+        self.fields.get(first).map(at)
     }
 }
 

@@ -8,6 +8,7 @@ mod direct;
 mod hash;
 mod headers;
 mod history;
+mod targets;
 mod topic;
 mod weighted;
 
@@ -27,6 +28,7 @@ use self::hash::{HashOn, hash_of_all, weight_of};
 use self::headers::{HeadersIndex, HeadersScratch};
 pub(crate) use self::history::Kept;
 use self::history::RecentHistory;
+use self::targets::Targets;
 use self::topic::{TopicIndex, TopicScratch};
 use self::weighted::WeightedTargets;
 use crate::change::Change;
@@ -135,15 +137,15 @@ pub(crate) struct BindingKey {
 #[derive(Debug)]
 enum Router {
     Direct(DirectIndex),
-    /// Every binding matches; there is nothing to look up.
-    Fanout,
+    /// Every binding matches.
+    Fanout(Targets),
     Topic(TopicIndex<Target>),
     Headers(HeadersIndex<Target>),
     ConsistentHash(HashOn, WeightedTargets),
     ModulusHash(WeightedTargets),
     Random(WeightedTargets),
-    /// Every binding matches.
-    RecentHistory(RecentHistory),
+    /// Every binding matches, too.
+    RecentHistory(Targets, RecentHistory),
 }
 
 /// What of a message decides where it goes.
@@ -165,8 +167,8 @@ impl<'a> Subject<'a> {
 pub(crate) struct MatchScratch {
     topic: TopicScratch,
     headers: HeadersScratch,
-    /// The last binding of a fanout exchange that was handed out.
-    after: Option<BindingKey>,
+    /// The last target of a fanout exchange that was handed out.
+    after: Option<Target>,
     /// What was picked where one of many is, and not handed out yet.
     picked: Option<Target>,
     /// Room for what is hashed.
@@ -253,7 +255,7 @@ impl Exchange {
         let arguments = declared.arguments.as_table();
         let router = match declared.kind {
             ExchangeKind::Direct => Router::Direct(DirectIndex::new(seed)),
-            ExchangeKind::Fanout => Router::Fanout,
+            ExchangeKind::Fanout => Router::Fanout(Targets::default()),
             ExchangeKind::Topic => Router::Topic(TopicIndex::new(seed)),
             ExchangeKind::Headers => Router::Headers(HeadersIndex::new(seed)),
             ExchangeKind::ConsistentHash => {
@@ -264,7 +266,7 @@ impl Exchange {
             ExchangeKind::Random | ExchangeKind::LocalRandom => Router::Random(WeightedTargets::default()),
             ExchangeKind::RecentHistory => {
                 let length = RecentHistory::length_of(arguments).unwrap_or_default();
-                Router::RecentHistory(RecentHistory::new(length, meter))
+                Router::RecentHistory(Targets::default(), RecentHistory::new(length, meter))
             }
         };
         Exchange {
@@ -287,9 +289,9 @@ impl Exchange {
     pub(crate) fn routes_by_key(&self) -> bool {
         match &self.router {
             _ if self.declared.timing == Timing::Delayed => false,
-            Router::Direct(_) | Router::Fanout | Router::Topic(_) | Router::ModulusHash(_) => true,
+            Router::Direct(_) | Router::Fanout(_) | Router::Topic(_) | Router::ModulusHash(_) => true,
             Router::ConsistentHash(hash_on, _) => *hash_on == HashOn::RoutingKey,
-            Router::Headers(_) | Router::Random(_) | Router::RecentHistory(_) => false,
+            Router::Headers(_) | Router::Random(_) | Router::RecentHistory(..) => false,
         }
     }
 
@@ -297,12 +299,12 @@ impl Exchange {
     pub(crate) fn looks_at_each_key(&self) -> bool {
         match self.router {
             Router::Direct(_) | Router::Topic(_) => true,
-            Router::Fanout
+            Router::Fanout(_)
             | Router::Headers(_)
             | Router::ConsistentHash(..)
             | Router::ModulusHash(_)
             | Router::Random(_)
-            | Router::RecentHistory(_) => false,
+            | Router::RecentHistory(..) => false,
         }
     }
 
@@ -314,7 +316,7 @@ impl Exchange {
         let (key, target) = (binding.routing_key.as_str(), binding.target);
         match &mut self.router {
             Router::Direct(index) => index.insert(key, target),
-            Router::Fanout | Router::RecentHistory(_) => {}
+            Router::Fanout(targets) | Router::RecentHistory(targets, _) => targets.insert(target),
             Router::Topic(index) => index.insert(key, target),
             Router::Headers(index) => index.insert(binding.arguments.as_table(), target),
             Router::ConsistentHash(_, targets) => {
@@ -334,7 +336,7 @@ impl Exchange {
         let (key, target) = (binding.routing_key.as_str(), binding.target);
         match &mut self.router {
             Router::Direct(index) => index.remove(key, target),
-            Router::Fanout | Router::RecentHistory(_) => {}
+            Router::Fanout(targets) | Router::RecentHistory(targets, _) => targets.remove(target),
             Router::Topic(index) => index.remove(key, target),
             Router::Headers(index) => index.remove(binding.arguments.as_table(), target),
             Router::ConsistentHash(_, targets) => targets.remove(target, weight_of(key).unwrap_or_default()),
@@ -345,12 +347,12 @@ impl Exchange {
 
     /// Whether a message that comes here is one of those that it keeps.
     pub(crate) fn is_to_keep(&self, subject: &Subject<'_>) -> bool {
-        matches!(self.router, Router::RecentHistory(_)) && RecentHistory::may_keep(subject.headers())
+        matches!(self.router, Router::RecentHistory(..)) && RecentHistory::may_keep(subject.headers())
     }
 
     /// Keeps a message for those who are bound later.
     pub(crate) fn keep(&mut self, message: &Message, expiration_ms: Option<u64>) {
-        if let Router::RecentHistory(history) = &mut self.router {
+        if let Router::RecentHistory(_, history) = &mut self.router {
             history.keep(message, expiration_ms);
         }
     }
@@ -358,9 +360,9 @@ impl Exchange {
     /// What it has kept, the oldest first.
     pub(crate) fn kept(&self) -> Vec<Kept> {
         match &self.router {
-            Router::RecentHistory(history) => history.messages(),
+            Router::RecentHistory(_, history) => history.messages(),
             Router::Direct(_)
-            | Router::Fanout
+            | Router::Fanout(_)
             | Router::Topic(_)
             | Router::Headers(_)
             | Router::ConsistentHash(..)
@@ -444,7 +446,7 @@ impl Exchange {
     ) {
         match &self.router {
             Router::Direct(_) => {}
-            Router::Fanout | Router::RecentHistory(_) => scratch.after = None,
+            Router::Fanout(_) | Router::RecentHistory(..) => scratch.after = None,
             Router::Topic(index) => index.begin(routing_key, &mut scratch.topic),
             Router::Headers(index) => index.begin(subject.headers(), &mut scratch.headers, steps),
             // What is picked stays picked, however often the search is interrupted.
@@ -478,13 +480,12 @@ impl Exchange {
                 scratch.picked.take().into_iter().for_each(found);
                 true
             }
-            Router::Fanout | Router::RecentHistory(_) => {
-                let first = scratch.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-                for binding in self.bindings.range((first, Bound::Unbounded)) {
-                    found(binding.target);
+            Router::Fanout(targets) | Router::RecentHistory(targets, _) => {
+                for target in targets.after(scratch.after) {
+                    found(target);
                     *steps = steps.saturating_sub(STEPS_PER_LOOKUP);
                     if *steps == 0 {
-                        scratch.after = Some(binding.clone());
+                        scratch.after = Some(target);
                         return false;
                     }
                 }

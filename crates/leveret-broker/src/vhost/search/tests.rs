@@ -76,12 +76,15 @@ impl Scene {
         scene
     }
 
-    /// With an exchange `hard` of so many bindings to the first queue that the search takes three holds.
+    /// With an exchange `hard` that leads to the first queue and to so many other exchanges that the search takes three
+    /// holds.
     fn with_hard_exchange() -> Self {
         let mut scene = Scene::new();
         let hard = scene.exchange("hard", ExchangeKind::Fanout, None);
-        for n in 0..40_000 {
-            scene.bind(hard, Target::Queue(scene.queues[0]), &n.to_string());
+        scene.bind(hard, Target::Queue(scene.queues[0]), "");
+        for n in 0..8000 {
+            let other = scene.exchange(&format!("other-{n}"), ExchangeKind::Fanout, None);
+            scene.bind(hard, Target::Exchange(other), "");
         }
         scene
     }
@@ -163,7 +166,7 @@ fn a_queue_that_is_deleted_during_a_search_is_not_found() {
     let mut commands = vec![publish("hard", "")];
     assert_eq!(scene.hold(left, &mut commands), Progress::More);
     scene.vhost.delete_queue(scene.queues[0], &mut Effects::default());
-    assert_eq!(scene.finish(left, &mut commands), 1);
+    assert_eq!(scene.finish(left, &mut commands), 3, "it begins again");
     scene.queues.remove(0);
     assert_eq!(scene.ready(), [0, 0, 0]);
 }
@@ -273,4 +276,29 @@ fn what_is_picked_of_many_is_one_however_often_the_search_is_interrupted() {
         assert_eq!(found.len(), if kind == ExchangeKind::Random { 4 } else { 2 });
         scene.vhost.apply_exchange_deleted(one_of);
     }
+}
+
+#[test]
+fn many_bindings_of_a_fanout_exchange_to_one_queue_cost_what_one_does() {
+    let mut scene = Scene::new();
+    let fanout = scene.exchange("fanout", ExchangeKind::Fanout, None);
+    let target = Target::Queue(scene.queues[0]);
+    for n in 0..10_000 {
+        scene.bind(fanout, target, &n.to_string());
+    }
+    let Command::Publish(Publish { message, .. }) = publish("fanout", "") else { panic!("it is a publish") };
+    let found = |scene: &Scene| {
+        let mut random = StdRng::from_seed([1; 32]);
+        let (mut search, mut steps) = (Search::new(fanout, 0, MatchScratch::default()), 100);
+        assert!(search.go_on(&scene.vhost.exchanges, &[""], &message, &mut random, &mut steps));
+        search.finish().0.len()
+    };
+    assert_eq!(found(&scene), 1);
+    // Until the last of them is gone.
+    for n in 0..10_000 {
+        assert_eq!(found(&scene), 1);
+        let (routing_key, arguments) = (short(&n.to_string()), FieldTable::default());
+        assert!(scene.vhost.apply_unbound(fanout, &BindingKey { target, routing_key, arguments }));
+    }
+    assert_eq!(found(&scene), 0);
 }

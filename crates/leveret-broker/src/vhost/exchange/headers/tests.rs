@@ -343,6 +343,28 @@ fn bindings_of_other_values_are_not_looked_at() {
     assert!(candidates_count(&index, &headers("none")) <= 1);
 }
 
+/// No single value leads to few of these.
+#[test]
+fn bindings_of_common_values_are_found_by_all_of_their_values_together() {
+    let mut index = HeadersIndex::new(1);
+    let number = Value::I32;
+    for n in 0..10_000 {
+        let fields = [("column", number(n % 100)), ("row", number(n / 100)), ("unit", Value::Void)];
+        index.insert(table(fields).as_table(), n.cast_unsigned());
+    }
+    let headers = |row, column| {
+        table([("other", number(1)), ("row", number(row)), ("column", number(column)), ("unit", text("m"))])
+    };
+    assert_eq!(matches(&index, &headers(70, 3)), [7003]);
+    assert_eq!(matches(&index, &headers(70, 100)), []);
+    assert_eq!(matches(&index, &table([("row", number(1)), ("column", number(1))])), []);
+    let mut steps = 10_000;
+    let mut scratch = HeadersScratch::default();
+    index.begin(headers(70, 3).as_table(), &mut scratch, &mut steps);
+    assert!(index.go_on(&mut scratch, &mut steps, |_| ()));
+    assert!(10_000 - steps < 100 * STEPS_PER_LOOKUP, "{} steps", 10_000 - steps);
+}
+
 #[test]
 fn a_binding_is_looked_at_once_however_many_headers_lead_to_it() {
     let mut index = HeadersIndex::new(1);
@@ -502,10 +524,23 @@ fn steps_of_a_run() -> impl Strategy<Value = Vec<Step>> {
 fn check_structure(index: &HeadersIndex<u32>) -> Result<(), TestCaseError> {
     prop_assert_eq!(index.patterns.len() - index.free.len(), index.by_requirements.len());
     let mut hung: Vec<(&[u8], PatternId)> = vec![];
+    let mut with = BTreeMap::<SchemaId, usize>::new();
     for (id, pattern) in (0..).map(PatternId).zip(&index.patterns) {
         prop_assert_eq!(pattern.targets.is_empty(), index.free.contains(&id));
-        hung.extend(pattern.requirements.fields[pattern.hooks.clone()].iter().map(|field| (&**field, id)));
+        match &pattern.hangs {
+            Hangs::Under(hooks) => {
+                hung.extend(pattern.requirements.fields[hooks.clone()].iter().map(|field| (&**field, id)));
+            }
+            Hangs::With(schema) => *with.entry(*schema).or_insert(0) += 1,
+        }
     }
+    for (&schema, &count) in &with {
+        prop_assert_eq!(index.schemas.get(schema).patterns_count, count);
+        let name = index.schemas.get(schema).hook();
+        prop_assert!(index.hook(name).is_some_and(|hook| hook.schemas.contains(&schema)));
+    }
+    let schemas_count: usize = index.hooks.iter().map(|hook| hook.schemas.len()).sum();
+    prop_assert_eq!(schemas_count, with.len());
     let hooks = index.hooks.iter().flat_map(|hook| hook.patterns.iter().map(|id| (&*hook.field, *id)));
     let mut hooks: Vec<(&[u8], PatternId)> = hooks.collect();
     hooks.sort_unstable();

@@ -54,6 +54,8 @@ const PUBLISH: &str =
     "C: basic.publish routing-key='q' delivery-mode=2 body='0123456789012345678901234567890123456789'";
 const EXPIRING: &str = "C: basic.publish routing-key='q' delivery-mode=2 expiration='60000' body='passing'";
 const FAN_OUT: &str = "C: basic.publish exchange='fan' delivery-mode=2 body='to both'";
+const ONE_OF: &str = "C: basic.publish exchange='one' routing-key='k' delivery-mode=2 body='to one'";
+const TO_KEEP: &str = "C: basic.publish exchange='kept' delivery-mode=2 body='kept'";
 /// To a queue that holds two messages and sends the others on; each has a body of its own.
 const TO_SHORT: &str = "to short";
 /// Takes a message from there and rejects it.
@@ -99,6 +101,12 @@ const WORK: &[&str] = &[
     STEP, STEP, STEP, "C: queue.purge queue='q'", PUBLISH, CHECKPOINT,
     MANY, STEP, STEP, "C: queue.delete queue='q'", "C: queue.declare queue='q' durable", PUBLISH, CHECKPOINT,
     "C: queue.purge queue='q'", CHECKPOINT, FAN_OUT,
+    // Exchanges that pick one of many and that give a new binding what they have kept.
+    "C: exchange.declare exchange='one' type='x-consistent-hash' durable", ONE_OF,
+    "C: queue.bind queue='q' exchange='one' routing-key='3'", ONE_OF, STEP,
+    "C: exchange.declare exchange='kept' type='x-recent-history' durable", TO_KEEP, TO_KEEP,
+    "C: queue.bind queue='r' exchange='one' routing-key='1'", "C: queue.bind queue='r' exchange='kept'", STEP, STEP, ONE_OF,
+    TO_KEEP, CHECKPOINT, "C: queue.unbind queue='q' exchange='one' routing-key='3'", ONE_OF, CHECKPOINT,
 ];
 
 /// Dead letters, dropped and rejected, with checkpoints in between.

@@ -9,10 +9,10 @@ mod heap;
 mod progress;
 mod serve;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Leveret, a message broker that every RabbitMQ client can talk to.
 ///
@@ -40,11 +40,6 @@ enum Command {
 /// The command line, without those variables that say nothing: none of the broker's if another command was given, and none
 /// that is set to nothing.
 fn command_line(first: Option<&OsStr>) -> clap::Command {
-    fn without_empty_variables(command: clap::Command) -> clap::Command {
-        let is_empty = |variable: &OsStr| std::env::var_os(variable).is_some_and(|value| value.is_empty());
-        let command = command.mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None) } else { arg });
-        command.mut_subcommands(without_empty_variables)
-    }
     let command = without_empty_variables(Cli::command());
     match first.and_then(|first| command.find_subcommand(first)) {
         Some(_) => command.mut_args(|arg| arg.env(None)),
@@ -52,7 +47,34 @@ fn command_line(first: Option<&OsStr>) -> clap::Command {
     }
 }
 
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |variable: &OsStr| std::env::var_os(variable).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None) } else { arg });
+    command.mut_subcommands(without_empty_variables)
+}
+
+/// A command line that starts the broker, if it is a good one. The options of all other commands would take time and memory, and
+/// a broker has no use for them.
+fn serve_command_line(arguments: &[OsString]) -> Option<(serve::Serve, ArgMatches)> {
+    let is_serve = |first: &OsString| first == "serve";
+    let is_option = |first: &OsString| first.as_encoded_bytes().starts_with(b"-");
+    let first = arguments.get(1);
+    if !first.is_none_or(|first| is_serve(first) || is_option(first)) {
+        return None;
+    }
+    let command = clap::Command::new("leveret").disable_help_flag(true).disable_version_flag(true);
+    let command = without_empty_variables(serve::Serve::augment_args(command));
+    let options = arguments.iter().skip(usize::from(first.is_some_and(is_serve)));
+    // What is wrong with any other, the whole command line says, with all commands in its help.
+    let matches = command.try_get_matches_from(options).ok()?;
+    Some((serve::Serve::from_arg_matches(&matches).ok()?, matches))
+}
+
 fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some((serve, matches)) = serve_command_line(&arguments) {
+        return serve::run(&serve, &matches);
+    }
     let matches = command_line(std::env::args_os().nth(1).as_deref()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
@@ -71,6 +93,28 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn only_a_good_command_line_of_a_broker_is_read_without_the_other_commands() {
+        let read = |arguments: &[&str]| {
+            let arguments: Vec<_> =
+                std::iter::once("leveret").chain(arguments.iter().copied()).map(OsString::from).collect();
+            serve_command_line(&arguments).map(|(serve, _)| serve.amqp_port)
+        };
+        assert_eq!(read(&[]), Some(None));
+        assert_eq!(read(&["--amqp-port", "0"]), Some(Some("0".into())));
+        assert_eq!(read(&["serve", "--in-memory", "--amqp-port=0"]), Some(Some("0".into())));
+        for others in [
+            &["status"][..],
+            &["--help"],
+            &["serve", "--help"],
+            &["--version"],
+            &["--no-such-option"],
+            &["serve", "x"],
+        ] {
+            assert_eq!(read(others), None, "{others:?}");
+        }
     }
 
     #[test]

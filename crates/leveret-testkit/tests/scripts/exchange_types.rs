@@ -508,3 +508,42 @@ fn a_binding_is_answered_once_what_it_replays_is_durable() {
         ",
     );
 }
+
+/// What waits is kept once it is routed, and hashed by its keys then.
+#[test]
+fn behind_a_delay_these_types_are_what_they_are_without_one() {
+    let key = "C: basic.publish exchange='x' routing-key='k' headers={x-delay=1000} body='1'\nS/2: nothing\nwait 1s\nS/2: basic.deliver $who\nS/2: nothing\n";
+    let binding = bind_all(["1", "1", "1"]);
+    with_exchange(
+        "type='x-delayed-message' arguments={x-delayed-type='x-consistent-hash'}",
+        &format!(
+            "
+            {binding}
+            CONSUME
+            {}
+            C/3: queue.bind queue='a' exchange='x' routing-key='k'
+            S/3: channel.close 406
+            C/4: exchange.declare exchange='y' type='x-delayed-message' arguments={{x-delayed-type='x-consistent-hash' hash-property='app_id'}}
+            S/4: channel.close 406
+            ",
+            key.repeat(3)
+        ),
+    );
+    with_exchange(
+        "type='x-delayed-message' arguments={x-delayed-type='x-recent-history'}",
+        "
+        C: basic.publish exchange='x' routing-key='k' headers={x-delay=1000} body='1'
+        C: queue.bind queue='a' exchange='x'
+        S: queue.bind-ok
+        C: basic.get queue='a'
+        S: basic.get-empty
+        wait 1s
+        C: queue.bind queue='b' exchange='x'
+        S: queue.bind-ok
+        C: basic.get queue='a' no-ack
+        S: basic.get-ok 1 'x' 'k' 0 body='1'
+        C: basic.get queue='b' no-ack
+        S: basic.get-ok 2 'x' 'k' 0 body='1'
+        ",
+    );
+}

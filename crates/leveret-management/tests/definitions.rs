@@ -54,6 +54,9 @@ fn whole() -> Value {
         "exchanges": [{
             "name": "x", "vhost": "shop", "type": "topic", "durable": true, "auto_delete": false, "internal": true,
             "arguments": {"alternate-exchange": "amq.fanout"},
+        }, {
+            "name": "later", "vhost": "shop", "type": "x-delayed-message", "durable": true, "auto_delete": false,
+            "internal": false, "arguments": {"x-delayed-type": "topic"},
         }],
         "queues": [
             {
@@ -89,7 +92,7 @@ fn sorted(mut file: Value) -> Value {
 fn what_is_exported_is_what_was_loaded_and_loading_it_again_changes_nothing() {
     let runtime = Runtime::new().unwrap();
     let (broker, result) = loaded(&runtime, &whole());
-    assert_eq!(result, Ok(Loaded { objects: 7, kept: Vec::new() }));
+    assert_eq!(result, Ok(Loaded { objects: 8, kept: Vec::new() }));
     assert_eq!(sorted(export(&broker.admin())), sorted(whole()));
     assert_eq!(load_into(&runtime, &broker, &whole()), result);
     let again = export(&broker.admin());

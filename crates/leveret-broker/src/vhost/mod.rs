@@ -83,7 +83,7 @@ slotmap::new_key_type! {
 
 /// Whether there are exchanges of a type, as clients call it.
 pub fn knows_exchange_type(name: &str) -> bool {
-    exchange::ExchangeKind::parse(name).is_some()
+    name == delay::DELAYED || exchange::ExchangeKind::parse(name).is_some()
 }
 
 /// Whether the driver has to call again.

@@ -84,7 +84,7 @@ impl Scene {
     }
 }
 
-fn names<'v>(list: &'v Value) -> Vec<&'v str> {
+fn names(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(|step| step["name"].as_str().unwrap()).collect()
 }
 

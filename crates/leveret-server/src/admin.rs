@@ -170,7 +170,7 @@ impl Admin {
                 Some(Login { user, grant })
             }
         };
-        let mut question = Question::new(exchange, routing_key, headers, login, rand::random());
+        let mut question = Question::new(exchange, routing_key, &headers, login, rand::random());
         loop {
             if let Some(explanation) = hub.look(|vhost| vhost.explain(&mut question)) {
                 return Some(explanation);

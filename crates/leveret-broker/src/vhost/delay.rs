@@ -109,11 +109,11 @@ impl VirtualHost {
         if let History::Deaths { spread } = message.history() {
             message.set_spread(spread_further(spread, route.len()));
         }
+        self.keep(&message, expiration_ms, &keepers);
         let full = self.take_full(&message, &mut route);
         if !full.is_empty() {
             self.pass_on(now, &full, &message, effects);
         }
-        self.keep(&message, expiration_ms, &keepers);
         self.place(now, message, expiration_ms, &route, effects);
     }
 }

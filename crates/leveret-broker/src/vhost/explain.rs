@@ -203,7 +203,7 @@ impl Question {
     pub fn new(
         exchange: ShortString,
         routing_key: ShortString,
-        headers: FieldTable,
+        headers: &FieldTable,
         login: Option<Login>,
         seed: [u8; 32],
     ) -> Self {

@@ -137,10 +137,10 @@ fn lines(explanation: &Value) -> Vec<String> {
         }
         match (step["takes_alternate"] == true, step["alternate_exchange"].as_str()) {
             (true, Some(alternate)) => {
-                lines.push(format!("    nothing matches: on to the alternate exchange '{alternate}'"))
+                lines.push(format!("    nothing matches: on to the alternate exchange '{alternate}'"));
             }
             (false, Some(alternate)) => {
-                lines.push(format!("    the alternate exchange '{alternate}' is not needed"))
+                lines.push(format!("    the alternate exchange '{alternate}' is not needed"));
             }
             (_, None) if list(step, "matched").is_empty() => lines.push("    nothing matches".into()),
             (_, None) => {}

@@ -388,7 +388,14 @@ impl Hub {
 impl Drop for Hub {
     /// What a virtual host held that was deleted is not held any more.
     fn drop(&mut self) {
-        self.memory.changed(self.state.get_mut().counted, 0);
+        let State { vhost, counted, .. } = self.state.get_mut();
+        self.memory.changed(*counted, 0);
+        if vhost.queue_count() > 0 {
+            // To free a great many messages takes a while, and this thread may have connections to serve.
+            let empty = VirtualHost::new(vhost.name().clone(), [0; 32]);
+            let full = std::mem::replace(vhost, empty);
+            std::thread::spawn(move || drop(full));
+        }
     }
 }
 

@@ -227,7 +227,7 @@ impl NodeKeeper {
                 Some(known) => self.presence(node, user).follow(known),
                 None => _ = self.presences.lock().remove(user),
             }
-            for vhost in node.vhosts().keys() {
+            for vhost in places(before, user).chain(places(node, user)).collect::<BTreeSet<_>>() {
                 let (was, is) = (before.grant(user, vhost), node.grant(user, vhost));
                 if was != is
                     && let Some(hub) = self.hubs.get(vhost.as_str())
@@ -246,6 +246,12 @@ impl NodeKeeper {
             self.connections.close(Which::Vhost(vhost.as_str()), &vhost_deleted(vhost.as_str()));
         }
     }
+}
+
+/// The virtual hosts where something is said of a user.
+fn places<'n>(node: &'n Node, user: &UserName) -> impl Iterator<Item = &'n VhostName> {
+    let user = node.users().get(user).into_iter();
+    user.flat_map(|user| user.permissions().keys().chain(user.topic_permissions().keys()))
 }
 
 /// The virtual hosts that one node has and another one has not, or has another one of that name.

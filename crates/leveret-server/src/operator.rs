@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use leveret_broker::moment::Moment;
 use leveret_broker::names::{ChannelId, VhostName};
+use leveret_broker::node::Vhost;
 use leveret_broker::vhost::Progress;
 use leveret_broker::vhost::command::Wait;
 use leveret_broker::vhost::policy::{InvalidPolicy, Policy};
@@ -53,9 +54,10 @@ impl Operator {
         Operator::at(Place::Running { hub, attached, outbox })
     }
 
-    /// In a virtual host of its own, which begins empty.
-    pub fn rehearsal(name: &VhostName) -> Self {
+    /// In a virtual host of its own, which begins empty and is otherwise as the node says.
+    pub fn rehearsal(name: &VhostName, like: &Vhost) -> Self {
         let mut vhost = Box::new(VirtualHost::new(name.clone(), rand::random()));
+        vhost.follow(like);
         let id = vhost.connect_administrator();
         let now = Moment { monotonic: std::time::Duration::ZERO, wall: std::time::Duration::ZERO };
         Operator::at(Place::Rehearsal { vhost, id, effects: Effects::default(), now })

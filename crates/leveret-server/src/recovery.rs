@@ -172,6 +172,8 @@ impl Fold<'_> {
         if let Some(stream) = deleted {
             self.gone.insert(stream);
             self.vhosts.remove(&stream);
+            // Whatever is missing of it, nobody misses.
+            self.doubted.remove(&stream);
         }
         Ok(())
     }

@@ -222,12 +222,12 @@ struct Stage<'s> {
 
 impl Stage<'_> {
     fn at<T>(&mut self, what: &At<T>) -> Result<&mut Operator, Fault> {
-        if !self.node.vhosts().contains_key(&what.vhost) {
+        let Some(vhost) = self.node.vhosts().get(&what.vhost) else {
             let fault = format!("virtual host '{}' neither exists nor is in the file", what.vhost);
             return Err(Fault::new(format!("{}.vhost", what.path), fault));
-        }
+        };
         let operators = self.operators.entry(what.vhost.clone());
-        Ok(operators.or_insert_with(|| Operator::rehearsal(&what.vhost)))
+        Ok(operators.or_insert_with(|| Operator::rehearsal(&what.vhost, vhost)))
     }
 
     /// What a binding names may exist already: then it has a stand-in.

@@ -398,6 +398,12 @@ impl Definitions {
         Ok(())
     }
 
+    /// Whether queues that do not say are no classic ones there, or may be, as the file does not say.
+    fn has_another_default(&self, vhost: &VhostName) -> bool {
+        let known = self.vhosts.iter().find(|known| known.name == *vhost);
+        known.is_none_or(|known| known.metadata.default_queue_type != DefaultQueueType::Classic)
+    }
+
     fn queue(&mut self, mut object: Object<'_>) -> Result<(), Fault> {
         let (path, vhost) = (object.path().to_owned(), VhostName::from(object.name("vhost")?));
         let mut queue = QueueDefinition {
@@ -413,8 +419,9 @@ impl Definitions {
             self.left_out.insert((vhost, true, queue.name));
             return Ok(());
         }
-        // RabbitMQ 4 says it outside of the arguments, too.
-        if let Some(kind) = kind.filter(|kind| said.is_none() && kind != "classic") {
+        // RabbitMQ 4 says it outside of the arguments, too. Where classic queues are the default, that need not be said.
+        let is_default = |kind: &str| kind == "classic" && !self.has_another_default(&vhost);
+        if let Some(kind) = kind.filter(|kind| said.is_none() && !is_default(kind)) {
             queue.arguments = FieldTable::build(|table| {
                 let said = Field::LongStr(kind.as_bytes());
                 table.fields_of(queue.arguments.as_table(), |_| true).field("x-queue-type", said);

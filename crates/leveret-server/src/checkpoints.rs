@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use leveret_broker::node::recovery::NODE_STREAM;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_journal::{Keeper, Living, Swept};
 
@@ -22,7 +23,6 @@ use crate::limits::{
     FULL_RETRY_EVERY, MESSAGE_RECORD_BYTES, SHORT_REST_FACTOR,
 };
 use crate::node::NodeKeeper;
-use crate::recovery::NODE_STREAM;
 use crate::space::Shortage;
 
 /// The thread that writes checkpoints.

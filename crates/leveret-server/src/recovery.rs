@@ -1,6 +1,6 @@
-//! Reading a data folder back: from the journal's records to virtual hosts.
+//! Reading a data folder back: the log goes through a [`Fold`], and what was found is reported.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use leveret_broker::change::NodeChange;
 use leveret_broker::names::VhostName;
-use leveret_broker::node::{Node, NodeError};
-use leveret_broker::vhost::Sweep;
-use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
+use leveret_broker::node::Node;
+use leveret_broker::node::recovery::{Faults, Fold, Folded, NODE_STREAM};
+use leveret_broker::{Change, Moment};
 use leveret_journal::disk::Disk;
 use leveret_journal::{
     Batch, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, Outlook, ReadError, Reader, RealDisk,
@@ -20,9 +20,6 @@ use roaring::RoaringTreemap;
 
 use crate::data_dir::DataDirError;
 use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
-
-/// Where the changes of the node itself are.
-pub(crate) const NODE_STREAM: u32 = 0;
 
 /// How often a long recovery says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -93,41 +90,15 @@ pub enum JournalError {
 /// What a folder held.
 pub(crate) struct Recovered {
     pub(crate) log: Log,
-    pub(crate) node: Node,
-    /// The last sequence in the stream of the node.
-    pub(crate) node_sequence: u64,
-    /// From this sequence on, the stream of the node says all that is true.
-    pub(crate) stated_from: u64,
     /// Bytes that were read.
     pub(crate) bytes: u64,
-    /// Each virtual host with its stream.
-    pub(crate) vhosts: Vec<(u32, VirtualHost)>,
-    /// Streams of virtual hosts that are gone.
-    pub(crate) gone: Vec<u32>,
+    /// What the journal came to.
+    pub(crate) folded: Folded,
 }
 
-/// Folds the records of a journal.
+/// What may be in segments that are not there, by stream.
 #[derive(Default)]
-struct Fold<'n> {
-    /// The virtual host that a node has from the beginning, as long as nothing is known of it.
-    first: Option<&'n VhostName>,
-    node: Node,
-    vhosts: BTreeMap<u32, VirtualHost>,
-    /// Permissions for virtual hosts that nothing was said of: their name may be lost.
-    waiting: Vec<NodeChange>,
-    /// Streams of virtual hosts that were deleted.
-    gone: BTreeSet<u32>,
-    node_sequence: u64,
-    /// Where the node was said once more as a whole, or else said first.
-    stated_from: Option<u64>,
-    records: u64,
-    /// From so many bytes in memory on, bodies are let go.
-    mark: usize,
-    set_aside: u64,
-    first_fault: Option<String>,
-    /// What may be in segments that are not there.
-    doubted: BTreeMap<u32, Vec<Doubted>>,
-}
+struct Doubts(BTreeMap<u32, Vec<Doubted>>);
 
 /// Messages of one stream that may have been in segments that are not there.
 struct Doubted {
@@ -138,86 +109,20 @@ struct Doubted {
     named: RoaringTreemap,
 }
 
-impl Fold<'_> {
-    /// The virtual host of a stream. If the record that named it is lost, its messages are not: it must be the one that a
-    /// node has from the beginning.
-    fn vhost(&mut self, stream: u32) -> Result<&mut VirtualHost, String> {
-        if !self.vhosts.contains_key(&stream) {
-            let name = self.first.ok_or("no virtual host has this stream")?;
-            tracing::error!("the name of the virtual host with stream {stream} is lost; it is taken for '{name}'");
-            self.take_change(NodeChange::VhostAdded { stream, name: name.clone() })?;
-            for change in std::mem::take(&mut self.waiting) {
-                self.take_change(change)?;
-            }
-        }
-        self.vhosts.get_mut(&stream).ok_or_else(String::new)
-    }
-
-    /// Takes in what is said of the node.
-    fn take_change(&mut self, change: NodeChange) -> Result<(), String> {
-        let (added, deleted) = match &change {
-            NodeChange::VhostAdded { stream, name } => (Some((*stream, name.clone())), None),
-            NodeChange::VhostDeleted { name } => (None, self.node.vhosts().get(name).map(|vhost| vhost.stream)),
-            _ => (None, None),
-        };
-        let permissions = matches!(change, NodeChange::PermissionsSet { .. }).then(|| change.clone());
-        match (self.node.apply(change), permissions) {
-            (Err(NodeError::NoSuchVhost(_)), Some(permissions)) => self.waiting.push(permissions),
-            (applied, _) => applied.map_err(|error| error.to_string())?,
-        }
-        if let Some((stream, name)) = added {
-            self.first = self.first.filter(|first| **first != name);
-            self.vhosts.entry(stream).or_insert_with(|| VirtualHost::new(name, rand::random()));
-        }
-        if let Some(stream) = deleted {
-            self.gone.insert(stream);
-            self.vhosts.remove(&stream);
-            // Whatever is missing of it, nobody misses.
-            self.doubted.remove(&stream);
-        }
-        Ok(())
-    }
-
-    /// Numbers of what is missing are not given again.
-    fn leave_gap(&mut self, recovery: &Recovery) {
-        let missing = recovery.records_missing();
-        // A new journal gives its numbers a new secret.
-        if missing == 0 || recovery.is_new {
-            return;
-        }
-        for (stream, vhost) in &mut self.vhosts {
-            let last = recovery.streams.get(stream).copied().unwrap_or_default();
-            vhost.leave_gap(JournalPosition(last), missing);
-        }
-        self.node_sequence = recovery.streams.get(&NODE_STREAM).copied().unwrap_or(self.node_sequence);
-        let last_stream = self.node.next_stream() - 1;
-        self.node.skip_streams(last_stream.saturating_add(u32::try_from(missing).unwrap_or_default()));
-    }
-
-    /// Lets go of bodies when there are more than may be: the journal has them all.
-    fn keep_below(&mut self, bytes: usize) {
-        let held = |fold: &Self| fold.vhosts.values().map(|vhost| vhost.memory().bytes()).sum::<usize>();
-        if held(self) <= self.mark.max(bytes) {
-            return;
-        }
-        for vhost in self.vhosts.values_mut() {
-            let (mut sweep, mut spills) = (Sweep::default(), Vec::new());
-            while vhost.evict(&mut sweep, 0, |position, _| position.is_some(), &mut spills) {}
-        }
-        // What is left cannot be let go; it is not worth looking again before there is much more.
-        self.mark = 2 * held(self);
-    }
-
+impl Doubts {
     /// Looks for messages where headers leave a doubt.
-    fn doubt(&mut self, doubts: Vec<Doubt>) {
+    fn new(doubts: Vec<Doubt>) -> Self {
+        let mut all = BTreeMap::<_, Vec<_>>::new();
         for doubt in doubts {
             let (living, named) = (RoaringTreemap::new(), RoaringTreemap::new());
-            self.doubted.entry(doubt.stream).or_default().push(Doubted { doubt, living, named });
+            all.entry(doubt.stream).or_default().push(Doubted { doubt, living, named });
         }
+        Doubts(all)
     }
 
     /// Takes down the messages of a checkpoint of which nobody knows yet whether they are there.
-    fn note(doubted: &mut [Doubted], change: &Change) {
+    fn note(&mut self, stream: u32, change: &Change) {
+        let Some(doubted) = self.0.get_mut(&stream) else { return };
         if let Change::QueuePage { entries, .. } = change {
             for entry in entries.iter() {
                 let message = entry.message.0;
@@ -241,9 +146,11 @@ impl Fold<'_> {
 
     /// Segments that are missing with messages that lie in queues: their names, and how many messages. Looks at no more
     /// places than `most`.
-    fn missing_messages(&self, reader: &mut Reader, most: usize) -> Vec<(String, u64)> {
+    fn missing_messages(&self, node: &Node, reader: &mut Reader, most: usize) -> Vec<(String, u64)> {
         let mut missing = Vec::new();
-        let all = self.doubted.values().flatten().filter(|doubted| !doubted.living.is_empty());
+        // Whatever is missing of a virtual host that is gone, nobody misses.
+        let streams = node.vhosts().values().filter_map(|vhost| self.0.get(&vhost.stream));
+        let all = streams.flatten().filter(|doubted| !doubted.living.is_empty());
         for Doubted { doubt, living, .. } in all.take(most) {
             let mut is_missing =
                 |sequence| matches!(reader.read(doubt.stream, sequence), Err(ReadError::Unknown { .. }));
@@ -265,55 +172,12 @@ impl Fold<'_> {
         reader.rest();
         missing
     }
-
-    fn take(&mut self, now: Moment, record: Record<'_>) {
-        self.records += 1;
-        let result = if record.stream == NODE_STREAM {
-            self.node_sequence = record.sequence;
-            NodeChange::decode(record.payload).map_err(|error| error.to_string()).and_then(|change| {
-                if matches!(change, NodeChange::Restated { .. }) {
-                    self.stated_from = Some(record.sequence);
-                    self.first = None;
-                }
-                self.stated_from.get_or_insert(record.sequence);
-                self.take_change(change)
-            })
-        } else if self.gone.contains(&record.stream) {
-            // Its connections had not ended yet.
-            Ok(())
-        } else {
-            let position = JournalPosition(record.sequence);
-            let change = Change::decode(record.payload);
-            if let (Ok(change), Some(doubted)) = (&change, self.doubted.get_mut(&record.stream)) {
-                Self::note(doubted, change);
-            }
-            self.vhost(record.stream).and_then(|vhost| match change {
-                Ok(change) => vhost.apply(now, position, change).map_err(|error| error.to_string()),
-                Err(error) => {
-                    vhost.skip(position);
-                    Err(error.to_string())
-                }
-            })
-        };
-        self.node.skip_streams(record.stream);
-        if let Err(fault) = result {
-            self.set_aside += 1;
-            let Record { stream, sequence, .. } = record;
-            self.first_fault.get_or_insert_with(|| format!("stream {stream}, change {sequence}: {fault}"));
-        }
-    }
 }
 
-impl Fold<'_> {
-    /// All was read.
-    fn end(&mut self) {
-        for change in std::mem::take(&mut self.waiting) {
-            self.set_aside += 1;
-            if let NodeChange::PermissionsSet { vhost, .. } = change {
-                self.first_fault.get_or_insert_with(|| format!("permissions for '{vhost}', which does not exist"));
-            }
-        }
-    }
+/// Folds a record of the log.
+fn take(fold: &mut Fold, doubts: &mut Doubts, now: Moment, record: &Record<'_>) {
+    let Record { stream, sequence, payload, .. } = *record;
+    fold.take(now, stream, sequence, payload, &mut |change| doubts.note(stream, change));
 }
 
 /// Reads the journal of a folder. A new one begins with a virtual host of this name, and with what `begin` says of a node that
@@ -330,55 +194,44 @@ pub(crate) fn recover(
     let folder_name = folder.display().to_string();
     let disk = RealDisk::new(folder).map_err(|error| DataDirError::Unusable { folder: folder.into(), error })?;
     let open_error = |error| DataDirError::Journal(JournalError::Open { folder: folder_name.clone(), error });
-    let mut fold = Fold { first: Some(first), ..Fold::default() };
+    let mut fold = Fold::new(Some(first.clone()), rand::random);
     let Outlook { bytes: all, doubts } = look_ahead(&disk).map_err(open_error)?;
-    fold.doubt(doubts);
+    let mut doubts = Doubts::new(doubts);
     let started = Instant::now();
     let mut progress = Progress { all, read: 0, said: Duration::ZERO };
     let opened = Log::open(Arc::new(disk), options, &mut |record| {
         progress.read += (record.payload.len() + RECORD_OVERHEAD_BYTES) as u64;
-        fold.take(now, record);
-        if fold.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) {
+        take(&mut fold, &mut doubts, now, &record);
+        if fold.records().is_multiple_of(RECORDS_BETWEEN_LOOKS) {
             fold.keep_below(memory);
-            progress.say(fold.records, started.elapsed());
+            progress.say(fold.records(), started.elapsed());
         }
     });
     progress.end();
     fold.end();
     let (mut log, recovery) = opened.map_err(open_error)?;
-    let missing = fold.missing_messages(&mut log.reader(), DOUBTS_AT_START_MAX);
-    report(&recovery, &fold, &missing, started.elapsed());
-    fold.leave_gap(&recovery);
+    let missing = doubts.missing_messages(fold.node(), &mut log.reader(), DOUBTS_AT_START_MAX);
+    report(&recovery, fold.faults(), &missing, started.elapsed());
+    // A new journal gives its numbers a new secret.
+    if recovery.records_missing() > 0 && !recovery.is_new {
+        fold.leave_gap(recovery.records_missing(), &recovery.streams);
+    }
     let mut batch = Batch::default();
-    if !fold.node.is_initialized() {
-        for change in begin(&fold.node) {
-            fold.node_sequence += 1;
-            fold.stated_from.get_or_insert(fold.node_sequence);
-            batch.push(NODE_STREAM, fold.node_sequence, |out| change.encode(out));
-            if let Err(fault) = fold.take_change(change) {
-                tracing::error!("the first user cannot be made: {fault}");
+    if !fold.node().is_initialized() {
+        for change in begin(fold.node()) {
+            match fold.push(change.clone()) {
+                Ok(sequence) => batch.push(NODE_STREAM, sequence, |out| change.encode(out)),
+                Err(fault) => tracing::error!("the first user cannot be made: {fault}"),
             }
         }
     }
     log.append(&mut batch)
         .map_err(|error| DataDirError::Journal(JournalError::Write { folder: folder_name, error }))?;
-    let stated_from = fold.stated_from.unwrap_or_default();
-    let living: BTreeSet<_> = fold.node.vhosts().values().map(|vhost| vhost.stream).collect();
-    // What is left of those that were deleted, and of which nothing was said any more.
-    let gone = recovery.streams.keys().copied().filter(|stream| *stream != NODE_STREAM && !living.contains(stream));
-    let gone = gone.collect();
-    let vhosts = fold.vhosts.into_iter().filter(|(stream, _)| living.contains(stream));
-    let vhosts = vhosts.map(|(stream, mut vhost)| {
-        vhost.end_recovery();
-        (stream, vhost)
-    });
-    let (node_sequence, bytes) = (fold.node_sequence, recovery.bytes);
-    let vhosts = vhosts.collect();
-    Ok(Recovered { log, node: fold.node, node_sequence, stated_from, bytes, vhosts, gone })
+    Ok(Recovered { log, bytes: recovery.bytes, folded: fold.finish(recovery.streams.into_keys()) })
 }
 
 /// Says in the log what was found, as loudly as it deserves.
-fn report(recovery: &Recovery, fold: &Fold, missing: &[(String, u64)], took: Duration) {
+fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took: Duration) {
     if !recovery.is_new {
         let Recovery { records, segments, .. } = recovery;
         tracing::info!("read the journal: {records} changes in {segments} segments, {took:.1?}");
@@ -403,10 +256,13 @@ fn report(recovery: &Recovery, fold: &Fold, missing: &[(String, u64)], took: Dur
     for (files, messages) in missing {
         tracing::error!("the journal is damaged: {}", messages_missing(files, *messages));
     }
-    if let Some(fault) = &fold.first_fault {
+    let Faults { set_aside, first, renamed } = faults;
+    if let Some((stream, name)) = renamed {
+        tracing::error!("the name of the virtual host with stream {stream} is lost; it is taken for '{name}'");
+    }
+    if let Some(fault) = first {
         tracing::error!(
-            "{} changes do not fit to those before them and are set aside; the first: {fault}",
-            fold.set_aside
+            "{set_aside} changes do not fit to those before them and are set aside; the first: {fault}"
         );
     }
 }
@@ -481,11 +337,11 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     let open_error =
         |error| DataDirError::Journal(JournalError::Open { folder: folder.display().to_string(), error });
     let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
-    let mut fold = Fold::default();
-    fold.doubt(look_ahead(&*disk).map_err(open_error)?.doubts);
+    let mut fold = Fold::new(None, rand::random);
+    let mut doubts = Doubts::new(look_ahead(&*disk).map_err(open_error)?.doubts);
     let mut each = |record: Record<'_>| {
-        fold.take(now, record);
-        if fold.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) {
+        take(&mut fold, &mut doubts, now, &record);
+        if fold.records().is_multiple_of(RECORDS_BETWEEN_LOOKS) {
             fold.keep_below(usize::try_from(MEMORY_LIMIT_MIN).unwrap_or(usize::MAX));
         }
     };
@@ -494,7 +350,7 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
         return Ok((Condition::None, Vec::new()));
     }
     fold.end();
-    let missing = fold.missing_messages(&mut reader, usize::MAX);
+    let missing = doubts.missing_messages(fold.node(), &mut reader, usize::MAX);
     let mut lines = Vec::new();
     let Recovery { segments, records, bytes, .. } = &recovery;
     lines.push(format!("{segments} segments, {records} changes, {bytes} bytes"));
@@ -509,10 +365,11 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     lines.extend(recovery.headless.iter().map(|file| format!("harmless: {}", headless(file))));
     lines
         .extend(missing.iter().map(|(files, messages)| format!("damaged: {}", messages_missing(files, *messages))));
-    if let Some(fault) = &fold.first_fault {
-        lines.push(format!("{} changes do not fit to those before them; the first: {fault}", fold.set_aside));
+    let Faults { set_aside, first, .. } = fold.faults();
+    if let Some(fault) = first {
+        lines.push(format!("{set_aside} changes do not fit to those before them; the first: {fault}"));
     }
-    let is_whole = recovery.damage.iter().all(is_harmless) && missing.is_empty() && fold.set_aside == 0;
+    let is_whole = recovery.damage.iter().all(is_harmless) && missing.is_empty() && *set_aside == 0;
     let condition = match (&recovery.cut, is_whole) {
         (_, false) => Condition::Damaged,
         (Some(_), true) => Condition::Repairable,

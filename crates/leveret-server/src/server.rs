@@ -10,6 +10,7 @@ use leveret_broker::change::NodeChange;
 use leveret_broker::names::{UserName, VhostName};
 use leveret_broker::node::NodeError;
 use leveret_broker::node::password::PasswordHash;
+use leveret_broker::node::recovery::Folded;
 use leveret_broker::{Node, Settings, VirtualHost};
 use leveret_journal::disk::Disk;
 use leveret_journal::limits::SEGMENT_BYTES_DEFAULT;
@@ -316,11 +317,11 @@ impl Server {
                         recovery::recover(&folder, options, bytes, now, &first.vhost, &|node| first.changes(node))
                     }
                 };
-                let Recovered { log, node, node_sequence, stated_from, bytes, vhosts, gone } =
-                    match tokio::task::spawn_blocking(reading).await {
-                        Ok(recovered) => recovered?,
-                        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-                    };
+                let Recovered { log, bytes, folded } = match tokio::task::spawn_blocking(reading).await {
+                    Ok(recovered) => recovered?,
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                };
+                let Folded { node, node_sequence, stated_from, vhosts, gone } = folded;
                 let positions: Vec<_> = vhosts.iter().map(|(stream, vhost)| (*stream, vhost.position())).collect();
                 let bodies = bodies::start(log.reader(), ScratchReader::new(Arc::clone(&disk)))
                     .map_err(StartError::Thread)?;

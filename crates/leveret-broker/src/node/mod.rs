@@ -8,6 +8,7 @@
 
 pub mod password;
 pub mod presence;
+pub mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

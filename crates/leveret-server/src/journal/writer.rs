@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytesize::ByteSize;
+use leveret_broker::node::recovery::NODE_STREAM;
 use leveret_broker::{Change, JournalPosition};
 use leveret_journal::{Batch, Log, LogError};
 use parking_lot::Mutex;
@@ -22,7 +23,6 @@ use tokio::sync::watch;
 use super::pending::{Order, Orders, Pending, Woken};
 use super::{Kept, Reached, Stream};
 use crate::limits::{FULL_RETRY_EVERY, IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
-use crate::recovery::NODE_STREAM;
 
 /// The thread that writes the journal.
 pub(crate) struct Writer {

@@ -338,7 +338,8 @@ impl Log {
             compacted_through: 0,
             streams: self.streams.clone(),
         };
-        let least = header.bytes() as u64 + needed;
+        // One that ends with its header would say that there was one behind it.
+        let least = header.bytes() as u64 + needed.max(BATCH_HEADER_BYTES as u64);
         let begun = self.spare(least, size).and_then(|spare| match self.begin(&header, spare) {
             // A name may need a block of the folder. The room of the file that was to have it is free now.
             Err(error) if is_full(&error) => self.begin(&header, self.spare(least, size)?),
@@ -369,10 +370,7 @@ impl Log {
     fn spare(&self, least: u64, size: Size) -> io::Result<Spare> {
         match size {
             // It gives the rest back when the next one has been begun, and so tells that there was one.
-            Size::Header => self
-                .spares
-                .make(least + BATCH_HEADER_BYTES as u64)
-                .or_else(|error| self.spares.take(least).ok_or(error)),
+            Size::Header => self.spares.make(least).or_else(|error| self.spares.take(least).ok_or(error)),
             Size::Segment => self
                 .spares
                 .take(least)

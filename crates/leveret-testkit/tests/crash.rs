@@ -123,6 +123,28 @@ const WORKLOADS: &[(&str, &[Step])] = &[
             Append(2, 1500),
         ],
     ),
+    // What becomes of segments that are hardly more than a header.
+    (
+        "reuse headers",
+        &[
+            Spare(3),
+            Append(5, 300),
+            Forget(1),
+            Append(5, 300),
+            Forget(1),
+            Sweep(1000),
+            Append(5, 300),
+            Forget(1),
+            Sweep(1000),
+            Forget(0),
+            Forget(0),
+            Sweep(1000),
+            Forget(0),
+            Reopen,
+            Forget(0),
+            Append(1, 10),
+        ],
+    ),
     ("much", &[Append(20, 400), Append(30, 200), Mark, Append(40, 150), Reopen, Append(50, 100), Append(9, 900)]),
 ];
 

@@ -38,9 +38,12 @@ impl From<ChangeError> for Problem {
                 NodeError::NoSuchUser(_) | NodeError::NoSuchVhost(_) | NodeError::NoSuchParameter(_),
             ) => Problem::NotFound,
             ChangeError::Node(NodeError::VhostProtected(_)) => Problem::PreconditionFailed(text),
-            ChangeError::Node(NodeError::VhostExists(_) | NodeError::NoName(_) | NodeError::Permission(_)) => {
-                Problem::BadRequest(text)
-            }
+            ChangeError::Node(
+                NodeError::VhostExists(_)
+                | NodeError::StreamTaken(_)
+                | NodeError::NoName(_)
+                | NodeError::Permission(_),
+            ) => Problem::BadRequest(text),
             ChangeError::NoRoom | ChangeError::Ended => Problem::Unavailable(text),
         }
     }

@@ -208,14 +208,10 @@ pub(crate) fn recover(
         }
     });
     progress.end();
-    fold.end();
     let (mut log, recovery) = opened.map_err(open_error)?;
+    fold.end(missing(&recovery), &recovery.streams);
     let missing = doubts.missing_messages(fold.node(), &mut log.reader(), DOUBTS_AT_START_MAX);
     report(&recovery, fold.faults(), &missing, started.elapsed());
-    // A new journal gives its numbers a new secret.
-    if recovery.records_missing() > 0 && !recovery.is_new {
-        fold.leave_gap(recovery.records_missing(), &recovery.streams);
-    }
     let mut batch = Batch::default();
     if !fold.node().is_initialized() {
         for change in begin(fold.node()) {
@@ -228,6 +224,12 @@ pub(crate) fn recover(
     log.append(&mut batch)
         .map_err(|error| DataDirError::Journal(JournalError::Write { folder: folder_name, error }))?;
     Ok(Recovered { log, bytes: recovery.bytes, folded: fold.finish(recovery.streams.into_keys()) })
+}
+
+/// How many records are missing, at most, whose numbers are not to be given again.
+fn missing(recovery: &Recovery) -> u64 {
+    // A new journal gives its numbers a new secret.
+    if recovery.is_new { 0 } else { recovery.records_missing() }
 }
 
 /// Says in the log what was found, as loudly as it deserves.
@@ -349,7 +351,7 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     if recovery.is_new && recovery.damage.is_empty() {
         return Ok((Condition::None, Vec::new()));
     }
-    fold.end();
+    fold.end(missing(&recovery), &recovery.streams);
     let missing = doubts.missing_messages(fold.node(), &mut reader, usize::MAX);
     let mut lines = Vec::new();
     let Recovery { segments, records, bytes, .. } = &recovery;

@@ -195,6 +195,9 @@ pub enum NodeError {
     /// There is one of that name.
     #[error("virtual host '{0}' exists")]
     VhostExists(VhostName),
+    /// Each stream belongs to one virtual host, and the first to the node itself.
+    #[error("stream {0} is not free for a virtual host")]
+    StreamTaken(u32),
     /// RabbitMQ: deletion protection.
     #[error("virtual host '{0}' is protected from deletion")]
     VhostProtected(VhostName),
@@ -324,6 +327,7 @@ impl Node {
                     // Said once more by a checkpoint of an early version.
                     Some(known) if known.stream == stream => {}
                     Some(_) => return Err(NodeError::VhostExists(name)),
+                    None if self.is_taken(stream) => return Err(NodeError::StreamTaken(stream)),
                     None => {
                         let (metadata, limits) = (VhostMetadata::default(), VhostLimits::default());
                         self.vhosts.insert(name, Arc::new(Vhost { stream, metadata, limits }));
@@ -438,6 +442,11 @@ impl Node {
             }),
         );
         changes
+    }
+
+    fn is_taken(&self, stream: u32) -> bool {
+        let is_known = stream <= self.last_stream;
+        stream == recovery::NODE_STREAM || (is_known && self.vhosts.values().any(|vhost| vhost.stream == stream))
     }
 
     fn check_vhost(&self, name: &VhostName) -> Result<(), NodeError> {

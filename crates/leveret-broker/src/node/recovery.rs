@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use leveret_amqp::ShortStr;
+
 use crate::change::{Change, DecodeChangeError, JournalPosition, NodeChange};
 use crate::moment::Moment;
-use crate::names::VhostName;
-use crate::node::{Node, NodeError};
+use crate::names::{UserName, VhostName};
+use crate::node::{Node, NodeError, VhostMetadata};
 use crate::vhost::apply::ApplyError;
 use crate::vhost::{Sweep, VirtualHost};
 
@@ -17,15 +19,18 @@ use crate::vhost::{Sweep, VirtualHost};
 pub const NODE_STREAM: u32 = 0;
 
 /// Folds the records of a journal.
+///
+/// A start may read records of a virtual host before any that names it, if a checkpoint was not finished that said the node once
+/// more. So each stream is folded for itself, and gets its name at the end.
 pub struct Fold {
     /// The virtual host that a node has from the beginning, as long as nothing is known of it.
     first: Option<VhostName>,
     /// What each virtual host takes its random numbers from.
     seed: fn() -> [u8; 32],
     node: Node,
-    vhosts: BTreeMap<u32, VirtualHost>,
-    /// Permissions for virtual hosts that nothing was said of: their name may be lost.
-    waiting: Vec<NodeChange>,
+    streams: BTreeMap<u32, Stream>,
+    /// What was said of the first virtual host while nothing is known of it, with sequences: its name may be lost.
+    waiting: Vec<(u64, NodeChange)>,
     /// Streams of virtual hosts that were deleted.
     gone: BTreeSet<u32>,
     node_sequence: u64,
@@ -35,6 +40,14 @@ pub struct Fold {
     /// From so many bytes in memory on, bodies are let go.
     mark: usize,
     faults: Faults,
+}
+
+/// A virtual host that is read.
+struct Stream {
+    vhost: VirtualHost,
+    records: u64,
+    set_aside: u64,
+    first_fault: Option<String>,
 }
 
 /// What a fold could make nothing of, or only by guessing.
@@ -51,8 +64,6 @@ pub struct Faults {
 /// A change that is set aside.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
-    #[error("no virtual host has this stream")]
-    NoVhost,
     #[error(transparent)]
     Malformed(#[from] DecodeChangeError),
     #[error(transparent)]
@@ -83,7 +94,7 @@ impl Fold {
             first,
             seed,
             node: Node::default(),
-            vhosts: BTreeMap::new(),
+            streams: BTreeMap::new(),
             waiting: Vec::new(),
             gone: BTreeSet::new(),
             node_sequence: 0,
@@ -112,29 +123,36 @@ impl Fold {
     /// Takes a record. Those of one stream come in the order of their sequences. `look` is shown what happened to a virtual host.
     pub fn take(&mut self, now: Moment, stream: u32, sequence: u64, payload: &[u8], look: &mut dyn FnMut(&Change)) {
         self.records += 1;
-        let result = if stream == NODE_STREAM {
-            self.node_sequence = sequence;
-            NodeChange::decode(payload).map_err(Fault::from).and_then(|change| self.take_of_node(sequence, change))
-        } else if self.gone.contains(&stream) {
-            // Its connections had not ended yet.
-            Ok(())
-        } else {
-            let position = JournalPosition(sequence);
-            let change = Change::decode(payload);
-            if let Ok(change) = &change {
-                look(change);
-            }
-            self.vhost(stream).and_then(|vhost| match change {
-                Ok(change) => Ok(vhost.apply(now, position, change)?),
-                Err(error) => {
-                    vhost.skip(position);
-                    Err(error.into())
-                }
-            })
-        };
         self.node.skip_streams(stream);
-        if let Err(fault) = result {
-            self.set_aside(|| format!("stream {stream}, change {sequence}: {fault}"));
+        if stream == NODE_STREAM {
+            self.node_sequence = sequence;
+            let change = NodeChange::decode(payload).map_err(Fault::from);
+            let taken = change.and_then(|change| Ok(self.take_of_node(sequence, change)?));
+            if let Err(fault) = taken {
+                self.set_aside(1, || describe(stream, sequence, &fault));
+            }
+            return;
+        }
+        if self.gone.contains(&stream) {
+            // Its connections had not ended yet.
+            return;
+        }
+        let Stream { vhost, records, set_aside, first_fault } = self.stream(stream);
+        *records += 1;
+        let position = JournalPosition(sequence);
+        let taken = match Change::decode(payload) {
+            Ok(change) => {
+                look(&change);
+                vhost.apply(now, position, change).map_err(Fault::from)
+            }
+            Err(error) => {
+                vhost.skip(position);
+                Err(error.into())
+            }
+        };
+        if let Err(fault) = taken {
+            *set_aside += 1;
+            first_fault.get_or_insert_with(|| describe(stream, sequence, &fault));
         }
     }
 
@@ -144,7 +162,7 @@ impl Fold {
     /// If it does not fit to those before it: it changes nothing, and has no sequence.
     pub fn push(&mut self, change: NodeChange) -> Result<u64, NodeError> {
         let sequence = self.node_sequence + 1;
-        self.take_change(change)?;
+        self.take_change(sequence, change)?;
         self.stated_from.get_or_insert(sequence);
         self.node_sequence = sequence;
         Ok(sequence)
@@ -152,11 +170,11 @@ impl Fold {
 
     /// Lets go of bodies when there are more than so many bytes of them: the journal has them all.
     pub fn keep_below(&mut self, bytes: usize) {
-        let held = |fold: &Self| fold.vhosts.values().map(|vhost| vhost.memory().bytes()).sum::<usize>();
+        let held = |fold: &Self| fold.streams.values().map(|stream| stream.vhost.memory().bytes()).sum::<usize>();
         if held(self) <= self.mark.max(bytes) {
             return;
         }
-        for vhost in self.vhosts.values_mut() {
+        for Stream { vhost, .. } in self.streams.values_mut() {
             let (mut sweep, mut spills) = (Sweep::default(), Vec::new());
             while vhost.evict(&mut sweep, 0, |position, _| position.is_some(), &mut spills) {}
         }
@@ -164,19 +182,45 @@ impl Fold {
         self.mark = 2 * held(self);
     }
 
-    /// All was read.
-    pub fn end(&mut self) {
-        for change in std::mem::take(&mut self.waiting) {
-            if let NodeChange::PermissionsSet { vhost, .. } = change {
-                self.set_aside(|| format!("permissions for '{vhost}', which does not exist"));
+    /// All was read, but for so many records at most, which are missing; these were the last of each stream, perhaps among them.
+    /// No number that one of them may have given is given again.
+    pub fn end(&mut self, missing: u64, streams: &BTreeMap<u32, u64>) {
+        let mut unnamed = self.unnamed();
+        // If the record that named it is lost, its messages are not: it must be the one that a node has from the beginning.
+        if let Some(name) = self.first.take() {
+            match unnamed.pop_first() {
+                Some(stream) => {
+                    self.faults.renamed = Some((stream, name.clone()));
+                    self.take_or_set_aside(0, NodeChange::VhostAdded { stream, name });
+                    for (sequence, change) in std::mem::take(&mut self.waiting) {
+                        self.take_or_set_aside(sequence, change);
+                    }
+                }
+                None => self.set_waiting_aside(&name),
             }
+        }
+        let is_node_whole = missing == 0 && self.faults.set_aside == 0;
+        for (number, Stream { records, set_aside, first_fault, .. }) in &self.streams {
+            let (count, fault) = match unnamed.contains(number) {
+                false => (*set_aside, first_fault.clone()),
+                // What connections did that had not ended when it was deleted.
+                true if is_node_whole => continue,
+                true => (*records, Some(format!("stream {number}: no virtual host has it"))),
+            };
+            self.faults.set_aside += count;
+            self.faults.first = self.faults.first.take().or(fault);
+        }
+        self.streams.retain(|stream, _| !unnamed.contains(stream));
+        for last in streams.keys() {
+            self.node.skip_streams(*last);
+        }
+        if missing > 0 {
+            self.leave_gap(missing, streams);
         }
     }
 
-    /// So many records are missing, at most; these were the last of each stream, perhaps among them. Their numbers are not given
-    /// again.
-    pub fn leave_gap(&mut self, missing: u64, streams: &BTreeMap<u32, u64>) {
-        for (stream, vhost) in &mut self.vhosts {
+    fn leave_gap(&mut self, missing: u64, streams: &BTreeMap<u32, u64>) {
+        for (stream, Stream { vhost, .. }) in &mut self.streams {
             let last = streams.get(stream).copied().unwrap_or_default();
             vhost.leave_gap(JournalPosition(last), missing);
         }
@@ -186,14 +230,15 @@ impl Fold {
     }
 
     /// What it came to, if the journal has these streams.
-    pub fn finish(self, streams: impl IntoIterator<Item = u32>) -> Folded {
+    pub fn finish(mut self, streams: impl IntoIterator<Item = u32>) -> Folded {
         let living: BTreeSet<_> = self.node.vhosts().values().map(|vhost| vhost.stream).collect();
         // What is left of those that were deleted, and of which nothing was said any more.
         let gone = streams.into_iter().filter(|stream| *stream != NODE_STREAM && !living.contains(stream));
-        let vhosts = self.vhosts.into_iter().filter(|(stream, _)| living.contains(stream));
-        let vhosts = vhosts.map(|(stream, mut vhost)| {
-            vhost.end_recovery();
-            (stream, vhost)
+        let vhosts = self.node.vhosts().iter().filter_map(|(name, vhost)| {
+            let mut recovered = self.streams.remove(&vhost.stream)?.vhost;
+            recovered.set_name(name.clone());
+            recovered.end_recovery();
+            Some((vhost.stream, recovered))
         });
         Folded {
             node_sequence: self.node_sequence,
@@ -204,54 +249,105 @@ impl Fold {
         }
     }
 
-    fn set_aside(&mut self, fault: impl FnOnce() -> String) {
-        self.faults.set_aside += 1;
+    /// Streams of which no virtual host is known.
+    fn unnamed(&self) -> BTreeSet<u32> {
+        let named: BTreeSet<_> = self.node.vhosts().values().map(|vhost| vhost.stream).collect();
+        self.streams.keys().copied().filter(|stream| !named.contains(stream)).collect()
+    }
+
+    fn stream(&mut self, number: u32) -> &mut Stream {
+        let seed = self.seed;
+        self.streams.entry(number).or_insert_with(|| {
+            let vhost = VirtualHost::new(VhostName::new(ShortStr::EMPTY), seed());
+            Stream { vhost, records: 0, set_aside: 0, first_fault: None }
+        })
+    }
+
+    fn set_aside(&mut self, count: u64, fault: impl FnOnce() -> String) {
+        self.faults.set_aside += count;
         self.faults.first.get_or_insert_with(fault);
     }
 
-    fn take_of_node(&mut self, sequence: u64, change: NodeChange) -> Result<(), Fault> {
+    fn set_waiting_aside(&mut self, name: &VhostName) {
+        for (sequence, _) in std::mem::take(&mut self.waiting) {
+            let fault = NodeError::NoSuchVhost(name.clone()).into();
+            self.set_aside(1, || describe(NODE_STREAM, sequence, &fault));
+        }
+    }
+
+    fn take_or_set_aside(&mut self, sequence: u64, change: NodeChange) {
+        if let Err(fault) = self.take_change(sequence, change) {
+            self.set_aside(1, || describe(NODE_STREAM, sequence, &fault.into()));
+        }
+    }
+
+    fn take_of_node(&mut self, sequence: u64, change: NodeChange) -> Result<(), NodeError> {
         if matches!(change, NodeChange::Restated { .. }) {
             self.stated_from = Some(sequence);
             self.first = None;
+            self.waiting.clear();
         }
         self.stated_from.get_or_insert(sequence);
-        Ok(self.take_change(change)?)
+        self.take_change(sequence, change)
     }
 
     /// Takes in what is said of the node.
-    fn take_change(&mut self, change: NodeChange) -> Result<(), NodeError> {
-        let (added, deleted) = match &change {
-            NodeChange::VhostAdded { stream, name } => (Some((*stream, name.clone())), None),
-            NodeChange::VhostDeleted { name } => (None, self.node.vhosts().get(name).map(|vhost| vhost.stream)),
-            _ => (None, None),
-        };
-        let permissions = matches!(change, NodeChange::PermissionsSet { .. }).then(|| change.clone());
-        match (self.node.apply(change), permissions) {
-            (Err(NodeError::NoSuchVhost(_)), Some(permissions)) => self.waiting.push(permissions),
-            (applied, _) => applied?,
-        }
-        if let Some((stream, name)) = added {
-            self.first.take_if(|first| *first == name);
-            self.vhosts.entry(stream).or_insert_with(|| VirtualHost::new(name, (self.seed)()));
-        }
-        if let Some(stream) = deleted {
-            self.gone.insert(stream);
-            self.vhosts.remove(&stream);
-        }
-        Ok(())
-    }
-
-    /// The virtual host of a stream. If the record that named it is lost, its messages are not: it must be the one that a
-    /// node has from the beginning.
-    fn vhost(&mut self, stream: u32) -> Result<&mut VirtualHost, Fault> {
-        if !self.vhosts.contains_key(&stream) {
-            let name = self.first.clone().ok_or(Fault::NoVhost)?;
-            self.faults.renamed = Some((stream, name.clone()));
-            self.take_change(NodeChange::VhostAdded { stream, name })?;
-            for change in std::mem::take(&mut self.waiting) {
-                self.take_change(change)?;
+    fn take_change(&mut self, sequence: u64, change: NodeChange) -> Result<(), NodeError> {
+        match &change {
+            NodeChange::VhostAdded { stream, name } => {
+                if self.first.take_if(|first| first == name).is_some() {
+                    // That was another one, of which nothing is left.
+                    self.set_waiting_aside(name);
+                }
+                let known = self.node.vhosts().get(name).map(|vhost| vhost.stream);
+                if known.is_some_and(|known| known < *stream) {
+                    // That the one before was deleted is lost.
+                    let (name, metadata) = (name.clone(), VhostMetadata::default());
+                    self.node.apply(NodeChange::VhostDescribed { name: name.clone(), metadata })?;
+                    self.take_change(sequence, NodeChange::VhostDeleted { name })?;
+                }
+                let stream = *stream;
+                self.node.apply(change)?;
+                self.stream(stream);
+                return Ok(());
             }
+            NodeChange::VhostDeleted { name } => {
+                let stream = self.node.vhosts().get(name).map(|vhost| vhost.stream);
+                if self.first.take_if(|first| first == name).is_some() {
+                    self.waiting.clear();
+                }
+                self.node.apply(change)?;
+                if let Some(stream) = stream {
+                    self.gone.insert(stream);
+                    self.streams.remove(&stream);
+                }
+                return Ok(());
+            }
+            NodeChange::UserDeleted { name } => self.waiting.retain(|(_, change)| permitted(change) != Some(name)),
+            _ => {}
         }
-        self.vhosts.get_mut(&stream).ok_or(Fault::NoVhost)
+        let waits = self.first.is_some().then(|| change.clone());
+        match (self.node.apply(change), waits) {
+            (Err(NodeError::NoSuchVhost(name)), Some(change)) if self.first.as_ref() == Some(&name) => {
+                self.waiting.push((sequence, change));
+                Ok(())
+            }
+            (applied, _) => applied,
+        }
     }
+}
+
+/// Whose permissions a change is about.
+fn permitted(change: &NodeChange) -> Option<&UserName> {
+    match change {
+        NodeChange::PermissionsSet { user, .. }
+        | NodeChange::PermissionsCleared { user, .. }
+        | NodeChange::TopicPermissionsSet { user, .. }
+        | NodeChange::TopicPermissionsCleared { user, .. } => Some(user),
+        _ => None,
+    }
+}
+
+fn describe(stream: u32, sequence: u64, fault: &Fault) -> String {
+    format!("stream {stream}, change {sequence}: {fault}")
 }

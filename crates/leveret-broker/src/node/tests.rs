@@ -133,6 +133,8 @@ fn a_change_that_cannot_be_changes_nothing() {
     };
     for (change, text) in [
         (NodeChange::VhostAdded { stream: 9, name: vhost("shop") }, "virtual host 'shop' exists"),
+        (NodeChange::VhostAdded { stream: 0, name: vhost("x") }, "stream 0 is not free for a virtual host"),
+        (NodeChange::VhostAdded { stream: 2, name: vhost("x") }, "stream 2 is not free for a virtual host"),
         (NodeChange::VhostAdded { stream: 2, name: vhost("") }, "the name of a virtual host must not be empty"),
         (NodeChange::VhostDeleted { name: vhost("shop") }, "virtual host 'shop' is protected from deletion"),
         (NodeChange::VhostDeleted { name: vhost("x") }, "virtual host 'x' does not exist"),

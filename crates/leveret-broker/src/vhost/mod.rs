@@ -218,6 +218,11 @@ impl VirtualHost {
         &self.name
     }
 
+    /// Whoever recovers it may learn its name last.
+    pub(crate) fn set_name(&mut self, name: VhostName) {
+        self.name = name;
+    }
+
     /// Takes in a connection that has logged in, unless there are as many as there may be. It stays until
     /// [`Command::Disconnect`].
     pub fn connect(&mut self, login: Login) -> Result<ConnectionId, OpenError> {

@@ -9,6 +9,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use leveret_journal::disk::{Disk, DiskFile};
+use rand::Rng;
+use rand::rngs::SmallRng;
 
 /// Writes are torn between these, if not between bytes.
 pub const SECTOR_BYTES: usize = 512;
@@ -31,6 +33,28 @@ pub struct Unsynced {
     pub bytes: usize,
     /// Without the zeros at its end.
     pub until_zeros: usize,
+}
+
+/// What may become of all that is pending: every subset of the first six things, with chance for the rest; then with writes torn
+/// at some places.
+pub fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
+    let mut all = Vec::new();
+    for subset in 0..1_u32 << pending.len().min(6) {
+        let mut is_kept = |at: usize| if at < 6 { subset >> at & 1 == 1 } else { random.random_bool(0.5) };
+        all.push(
+            (0..pending.len()).map(|at| if is_kept(at) { Fate::Kept } else { Fate::Lost }).collect::<Vec<_>>(),
+        );
+    }
+    for (at, &Unsynced { bytes, until_zeros }) in pending.iter().enumerate().filter(|(_, write)| write.bytes > 1) {
+        let places =
+            (1..until_zeros).step_by(until_zeros / 16 + 1).chain((SECTOR_BYTES..bytes).step_by(SECTOR_BYTES));
+        for torn in places.chain([bytes - 1]) {
+            let mut fates = all[random.random_range(0..all.len())].clone();
+            fates[at] = Fate::Torn(torn);
+            all.push(fates);
+        }
+    }
+    all
 }
 
 /// One thing that was not synced.

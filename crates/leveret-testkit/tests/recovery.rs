@@ -15,10 +15,10 @@ use leveret_broker::vhost::apply::ApplyError;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, JournalPosition, Moment, VirtualHost};
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
-use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced};
+use leveret_testkit::disk::{SimDisk, fates};
 use leveret_testkit::{Broker, Eviction, Variation, continue_script, run_script};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
 const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
 const STREAM: u32 = 1;
@@ -295,27 +295,6 @@ fn recover(disk: &SimDisk) -> (Log, VirtualHost, Recovery) {
     };
     let (log, recovery) = Log::open(Arc::new(disk.clone()), OPTIONS, &mut each).unwrap();
     (log, vhost, recovery)
-}
-
-/// Every subset of the first six things that are pending, with chance for the rest; then with writes torn at some places.
-fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
-    let mut all = Vec::new();
-    for subset in 0..1_u32 << pending.len().min(6) {
-        let mut is_kept = |at: usize| if at < 6 { subset >> at & 1 == 1 } else { random.random_bool(0.5) };
-        all.push(
-            (0..pending.len()).map(|at| if is_kept(at) { Fate::Kept } else { Fate::Lost }).collect::<Vec<_>>(),
-        );
-    }
-    for (at, &Unsynced { bytes, until_zeros }) in pending.iter().enumerate().filter(|(_, write)| write.bytes > 1) {
-        let places =
-            (1..until_zeros).step_by(until_zeros / 16 + 1).chain((SECTOR_BYTES..bytes).step_by(SECTOR_BYTES));
-        for torn in places.chain([bytes - 1]) {
-            let mut fates = all[random.random_range(0..all.len())].clone();
-            fates[at] = Fate::Torn(torn);
-            all.push(fates);
-        }
-    }
-    all
 }
 
 #[test]

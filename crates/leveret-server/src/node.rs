@@ -178,8 +178,11 @@ impl NodeKeeper {
             return Err(ChangeError::NoRoom);
         }
         let node = Arc::new(node);
+        let mut added: Vec<_> = missing(&node, &before).collect();
+        // The journal knows its streams in the order of their numbers.
+        added.sort_unstable_by_key(|(_, vhost)| vhost.stream);
         // Who finds a virtual host by its name finds it running.
-        for (name, vhost) in missing(&node, &before) {
+        for (name, vhost) in added {
             let fresh = VirtualHost::new(name.clone(), rand::random());
             let hub = self.workshop.hub(fresh, self.workshop.open(vhost.stream));
             hub.follow(vhost);

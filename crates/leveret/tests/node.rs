@@ -176,6 +176,30 @@ fn a_virtual_host_that_is_deleted_is_gone_for_good() {
     broker.stop();
 }
 
+/// Their streams are numbered as the change names them, which need not be the order of their names.
+#[test]
+fn virtual_hosts_that_one_change_adds_in_any_order_keep_what_is_brought_to_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Broker::start(folder.path());
+    let names = ["c", "b", "a"];
+    let added = move |node: &Node| {
+        let streams = node.next_stream()..;
+        let added = names.into_iter().zip(streams);
+        let added = added.map(|(name, stream)| NodeChange::VhostAdded { stream, name: vhost(name) });
+        Ok(added.chain(names.map(|name| permissions("guest", name))).collect())
+    };
+    broker.runtime.block_on(broker.server().change_node(added)).unwrap();
+    for name in names {
+        publish(&mut broker.connect("guest", "guest", name).unwrap(), "q", 3, 10);
+    }
+    broker.stop();
+    let broker = Broker::start(folder.path());
+    for name in names {
+        assert_eq!(messages(&mut broker.connect("guest", "guest", name).unwrap(), "q"), Some(3), "{name}");
+    }
+    broker.stop();
+}
+
 /// Checkpoints say once more which users and virtual hosts there are, and a start reads nothing of those that are gone.
 #[test]
 fn a_start_at_a_checkpoint_knows_who_there_is_and_not_who_was() {

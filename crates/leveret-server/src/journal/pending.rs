@@ -158,7 +158,9 @@ impl Pending {
 
     /// Takes another stream in, behind all others.
     pub(super) fn open(&self, stream: u32) {
-        self.state.lock().streams.push(PendingStream::new(stream));
+        let mut state = self.state.lock();
+        assert!(state.streams.last().is_none_or(|last| last.number < stream), "it would not be found");
+        state.streams.push(PendingStream::new(stream));
     }
 
     /// Takes changes of a stream in. The last of them may belong together with the next ones.

@@ -247,10 +247,14 @@ impl VirtualHost {
 
     /// From now on a user may do this here. It goes for the next operation of each of their connections.
     pub fn set_grant(&mut self, user: &UserName, grant: &Arc<Grant>) {
-        for session in self.sessions.values_mut().filter(|session| session.login.user == *user) {
+        for (id, session) in self.sessions.iter_mut().filter(|(_, session)| session.login.user == *user) {
             session.login.grant = Arc::clone(grant);
             session.allowed = Allowed::default();
             session.routes = RouteMemory::default();
+            // What was allowed before goes on, and its way is not remembered.
+            if let Some(unfinished) = self.searching.get_mut(&id) {
+                unfinished.search.by_key = false;
+            }
         }
     }
 

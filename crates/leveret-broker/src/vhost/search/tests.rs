@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use leveret_amqp::{FieldTable, ShortStr, Value};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -138,6 +140,21 @@ fn others_go_on_while_a_search_takes_several_holds() {
     assert_eq!(scene.ready(), [1, 1, 1, 0], "and what is sent behind it comes after it");
     assert_eq!(scene.hold(left, &mut vec![publish("hard", "")]), Progress::Done, "the way is remembered");
     assert_eq!(scene.ready(), [2, 1, 1, 0]);
+}
+
+/// A way that is remembered says that its user may go it.
+#[test]
+fn a_way_is_not_remembered_that_was_found_by_what_was_granted_before() {
+    let mut scene = Scene::with_hard_exchange();
+    let left = scene.left;
+    let mut commands = vec![publish("hard", "")];
+    assert_eq!(scene.hold(left, &mut commands), Progress::More);
+    let user = scene.vhost.sessions[left].login.user.clone();
+    scene.vhost.set_grant(&user, &Arc::default());
+    scene.finish(left, &mut commands);
+    assert_eq!(scene.ready(), [1, 0, 0, 0], "it was allowed when it was published");
+    scene.finish(left, &mut vec![publish("hard", "")]);
+    assert_eq!(scene.ready(), [1, 0, 0, 0]);
 }
 
 #[test]

@@ -134,19 +134,24 @@ impl NodeKeeper {
         user: &UserName,
         attached: &Attached,
     ) -> Option<String> {
-        let now = self.current();
+        let mut now = self.current();
         if Arc::ptr_eq(seen, &now) {
             return None;
+        }
+        // Whoever changes it next sets what is granted, too, and must not be overwritten.
+        loop {
+            attached.set_grant(user, &Arc::new(now.grant(user, vhost)));
+            let current = self.current();
+            if Arc::ptr_eq(&now, &current) {
+                break;
+            }
+            now = current;
         }
         if !now.users().contains_key(user) {
             return Some(user_deleted(user.as_str()));
         }
         let stream = |node: &Node| node.vhosts().get(vhost).map(|vhost| vhost.stream);
-        if stream(&now) != stream(seen) {
-            return Some(vhost_deleted(vhost.as_str()));
-        }
-        attached.set_grant(user, &Arc::new(now.grant(user, vhost)));
-        None
+        (stream(&now) != stream(seen)).then(|| vhost_deleted(vhost.as_str()))
     }
 
     fn presence(&self, node: &Node, user: &UserName) -> Arc<Presence> {
@@ -269,4 +274,65 @@ fn user_deleted(user: &str) -> String {
 
 fn vhost_deleted(vhost: &str) -> String {
     format!("vhost '{vhost}' is deleted")
+}
+
+#[cfg(test)]
+mod tests {
+    use leveret_amqp::{FieldTable, ShortStr};
+    use leveret_broker::names::ChannelId;
+    use leveret_broker::vhost::command::{DeclareQueue, Existence, Wait};
+    use leveret_broker::{Command, Commands};
+
+    use super::*;
+
+    fn keeper() -> Arc<NodeKeeper> {
+        let hubs = Hubs::new(Vec::new());
+        let workshop = Workshop {
+            clock: Clock::start(),
+            memory: Memory::new(1 << 30),
+            bodies: None,
+            consumer_timeout: None,
+            runtime: Handle::current(),
+            journal: None,
+        };
+        let rooms = Rooms::new(Arc::clone(&hubs));
+        NodeKeeper::new(Node::default(), Arc::default(), hubs, rooms, workshop)
+    }
+
+    /// Whoever comes to a virtual host while it is replaced finds the new one, and may do nothing by what was granted in the old
+    /// one until they hear that it is gone.
+    #[tokio::test]
+    async fn who_opens_a_virtual_host_while_it_is_replaced_may_do_nothing_in_the_new_one() {
+        let keeper = keeper();
+        let name = VhostName::new(ShortStr::truncated("shop"));
+        let guest = Node::with_guest().users().keys().next().unwrap().clone();
+        let password = Node::with_guest().users()[&guest].password.clone().unwrap();
+        keeper.change(|node| Ok(node.beginning(&name, &guest, password))).unwrap();
+        let seen = keeper.current();
+        let replaced = |node: &Node| {
+            let added = NodeChange::VhostAdded { stream: node.next_stream(), name: name.clone() };
+            Ok(vec![NodeChange::VhostDeleted { name: name.clone() }, added])
+        };
+        keeper.change(replaced).unwrap();
+        let (_, login) = seen.open("shop", &guest).unwrap();
+        let hub = keeper.hubs.get("shop").unwrap();
+        let attached = hub.connect(login, &Arc::default()).unwrap();
+        let reason = keeper.catch_up(&seen, &name, &guest, &attached);
+        assert_eq!(reason.as_deref(), Some("vhost 'shop' is deleted"));
+        let channel = ChannelId::FIRST;
+        let declare = DeclareQueue {
+            name: ShortStr::truncated("q").into(),
+            existence: Existence::Declare,
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            wait: Wait::NoWait,
+            arguments: FieldTable::default(),
+        };
+        let mut commands = Commands::default();
+        commands.push(Command::OpenChannel(channel));
+        commands.push(Command::DeclareQueue(channel, Box::new(declare)));
+        attached.execute(&mut commands);
+        assert_eq!(hub.queue_count(), 0);
+    }
 }

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytesize::ByteSize;
+use leveret_broker::change::NodeChange;
 use leveret_broker::node::recovery::NODE_STREAM;
 use leveret_broker::{Change, JournalPosition};
 use leveret_journal::{Batch, Log, LogError};
@@ -289,13 +290,19 @@ impl Writing {
         for order in orders {
             match order {
                 Order::Node(changes, answer) => {
+                    // A checkpoint of the node is not what the next one waits for.
+                    let counts = !matches!(changes.first(), Some(NodeChange::Restated { .. }));
                     let (mut batch, mut last) = (Batch::default(), self.node_sequence);
                     for change in changes {
                         last += 1;
                         batch.push(NODE_STREAM, last, |out| change.encode(out));
                     }
+                    let written = batch.bytes() as u64;
                     let first = match self.log.append(&mut batch) {
-                        Ok(()) => Some(std::mem::replace(&mut self.node_sequence, last) + 1),
+                        Ok(()) => {
+                            self.growth.add(if counts { written } else { 0 });
+                            Some(std::mem::replace(&mut self.node_sequence, last) + 1)
+                        }
                         Err(LogError::Full(_)) => None,
                         Err(error) => return Err(error),
                     };

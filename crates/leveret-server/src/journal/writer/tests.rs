@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use leveret_amqp::ShortStr;
 use leveret_broker::change::{QueueNumber, QueuePosition};
+use leveret_broker::names::UserName;
 use leveret_journal::disk::{Disk, DiskFile};
 use leveret_journal::{Options, RealDisk};
 
@@ -133,6 +135,18 @@ fn what_has_no_room_holds_up_nobody_else_and_is_written_when_there_is_some() {
     assert_eq!(streams[0].durable(), JournalPosition(1));
     writer.stop();
     assert!(writer.failed().borrow().is_none());
+}
+
+/// Who changes nothing but users and virtual hosts makes checkpoints, too; what those say of the node makes no more of them.
+#[test]
+fn the_journal_grows_with_changes_of_the_node_and_not_with_its_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let (writer, _, _) = on_small_disk(&folder);
+    let deleted = NodeChange::UserDeleted { name: UserName::new(ShortStr::truncated("marie")) };
+    writer.orders().append_to_node(vec![NodeChange::Restated { last_stream: 1 }, deleted.clone()]).unwrap();
+    assert_eq!(writer.growth().bytes(), 0);
+    writer.orders().append_to_node(vec![deleted]).unwrap();
+    assert!(writer.growth().bytes() > 0);
 }
 
 #[test]

@@ -152,7 +152,7 @@ impl Thread {
         let mut next = Next { at: *segment_bytes, messages, others: None, rested: Instant::now(), refused: None };
         let mut own = 0;
         while self.wait(&next, own) {
-            let (began, others, short) = (Instant::now(), self.changes() - own, shortage.time());
+            let (began, others, short) = (Instant::now(), self.others(own), shortage.time());
             let (written, outcome) = self.write()?;
             own += written.changes;
             let Written { bytes, messages, .. } = written;
@@ -201,9 +201,10 @@ impl Thread {
         Ok(())
     }
 
-    /// All changes that there were.
-    fn changes(&self) -> u64 {
-        self.tools.hubs.all().iter().map(|hub| hub.position().0).sum()
+    /// All changes that there were, but so many of checkpoints.
+    fn others(&self, own: u64) -> u64 {
+        // For a moment, one that goes counts nowhere.
+        self.tools.hubs.changes().saturating_sub(own)
     }
 
     /// Waits for what the next checkpoint waits for, if so many changes were those of checkpoints; false if the node stops.
@@ -214,7 +215,7 @@ impl Thread {
         loop {
             let is_short = shortage.is_short();
             // What was settled since takes room until two checkpoints know of it.
-            let is_due = is_short && next.others.is_none_or(|others| self.changes() - own > others);
+            let is_due = is_short && next.others.is_none_or(|others| self.others(own) > others);
             // Where none wins room, those who ack have nothing to wait for.
             let is_refused = next.refused.is_some_and(|since| since.elapsed() >= CHECKPOINT_LOOK_EVERY);
             let (is_scarce, is_vain) =

@@ -16,8 +16,14 @@ use crate::hub::Hub;
 /// The hubs of a node.
 pub(crate) struct Hubs {
     running: RwLock<BTreeMap<VhostName, Running>>,
-    /// Streams of virtual hosts that are gone.
-    gone: Mutex<Vec<u32>>,
+    gone: Mutex<Gone>,
+}
+
+/// What is remembered of virtual hosts that are gone.
+struct Gone {
+    streams: Vec<u32>,
+    /// How many changes there were in them, and that they went.
+    changes: u64,
 }
 
 struct Running {
@@ -35,7 +41,7 @@ impl Running {
 impl Hubs {
     /// None; these streams of the journal belong to virtual hosts that are gone.
     pub(crate) fn new(gone: Vec<u32>) -> Arc<Self> {
-        Arc::new(Hubs { running: RwLock::default(), gone: Mutex::new(gone) })
+        Arc::new(Hubs { running: RwLock::default(), gone: Mutex::new(Gone { streams: gone, changes: 0 }) })
     }
 
     /// Takes a virtual host in, and begins to call it when something is due.
@@ -57,7 +63,10 @@ impl Hubs {
 
     fn retire(&self, running: &Running) {
         running.abort_timers();
-        self.gone.lock().push(running.hub.stream());
+        let changes = running.hub.position().0 + 1;
+        let mut gone = self.gone.lock();
+        gone.streams.push(running.hub.stream());
+        gone.changes += changes;
     }
 
     /// The one of that name.
@@ -72,7 +81,13 @@ impl Hubs {
 
     /// The streams of virtual hosts that are gone: a start need not read them.
     pub(crate) fn gone(&self) -> Vec<u32> {
-        self.gone.lock().clone()
+        self.gone.lock().streams.clone()
+    }
+
+    /// All changes that there were in virtual hosts, also in those that are gone.
+    pub(crate) fn changes(&self) -> u64 {
+        let running: u64 = self.all().iter().map(|hub| hub.position().0).sum();
+        running + self.gone.lock().changes
     }
 
     /// Calls none of them any more.

@@ -107,6 +107,14 @@ fn closed(mut connection: Connection) -> String {
     }
 }
 
+/// How many changes a start reads.
+fn changes_of_a_start(folder: &Path) -> usize {
+    let (condition, lines) = leveret_server::check(folder).unwrap();
+    assert_eq!(condition, leveret_server::Condition::Clean, "{lines:?}");
+    let (_, changes) = lines[0].split_once(" segments, ").unwrap();
+    changes.split_once(' ').unwrap().0.parse().unwrap()
+}
+
 #[test]
 fn users_virtual_hosts_and_what_is_in_them_outlive_restarts() {
     let folder = tempfile::tempdir().unwrap();
@@ -232,11 +240,36 @@ fn a_start_at_a_checkpoint_knows_who_there_is_and_not_who_was() {
     assert!(broker.connect("paul", "secret", "kept").is_err());
     assert_eq!(messages(&mut broker.connect("guest", "guest", "kept").unwrap(), "q"), Some(3));
     broker.stop();
-    let (condition, lines) = leveret_server::check(folder.path()).unwrap();
-    assert_eq!(condition, leveret_server::Condition::Clean, "{lines:?}");
-    let (_, changes) = lines[0].split_once(" segments, ").unwrap();
-    let changes: usize = changes.split_once(' ').unwrap().0.parse().unwrap();
-    assert!(changes < ROUNDS * MESSAGES / 2, "{}: a start does not begin at a checkpoint", lines[0]);
+    let changes = changes_of_a_start(folder.path());
+    assert!(changes < ROUNDS * MESSAGES / 2, "{changes} changes: a start does not begin at a checkpoint");
+}
+
+/// Checkpoints go on when most of what they have written was of a virtual host that is gone.
+#[test]
+fn a_virtual_host_that_goes_does_not_end_checkpoints() {
+    const ROUNDS: usize = 10;
+    const MESSAGES: usize = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Broker::start(folder.path());
+    broker.add_vhost("old").unwrap();
+    broker.change(vec![permissions("guest", "old")]).unwrap();
+    // Each round is a few segments of few changes, and each makes a checkpoint.
+    let pass = |vhost: &str| {
+        for _ in 0..ROUNDS {
+            let mut guest = broker.connect("guest", "guest", vhost).unwrap();
+            publish(&mut guest, "passing", MESSAGES, 100_000);
+            guest.open_channel().unwrap().purge_queue("passing").unwrap();
+        }
+    };
+    for number in 0..500 {
+        publish(&mut broker.connect("guest", "guest", "old").unwrap(), &number.to_string(), 0, 0);
+    }
+    pass("old");
+    broker.change(vec![NodeChange::VhostDeleted { name: vhost("old") }]).unwrap();
+    pass("%2F");
+    broker.stop();
+    let changes = changes_of_a_start(folder.path());
+    assert!(changes < ROUNDS * MESSAGES / 2, "{changes} changes: a start does not begin at a checkpoint");
 }
 
 #[test]

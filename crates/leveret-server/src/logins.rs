@@ -20,11 +20,11 @@ pub(crate) struct Logins {
 }
 
 impl Logins {
-    /// Checks credentials against a node. Of one address, so many are checked at once; others wait for them, and nobody
-    /// else does.
+    /// Checks credentials against the node as it is when it is their turn. Of one address, so many are checked at once; others
+    /// wait for them, and nobody else does.
     pub(crate) async fn check(
         &self,
-        node: Arc<Node>,
+        node: impl FnOnce() -> Arc<Node>,
         credentials: Credentials,
         address: IpAddr,
     ) -> Result<UserName, LoginError> {
@@ -33,7 +33,7 @@ impl Logins {
         // Nobody closes it.
         let _turn = turns.acquire().await;
         let origin = if address.is_loopback() { Origin::Loopback } else { Origin::Remote };
-        let user = credentials.user.clone();
+        let (user, node) = (credentials.user.clone(), node());
         let checking = move || node.log_in(&credentials.user, &credentials.password, origin);
         // If it panicked, nothing is proved.
         tokio::task::spawn_blocking(checking).await.unwrap_or(Err(LoginError::WrongPassword(user)))

@@ -250,7 +250,7 @@ impl Peer {
         let Some(credentials) = self.connection.login_request().cloned() else { return };
         let shared = Arc::clone(&self.shared);
         self.checking = Some(tokio::spawn(async move {
-            shared.logins.check(shared.node.current(), credentials, address.ip()).await
+            shared.logins.check(|| shared.node.current(), credentials, address.ip()).await
         }));
     }
 

@@ -105,6 +105,31 @@ fn what_is_exported_is_what_was_loaded_and_loading_it_again_changes_nothing() {
     runtime.block_on(other.shutdown());
 }
 
+/// RabbitMQ 3 says it only beside the arguments.
+#[test]
+fn a_classic_queue_is_one_also_where_another_type_is_the_default() {
+    let runtime = Runtime::new().unwrap();
+    let file = json!({
+        "vhosts": [{"name": "shop", "default_queue_type": "quorum"}],
+        "queues": [{"name": "q", "vhost": "shop", "durable": true, "type": "classic", "arguments": {}}],
+    });
+    let (broker, result) = loaded(&runtime, &file);
+    assert_eq!(result, Ok(Loaded { objects: 1, kept: Vec::new() }));
+    assert_eq!(export(&broker.admin())["queues"][0]["type"], "classic");
+    assert_eq!(load_into(&runtime, &broker, &file), result, "and loading it again finds it as it is");
+    runtime.block_on(broker.shutdown());
+}
+
+#[test]
+fn a_file_that_only_names_a_virtual_host_leaves_what_was_said_of_it() {
+    let runtime = Runtime::new().unwrap();
+    let (broker, _) = loaded(&runtime, &whole());
+    let before = export(&broker.admin())["vhosts"].clone();
+    assert!(load_into(&runtime, &broker, &json!({"vhosts": [{"name": "shop"}]})).is_ok());
+    assert_eq!(export(&broker.admin())["vhosts"], before, "it stays protected from deletion, for example");
+    runtime.block_on(broker.shutdown());
+}
+
 /// Nothing at all: also what comes before the fault.
 #[test]
 fn a_file_with_a_fault_is_refused_as_a_whole_with_its_path() {

@@ -8,6 +8,7 @@ use leveret_amqp::ShortString;
 use leveret_broker::change::NodeChange;
 use leveret_broker::names::VhostName;
 use leveret_broker::node::password::PasswordHash;
+use leveret_broker::node::{DefaultQueueType, VhostMetadata};
 use leveret_broker::vhost::command::{
     Bind, BindAction, BindTo, DeclareExchange, DeclareQueue, Existence, QueueRef, Wait,
 };
@@ -15,8 +16,8 @@ use leveret_broker::{Command, Node};
 use leveret_server::{Admin, ChangeError, Operator, Refused};
 
 use super::{
-    At, BindingDefinition, Definitions, ExchangeDefinition, Fault, PermissionDefinition, QueueDefinition, Secret,
-    TopicPermissionDefinition,
+    At, BindingDefinition, Definitions, ExchangeDefinition, Fault, PermissionDefinition, QUEUE_TYPE,
+    QueueDefinition, Secret, TopicPermissionDefinition,
 };
 
 /// Objects between two reports of progress.
@@ -93,7 +94,10 @@ impl Definitions {
                 changes.push((path.clone(), NodeChange::VhostAdded { stream, name: name.clone() }));
                 stream += 1;
             }
-            changes.push((path, NodeChange::VhostDescribed { name, metadata: vhost.metadata.clone() }));
+            // Where the file says nothing of it, what was said before stays.
+            if vhost.metadata != VhostMetadata::default() {
+                changes.push((path, NodeChange::VhostDescribed { name, metadata: vhost.metadata.clone() }));
+            }
         }
         for (name, limits) in &self.vhost_limits {
             let limited = NodeChange::VhostLimited { name: name.clone(), limits: *limits };
@@ -144,7 +148,8 @@ impl Definitions {
             }
         }
         for queue in &self.queues {
-            if let Err(refused) = declare_queue(stage.at(queue)?, &queue.what)
+            let default_type = default_type(&node, &queue.vhost);
+            if let Err(refused) = declare_queue(stage.at(queue)?, &queue.what, default_type)
                 && !is_kept(&refused)
             {
                 return Err(Fault::new(&queue.path, refused));
@@ -165,6 +170,7 @@ impl Definitions {
     ) -> Result<(Loaded, Vec<Operator>), LoadError> {
         let objects = self.policies.len() + self.exchanges.len() + self.queues.len() + self.bindings.len();
         let (mut operators, mut kept, mut done) = (BTreeMap::new(), Vec::new(), 0);
+        let node = admin.users_and_vhosts();
         let mut step = || {
             if done % PROGRESS_EVERY == 0 {
                 progress(done, objects);
@@ -184,7 +190,9 @@ impl Definitions {
         }
         for queue in &self.queues {
             step();
-            let declared = declare_queue(operator(admin, &mut operators, &queue.vhost)?, &queue.what);
+            let default_type = default_type(&node, &queue.vhost);
+            let operator = operator(admin, &mut operators, &queue.vhost)?;
+            let declared = declare_queue(operator, &queue.what, default_type);
             kept.extend(declared.err().map(|refused| format!("{}: {refused}", queue.path)));
         }
         for binding in &self.bindings {
@@ -195,6 +203,11 @@ impl Definitions {
         progress(objects, objects);
         Ok((Loaded { objects, kept }, operators.into_values().collect()))
     }
+}
+
+/// The type of a queue that does not say.
+fn default_type(node: &Node, vhost: &VhostName) -> DefaultQueueType {
+    node.vhosts().get(vhost).map(|vhost| vhost.metadata.default_queue_type).unwrap_or_default()
 }
 
 /// The operator of a virtual host.
@@ -255,7 +268,7 @@ impl Stage<'_> {
             let _ = declare_exchange(operator, exchange);
         }
         if let Some(queue) = &queue {
-            let _ = declare_queue(operator, queue);
+            let _ = declare_queue(operator, queue, DefaultQueueType::Classic);
         }
         Ok(())
     }
@@ -280,7 +293,14 @@ fn declare_exchange(operator: &mut Operator, exchange: &ExchangeDefinition) -> R
     operator.execute(|channel| Command::DeclareExchange(channel, Box::new(declare)))
 }
 
-fn declare_queue(operator: &mut Operator, queue: &QueueDefinition) -> Result<(), Refused> {
+/// A queue of which the file does not say more is of type classic, also where another type is the default.
+fn declare_queue(
+    operator: &mut Operator,
+    queue: &QueueDefinition,
+    default_type: DefaultQueueType,
+) -> Result<(), Refused> {
+    let says = queue.arguments.as_table().get(QUEUE_TYPE).is_some() || default_type == DefaultQueueType::Classic;
+    let arguments = if says { queue.arguments.clone() } else { queue.arguments_of_type("classic") };
     let declare = DeclareQueue {
         name: queue.name.clone(),
         existence: Existence::Declare,
@@ -288,7 +308,7 @@ fn declare_queue(operator: &mut Operator, queue: &QueueDefinition) -> Result<(),
         exclusive: false,
         auto_delete: queue.auto_delete,
         wait: Wait::NoWait,
-        arguments: queue.arguments.clone(),
+        arguments,
     };
     operator.execute(|channel| Command::DeclareQueue(channel, Box::new(declare)))
 }

@@ -24,6 +24,9 @@ use self::json::Object;
 pub(crate) use self::json::field_table;
 pub use self::load::{LoadError, Loaded, load};
 
+/// The argument of a queue that says its type.
+const QUEUE_TYPE: &str = "x-queue-type";
+
 /// What a file of definitions says.
 #[derive(Debug, Default)]
 pub struct Definitions {
@@ -114,6 +117,16 @@ struct QueueDefinition {
     durable: bool,
     auto_delete: bool,
     arguments: FieldTable,
+}
+
+impl QueueDefinition {
+    /// Its arguments, and that it is of this type.
+    fn arguments_of_type(&self, kind: &str) -> FieldTable {
+        FieldTable::build(|table| {
+            let kind = Field::LongStr(kind.as_bytes());
+            table.fields_of(self.arguments.as_table(), |_| true).field(QUEUE_TYPE, kind);
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -398,12 +411,6 @@ impl Definitions {
         Ok(())
     }
 
-    /// Whether queues that do not say are no classic ones there, or may be, as the file does not say.
-    fn has_another_default(&self, vhost: &VhostName) -> bool {
-        let known = self.vhosts.iter().find(|known| known.name == *vhost);
-        known.is_none_or(|known| known.metadata.default_queue_type != DefaultQueueType::Classic)
-    }
-
     fn queue(&mut self, mut object: Object<'_>) -> Result<(), Fault> {
         let (path, vhost) = (object.path().to_owned(), VhostName::from(object.name("vhost")?));
         let mut queue = QueueDefinition {
@@ -412,20 +419,16 @@ impl Definitions {
             auto_delete: object.flag("auto_delete")?,
             arguments: object.table("arguments")?,
         };
-        let said = queue.arguments.as_table().get("x-queue-type").and_then(Field::as_str).map(str::to_owned);
+        let said = queue.arguments.as_table().get(QUEUE_TYPE).and_then(Field::as_str).map(str::to_owned);
         let kind = said.clone().or(object.optional_text("type")?.map(str::to_owned));
         if kind.as_deref() == Some("stream") {
             self.ignore(&path, "queues of type stream");
             self.left_out.insert((vhost, true, queue.name));
             return Ok(());
         }
-        // RabbitMQ 4 says it outside of the arguments, too. Where classic queues are the default, that need not be said.
-        let is_default = |kind: &str| kind == "classic" && !self.has_another_default(&vhost);
-        if let Some(kind) = kind.filter(|kind| said.is_none() && !is_default(kind)) {
-            queue.arguments = FieldTable::build(|table| {
-                let said = Field::LongStr(kind.as_bytes());
-                table.fields_of(queue.arguments.as_table(), |_| true).field("x-queue-type", said);
-            });
+        // RabbitMQ 4 says it outside of the arguments, too.
+        if let Some(kind) = kind.filter(|kind| said.is_none() && kind != "classic") {
+            queue.arguments = queue.arguments_of_type(&kind);
         }
         self.ignored.extend(object.rest_but(&["exclusive", "policy", "node", "state"]));
         self.queues.push(At { path, vhost, what: queue });

@@ -44,29 +44,28 @@ impl Hubs {
         Arc::new(Hubs { running: RwLock::default(), gone: Mutex::new(Gone { streams: gone, changes: 0 }) })
     }
 
-    /// Takes a virtual host in, and begins to call it when something is due.
-    pub(crate) fn add(&self, name: VhostName, hub: Arc<Hub>, runtime: &Handle) {
+    /// Takes a virtual host in, and begins to call it when something is due. Returns the one of that name, if there was one: it is
+    /// gone.
+    pub(crate) fn add(&self, name: VhostName, hub: Arc<Hub>, runtime: &Handle) -> Option<Arc<Hub>> {
         let timers = Some(runtime.spawn(Arc::clone(&hub).run_timers()));
         let before = self.running.write().insert(name, Running { hub, timers });
-        if let Some(before) = before {
-            self.retire(&before);
-        }
+        before.map(|before| self.retire(before))
     }
 
     /// A virtual host is gone. Its hub lives on until its connections have ended.
-    pub(crate) fn remove(&self, name: &VhostName) {
+    pub(crate) fn remove(&self, name: &VhostName) -> Option<Arc<Hub>> {
         let removed = self.running.write().remove(name);
-        if let Some(removed) = removed {
-            self.retire(&removed);
-        }
+        removed.map(|removed| self.retire(removed))
     }
 
-    fn retire(&self, running: &Running) {
+    fn retire(&self, running: Running) -> Arc<Hub> {
         running.abort_timers();
         let changes = running.hub.position().0 + 1;
         let mut gone = self.gone.lock();
         gone.streams.push(running.hub.stream());
         gone.changes += changes;
+        drop(gone);
+        running.hub
     }
 
     /// The one of that name.

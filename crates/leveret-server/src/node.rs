@@ -191,7 +191,9 @@ impl NodeKeeper {
             let fresh = VirtualHost::new(name.clone(), rand::random());
             let hub = self.workshop.hub(fresh, self.workshop.open(vhost.stream));
             hub.follow(vhost);
-            self.hubs.add(name.clone(), Arc::clone(&hub), &self.workshop.runtime);
+            if let Some(gone) = self.hubs.add(name.clone(), Arc::clone(&hub), &self.workshop.runtime) {
+                self.rooms.leave(&gone);
+            }
             self.rooms.tell(&hub);
         }
         *self.current.write() = Arc::clone(&node);
@@ -248,8 +250,10 @@ impl NodeKeeper {
             }
         }
         for (vhost, _) in missing(before, node) {
-            if !node.vhosts().contains_key(vhost) {
-                self.hubs.remove(vhost);
+            if !node.vhosts().contains_key(vhost)
+                && let Some(gone) = self.hubs.remove(vhost)
+            {
+                self.rooms.leave(&gone);
             }
             self.connections.close(Which::Vhost(vhost.as_str()), &vhost_deleted(vhost.as_str()));
         }
@@ -281,6 +285,7 @@ mod tests {
     use leveret_amqp::{FieldTable, ShortStr};
     use leveret_broker::names::ChannelId;
     use leveret_broker::vhost::command::{DeclareQueue, Existence, Wait};
+    use leveret_broker::vhost::room::Room;
     use leveret_broker::{Command, Commands};
 
     use super::*;
@@ -297,6 +302,25 @@ mod tests {
         };
         let rooms = Rooms::new(Arc::clone(&hubs));
         NodeKeeper::new(Node::default(), Arc::default(), hubs, rooms, workshop)
+    }
+
+    /// They would wait for room, which nobody would tell them of, until they are given up.
+    #[tokio::test]
+    async fn in_a_virtual_host_that_is_gone_nobody_waits_for_room() {
+        let keeper = keeper();
+        let name = VhostName::new(ShortStr::truncated("shop"));
+        let add = |node: &Node| Ok(vec![NodeChange::VhostAdded { stream: node.next_stream(), name: name.clone() }]);
+        let delete = || NodeChange::VhostDeleted { name: name.clone() };
+        let room = |hub: &Arc<Hub>| hub.look(VirtualHost::room);
+        keeper.change(add).unwrap();
+        let replaced = keeper.hubs.get("shop").unwrap();
+        keeper.rooms.set_short_of_disk(true);
+        assert_eq!(room(&replaced), Room::ShortOf { memory: false, disk: true });
+        keeper.change(|node| Ok([vec![delete()], add(node)?].concat())).unwrap();
+        let deleted = keeper.hubs.get("shop").unwrap();
+        assert_eq!((room(&replaced), room(&deleted)), (Room::Enough, Room::ShortOf { memory: false, disk: true }));
+        keeper.change(|_| Ok(vec![delete()])).unwrap();
+        assert_eq!(room(&deleted), Room::Enough);
     }
 
     /// Whoever comes to a virtual host while it is replaced finds the new one, and may do nothing by what was granted in the old

@@ -62,6 +62,13 @@ impl Rooms {
         hub.set_room(state.told);
     }
 
+    /// A virtual host is gone, and nobody waits there any more, so that all in it can say goodbye.
+    pub(crate) fn leave(&self, hub: &Hub) {
+        // Whoever changes it at the moment may have found it among the others, and has told it.
+        let _nobody_changes_it = self.state.lock();
+        hub.set_room(Room::Enough);
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
         // Held until all are told, so that they hear of it in order.
         let mut state = self.state.lock();

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot talk to the broker has failed")]
 
 use leveret_management::definitions::{Definitions, LoadError, Loaded, export, load};
-use leveret_server::{Beginning, Prepared, Server, ServerConfig};
+use leveret_server::{Beginning, Prepared, Server, ServerConfig, Storage};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -187,6 +187,27 @@ fn a_file_with_a_fault_is_refused_as_a_whole_with_its_path() {
         }
         runtime.block_on(broker.shutdown());
     }
+}
+
+/// Also with names in another order than those of the file, and of the virtual hosts that were there.
+#[test]
+fn what_was_loaded_into_new_virtual_hosts_is_there_after_the_next_start() {
+    let (runtime, folder) = (Runtime::new().unwrap(), tempfile::tempdir().unwrap());
+    let prepare = || {
+        let (beginning, storage) = (Beginning::Nothing, Storage::Folder(folder.path().join("data")));
+        runtime.block_on(Server::prepare(ServerConfig { beginning, storage, ..ServerConfig::default() })).unwrap()
+    };
+    let queue = |vhost: &str| json!({"name": "q", "vhost": vhost, "durable": true, "arguments": {}});
+    let file = json!({
+        "vhosts": [{"name": "c"}, {"name": "a"}, {"name": "b"}], "queues": [queue("a"), queue("b"), queue("c")],
+    });
+    let broker = prepare();
+    assert_eq!(load_into(&runtime, &broker, &file), Ok(Loaded { objects: 3, kept: Vec::new() }));
+    let before = export(&broker.admin());
+    runtime.block_on(broker.shutdown());
+    let broker = prepare();
+    assert_eq!(export(&broker.admin()), before);
+    runtime.block_on(broker.shutdown());
 }
 
 #[test]

@@ -177,6 +177,8 @@ fn exchanges_and_the_overview_are_there() {
         (status, &nodes[0]["os_pid"], &nodes[0]["mem_alarm"]),
         (200, &json!(std::process::id()), &json!(false))
     );
+    let uptime = nodes[0]["uptime"].as_u64().unwrap();
+    assert!(uptime < 3_600_000, "it was started a moment ago, not {uptime} ms");
 }
 
 #[test]

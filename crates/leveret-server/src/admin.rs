@@ -85,7 +85,7 @@ impl Admin {
         NodeView {
             name: self.0.settings.cluster_name.clone(),
             os_pid: std::process::id(),
-            uptime: milliseconds(self.0.clock.now().monotonic),
+            uptime: milliseconds(self.0.clock.uptime()),
             running: true,
             mem_used: memory::resident(),
             mem_limit: self.0.memory.limit(),

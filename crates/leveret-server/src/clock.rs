@@ -24,6 +24,11 @@ impl Clock {
         Moment { monotonic: BEGINNING + self.start.elapsed(), wall }
     }
 
+    /// How long ago it was started.
+    pub(crate) fn uptime(self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// When a deadline is due, for tokio's timers. Beyond a year it is never.
     pub(crate) fn instant(self, deadline: Deadline) -> tokio::time::Instant {
         const YEAR: Duration = Duration::from_hours(365 * 24);

@@ -144,8 +144,15 @@ impl Definitions {
     /// # Errors
     /// Where the first fault is, and what is wrong there.
     pub fn parse(text: &[u8]) -> Result<Self, Fault> {
-        let value: Value = serde_json::from_slice(text)
-            .map_err(|error| Fault::new(format!("line {}, column {}", error.line(), error.column()), error))?;
+        if text.trim_ascii().is_empty() {
+            return Err(Fault::new("the file", "it is empty"));
+        }
+        let value: Value = serde_json::from_slice(text).map_err(|error| {
+            let said = error.to_string();
+            // It says the place, too.
+            let fault = said.rsplit_once(" at line ").map_or(&*said, |(fault, _)| fault);
+            Fault::new(format!("line {}, column {}", error.line(), error.column()), fault)
+        })?;
         let mut file = Object::new(String::new(), &value)?;
         let mut definitions = Definitions::default();
         // Who has written it.

@@ -50,7 +50,8 @@ fn a_fault_is_named_with_its_path() {
         assert_eq!(parse(&file).map(drop), Err(text.to_owned()), "{file}");
     }
     let torn = Definitions::parse(b"{\n \"users\": [").unwrap_err();
-    assert_eq!(torn.path, "line 2, column 11");
+    assert_eq!(torn.to_string(), "line 2, column 11: EOF while parsing a list");
+    assert_eq!(Definitions::parse(b" \n").unwrap_err().to_string(), "the file: it is empty");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
@@ -89,6 +90,7 @@ fn first_line(file: &std::path::Path) -> io::Result<String> {
   leveret add user ops --password-file - --tag administrator")]
 pub(crate) struct AddUser {
     /// Their name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     password: Credential,
@@ -104,6 +106,7 @@ pub(crate) struct AddUser {
 #[command(after_help = "Example:\n  leveret set user marie --tag monitoring")]
 pub(crate) struct SetUser {
     /// Their name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     password: Credential,
@@ -122,6 +125,7 @@ pub(crate) struct SetUser {
 #[command(after_help = "Example:\n  leveret delete user marie")]
 pub(crate) struct DeleteUser {
     /// Their name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     broker: DataDir,
@@ -164,6 +168,7 @@ impl Said {
 )]
 pub(crate) struct AddVhost {
     /// Its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     said: Said,
@@ -176,6 +181,7 @@ pub(crate) struct AddVhost {
 #[command(after_help = "Example:\n  leveret set vhost shop --protected true")]
 pub(crate) struct SetVhost {
     /// Its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     said: Said,
@@ -188,6 +194,7 @@ pub(crate) struct SetVhost {
 #[command(after_help = "Example:\n  leveret delete vhost shop")]
 pub(crate) struct DeleteVhost {
     /// Its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     broker: DataDir,
@@ -200,6 +207,7 @@ pub(crate) struct DeleteVhost {
   leveret set permissions reader --vhost shop --read '^orders'")]
 pub(crate) struct SetPermissions {
     /// Their name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     user: String,
     /// The virtual host.
     #[arg(long, value_name = "NAME", default_value = "/")]
@@ -222,6 +230,7 @@ pub(crate) struct SetPermissions {
 #[command(after_help = "Example:\n  leveret clear permissions marie --vhost shop")]
 pub(crate) struct ClearPermissions {
     /// Their name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     user: String,
     /// The virtual host.
     #[arg(long, value_name = "NAME", default_value = "/")]
@@ -237,6 +246,7 @@ pub(crate) struct ClearPermissions {
 )]
 pub(crate) struct SetTopicPermissions {
     /// Their name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     user: String,
     /// The exchange.
     exchange: String,
@@ -258,6 +268,7 @@ pub(crate) struct SetTopicPermissions {
 #[command(after_help = "Example:\n  leveret clear topic-permissions marie")]
 pub(crate) struct ClearTopicPermissions {
     /// Their name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     user: String,
     /// The exchange; without it, all.
     exchange: Option<String>,
@@ -275,6 +286,7 @@ pub(crate) struct ClearTopicPermissions {
   leveret set policy limits '.*' '{\"max-length\": 1000000}' --operator")]
 pub(crate) struct SetPolicy {
     /// Its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// Searched for in names.
     pattern: String,
@@ -305,6 +317,7 @@ pub(crate) struct SetPolicy {
 #[command(after_help = "Example:\n  leveret clear policy short")]
 pub(crate) struct ClearPolicy {
     /// Its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// The virtual host.
     #[arg(long, value_name = "NAME", default_value = "/")]
@@ -356,11 +369,12 @@ pub(crate) struct SetLimit {
     /// Of what.
     of: Limited,
     /// Its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// max-connections; of a virtual host also max-queues, of a user also max-channels.
     limit: String,
-    /// How many; 0 for none at all.
-    #[arg(value_parser = clap::value_parser!(i64).range(0..))]
+    /// How many; 0 for none at all. Without a limit: leveret clear limit.
+    #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(0..))]
     value: i64,
     #[command(flatten)]
     broker: DataDir,
@@ -373,6 +387,7 @@ pub(crate) struct ClearLimit {
     /// Of what.
     of: Limited,
     /// Its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// Which.
     limit: String,
@@ -385,6 +400,7 @@ pub(crate) struct ClearLimit {
 #[command(after_help = "Example:\n  leveret set parameter cluster_tags '{\"region\":\"eu\"}'")]
 pub(crate) struct SetParameter {
     /// What it is called.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// JSON.
     value: String,
@@ -397,6 +413,7 @@ pub(crate) struct SetParameter {
 #[command(after_help = "Example:\n  leveret clear parameter cluster_tags")]
 pub(crate) struct ClearParameter {
     /// What it is called.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     broker: DataDir,
@@ -469,6 +486,10 @@ impl Set {
                 or(broker.put(&user_path(&name), &fields)?, || Failure::NoUser(name))
             }
             Set::Vhost(SetVhost { name, said, broker }) => {
+                if said.fields().is_empty() {
+                    let advice = "say what is to change: --description, --tag, --default-queue-type or --protected";
+                    return Err(Failure::Usage(advice.to_owned()));
+                }
                 let broker = broker.client()?;
                 if broker.get(&vhost_path(&name))?.is_none() {
                     return Err(Failure::NoVhost(name));
@@ -478,12 +499,14 @@ impl Set {
             Set::Permissions(SetPermissions { user, vhost, configure, write, read, broker }) => {
                 let path = format!("/api/permissions/{}/{}", encoded(&vhost), encoded(&user));
                 let fields = json!({ "configure": configure, "write": write, "read": read });
-                or(broker.client()?.put(&path, &fields)?, || Failure::NoUserOrVhost(user, vhost))
+                let broker = broker.client()?;
+                or(broker.put(&path, &fields)?, || broker.missing(user, vhost))
             }
             Set::TopicPermissions(SetTopicPermissions { user, exchange, vhost, write, read, broker }) => {
                 let path = format!("/api/topic-permissions/{}/{}", encoded(&vhost), encoded(&user));
                 let fields = json!({ "exchange": exchange, "write": write, "read": read });
-                or(broker.client()?.put(&path, &fields)?, || Failure::NoUserOrVhost(user, vhost))
+                let broker = broker.client()?;
+                or(broker.put(&path, &fields)?, || broker.missing(user, vhost))
             }
             Set::Policy(SetPolicy { name, pattern, definition, vhost, priority, apply_to, operator, broker }) => {
                 let definition = json_value("the definition", &definition)?;
@@ -511,15 +534,17 @@ impl Clear {
         match self {
             Clear::Permissions(ClearPermissions { user, vhost, broker }) => {
                 let path = format!("/api/permissions/{}/{}", encoded(&vhost), encoded(&user));
-                or(broker.client()?.delete(&path, None)?, || Failure::NoUserOrVhost(user, vhost))
+                let broker = broker.client()?;
+                or(broker.delete(&path, None)?, || broker.missing(user, vhost))
             }
             Clear::TopicPermissions(ClearTopicPermissions { user, exchange, vhost, broker }) => {
                 let path = format!("/api/topic-permissions/{}/{}", encoded(&vhost), encoded(&user));
+                let broker = broker.client()?;
                 let is_done = match exchange {
-                    Some(exchange) => broker.client()?.delete_with(&path, &json!({ "exchange": exchange }))?,
-                    None => broker.client()?.delete(&path, None)?,
+                    Some(exchange) => broker.delete_with(&path, &json!({ "exchange": exchange }))?,
+                    None => broker.delete(&path, None)?,
                 };
-                or(is_done, || Failure::NoUserOrVhost(user, vhost))
+                or(is_done, || broker.missing(user, vhost))
             }
             Clear::Policy(ClearPolicy { name, vhost, operator, broker }) => {
                 let is_done = broker.client()?.delete(&policy_path(operator, &vhost, &name), None)?;
@@ -543,7 +568,7 @@ impl DeleteUser {
 
     fn delete(self) -> Result<(), Failure> {
         let is_done = self.broker.client()?.delete(&user_path(&self.name), None)?;
-        or(is_done, || Failure::NoUser(self.name))
+        or(is_done, || Failure::NothingToDelete("user", self.name))
     }
 }
 
@@ -554,6 +579,6 @@ impl DeleteVhost {
 
     fn delete(self) -> Result<(), Failure> {
         let is_done = self.broker.client()?.delete(&vhost_path(&self.name), None)?;
-        or(is_done, || Failure::NoVhost(self.name))
+        or(is_done, || Failure::NothingToDelete("vhost", self.name))
     }
 }

@@ -76,7 +76,7 @@ impl Explain {
         let broker = self.broker.client()?;
         let Some(explanation) = broker.get(&path)? else {
             return Err(match self.user {
-                Some(user) => Failure::NoUserOrVhost(user, self.vhost),
+                Some(user) => broker.missing(user, self.vhost),
                 None => Failure::NoVhost(self.vhost),
             });
         };
@@ -148,6 +148,7 @@ fn lines(explanation: &Value) -> Vec<String> {
     }
     let queues = list(explanation, "queues");
     match explanation["queue_count"].as_u64().unwrap_or(0) {
+        0 if !explanation["refused"].is_null() => {}
         0 => lines.push("  it reaches no queue: it is dropped, or returned if it is mandatory".into()),
         count if count > queues.len() as u64 => {
             lines.push(format!("  it reaches {count} queues, of which the first {} are", queues.len()));

@@ -67,7 +67,7 @@ impl Broker {
         match self.client.get(path)? {
             (StatusCode::OK, body) => serde_json::from_slice(&body).map(Some).map_err(Failure::NotJson),
             (StatusCode::NOT_FOUND, _) => Ok(None),
-            (status, _) => Err(Failure::Status(status)),
+            (status, body) => Err(refusal(status, body.as_ref())),
         }
     }
 
@@ -81,6 +81,15 @@ impl Broker {
         done(self.client.delete_with(path, body.to_string())?)
     }
 
+    /// Which of the two is not there.
+    fn missing(&self, user: String, vhost: String) -> Failure {
+        match self.get(&format!("/api/users/{}", encoded(&user))) {
+            Ok(None) => Failure::NoUser(user),
+            Ok(Some(_)) => Failure::NoVhost(vhost),
+            Err(failure) => failure,
+        }
+    }
+
     /// Puts JSON at a path; false if what it belongs to is not there.
     fn put(&self, path: &str, body: &Value) -> Result<bool, Failure> {
         done(self.client.put(path, body.to_string())?)
@@ -92,12 +101,15 @@ fn done((status, body): (StatusCode, impl AsRef<[u8]>)) -> Result<bool, Failure>
     match status {
         StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(true),
         StatusCode::NOT_FOUND => Ok(false),
-        _ => {
-            let said: Option<Value> = serde_json::from_slice(body.as_ref()).ok();
-            let reason = said.as_ref().and_then(|said| said["reason"].as_str());
-            Err(reason.map_or(Failure::Status(status), |reason| Failure::Refused(reason.to_owned())))
-        }
+        _ => Err(refusal(status, body.as_ref())),
     }
+}
+
+/// In the words of the broker, if it has any.
+fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    let said: Option<Value> = serde_json::from_slice(body).ok();
+    let reason = said.as_ref().and_then(|said| said["reason"].as_str());
+    reason.map_or(Failure::Status(status), |reason| Failure::Refused(reason.to_owned()))
 }
 
 /// Why a command did not do what it should, in the one line that standard error shows.
@@ -119,8 +131,8 @@ enum Failure {
     NoVhost(String),
     #[error("no user '{0}'; add one with: leveret add user {words}", words = words(&[.0]))]
     NoUser(String),
-    #[error("there is no user '{0}', or no virtual host '{1}'")]
-    NoUserOrVhost(String, String),
+    #[error("no {0} '{1}'; all are listed by: leveret list {0}s")]
+    NothingToDelete(&'static str, String),
     #[error("there is no policy '{0}' in virtual host '{1}'")]
     NoPolicy(String, String),
     #[error("there is no parameter '{0}'")]
@@ -169,7 +181,7 @@ impl Failure {
             | Failure::Refused(_)
             | Failure::NoVhost(_)
             | Failure::NoUser(_)
-            | Failure::NoUserOrVhost(..)
+            | Failure::NothingToDelete(..)
             | Failure::NoPolicy(..)
             | Failure::NoParameter(_)
             | Failure::Exists(..)

@@ -147,13 +147,15 @@ fn lines(explanation: &Value) -> Vec<String> {
         }
     }
     let queues = list(explanation, "queues");
+    let is_refused = !explanation["refused"].is_null();
+    let reaches = if is_refused { "it would reach" } else { "it reaches" };
     match explanation["queue_count"].as_u64().unwrap_or(0) {
-        0 if !explanation["refused"].is_null() => {}
+        0 if is_refused => {}
         0 => lines.push("  it reaches no queue: it is dropped, or returned if it is mandatory".into()),
         count if count > queues.len() as u64 => {
-            lines.push(format!("  it reaches {count} queues, of which the first {} are", queues.len()));
+            lines.push(format!("  {reaches} {count} queues, of which the first {} are", queues.len()));
         }
-        count => lines.push(format!("  it reaches {count} {}", if count == 1 { "queue" } else { "queues" })),
+        count => lines.push(format!("  {reaches} {count} {}", if count == 1 { "queue" } else { "queues" })),
     }
     for queue in queues {
         lines.push(format!(

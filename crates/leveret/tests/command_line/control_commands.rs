@@ -306,6 +306,18 @@ fn limits_and_parameters_are_set_and_cleared() {
 }
 
 #[test]
+fn of_a_refused_message_it_is_only_told_where_it_would_go() {
+    let broker = start();
+    broker.ask(&["declare", "queue", "q"]);
+    ask(&broker, &["add", "user", "marie", "--no-password"]);
+    let told = ask(&broker, &["explain", "--routing-key", "q", "--user", "marie"]);
+    assert!(told.contains("\n  it is refused: ACCESS_REFUSED"), "{told}");
+    assert!(told.contains("\n  it would reach 1 queue\n"), "{told}");
+    let told = ask(&broker, &["explain", "--exchange", "nowhere"]);
+    assert!(told.ends_with("  it is refused: NOT_FOUND - no exchange 'nowhere' in vhost '/'\n"), "{told}");
+}
+
+#[test]
 fn what_cannot_be_changed_is_refused_with_words() {
     let broker = start();
     for (arguments, code, words) in [

@@ -1,7 +1,8 @@
 //! `leveret export`.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use super::{DataDir, Failure};
@@ -10,7 +11,7 @@ use super::{DataDir, Failure};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  leveret export --file definitions.json")]
 pub(crate) struct Export {
-    /// Where to write it; a file that is there is written over [default: standard output]
+    /// Where to write it, for its owner only; a file that is there is written over [default: standard output]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
@@ -25,8 +26,9 @@ impl Export {
         match self.file {
             None => io::stdout().lock().write_all(&text)?,
             Some(path) => {
-                let written =
-                    File::create(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+                // There are hashes of passwords in it.
+                let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+                let written = file.and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
                 written.map_err(|error| Failure::File(path, error))?;
             }
         }

@@ -1,5 +1,8 @@
 //! What the commands print that look at a running broker, and steer it, through its data folder.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -212,7 +215,7 @@ fn the_control_socket_is_there_while_the_broker_runs_and_a_killed_one_is_no_obst
 #[test]
 fn a_broker_that_cannot_have_a_control_socket_runs_without() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(folder.path().join("control.sock/not-empty")).unwrap();
+    fs::create_dir_all(folder.path().join("control.sock/not-empty")).unwrap();
     let broker = leveret(&["--amqp-port", "0", "--data-dir", folder.path().to_str().unwrap()]).start();
     broker.ask(&["declare", "queue", "q"]);
     let stderr = broker.stop().stderr;
@@ -267,7 +270,7 @@ fn a_user_gets_a_password_and_permissions_and_loses_them_again() {
 fn a_password_comes_from_a_file_or_standard_input_too() {
     let broker = start();
     let folder = broker.process.folder.path();
-    std::fs::write(folder.join("secret"), "pass word\n").unwrap();
+    fs::write(folder.join("secret"), "pass word\n").unwrap();
     ask(&broker, &["add", "user", "one", "--password-file", folder.join("secret").to_str().unwrap()]);
     let data_dir = folder.join("leveret-data");
     let arguments = ["add", "user", "other", "--password-file", "-", "--data-dir", data_dir.to_str().unwrap()];
@@ -303,6 +306,21 @@ fn limits_and_parameters_are_set_and_cleared() {
     assert_eq!(ask_json(&broker, &["list", "parameters"]), parameters);
     ask(&broker, &["clear", "parameter", "tags"]);
     assert_eq!(ask_json(&broker, &["list", "parameters"]), json!([]));
+}
+
+#[test]
+fn an_export_is_a_file_for_its_owner_that_another_broker_begins_with() {
+    let broker = start();
+    broker.ask(&["declare", "queue", "kept", "--durable"]);
+    ask(&broker, &["add", "vhost", "shop"]);
+    let file = broker.process.folder.path().join("definitions.json");
+    let name = file.to_str().unwrap();
+    ask(&broker, &["export", "--file", name]);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "hashes of passwords are in it");
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(text, ask(&broker, &["export"]));
+    let other = leveret(&["--amqp-port", "0", "--definitions", name]).start();
+    assert_eq!(ask(&other, &["export"]), text);
 }
 
 #[test]

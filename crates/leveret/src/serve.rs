@@ -94,7 +94,7 @@ pub(crate) struct Serve {
     /// A file of definitions to begin with, in RabbitMQ's JSON: users, virtual hosts, permissions, policies, queues, exchanges and
     /// bindings. What exists stays; a file with a fault is refused as a whole
     #[arg(long, value_name = "FILE", env = "LEVERET_DEFINITIONS")]
-    definitions: Option<PathBuf>,
+    definitions: Option<OsString>,
     /// A TOML file with the same settings, one `key = value` a line; variables and options win over it
     #[arg(long, value_name = "FILE", env = "LEVERET_CONFIG")]
     config: Option<PathBuf>,
@@ -117,6 +117,7 @@ impl Serve {
             ("default_user", &self.default_user),
             ("default_pass", &self.default_pass),
             ("default_vhost", &self.default_vhost),
+            ("definitions", &self.definitions),
             ("log_level", &self.log_level),
         ];
         let options = options.into_iter().filter_map(|(key, value)| {
@@ -138,11 +139,11 @@ impl Serve {
 pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
     let assignments = serve.assignments(matches);
     let configuration = assignments.and_then(|given| Configuration::new(serve.config.as_deref(), given));
-    let Configuration { server: config, log_level, .. } = match configuration {
+    let Configuration { server: config, log_level, definitions, .. } = match configuration {
         Ok(configuration) => configuration,
         Err(error) => return fail(BAD_OPTION, &error),
     };
-    let definitions = match serve.definitions.as_deref().map(File::read).transpose() {
+    let definitions = match definitions.as_deref().map(File::read).transpose() {
         Ok(definitions) => definitions,
         Err(error) => return fail(BAD_OPTION, &error),
     };
@@ -174,7 +175,7 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
     }
     let storage = config.storage.clone();
     let is_remote = config.bind.iter().any(|address| !address.is_loopback());
-    let loopback_users = config.loopback_users.clone();
+    let (loopback_users, first_user) = (config.loopback_users.clone(), config.first_user.name.clone());
     let prepared = match Server::prepare(config).await {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -204,6 +205,11 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
         tracing::warn!(
             "all users may log in from this machine only: other machines are refused; --default-user makes another one \
              in a new data folder"
+        );
+    }
+    if is_remote && server.node().log_in(&first_user, b"guest", node::Origin::Remote).is_ok() {
+        tracing::warn!(
+            "user '{first_user}' has the password guest, and may log in from other machines: set --default-pass"
         );
     }
     let stop = match StopSignals::new() {

@@ -380,7 +380,7 @@ impl Definitions {
             None => ApplyTo::default(),
             Some(text) => ApplyTo::parse(text).map_err(|error| Fault::new(object.path_of("apply-to"), error))?,
         };
-        let source = PolicySource {
+        let mut source = PolicySource {
             kind,
             name: name.into(),
             pattern: object.text("pattern")?.to_owned(),
@@ -388,12 +388,25 @@ impl Definitions {
             priority: object.optional_integer("priority")?.unwrap_or_default(),
             definition: object.table("definition")?,
         };
-        match Policy::new(source) {
-            Ok(policy) => self.policies.push(At { path, vhost, what: policy }),
-            Err(error @ InvalidPolicy::Absent { .. }) => self.ignore(&path, &error.to_string()),
-            Err(error @ InvalidPolicy::Pattern(_)) => return Err(Fault::new(object.path_of("pattern"), error)),
-            Err(error) => return Err(Fault::new(object.path_of("definition"), error)),
-        }
+        // What Leveret has not got is left out of it, as long as something is left.
+        let policy = loop {
+            match Policy::new(source.clone()) {
+                Err(ref error @ InvalidPolicy::Absent { key, .. }) => {
+                    self.ignore(&object.path_of("definition"), &error.to_string());
+                    source.definition = FieldTable::build(|table| {
+                        table.fields_of(source.definition.as_table(), |name| name != key.as_bytes());
+                    });
+                    if source.definition.as_table().iter().next().is_none() {
+                        self.ignore(&path, "a policy of which nothing is left");
+                        return Ok(());
+                    }
+                }
+                Err(error @ InvalidPolicy::Pattern(_)) => return Err(Fault::new(object.path_of("pattern"), error)),
+                Err(error) => return Err(Fault::new(object.path_of("definition"), error)),
+                Ok(policy) => break policy,
+            }
+        };
+        self.policies.push(At { path, vhost, what: policy });
         self.ignored.extend(object.rest());
         Ok(())
     }

@@ -61,7 +61,10 @@ fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
         "users": [{"name": "old", "password_hash": "xx", "hashing_algorithm": "rabbit_password_hashing_md5", "tags": ""}],
         "vhosts": [{"name": "v", "default_queue_type": "stream", "metadata": {"color": "brown"}}],
         "parameters": [{"component": "shovel", "name": "s", "vhost": "v", "value": {}}],
-        "policies": [{"name": "p", "vhost": "v", "pattern": "", "definition": {"ha-mode": "all"}}],
+        "policies": [
+            {"name": "p", "vhost": "v", "pattern": "", "definition": {"ha-mode": "all"}},
+            {"name": "r", "vhost": "v", "pattern": "", "definition": {"ha-mode": "all", "message-ttl": 1}},
+        ],
         "exchanges": [{"name": "x", "vhost": "v", "type": "x-jms-topic"}],
         "queues": [
             {"name": "s", "vhost": "v", "arguments": {"x-queue-type": "stream"}},
@@ -83,7 +86,9 @@ fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
             "vhosts[0].metadata.color: nothing that Leveret knows",
             "users[0].hashing_algorithm: rabbit_password_hashing_md5; until 'old' has a new password, nobody logs in so",
             "parameters[0]: parameters of the component shovel",
-            "policies[0]: 'ha-mode' is not supported: Leveret has no mirrored queues",
+            "policies[0].definition: 'ha-mode' is not supported: Leveret has no mirrored queues",
+            "policies[0]: a policy of which nothing is left",
+            "policies[1].definition: 'ha-mode' is not supported: Leveret has no mirrored queues",
             "exchanges[0]: exchanges of type x-jms-topic",
             "queues[0]: queues of type stream",
             "queues[1].flavor: nothing that Leveret knows",
@@ -95,6 +100,8 @@ fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
     let kind = definitions.queues[0].what.arguments.as_table().get("x-queue-type");
     assert_eq!(kind, Some(Field::LongStr(b"quorum")));
     assert!(definitions.bindings.is_empty());
+    let [At { what: policy, .. }] = &definitions.policies[..] else { panic!("{:?}", definitions.policies) };
+    assert_eq!(policy.source().definition.as_table().get("message-ttl"), Some(Field::I64(1)));
 }
 
 #[test]

@@ -179,6 +179,9 @@ impl Pending {
             return Appended::Nothing;
         }
         let Ok(at) = state.streams.binary_search_by_key(&stream, |pending| pending.number) else {
+            debug_assert!(false, "stream {stream} was not opened");
+            tracing::error!("{} changes of stream {stream} are lost, as nobody has opened it", changes.len());
+            changes.clear();
             return Appended::Nothing;
         };
         let stream = &mut state.streams[at];

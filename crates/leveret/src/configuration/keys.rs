@@ -207,6 +207,8 @@ pub(super) const KEYS: &[Key] = &[
             put(&mut to.server.loopback_users, Some(users))
         },
     },
+    Key { name: "definitions", decides: "definitions", takes: "a file of definitions", set: definitions },
+    Key { name: "load_definitions", decides: "definitions", takes: "a file of definitions", set: definitions },
     Key { name: "log_level", decides: "log_level", takes: LEVEL, set: log_level },
     Key { name: "log.console.level", decides: "log_level", takes: LEVEL, set: log_level },
 ];
@@ -221,6 +223,10 @@ fn product(to: &mut Configuration, value: &OsStr) -> Option<()> {
 
 fn version(to: &mut Configuration, value: &OsStr) -> Option<()> {
     put(&mut to.server.settings.version, Some(value.to_str()?.into()))
+}
+
+fn definitions(to: &mut Configuration, value: &OsStr) -> Option<()> {
+    put(&mut to.definitions, (!value.is_empty()).then(|| Some(value.into())))
 }
 
 fn disk_free_limit(to: &mut Configuration, value: &OsStr) -> Option<()> {
@@ -347,6 +353,8 @@ mod tests {
             ("default_vhost", (&["/", "engine"], &[""])),
             ("loopback_users", (&["none", "guest", "guest, ada"], &["", "guest,"])),
             ("loopback_users.guest", (&["true", "false"], &["", "none"])),
+            ("definitions", (&["definitions.json"], &[""])),
+            ("load_definitions", (&["definitions.json"], &[""])),
             ("log_level", LEVELS),
             ("log.console.level", LEVELS),
         ];

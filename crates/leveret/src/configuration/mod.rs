@@ -30,6 +30,8 @@ pub(crate) const DATA_DIR: &str = "leveret-data";
 pub(crate) struct Configuration {
     pub(crate) server: ServerConfig,
     pub(crate) log_level: LogLevel,
+    /// A file of definitions to begin with.
+    pub(crate) definitions: Option<PathBuf>,
     management_port: Option<u16>,
     is_in_memory: bool,
     data_dir: PathBuf,
@@ -197,6 +199,7 @@ impl Default for Configuration {
         Configuration {
             server: ServerConfig { amqp_port: AMQP_PORT, ..ServerConfig::default() },
             log_level: LogLevel::Info,
+            definitions: None,
             management_port: None,
             is_in_memory: false,
             data_dir: DATA_DIR.into(),

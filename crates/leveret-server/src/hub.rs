@@ -450,7 +450,7 @@ mod tests {
         BasicProperties, ContentHeader, FieldTable, Method, PROTOCOL_HEADER, ShortStr, Table, Value,
     };
     use leveret_broker::change::QueueNumber;
-    use leveret_broker::connection::{Credentials, Written};
+    use leveret_broker::connection::{Credentials, Phase, Written};
     use leveret_broker::names::{QueueName, VhostName};
     use leveret_broker::node::Origin;
     use leveret_broker::node::presence::Present;
@@ -555,6 +555,29 @@ mod tests {
         vhost.apply(clock.now(), JournalPosition(1), change).unwrap();
         vhost.end_recovery();
         assert!(Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), clock).lock().armed.is_some());
+    }
+
+    /// It would wait for room first, and be given up before it has said anything.
+    #[test]
+    fn a_connection_whose_publish_waits_for_room_is_closed_with_a_reason() {
+        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
+        let hub = Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
+        let mut client = Client::open(&hub);
+        hub.set_room(Room::ShortOf { memory: true, disk: false });
+        let mut bytes = Vec::new();
+        let text = ShortStr::truncated;
+        let (exchange, routing_key) = (text(""), text("q"));
+        let publish = Method::BasicPublish { ticket: 0, exchange, routing_key, mandatory: false, immediate: false };
+        write_method(&mut bytes, 1, &publish);
+        let mut header = Vec::new();
+        ContentHeader { body_bytes: 1, properties: BasicProperties::default() }.encode(&mut header);
+        write_content(&mut bytes, 1, &header, b"m", 4096);
+        client.feed(&hub, &bytes);
+        assert_eq!(client.connection.phase(), Phase::Blocked);
+        client.connection.handle_forced_close(hub.clock.now(), "maintenance", &mut client.written);
+        client.turn(&hub);
+        assert_eq!(client.connection.phase(), Phase::Closed, "it has said so, and waits for the answer");
+        assert!(!client.connection.is_closed());
     }
 
     /// The task of the timers may have been woken on this thread, which may write the journal next.

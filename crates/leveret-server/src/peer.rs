@@ -153,7 +153,7 @@ impl Peer {
             }
             if let Some(reason) = self.registered.told_to_close().filter(|_| !is_stopping) {
                 is_stopping = true;
-                self.connection.handle_shutdown(clock.now(), reason, &mut self.unsent);
+                self.connection.handle_forced_close(clock.now(), reason, &mut self.unsent);
                 continue;
             }
             // Commands that are left wait for a body, or for the client to read its answers: more would only pile up.

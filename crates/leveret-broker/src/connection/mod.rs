@@ -489,6 +489,15 @@ impl Connection {
         }
     }
 
+    /// The broker closes this connection and goes on. A publish that waits for room is as if it had not been read yet, and so is
+    /// what came behind it: the client hears the reason at once.
+    pub fn handle_forced_close(&mut self, now: Moment, reason: &str, out: &mut Vec<u8>) {
+        if self.is_blocked && matches!(self.state, State::Open) {
+            self.commands = Commands::default();
+        }
+        self.handle_shutdown(now, reason, out);
+    }
+
     /// The journal has failed: nothing more is confirmed. Whether the client's last messages are on disk is unknown, so
     /// they are neither confirmed nor refused.
     pub fn handle_journal_failure(&mut self, now: Moment, out: &mut Vec<u8>) {

@@ -382,7 +382,28 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
 
 #[cfg(test)]
 mod tests {
+    use leveret_amqp::ShortStr;
+
     use super::*;
+
+    /// The journal would refuse what a virtual host writes into a stream that goes on from there.
+    #[test]
+    fn the_number_of_a_stream_is_not_given_again_though_damage_took_what_was_said_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = || Options { segment_bytes: 1 << 20, salt: [1; 16] };
+        let disk = Arc::new(RealDisk::new(folder.path()).unwrap());
+        let (mut log, _) = Log::open(disk, options(), &mut |_| {}).unwrap();
+        let mut batch = Batch::default();
+        batch.push(NODE_STREAM, 1, |out| NodeChange::Restated { last_stream: 1 }.encode(out));
+        batch.push(7, 1, |out| out.push(0));
+        log.append(&mut batch).unwrap();
+        log.begin_replay_at(&BTreeMap::from([(7, u64::MAX)])).unwrap();
+        drop(log);
+        let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
+        let first = VhostName::new(ShortStr::truncated("/"));
+        let recovered = recover(folder.path(), options(), 1 << 20, now, &first, &|_| Vec::new()).unwrap();
+        assert_eq!((recovered.gone, recovered.node.next_stream()), (vec![7], 8));
+    }
 
     #[test]
     fn a_recovery_says_once_a_second_how_far_it_is() {

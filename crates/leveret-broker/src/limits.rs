@@ -136,6 +136,9 @@ pub const PATTERN_BYTES_MAX: usize = 256 * 1024;
 /// Exchanges, bindings and queues of each kind that an explanation tells of.
 pub const EXPLAINED_MAX: usize = 1000;
 
+/// Bindings that an explanation tries by themselves to find those that match. Of targets behind these it says no binding.
+pub const EXPLAINED_TRIES_MAX: usize = 10 * EXPLAINED_MAX;
+
 /// What a user was allowed that a connection remembers, so that no pattern is searched again. RabbitMQ:
 /// `MAX_PERMISSION_CACHE_SIZE`.
 pub const PERMISSIONS_REMEMBERED: usize = 12;

@@ -148,6 +148,23 @@ fn a_user_is_told_what_is_missing_and_where_it_would_go_all_the_same() {
 }
 
 #[test]
+fn a_binding_that_matches_is_named_among_thousands_to_the_same_queue() {
+    let scene = Scene::new();
+    let binding = |key: String| {
+        json!({
+            "source": "orders", "vhost": "/", "destination": "books", "destination_type": "queue", "routing_key": key,
+            "arguments": {},
+        })
+    };
+    let many: Vec<_> = (0..2000).map(|n| binding(format!("as.{n}"))).chain([binding("zz.#".into())]).collect();
+    let many = Definitions::parse(json!({"bindings": many}).to_string().as_bytes()).unwrap();
+    scene.runtime.block_on(load(&scene.broker.admin(), many, |_, _| {})).unwrap();
+    let told = scene.explain("orders", "zz.top", &[], None);
+    assert_eq!(names(&told["queues"]), ["books"]);
+    assert_eq!(told["exchanges"][0]["matched"][0]["routing_key"], "zz.#");
+}
+
+#[test]
 fn an_explanation_changes_nothing() {
     let scene = Scene::new();
     let before = export(&scene.broker.admin());

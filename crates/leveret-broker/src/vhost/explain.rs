@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::access::{Login, Permission, Resource, authorize};
 use crate::connection::reply::Exception;
-use crate::limits::{EXPLAINED_MAX, STEPS_PER_UNIT, UNITS_PER_HOLD};
+use crate::limits::{EXPLAINED_MAX, EXPLAINED_TRIES_MAX, STEPS_PER_UNIT, UNITS_PER_HOLD};
 use crate::message::Message;
 use crate::vhost::exchange::{BindingKey, ExchangeId, ExchangeKind, MatchScratch, Subject, Target, Timing};
 use crate::vhost::queue::{DeadLetters, Overflow, Queue};
@@ -296,6 +296,8 @@ impl VirtualHost {
             BasicProperties { headers: Some(question.headers.as_table()), ..BasicProperties::default() };
         let keys = [question.routing_key.as_str()];
         let subject = Subject { keys: &keys, properties };
+        // Of all exchanges together: each is tried by itself, with the lock held.
+        let mut left_to_try = EXPLAINED_TRIES_MAX;
         let step = |&id: &ExchangeId| {
             let exchange = self.exchanges.get(id)?;
             let mut matched = Vec::new();
@@ -304,15 +306,17 @@ impl VirtualHost {
             targets.sort_unstable();
             targets.dedup();
             for target in targets {
-                let bindings = exchange.bindings_to(target).into_iter().take(EXPLAINED_MAX);
+                let bindings = exchange.bindings_to(target).take(left_to_try);
+                let bindings = bindings.inspect(|_| left_to_try -= 1);
                 let is_match =
-                    |binding: &BindingKey| exchange.matches(binding, question.routing_key.as_str(), &subject);
-                matched.extend(bindings.filter(is_match).filter_map(|binding| {
-                    let view = self.view_binding(exchange, &binding)?;
+                    |binding: &&BindingKey| exchange.matches(binding, question.routing_key.as_str(), &subject);
+                let told = EXPLAINED_MAX.saturating_sub(matched.len());
+                matched.extend(bindings.filter(is_match).take(told).filter_map(|binding| {
+                    let view = self.view_binding(exchange, binding)?;
                     Some(MatchStep {
                         destination_type: view.destination_type,
                         destination: view.destination,
-                        why: why(exchange.declared.kind, &binding, question),
+                        why: why(exchange.declared.kind, binding, question),
                         routing_key: view.routing_key,
                         arguments: view.arguments,
                     })

@@ -372,18 +372,14 @@ impl Exchange {
     }
 
     /// All bindings to one target.
-    pub(crate) fn bindings_to(&self, target: Target) -> Vec<BindingKey> {
-        self.range_to(target).cloned().collect()
-    }
-
-    fn range_to(&self, target: Target) -> impl Iterator<Item = &BindingKey> {
+    pub(crate) fn bindings_to(&self, target: Target) -> impl Iterator<Item = &BindingKey> {
         let first = BindingKey { target, routing_key: ShortString::default(), arguments: FieldTable::default() };
         let range = self.bindings.range((Bound::Included(first), Bound::Unbounded));
         range.take_while(move |binding| binding.target == target)
     }
 
     pub(crate) fn is_bound_to(&self, target: Target) -> bool {
-        self.range_to(target).next().is_some()
+        self.bindings_to(target).next().is_some()
     }
 
     /// Its first binding behind a place among them.

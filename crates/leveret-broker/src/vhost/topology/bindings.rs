@@ -23,7 +23,8 @@ impl VirtualHost {
     /// Takes away all bindings from one exchange to a target that is gone.
     pub(super) fn unbind_target(&mut self, source: ExchangeId, target: Target) {
         let Some(exchange) = self.exchanges.get_mut(source) else { return };
-        for binding in exchange.bindings_to(target) {
+        let bindings: Vec<_> = exchange.bindings_to(target).cloned().collect();
+        for binding in bindings {
             exchange.unbind(&binding);
         }
         self.bindings_version += 1;

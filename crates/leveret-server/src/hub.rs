@@ -135,7 +135,8 @@ impl Hub {
         let State { vhost, effects, .. } = &mut *state;
         let set = vhost.set_policy(self.clock.now(), policy, effects);
         self.hand_on(state, None);
-        set.map(|progress| self.go_on(progress))
+        // The timers go on with it.
+        set.map(drop)
     }
 
     /// Takes a policy away in the same way; false if there is none.
@@ -144,17 +145,7 @@ impl Hub {
         let State { vhost, effects, .. } = &mut *state;
         let cleared = vhost.clear_policy(self.clock.now(), kind, name, effects);
         self.hand_on(state, None);
-        cleared.map(|progress| self.go_on(progress)).is_some()
-    }
-
-    /// Goes on with what was begun, as long as there is something to do.
-    fn go_on(&self, mut progress: Progress) {
-        while progress == Progress::More {
-            let mut state = self.lock();
-            let State { vhost, effects, .. } = &mut *state;
-            progress = vhost.go_on(self.clock.now(), effects);
-            self.hand_on(state, None);
-        }
+        cleared.is_some()
     }
 
     /// Returns once everything is durable that has changed so far.
@@ -269,9 +260,14 @@ impl Hub {
     pub(crate) fn take_in(&self, bodies: &mut Vec<Fetched>) {
         let mut state = self.lock();
         let State { vhost, effects, .. } = &mut *state;
-        let progress = vhost.handle_fetched(self.clock.now(), bodies, effects);
+        let mut progress = vhost.handle_fetched(self.clock.now(), bodies, effects);
         self.hand_on(state, None);
-        self.go_on(progress);
+        while progress == Progress::More {
+            let mut state = self.lock();
+            let State { vhost, effects, .. } = &mut *state;
+            progress = vhost.go_on(self.clock.now(), effects);
+            self.hand_on(state, None);
+        }
     }
 
     /// Lets go of some bodies that the disk keeps; false once it came round all queues. Of those of which no journal knows, it

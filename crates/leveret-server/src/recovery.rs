@@ -402,7 +402,8 @@ mod tests {
         let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
         let first = VhostName::new(ShortStr::truncated("/"));
         let recovered = recover(folder.path(), options(), 1 << 20, now, &first, &|_| Vec::new()).unwrap();
-        assert_eq!((recovered.gone, recovered.node.next_stream()), (vec![7], 8));
+        let Folded { gone, node, .. } = recovered.folded;
+        assert_eq!((gone, node.next_stream()), (vec![7], 8));
     }
 
     #[test]

@@ -73,9 +73,12 @@ impl File {
         let loaded = load(admin, definitions, progress).await;
         bar.finish_and_clear();
         match loaded {
-            Ok(Loaded { objects, kept }) => {
+            Ok(Loaded { objects, kept, refused }) => {
                 for kept in kept {
                     tracing::warn!("it stays as it was: {kept}");
+                }
+                for refused in refused {
+                    tracing::error!("it was not made: {refused}");
                 }
                 tracing::info!(
                     "loaded the definitions {}: {objects} queues, exchanges, bindings and policies",

@@ -30,6 +30,17 @@ pub struct Loaded {
     pub objects: usize,
     /// What existed with other properties, and stays as it was.
     pub kept: Vec<String>,
+    /// What the virtual host did not take, such as queues beyond its limit.
+    pub refused: Vec<String>,
+}
+
+impl Loaded {
+    fn take(&mut self, path: &str, declared: Result<(), Refused>) {
+        if let Err(refused) = declared {
+            let place = if is_kept(&refused) { &mut self.kept } else { &mut self.refused };
+            place.push(format!("{path}: {refused}"));
+        }
+    }
 }
 
 /// Definitions that were not loaded.
@@ -169,7 +180,7 @@ impl Definitions {
         progress: &dyn Fn(usize, usize),
     ) -> Result<(Loaded, Vec<Operator>), LoadError> {
         let objects = self.policies.len() + self.exchanges.len() + self.queues.len() + self.bindings.len();
-        let (mut operators, mut kept, mut done) = (BTreeMap::new(), Vec::new(), 0);
+        let (mut operators, mut loaded, mut done) = (BTreeMap::new(), Loaded::default(), 0);
         let node = admin.users_and_vhosts();
         let mut step = || {
             if done % PROGRESS_EVERY == 0 {
@@ -180,28 +191,29 @@ impl Definitions {
         for policy in &self.policies {
             step();
             if let Err(error) = operator(admin, &mut operators, &policy.vhost)?.set_policy(policy.what.clone()) {
-                kept.push(format!("{}: {error}", policy.path));
+                loaded.refused.push(format!("{}: {error}", policy.path));
             }
         }
         for exchange in &self.exchanges {
             step();
             let declared = declare_exchange(operator(admin, &mut operators, &exchange.vhost)?, &exchange.what);
-            kept.extend(declared.err().map(|refused| format!("{}: {refused}", exchange.path)));
+            loaded.take(&exchange.path, declared);
         }
         for queue in &self.queues {
             step();
             let default_type = default_type(&node, &queue.vhost);
             let operator = operator(admin, &mut operators, &queue.vhost)?;
             let declared = declare_queue(operator, &queue.what, default_type);
-            kept.extend(declared.err().map(|refused| format!("{}: {refused}", queue.path)));
+            loaded.take(&queue.path, declared);
         }
         for binding in &self.bindings {
             step();
             let bound = bind(operator(admin, &mut operators, &binding.vhost)?, &binding.what);
-            kept.extend(bound.err().map(|refused| format!("{}: {refused}", binding.path)));
+            loaded.take(&binding.path, bound);
         }
         progress(objects, objects);
-        Ok((Loaded { objects, kept }, operators.into_values().collect()))
+        loaded.objects = objects;
+        Ok((loaded, operators.into_values().collect()))
     }
 }
 
@@ -276,7 +288,7 @@ impl Stage<'_> {
 
 /// Whether something was refused only because it exists with other properties.
 fn is_kept(refused: &Refused) -> bool {
-    refused.0.contains("inequivalent arg")
+    refused.0.starts_with("PRECONDITION_FAILED - inequivalent arg '")
 }
 
 fn declare_exchange(operator: &mut Operator, exchange: &ExchangeDefinition) -> Result<(), Refused> {

@@ -227,17 +227,3 @@ fn what_exists_stays_as_it_is_and_may_be_bound() {
     assert_eq!(file["bindings"][0]["source"], "amq.fanout");
     runtime.block_on(broker.shutdown());
 }
-
-#[test]
-fn a_queue_that_is_said_to_be_classic_is_one_where_others_are_the_default() {
-    let runtime = Runtime::new().unwrap();
-    let queue = |name: &str, kind: &str| json!({"name": name, "vhost": "v", "durable": true, "type": kind, "arguments": {}});
-    let vhost = json!({"name": "v", "default_queue_type": "quorum"});
-    let file = json!({"vhosts": [vhost], "queues": [queue("c", "classic"), queue("q", "quorum")]});
-    let (broker, result) = loaded(&runtime, &file);
-    assert_eq!(result.unwrap().kept, Vec::<String>::new());
-    let types: Vec<_> =
-        broker.admin().queues(None).flatten().map(|queue| (queue.name.to_string(), queue.queue_type)).collect();
-    assert_eq!(types, [("c".to_owned(), "classic"), ("q".to_owned(), "quorum")]);
-    runtime.block_on(broker.shutdown());
-}

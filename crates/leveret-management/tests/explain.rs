@@ -105,7 +105,7 @@ fn bindings_that_match_are_named_with_the_queues_behind_and_what_is_in_force_the
         json!({
             "name": "eu-orders", "type": "classic", "messages": 0, "consumers": 0, "policy": "short",
             "message_ttl": 60000, "max_length": 10, "overflow": "drop-head",
-            "dead_letters": {"exchange": "dlx", "routing_key": "eu.new", "exists": true, "queues": ["dead"]},
+            "dead_letters": {"exchange": "dlx", "routing_key": "eu.new", "exists": true, "queues": ["dead"], "complete": true},
         })
     );
     assert_eq!(told["queues"][1]["delivery_limit"], 20);

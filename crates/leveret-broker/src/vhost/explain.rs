@@ -164,6 +164,9 @@ pub struct DeadLetterStep {
     pub exists: bool,
     /// The queues that it reaches.
     pub queues: Vec<String>,
+    /// Whether that are all: one explanation looks up letters of many queues for no longer than one hold of the lock.
+    #[serde(rename = "complete")]
+    pub is_complete: bool,
 }
 
 /// What a search has seen.
@@ -266,7 +269,8 @@ impl VirtualHost {
         };
         explanation.refused = refused;
         explanation.queue_count = route.len();
-        let told = route.iter().take(EXPLAINED_MAX).filter_map(|&id| self.queue_step(question, id));
+        let mut steps = UNITS_PER_HOLD as usize * STEPS_PER_UNIT;
+        let told = route.iter().take(EXPLAINED_MAX).filter_map(|&id| self.queue_step(question, id, &mut steps));
         explanation.queues = told.collect();
         Some(explanation)
     }
@@ -354,7 +358,7 @@ impl VirtualHost {
         seen.visited.iter().filter_map(step).collect()
     }
 
-    fn queue_step(&self, question: &Question, id: QueueId) -> Option<QueueStep> {
+    fn queue_step(&self, question: &Question, id: QueueId, steps: &mut usize) -> Option<QueueStep> {
         let queue = self.queues.get(id)?;
         let settings = &queue.settings;
         let is_limited = settings.max_length.is_some() || settings.max_length_bytes.is_some();
@@ -380,24 +384,30 @@ impl VirtualHost {
             dead_letters: settings
                 .dead_letters
                 .as_ref()
-                .map(|letters| self.dead_letter_step(question, queue, letters)),
+                .map(|letters| self.dead_letter_step(question, queue, letters, steps)),
         })
     }
 
-    fn dead_letter_step(&self, question: &Question, queue: &Queue, letters: &DeadLetters) -> DeadLetterStep {
+    /// Where dead letters go, as far as so many steps tell.
+    fn dead_letter_step(
+        &self,
+        question: &Question,
+        queue: &Queue,
+        letters: &DeadLetters,
+        steps: &mut usize,
+    ) -> DeadLetterStep {
         let key = letters.routing_key.as_ref().unwrap_or(&question.routing_key);
         let name = letters.exchange.as_str();
         let start = self.exchanges.find(name);
-        let route = match start {
-            None if name.is_empty() => self.queues_named(&[key.as_str()]),
-            None => Route::new(),
+        let (route, is_complete) = match start {
+            None if name.is_empty() => (self.queues_named(&[key.as_str()]), true),
+            None => (Route::new(), true),
             Some(start) => {
                 let mut search = Search::new(start, self.bindings_version, MatchScratch::default());
-                let mut steps = UNITS_PER_HOLD as usize;
-                // As far as one of many may take.
                 let mut random = question.random.clone();
-                search.go_on(&self.exchanges, &[key.as_str()], &question.message, &mut random, &mut steps);
-                search.finish().0
+                let is_complete =
+                    search.go_on(&self.exchanges, &[key.as_str()], &question.message, &mut random, steps);
+                (search.finish().0, is_complete)
             }
         };
         let queues = route.iter().take(EXPLAINED_MAX).filter_map(|&id| self.queues.get(id));
@@ -411,6 +421,7 @@ impl VirtualHost {
                 })
                 .map(|target| target.declared.name.to_string())
                 .collect(),
+            is_complete,
         }
     }
 }

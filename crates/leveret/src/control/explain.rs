@@ -185,10 +185,12 @@ fn lines(explanation: &Value) -> Vec<String> {
         let letters = &queue["dead_letters"];
         if !letters.is_null() {
             let to = list(letters, "queues").iter().map(|name| format!("'{}'", shown(name))).collect::<Vec<_>>();
-            let to = match (letters["exists"] == true, to.is_empty()) {
-                (false, _) => "which does not exist: they are gone".to_owned(),
-                (true, true) => "where they reach no queue".to_owned(),
-                (true, false) => format!("to {}", to.join(", ")),
+            let to = match (letters["exists"] == true, letters["complete"] == true, to.is_empty()) {
+                (false, ..) => "which does not exist: they are gone".to_owned(),
+                (true, true, true) => "where they reach no queue".to_owned(),
+                (true, true, false) => format!("to {}", to.join(", ")),
+                (true, false, true) => "and it would take long to tell to which queues".to_owned(),
+                (true, false, false) => format!("to {} and perhaps others", to.join(", ")),
             };
             let (exchange, key) = (text(letters, "exchange"), text(letters, "routing_key"));
             lines.push(format!("    dead letters go to {} with the key '{key}', {to}", named(&exchange)));

@@ -3,10 +3,13 @@
 //! Must not know: who asks. Whoever serves the routes has let the client in.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use leveret_server::{Admin, Which};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,6 +24,9 @@ const CLOSED: &str = "Closed via management plugin";
 
 /// The name of the default exchange in a route, where a part may not be empty.
 const DEFAULT_EXCHANGE: &str = "amq.default";
+
+/// The largest body of a request.
+const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// All routes of the HTTP API.
 pub fn router(admin: Admin) -> Router {
@@ -49,7 +55,26 @@ pub fn router(admin: Admin) -> Router {
         .merge(users::routes())
         .merge(vhosts::routes())
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed);
-    Router::new().nest("/api", api).fallback(async || Problem::NotFound).with_state(admin)
+    Router::new()
+        .nest("/api", api)
+        .fallback(async || Problem::NotFound)
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn(with_body))
+        .with_state(admin)
+}
+
+/// Reads the body, whoever wants it, before anything is done. One that is too large is read to its end, too: a client that
+/// writes on does not hear an answer whose connection is closed.
+async fn with_body(request: Request, next: Next) -> Response {
+    let (head, mut body) = request.into_parts();
+    match Limited::new(&mut body, BODY_BYTES_MAX).collect().await {
+        Ok(read) => next.run(Request::from_parts(head, Body::from(read.to_bytes()))).await,
+        Err(error) if error.is::<LengthLimitError>() => {
+            while let Some(Ok(_)) = body.frame().await {}
+            Problem::TooLarge(BODY_BYTES_MAX).into_response()
+        }
+        Err(_) => Problem::BadRequest("the body is not complete".into()).into_response(),
+    }
 }
 
 pub(crate) fn json_of(value: &impl Serialize) -> Response {

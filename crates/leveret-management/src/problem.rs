@@ -15,6 +15,8 @@ pub(crate) enum Problem {
     MethodNotAllowed,
     /// It says something that cannot be.
     BadRequest(String),
+    /// Its body has more bytes than so many.
+    TooLarge(usize),
     /// It must not be as things are.
     PreconditionFailed(String),
     /// The answer cannot be written down.
@@ -58,6 +60,10 @@ impl IntoResponse for Problem {
                 (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", reason)
             }
             Problem::BadRequest(reason) => (StatusCode::BAD_REQUEST, "bad_request", reason),
+            Problem::TooLarge(limit) => {
+                let reason = format!("a body has at most {limit} bytes");
+                (StatusCode::PAYLOAD_TOO_LARGE, "bad_request", reason)
+            }
             Problem::PreconditionFailed(reason) => (StatusCode::PRECONDITION_FAILED, "precondition_failed", reason),
             Problem::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "See the log".into()),
             Problem::Unavailable(reason) => (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", reason),

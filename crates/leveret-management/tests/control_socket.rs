@@ -327,7 +327,9 @@ fn a_body_that_is_not_what_is_expected_changes_nothing() {
         assert_eq!((status.as_u16(), &answer["error"]), (400, &json!("bad_request")), "{path} {body}: {answer}");
     }
     let large = json!({ "password": "x".repeat(3_000_000) });
-    assert_eq!(node.put("/api/users/x", &large), 413);
+    for path in ["/api/users/x", "/api/users/x", "/api/overview", "/nowhere"] {
+        assert_eq!(node.put(path, &large), 413, "{path}");
+    }
     let long = format!("/api/users/{}", "x".repeat(256));
     assert_eq!(node.put(&long, &json!({ "password": "a" })), 400);
     assert_eq!(node.server.node(), before);

@@ -90,14 +90,16 @@ impl Model {
         self.drop_overflow();
     }
 
-    /// The oldest ready messages of the limited queue go on to the first.
-    fn drop_overflow(&mut self) {
+    /// The oldest ready messages of the limited queue go on to the first. True if there are any.
+    fn drop_overflow(&mut self) -> bool {
+        let mut dropped = false;
         loop {
             let messages = &mut self.queues[LIMITED].messages;
             let ready: Vec<_> = (0..messages.len()).filter(|&at| messages[at].held.is_none()).collect();
             if ready.len() <= self.policies.iter().flatten().copied().fold(LIMIT, usize::min) {
-                return;
+                return dropped;
             }
+            dropped = true;
             let dead = messages.remove(ready[0]);
             self.bury(dead);
         }
@@ -125,13 +127,22 @@ impl Model {
         self.waiting.push((self.now_ms + delay_ms, message));
     }
 
+    /// The disk catches up with what has happened by itself, as somebody asks something. Where nobody does, it may happen again
+    /// after a crash, to messages that nobody may have got before.
+    fn catch_up(&mut self) {
+        self.say("C: basic.qos prefetch-count=0\nS: basic.qos-ok");
+    }
+
     fn wait(&mut self, ms: u64) {
         self.say(format!("wait {ms}ms"));
         self.now_ms += ms;
         self.waiting.sort_by_key(|&(due, _)| due);
         let due = self.waiting.partition_point(|&(due, _)| due <= self.now_ms);
-        let due: Vec<_> = self.waiting.drain(..due).collect();
-        self.queues[0].messages.extend(due.into_iter().map(|(_, message)| message));
+        if due > 0 {
+            self.catch_up();
+        }
+        let due = self.waiting.drain(..due).map(|(_, message)| message);
+        self.queues[0].messages.extend(due);
     }
 
     fn get(&mut self, queue: usize, keep: bool) {
@@ -292,7 +303,9 @@ impl Model {
                 queue.granted.clear();
             }
         }
-        self.drop_overflow();
+        if self.drop_overflow() {
+            self.catch_up();
+        }
         self.waiting.retain(|(_, message)| message.persistent);
         self.last_tag = 0;
         self.in_transaction.clear();

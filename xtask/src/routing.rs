@@ -174,6 +174,8 @@ pub(crate) fn run(binary: &Path) -> Result<()> {
             let scan = case.naive.map(|naive| scan(&case, &all, naive)).transpose()?;
             let figures = [alone, among / alone, scan.unwrap_or(f64::NAN) / alone, scan.unwrap_or(f64::NAN)];
             samples.iter_mut().zip(figures).for_each(|(samples, figure)| samples.push(figure));
+            // A broker that stops waits for those who are still there.
+            drop(peer);
             broker.stop()?;
         }
         println!("{}", case.name);
@@ -198,6 +200,7 @@ pub(crate) fn run(binary: &Path) -> Result<()> {
                 let started = Instant::now();
                 bind(&mut peer, &binds)?;
                 samples.push(started.elapsed().as_secs_f64() * 1000.0);
+                drop(peer);
                 broker.stop()?;
             }
             let durable = if durable { "durable" } else { "transient" };

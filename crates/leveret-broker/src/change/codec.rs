@@ -133,8 +133,7 @@ impl Change {
                 out.extend_from_slice(&[kind::POLICY_SET, policy_kind(*kind), scope(*apply_to)]);
                 out.extend_from_slice(&priority.to_le_bytes());
                 put_short(out, name.as_short_str());
-                put_count(out, pattern.len());
-                out.extend_from_slice(pattern.as_bytes());
+                put_text(out, pattern);
                 put_table(out, definition);
             }
             Change::PolicyCleared { kind, name } => {
@@ -297,8 +296,17 @@ fn put_numbers(out: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
 }
 
 pub(super) fn put_count(out: &mut Vec<u8>, count: usize) {
-    let count = u32::try_from(count).expect("a virtual host holds fewer than 2^32 queues and unacked messages");
+    let count = u32::try_from(count).expect("nothing has 2^32 queues, unacked messages, texts or bytes of a text");
     out.extend_from_slice(&count.to_le_bytes());
+}
+
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_count(out, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
+    put_bytes(out, text.as_bytes());
 }
 
 pub(super) fn put_short(out: &mut Vec<u8>, text: ShortStr<'_>) {
@@ -307,9 +315,7 @@ pub(super) fn put_short(out: &mut Vec<u8>, text: ShortStr<'_>) {
 }
 
 fn put_table(out: &mut Vec<u8>, table: &FieldTable) {
-    let bytes = table.as_table().as_bytes();
-    put_count(out, bytes.len());
-    out.extend_from_slice(bytes);
+    put_bytes(out, table.as_table().as_bytes());
 }
 
 fn put_binding(out: &mut Vec<u8>, kind: u8, binding: &Binding) {
@@ -392,9 +398,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn text(&mut self) -> Result<String, DecodeChangeError> {
+    pub(super) fn byte_string(&mut self) -> Result<&'a [u8], DecodeChangeError> {
         let length = usize::try_from(self.u32()?).map_err(|_| CUT)?;
-        let text = std::str::from_utf8(self.take(length)?);
+        self.take(length)
+    }
+
+    pub(super) fn text(&mut self) -> Result<String, DecodeChangeError> {
+        let text = std::str::from_utf8(self.byte_string()?);
         text.map(str::to_owned).map_err(|_| DecodeChangeError("a text in it is not UTF-8"))
     }
 
@@ -406,7 +416,7 @@ impl<'a> Reader<'a> {
         Ok(positions)
     }
 
-    fn flag(&mut self) -> Result<bool, DecodeChangeError> {
+    pub(super) fn flag(&mut self) -> Result<bool, DecodeChangeError> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),

@@ -2,7 +2,7 @@
 
 use leveret_amqp::{ShortStr, ShortString};
 
-use super::codec::{CUT, DecodeChangeError, Reader, put_count, put_short};
+use super::codec::{DecodeChangeError, Reader, put_bytes, put_count, put_short, put_text};
 use crate::names::{ExchangeName, UserName, VhostName};
 use crate::node::password::{HashingAlgorithm, PasswordHash};
 use crate::node::{DefaultQueueType, UserLimits, VhostLimits, VhostMetadata};
@@ -216,11 +216,11 @@ impl NodeChange {
             kind::VHOST_DELETED => NodeChange::VhostDeleted { name: vhost(reader)? },
             kind::VHOST_DESCRIBED => {
                 let name = vhost(reader)?;
-                let protected_from_deletion = flag(reader)?;
-                let default_queue_type = DefaultQueueType::parse(&text(reader)?);
+                let protected_from_deletion = reader.flag()?;
+                let default_queue_type = DefaultQueueType::parse(&reader.text()?);
                 let default_queue_type =
                     default_queue_type.ok_or(DecodeChangeError("a type of queue in it is unknown"))?;
-                let (description, tags) = (text(reader)?, texts(reader)?);
+                let (description, tags) = (reader.text()?, texts(reader)?);
                 let metadata = VhostMetadata { description, tags, default_queue_type, protected_from_deletion };
                 NodeChange::VhostDescribed { name, metadata }
             }
@@ -230,8 +230,8 @@ impl NodeChange {
                 NodeChange::VhostLimited { name, limits: VhostLimits { max_connections, max_queues } }
             }
             kind::USER_SET => {
-                let (name, algorithm) = (user(reader)?, text(reader)?);
-                let password = match (&*algorithm, byte_string(reader)?) {
+                let (name, algorithm) = (user(reader)?, reader.text()?);
+                let password = match (&*algorithm, reader.byte_string()?) {
                     ("", []) => None,
                     (algorithm, bytes) => {
                         let algorithm = HashingAlgorithm::parse(algorithm).ok();
@@ -250,9 +250,9 @@ impl NodeChange {
             kind::PERMISSIONS_SET => NodeChange::PermissionsSet {
                 user: user(reader)?,
                 vhost: vhost(reader)?,
-                configure: text(reader)?,
-                write: text(reader)?,
-                read: text(reader)?,
+                configure: reader.text()?,
+                write: reader.text()?,
+                read: reader.text()?,
             },
             kind::PERMISSIONS_CLEARED => {
                 NodeChange::PermissionsCleared { user: user(reader)?, vhost: vhost(reader)? }
@@ -261,19 +261,19 @@ impl NodeChange {
                 user: user(reader)?,
                 vhost: vhost(reader)?,
                 exchange: ExchangeName::from(reader.short()?),
-                write: text(reader)?,
-                read: text(reader)?,
+                write: reader.text()?,
+                read: reader.text()?,
             },
             kind::TOPIC_PERMISSIONS_CLEARED => {
                 let (user, vhost) = (user(reader)?, vhost(reader)?);
-                let (is_some, exchange) = (flag(reader)?, ExchangeName::from(reader.short()?));
+                let (is_some, exchange) = (reader.flag()?, ExchangeName::from(reader.short()?));
                 if !is_some && !exchange.as_str().is_empty() {
                     return Err(DecodeChangeError("it names an exchange and means all"));
                 }
                 NodeChange::TopicPermissionsCleared { user, vhost, exchange: is_some.then_some(exchange) }
             }
             kind::GLOBAL_PARAMETER_SET => {
-                NodeChange::GlobalParameterSet { name: reader.short()?, value: text(reader)? }
+                NodeChange::GlobalParameterSet { name: reader.short()?, value: reader.text()? }
             }
             kind::GLOBAL_PARAMETER_CLEARED => NodeChange::GlobalParameterCleared { name: reader.short()? },
             kind::RESTATED => NodeChange::Restated { last_stream: reader.u32()? },
@@ -288,15 +288,6 @@ fn put_names(out: &mut Vec<u8>, kind: u8, names: &[ShortStr<'_>]) {
     for &name in names {
         put_short(out, name);
     }
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_count(out, bytes.len());
-    out.extend_from_slice(bytes);
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    put_bytes(out, text.as_bytes());
 }
 
 fn put_texts(out: &mut Vec<u8>, texts: &[String]) {
@@ -326,28 +317,10 @@ fn user(reader: &mut Reader<'_>) -> Result<UserName, DecodeChangeError> {
     reader.short().map(UserName::from)
 }
 
-fn flag(reader: &mut Reader<'_>) -> Result<bool, DecodeChangeError> {
-    match reader.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(DecodeChangeError("it has unknown flags")),
-    }
-}
-
-fn byte_string<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], DecodeChangeError> {
-    let length = usize::try_from(reader.u32()?).map_err(|_| CUT)?;
-    reader.take(length)
-}
-
-fn text(reader: &mut Reader<'_>) -> Result<String, DecodeChangeError> {
-    let text = std::str::from_utf8(byte_string(reader)?);
-    text.map(str::to_owned).map_err(|_| DecodeChangeError("a text in it is not UTF-8"))
-}
-
 fn texts(reader: &mut Reader<'_>) -> Result<Vec<String>, DecodeChangeError> {
     // Nothing is set aside for a number that nobody has checked.
     let count = reader.u32()?;
-    (0..count).map(|_| text(reader)).collect()
+    (0..count).map(|_| reader.text()).collect()
 }
 
 #[cfg(test)]

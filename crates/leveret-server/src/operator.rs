@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use leveret_broker::connection::reply::Exception;
 use leveret_broker::moment::Moment;
 use leveret_broker::names::{ChannelId, VhostName};
 use leveret_broker::node::Vhost;
@@ -44,8 +45,24 @@ impl std::fmt::Debug for Place {
 
 /// What was asked for was refused, and changed nothing: what a client would be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(pub String);
+pub enum Refused {
+    /// It exists, with other properties.
+    #[error("{0}")]
+    Inequivalent(String),
+    /// For any other reason.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<Exception> for Refused {
+    fn from(exception: Exception) -> Self {
+        if exception.is_inequivalent() {
+            Refused::Inequivalent(exception.text)
+        } else {
+            Refused::Other(exception.text)
+        }
+    }
+}
 
 impl Operator {
     pub(crate) fn new(hub: &Arc<Hub>) -> Self {
@@ -80,7 +97,7 @@ impl Operator {
         let mut refused = None;
         for output in self.place.run(&mut commands) {
             if let Output::CloseChannel(_, exception) = output {
-                refused = Some(Refused(exception.text));
+                refused = Some(Refused::from(exception));
             }
         }
         match refused {

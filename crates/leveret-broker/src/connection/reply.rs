@@ -25,6 +25,7 @@ pub struct Exception {
     pub method: (u16, u16),
     /// For the log, where the text says little to people.
     explanation: Option<String>,
+    is_inequivalent: bool,
 }
 
 impl Exception {
@@ -35,7 +36,12 @@ impl Exception {
             text.truncate(text.floor_char_boundary(REPLY_TEXT_BYTES_MAX - DOTS.len()));
             text.push_str(DOTS);
         }
-        Exception { code, text, method: (0, 0), explanation: None }
+        Exception { code, text, method: (0, 0), explanation: None, is_inequivalent: false }
+    }
+
+    /// Whether something was to be declared that exists with other properties.
+    pub fn is_inequivalent(&self) -> bool {
+        self.is_inequivalent
     }
 
     fn explained(self, explanation: impl fmt::Display) -> Self {
@@ -555,7 +561,9 @@ impl From<&Refusal> for Exception {
             }
             Refusal::Access(refused) => (Code::AccessRefused, refused.to_string()),
         };
-        Exception::new(code, &text)
+        let is_inequivalent =
+            matches!(refusal, Refusal::InequivalentQueue { .. } | Refusal::InequivalentExchange { .. });
+        Exception { is_inequivalent, ..Exception::new(code, &text) }
     }
 }
 

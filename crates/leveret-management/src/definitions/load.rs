@@ -37,7 +37,10 @@ pub struct Loaded {
 impl Loaded {
     fn take(&mut self, path: &str, declared: Result<(), Refused>) {
         if let Err(refused) = declared {
-            let place = if is_kept(&refused) { &mut self.kept } else { &mut self.refused };
+            let place = match refused {
+                Refused::Inequivalent(_) => &mut self.kept,
+                Refused::Other(_) => &mut self.refused,
+            };
             place.push(format!("{path}: {refused}"));
         }
     }
@@ -152,18 +155,14 @@ impl Definitions {
             set.map_err(|error| Fault::new(&policy.path, error))?;
         }
         for exchange in &self.exchanges {
-            if let Err(refused) = declare_exchange(stage.at(exchange)?, &exchange.what)
-                && !is_kept(&refused)
-            {
-                return Err(Fault::new(&exchange.path, refused));
+            if let Err(Refused::Other(text)) = declare_exchange(stage.at(exchange)?, &exchange.what) {
+                return Err(Fault::new(&exchange.path, text));
             }
         }
         for queue in &self.queues {
             let default_type = default_type(&node, &queue.vhost);
-            if let Err(refused) = declare_queue(stage.at(queue)?, &queue.what, default_type)
-                && !is_kept(&refused)
-            {
-                return Err(Fault::new(&queue.path, refused));
+            if let Err(Refused::Other(text)) = declare_queue(stage.at(queue)?, &queue.what, default_type) {
+                return Err(Fault::new(&queue.path, text));
             }
         }
         for binding in &self.bindings {
@@ -284,11 +283,6 @@ impl Stage<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether something was refused only because it exists with other properties.
-fn is_kept(refused: &Refused) -> bool {
-    refused.0.starts_with("PRECONDITION_FAILED - inequivalent arg '")
 }
 
 fn declare_exchange(operator: &mut Operator, exchange: &ExchangeDefinition) -> Result<(), Refused> {

@@ -9,7 +9,8 @@ use std::fmt;
 use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::ast::parse::Parser;
 use regex_syntax::ast::{
-    Ast, ClassSetBinaryOp, ClassSetItem, ErrorKind, Flag, FlagsItemKind, RepetitionKind, Visitor, visit,
+    AssertionKind, Ast, ClassSetBinaryOp, ClassSetItem, ErrorKind, Flag, FlagsItemKind, RepetitionKind, Visitor,
+    visit,
 };
 
 use crate::limits::PATTERN_BYTES_MAX;
@@ -63,6 +64,8 @@ pub enum Unsupported {
     Recursion,
     /// `[` in a class, `[a&&b]`: they would mean something that they do not mean in PCRE.
     NestedClass,
+    /// `\<`, `\>`, `\b{start}` and the like: a text in PCRE.
+    WordEdge,
 }
 
 impl fmt::Display for Unsupported {
@@ -73,6 +76,7 @@ impl fmt::Display for Unsupported {
             Unsupported::Possessive => "possessive quantifiers are",
             Unsupported::Recursion => "recursion is",
             Unsupported::NestedClass => "classes within classes are",
+            Unsupported::WordEdge => "word boundaries other than \\b and \\B are",
         })
     }
 }
@@ -142,6 +146,20 @@ impl Visitor for OnlySupported {
                     set.flags.items.iter().any(|item| matches!(item.kind, FlagsItemKind::Flag(Flag::CRLF)));
                 if is_recursion { Err(Unsupported::Recursion) } else { Ok(()) }
             }
+            Ast::Assertion(assertion) => match assertion.kind {
+                AssertionKind::WordBoundaryStart
+                | AssertionKind::WordBoundaryEnd
+                | AssertionKind::WordBoundaryStartAngle
+                | AssertionKind::WordBoundaryEndAngle
+                | AssertionKind::WordBoundaryStartHalf
+                | AssertionKind::WordBoundaryEndHalf => Err(Unsupported::WordEdge),
+                AssertionKind::StartLine
+                | AssertionKind::EndLine
+                | AssertionKind::StartText
+                | AssertionKind::EndText
+                | AssertionKind::WordBoundary
+                | AssertionKind::NotWordBoundary => Ok(()),
+            },
             _ => Ok(()),
         }
     }
@@ -195,6 +213,9 @@ mod tests {
             ("(?R)", Unsupported::Recursion),
             ("[[a]b]", Unsupported::NestedClass),
             ("[a-z&&b]", Unsupported::NestedClass),
+            (r"^\<x", Unsupported::WordEdge),
+            (r"x\>$", Unsupported::WordEdge),
+            (r"\b{start}x", Unsupported::WordEdge),
         ] {
             assert_eq!(Pattern::parse(pattern).unwrap_err(), PatternError::Unsupported(error), "{pattern}");
         }

@@ -155,10 +155,8 @@ pub struct Login {
 impl Login {
     /// Nobody in particular, who may do everything.
     pub(crate) fn administrator() -> Self {
-        let all = || Pattern::parse(".*").ok();
-        let permissions = all().zip(all()).zip(all());
-        let permissions = permissions.map(|((configure, write), read)| Permissions { configure, write, read });
-        let grant = Arc::new(Grant { permissions, ..Grant::default() });
+        let permissions = Permissions::new(".*", ".*", ".*").expect("it is a pattern");
+        let grant = Arc::new(Grant { permissions: Some(permissions), ..Grant::default() });
         Login { user: UserName::new(ShortStr::truncated("administrator")), grant }
     }
 }

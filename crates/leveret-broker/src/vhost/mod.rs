@@ -226,8 +226,9 @@ impl VirtualHost {
     /// Takes in a connection that has logged in, unless there are as many as there may be. It stays until
     /// [`Command::Disconnect`].
     pub fn connect(&mut self, login: Login) -> Result<ConnectionId, OpenError> {
+        let clients = || self.sessions.values().filter(|session| !session.is_administrator).count() as u64;
         match self.limits.max_connections {
-            Some(limit) if self.sessions.len() as u64 >= limit => Err(OpenError::VhostFull(limit)),
+            Some(limit) if clients() >= limit => Err(OpenError::VhostFull(limit)),
             Some(_) | None => Ok(self.sessions.insert(Session::new(login))),
         }
     }
@@ -247,7 +248,9 @@ impl VirtualHost {
 
     /// From now on a user may do this here. It goes for the next operation of each of their connections.
     pub fn set_grant(&mut self, user: &UserName, grant: &Arc<Grant>) {
-        for (id, session) in self.sessions.iter_mut().filter(|(_, session)| session.login.user == *user) {
+        // An administrator may be called as a user is.
+        let is_theirs = |session: &Session| !session.is_administrator && session.login.user == *user;
+        for (id, session) in self.sessions.iter_mut().filter(|(_, session)| is_theirs(session)) {
             session.login.grant = Arc::clone(grant);
             session.allowed = Allowed::default();
             session.routes = RouteMemory::default();

@@ -361,7 +361,7 @@ impl VirtualHost {
 
     /// How many queues and exchanges there are.
     pub fn object_counts(&self) -> (usize, usize) {
-        (self.queues.len(), self.exchanges.len() + 1)
+        (self.queue_names.len(), self.exchanges.len() + 1)
     }
 
     fn walk_queues<'a>(
@@ -371,22 +371,9 @@ impl VirtualHost {
         mut found: impl FnMut(&'a Queue),
     ) -> Progress {
         let last = *cursor.last.get_or_insert(QueueNumber(self.last_queue_number));
-        let range = (Bound::Excluded(cursor.after), Bound::Included(last));
-        if cursor.after >= last {
-            return Progress::Done;
-        }
-        let mut durable = self.durable_queues.range(range).peekable();
-        let mut transient = self.transient_queues.range(range).peekable();
         while units.are_left() {
-            let next = match (durable.peek(), transient.peek()) {
-                (Some((one, _)), Some((other, _))) if one > other => transient.next(),
-                (None, _) => transient.next(),
-                (Some(_), _) => durable.next(),
-            };
-            let Some((&number, &id)) = next else {
-                cursor.after = last;
-                return Progress::Done;
-            };
+            let next = self.queue_behind(cursor.after).filter(|&(number, _)| number <= last);
+            let Some((number, id)) = next else { return Progress::Done };
             cursor.after = number;
             units.spend(1);
             if let Some(queue) = self.queues.get(id).filter(|queue| queue.declared.standing == Standing::Open) {
@@ -411,7 +398,7 @@ impl VirtualHost {
                 return Progress::Done;
             };
             units.spend(1);
-            let Some(session) = self.sessions.get(id) else { continue };
+            let Some(session) = self.sessions.get(id).filter(|session| !session.is_administrator) else { continue };
             for (slot, held) in slots(session).iter().enumerate().skip(first) {
                 if !units.are_left() {
                     cursor.current = Some((id, slot));

@@ -1,12 +1,14 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use leveret_amqp::{ShortStr, Value};
 
 use super::*;
+use crate::access::Grant;
 use crate::limits::UNITS_PER_HOLD;
 use crate::vhost::command::{
-    Bind, BindAction, BindTo, Command, Commands, Consume, ConsumerId, DeclareQueue, DeleteQueue, Existence,
-    QueueRef, Wait,
+    Bind, BindAction, BindTo, Command, Commands, Consume, ConsumerId, DeclareExchange, DeclareQueue, DeleteQueue,
+    Existence, QueueRef, Wait,
 };
 use crate::vhost::effects::Effects;
 use crate::vhost::fixtures::{at, connect, empty_vhost};
@@ -206,6 +208,34 @@ fn exchanges_begin_with_the_default_one() {
     assert_eq!(scene.vhost.exchange_view("amq.match").unwrap().kind, "headers");
     assert!(scene.vhost.exchange_view("nowhere").is_none());
     assert_eq!(scene.vhost.object_counts(), (0, expected.len()));
+    let later = DeclareExchange {
+        name: text("later"),
+        kind: text("x-delayed-message"),
+        existence: Existence::Declare,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        wait: Wait::NoWait,
+        arguments: FieldTable::build(|table| _ = table.field("x-delayed-type", Value::LongStr(b"fanout"))),
+    };
+    scene.execute(Command::DeclareExchange(channel(1), Box::new(later)));
+    assert_eq!(scene.vhost.object_counts(), (0, expected.len() + 1), "nobody finds the queue behind it");
+}
+
+#[test]
+fn an_administrator_is_no_client() {
+    let mut scene = Scene::new();
+    let administrator = scene.vhost.connect_administrator();
+    scene.execute_as(administrator, Command::OpenChannel(channel(1)));
+    let shown = |view: &ChannelView| view.user.to_string();
+    assert_eq!(listed(&mut scene, 10, VirtualHost::list_channels, shown, |_| {}), ["guest"]);
+    scene.vhost.limits.max_connections = Some(2);
+    connect(&mut scene.vhost);
+    // A user may have the name that it has.
+    let login = &scene.vhost.sessions[administrator].login;
+    let (user, all) = (login.user.clone(), Arc::clone(&login.grant));
+    scene.vhost.set_grant(&user, &Arc::new(Grant::default()));
+    assert_eq!(scene.vhost.sessions[administrator].login.grant, all);
 }
 
 #[test]

@@ -50,7 +50,7 @@ const MEMBERS: &str = "replication";
 const RETRIES: &str = "delayed retries";
 
 /// Known to RabbitMQ, for what is not here: refused rather than ignored.
-const ABSENT: &[(&str, &str)] = &[
+pub(super) const ABSENT: &[(&str, &str)] = &[
     ("consumer-disconnected-timeout", MEMBERS),
     ("delayed-retry-max", RETRIES),
     ("delayed-retry-min", RETRIES),

@@ -326,6 +326,7 @@ mod tests {
     use leveret_amqp::{ShortStr, Value};
 
     use super::*;
+    use crate::vhost::queue::Strategy;
 
     fn source(kind: PolicyKind, name: &str, priority: i64, fields: &[(&str, Value<'_>)]) -> PolicySource {
         let definition = FieldTable::build(|table| {
@@ -370,6 +371,37 @@ mod tests {
         assert_eq!(name_in_force(&policies, QueueType::Quorum), "quorum");
         policies.clear(PolicyKind::Policy, "classic");
         assert_eq!(name_in_force(&policies, QueueType::Classic), "both");
+    }
+
+    #[test]
+    fn every_key_is_for_the_types_of_queues_that_have_it() {
+        use QueueType::{Classic, Quorum};
+        let (number, text) = (Value::I64(2), |text: &'static str| Value::LongStr(text.as_bytes()));
+        for (key, value, classic, quorum) in [
+            ("message-ttl", number, true, true),
+            ("expires", number, true, true),
+            ("max-length", number, true, true),
+            ("max-length-bytes", number, true, true),
+            ("overflow", text("reject-publish"), true, true),
+            ("dead-letter-exchange", text("x"), true, true),
+            ("dead-letter-routing-key", text("k"), true, true),
+            ("consumer-timeout", number, true, true),
+            ("queue-version", number, true, true),
+            ("queue-leader-locator", text("balanced"), true, true),
+            ("alternate-exchange", text("x"), true, true),
+            ("queue-mode", text("lazy"), true, false),
+            ("delivery-limit", number, false, true),
+            ("dead-letter-strategy", text("at-least-once"), false, true),
+            ("max-in-memory-length", number, false, true),
+            ("max-in-memory-bytes", number, false, true),
+        ] {
+            let policy = policy(PolicyKind::Policy, "p", 0, &[(key, value)]);
+            let matches = (policy.matches_queue("q", Classic), policy.matches_queue("q", Quorum));
+            assert_eq!(matches, (classic, quorum), "{key}");
+        }
+        let fields = [("dead-letter-strategy", text("at-least-once"))];
+        let strategy = policy(PolicyKind::Policy, "p", 0, &fields).definition.queue.dead_letter_strategy;
+        assert_eq!(strategy, Some(Strategy::AtLeastOnce));
     }
 
     #[test]
@@ -455,6 +487,21 @@ mod tests {
         ] {
             let refused = Policy::new(source(PolicyKind::Policy, "p", 0, fields)).unwrap_err();
             assert_eq!(refused.to_string(), error);
+        }
+        for (key, value) in [
+            ("dead-letter-strategy", Value::LongStr(b"sometimes")),
+            ("dead-letter-routing-key", Value::I64(1)),
+            ("delivery-limit", Value::LongStr(b"5")),
+            ("queue-leader-locator", Value::LongStr(b"here")),
+            ("max-in-memory-length", Value::I64(-1)),
+            ("max-in-memory-bytes", Value::I64(-1)),
+        ] {
+            let refused = Policy::new(source(PolicyKind::Policy, "p", 0, &[(key, value)])).unwrap_err();
+            assert!(matches!(refused, InvalidPolicy::Value { .. }), "{key}: {refused}");
+        }
+        for &(absent, _) in definition::ABSENT {
+            let refused = Policy::new(source(PolicyKind::Policy, "p", 0, &[(absent, Value::I64(1))])).unwrap_err();
+            assert!(matches!(refused, InvalidPolicy::Absent { key, .. } if key == absent), "{absent}: {refused}");
         }
         let refused = Policy::new(source(
             PolicyKind::OperatorPolicy,

@@ -23,7 +23,10 @@ use crate::vhost::{ConnectionId, Progress, QueueId, VirtualHost};
 #[derive(Debug)]
 pub(in crate::vhost) enum PolicySweep {
     /// Nothing was looked at yet.
-    Begin,
+    Begin {
+        /// Whether one that was not finished had found, or not yet told, that deliveries may be held for a shorter time.
+        timeouts: bool,
+    },
     /// Queues with numbers behind the first one up to the last have not been looked at, nor these exchanges.
     Matching {
         after: QueueNumber,
@@ -53,7 +56,7 @@ impl VirtualHost {
         if known.map(Policy::source) != Some(source) {
             self.change_topology(Change::PolicySet(source.clone()), effects);
             self.policies.set(policy);
-            self.policy_sweep = Some(PolicySweep::Begin);
+            self.begin_sweep();
         }
         Ok(self.go_on(now, effects))
     }
@@ -70,8 +73,17 @@ impl VirtualHost {
             return None;
         }
         self.change_topology(Change::PolicyCleared { kind, name: name.clone() }, effects);
-        self.policy_sweep = Some(PolicySweep::Begin);
+        self.begin_sweep();
         Some(self.go_on(now, effects))
+    }
+
+    fn begin_sweep(&mut self) {
+        let timeouts = match self.policy_sweep {
+            None => false,
+            Some(PolicySweep::Begin { timeouts } | PolicySweep::Matching { timeouts, .. }) => timeouts,
+            Some(PolicySweep::Timeouts(_)) => true,
+        };
+        self.policy_sweep = Some(PolicySweep::Begin { timeouts });
     }
 
     /// All policies of a kind, by their names.
@@ -108,10 +120,10 @@ impl VirtualHost {
 
     fn sweep_once(&mut self, now: Moment, mut sweep: PolicySweep) -> Option<PolicySweep> {
         match &mut sweep {
-            PolicySweep::Begin => {
+            &mut PolicySweep::Begin { timeouts } => {
                 let exchanges = self.exchanges.ids().into_iter();
                 let (after, last) = (QueueNumber(0), QueueNumber(self.last_queue_number));
-                return Some(PolicySweep::Matching { after, last, exchanges, timeouts: false });
+                return Some(PolicySweep::Matching { after, last, exchanges, timeouts });
             }
             PolicySweep::Matching { after, last, exchanges, timeouts } => {
                 if let Some((number, queue)) = self.queue_behind(*after).filter(|(number, _)| number <= last) {
@@ -141,7 +153,7 @@ impl VirtualHost {
     }
 
     /// The queue with the next number.
-    fn queue_behind(&self, number: QueueNumber) -> Option<(QueueNumber, QueueId)> {
+    pub(in crate::vhost) fn queue_behind(&self, number: QueueNumber) -> Option<(QueueNumber, QueueId)> {
         let behind = (Bound::Excluded(number), Bound::Unbounded);
         let next = |queues: &BTreeMap<QueueNumber, QueueId>| {
             queues.range(behind).next().map(|(&number, &queue)| (number, queue))
@@ -205,21 +217,27 @@ impl VirtualHost {
 
 #[cfg(test)]
 mod tests {
-    use leveret_amqp::{FieldTable, ShortStr, Value};
+    use leveret_amqp::{FieldTable, ShortStr, Table, Value};
 
     use super::*;
     use crate::change::JournalPosition;
     use crate::limits::UNITS_PER_HOLD;
+    use crate::message::Message;
     use crate::names::{ChannelId, QueueName};
-    use crate::vhost::command::{Command, Commands, DeclareQueue, Existence, Wait};
+    use crate::vhost::Timer;
+    use crate::vhost::command::{AckMode, Command, Commands, DeclareQueue, Existence, Publish, QueueRef, Wait};
     use crate::vhost::fixtures::{at, connect, empty_vhost};
     use crate::vhost::policy::{ApplyTo, PolicySource};
 
     const QUEUES: u64 = 100_000;
 
     fn policy(name: &str, max_length: i64) -> Policy {
+        policy_of(name, "max-length", max_length)
+    }
+
+    fn policy_of(name: &str, key: &str, number: i64) -> Policy {
         let definition = FieldTable::build(|table| {
-            table.field("max-length", Value::I64(max_length));
+            table.field(key, Value::I64(number));
         });
         let (kind, name) = (PolicyKind::Policy, PolicyName::new(ShortStr::truncated(name)));
         let (pattern, apply_to, priority) = ("^q".to_owned(), ApplyTo::Queues, 0);
@@ -247,17 +265,22 @@ mod tests {
         vhost.queues.values().filter(|queue| queue.settings.max_length == Some(most)).count()
     }
 
-    /// A hundred thousand queues are not one hold of the lock; what is declared, and what is set, meanwhile is right.
-    #[test]
-    fn a_policy_takes_effect_on_many_queues_in_steps() {
+    fn with_queues(count: u64) -> VirtualHost {
         let mut vhost = empty_vhost();
-        for number in 1..=QUEUES {
+        for number in 1..=count {
             let (queue, name) = (QueueNumber(number), QueueName::new(ShortStr::truncated(&format!("q{number}"))));
             let arguments = FieldTable::default();
             let declared = Change::QueueDeclared { queue, name, auto_delete: false, arguments };
             vhost.apply(at(1), JournalPosition(number), declared).unwrap();
         }
         vhost.end_recovery();
+        vhost
+    }
+
+    /// A hundred thousand queues are not one hold of the lock; what is declared, and what is set, meanwhile is right.
+    #[test]
+    fn a_policy_takes_effect_on_many_queues_in_steps() {
+        let mut vhost = with_queues(QUEUES);
         let connection = connect(&mut vhost);
         let mut effects = Effects::default();
         assert_eq!(vhost.set_policy(at(1), policy("p", 7), &mut effects), Ok(Progress::More));
@@ -287,6 +310,38 @@ mod tests {
         }
         assert_eq!(limited_to(&vhost, 5), 0);
         assert!(vhost.queues.values().all(|queue| queue.policies.policy().is_none()));
+    }
+
+    #[test]
+    fn what_is_held_has_a_timer_though_another_policy_is_set_before_the_first_has_taken_effect() {
+        let mut vhost = with_queues(10_000);
+        let (connection, channel, q1) = (connect(&mut vhost), ChannelId::FIRST, ShortStr::truncated("q1"));
+        let message = Message::on_the_way(ShortStr::truncated(""), q1, Table::EMPTY);
+        let mut commands = Commands::default();
+        commands.push(Command::OpenChannel(channel));
+        commands.push(Command::Publish(Publish {
+            channel,
+            message,
+            more_keys: None,
+            mandatory: false,
+            expiration_ms: None,
+            confirm: None,
+        }));
+        commands.push(Command::Get(channel, QueueRef::Named(q1.into()), AckMode::Manual));
+        let mut effects = Effects::default();
+        assert_eq!(vhost.handle_batch(at(1), connection, &mut commands, &mut effects), Progress::Done);
+        let has_timer = |vhost: &VirtualHost| {
+            vhost.timers.iter().any(|(_, timer)| matches!(timer, Timer::Channel(of, _) if *of == connection))
+        };
+        let source = policy_of("p", "consumer-timeout", 1000).source().clone();
+        let timeout = Policy::new(PolicySource { pattern: "^q1$".into(), ..source }).unwrap();
+        assert_eq!(vhost.set_policy(at(1), timeout, &mut effects), Ok(Progress::More));
+        assert!(!has_timer(&vhost));
+        assert_eq!(vhost.set_policy(at(1), policy("z", 7), &mut effects), Ok(Progress::More));
+        while vhost.is_behind() {
+            let _ = vhost.go_on(at(1), &mut effects);
+        }
+        assert!(has_timer(&vhost));
     }
 
     #[test]

@@ -70,10 +70,6 @@ impl Segments {
         self.0.get(&number)
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.0.len()
-    }
-
     /// Gives up those that nobody needs.
     pub(crate) fn take_unneeded(&mut self) -> Vec<u32> {
         self.0.extract_if(.., |_, segment| !segment.is_needed()).map(|(number, _)| number).collect()

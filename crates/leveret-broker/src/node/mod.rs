@@ -338,10 +338,13 @@ impl Node {
             NodeChange::VhostDescribed { name, metadata } => self.vhost_mut(name)?.metadata = metadata,
             NodeChange::VhostLimited { name, limits } => self.vhost_mut(name)?.limits = limits,
             NodeChange::VhostDeleted { name } => {
-                if self.vhost_mut(name.clone())?.metadata.protected_from_deletion {
-                    return Err(NodeError::VhostProtected(name));
+                match self.vhosts.get(&name) {
+                    None => return Err(NodeError::NoSuchVhost(name)),
+                    Some(vhost) if vhost.metadata.protected_from_deletion => {
+                        return Err(NodeError::VhostProtected(name));
+                    }
+                    Some(_) => _ = self.vhosts.remove(&name),
                 }
-                self.vhosts.remove(&name);
                 for user in self.users.values_mut() {
                     if user.permissions.contains_key(&name) || user.topics.contains_key(&name) {
                         let user = Arc::make_mut(user);
@@ -363,8 +366,7 @@ impl Node {
             }
             NodeChange::UserLimited { name, limits } => self.user_mut(name)?.limits = limits,
             NodeChange::UserDeleted { name } => {
-                self.user_mut(name.clone())?;
-                self.users.remove(&name);
+                self.users.remove(&name).map(drop).ok_or(NodeError::NoSuchUser(name))?;
             }
             NodeChange::PermissionsSet { user, vhost, configure, write, read } => {
                 let permissions = Permissions::new(&configure, &write, &read)?;

@@ -30,7 +30,7 @@ pub(crate) const DELAYED: &str = "x-delayed-message";
 pub(crate) const DELAYED_TYPE: &str = "x-delayed-type";
 
 /// The header of a message that says for how many milliseconds.
-const DELAY: &str = "x-delay";
+pub(crate) const DELAY: &str = "x-delay";
 
 /// For how many milliseconds a message with these headers waits. RabbitMQ: from 1 to 2^32 - 1, as an integer of any type, a
 /// real number, or a string of digits. Any other value means no delay, and so does none.

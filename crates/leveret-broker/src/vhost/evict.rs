@@ -91,11 +91,6 @@ impl VirtualHost {
         self.segments.take_unneeded()
     }
 
-    /// How many others there are.
-    pub fn segment_count(&self) -> usize {
-        self.segments.count()
-    }
-
     /// Whether some message may need a scratch segment.
     pub fn has_segment(&self, number: u32) -> bool {
         self.segments.get(number).is_some()

@@ -14,8 +14,10 @@ use crate::access::{Login, Permission, Resource, authorize};
 use crate::connection::reply::Exception;
 use crate::limits::{EXPLAINED_MAX, EXPLAINED_TRIES_MAX, STEPS_PER_UNIT, UNITS_PER_HOLD};
 use crate::message::Message;
+use crate::vhost::delay::DELAY;
 use crate::vhost::exchange::{BindingKey, ExchangeId, ExchangeKind, MatchScratch, Subject, Target, Timing};
-use crate::vhost::queue::{DeadLetters, Overflow, Queue};
+use crate::vhost::queue::DeadLetters;
+use crate::vhost::queue::arguments::OVERFLOWS;
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::Route;
 use crate::vhost::search::{Search, Watch};
@@ -211,9 +213,7 @@ impl Question {
         seed: [u8; 32],
     ) -> Self {
         // One that waits first is told of as it is when it goes on.
-        let headers = FieldTable::build(|table| {
-            table.fields_of(headers.as_table(), |name| name != b"x-delay");
-        });
+        let headers = headers.as_table().without(DELAY);
         let message = Message::on_the_way(exchange.as_short_str(), routing_key.as_short_str(), headers.as_table());
         let random = StdRng::from_seed(seed);
         Question { exchange, message, routing_key, headers, login, random, search: None }
@@ -306,6 +306,7 @@ impl VirtualHost {
             let exchange = self.exchanges.get(id)?;
             let mut matched = Vec::new();
             let found = seen.found.iter().filter(|(from, _)| *from == id).map(|&(_, target)| target);
+            let mut alone = exchange.without_bindings();
             let mut targets: Vec<_> = found.collect();
             targets.sort_unstable();
             targets.dedup();
@@ -313,7 +314,7 @@ impl VirtualHost {
                 let bindings = exchange.bindings_to(target).take(left_to_try);
                 let bindings = bindings.inspect(|_| left_to_try -= 1);
                 let is_match =
-                    |binding: &&BindingKey| exchange.matches(binding, question.routing_key.as_str(), &subject);
+                    |binding: &&BindingKey| alone.would_match(binding, question.routing_key.as_str(), &subject);
                 let told = EXPLAINED_MAX.saturating_sub(matched.len());
                 matched.extend(bindings.filter(is_match).take(told).filter_map(|binding| {
                     let view = self.view_binding(exchange, binding)?;
@@ -349,7 +350,7 @@ impl VirtualHost {
                 kind: exchange.declared.type_name(),
                 policy: exchange.policies.policy().map(|policy| policy.source().name.to_string()),
                 matched,
-                bindings: exchange.bindings().count(),
+                bindings: exchange.binding_count(),
                 alternate_exchange: exchange.alternate.as_ref().map(ToString::to_string),
                 takes_alternate: seen.alternates.contains(&id),
                 note,
@@ -374,17 +375,16 @@ impl VirtualHost {
             expires: settings.expires.map(milliseconds),
             max_length: settings.max_length,
             max_length_bytes: settings.max_length_bytes,
-            overflow: is_limited.then_some(match settings.overflow {
-                Overflow::DropHead => "drop-head",
-                Overflow::RejectPublish => "reject-publish",
-                Overflow::RejectPublishDlx => "reject-publish-dlx",
-            }),
+            overflow: OVERFLOWS
+                .iter()
+                .find(|(_, overflow)| is_limited && *overflow == settings.overflow)
+                .map(|&(word, _)| word),
             delivery_limit: settings.delivery_limit,
             consumer_timeout: consumer_timeout.map(milliseconds),
             dead_letters: settings
                 .dead_letters
                 .as_ref()
-                .map(|letters| self.dead_letter_step(question, queue, letters, steps)),
+                .map(|letters| self.dead_letter_step(question, id, letters, steps)),
         })
     }
 
@@ -392,7 +392,7 @@ impl VirtualHost {
     fn dead_letter_step(
         &self,
         question: &Question,
-        queue: &Queue,
+        id: QueueId,
         letters: &DeadLetters,
         steps: &mut usize,
     ) -> DeadLetterStep {
@@ -410,15 +410,14 @@ impl VirtualHost {
                 (search.finish().0, is_complete)
             }
         };
-        let queues = route.iter().take(EXPLAINED_MAX).filter_map(|&id| self.queues.get(id));
+        // What comes back to its queue is dropped, unless somebody rejected it.
+        let queues = route.iter().filter(|&&target| target != id).take(EXPLAINED_MAX);
         DeadLetterStep {
             exchange: name.to_owned(),
             routing_key: key.to_string(),
             exists: name.is_empty() || start.is_some(),
             queues: queues
-                .filter(|target| {
-                    target.declared.number != queue.declared.number || target.declared.name != queue.declared.name
-                })
+                .filter_map(|&target| self.queues.get(target))
                 .map(|target| target.declared.name.to_string())
                 .collect(),
             is_complete,

@@ -11,7 +11,7 @@ use crate::message::Message;
 use crate::vhost::exchange::headers::erlang_term;
 
 /// Messages that it keeps if argument `x-recent-history-length` does not say.
-const LENGTH: usize = 20;
+pub(super) const LENGTH: usize = 20;
 
 /// A message that is given to whoever is bound later.
 #[derive(Clone, Debug)]

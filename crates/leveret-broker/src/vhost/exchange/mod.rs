@@ -265,7 +265,7 @@ impl Exchange {
             ExchangeKind::ModulusHash => Router::ModulusHash(WeightedTargets::default()),
             ExchangeKind::Random | ExchangeKind::LocalRandom => Router::Random(WeightedTargets::default()),
             ExchangeKind::RecentHistory => {
-                let length = RecentHistory::length_of(arguments).unwrap_or_default();
+                let length = RecentHistory::length_of(arguments).unwrap_or(history::LENGTH);
                 Router::RecentHistory(Targets::default(), RecentHistory::new(length, meter))
             }
         };
@@ -387,6 +387,10 @@ impl Exchange {
         self.bindings.range((after, Bound::Unbounded)).next()
     }
 
+    pub(crate) fn binding_count(&self) -> usize {
+        self.bindings.len()
+    }
+
     pub(crate) fn bindings(&self) -> impl Iterator<Item = &BindingKey> {
         self.bindings.iter()
     }
@@ -419,15 +423,20 @@ impl Exchange {
         result.map_err(|fault| Refusal::InvalidBinding { fault })
     }
 
-    /// Whether one of its bindings, if it were the only one, would lead a message somewhere.
-    pub(crate) fn matches(&self, binding: &BindingKey, routing_key: &str, subject: &Subject<'_>) -> bool {
-        let mut alone = Exchange::new(self.declared.clone(), 0, Meter::default());
-        alone.bind(binding.clone(), NameHash::of_queue(""));
+    /// One like it that nobody knows, to try bindings on.
+    pub(crate) fn without_bindings(&self) -> Self {
+        Exchange::new(self.declared.clone(), 0, Meter::default())
+    }
+
+    /// Whether a binding would lead a message somewhere if it were the only one, where there is none.
+    pub(crate) fn would_match(&mut self, binding: &BindingKey, routing_key: &str, subject: &Subject<'_>) -> bool {
+        self.bind(binding.clone(), NameHash::of_queue(""));
         let (mut scratch, mut steps, mut is_found) = (MatchScratch::default(), usize::MAX, false);
         // There is nothing to choose from.
         let mut random = StdRng::seed_from_u64(0);
-        alone.begin_match(routing_key, subject, &mut random, &mut scratch, &mut steps);
-        while !alone.go_on_matching(routing_key, &mut scratch, &mut steps, |_| is_found = true) {}
+        self.begin_match(routing_key, subject, &mut random, &mut scratch, &mut steps);
+        while !self.go_on_matching(routing_key, &mut scratch, &mut steps, |_| is_found = true) {}
+        self.unbind(binding);
         is_found
     }
 

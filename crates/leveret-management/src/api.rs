@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::definitions::export;
+use crate::limits::BODY_BYTES_MAX;
 use crate::list::array;
 use crate::problem::Problem;
 use crate::{explain, policies, users, vhosts};
@@ -24,9 +25,6 @@ const CLOSED: &str = "Closed via management plugin";
 
 /// The name of the default exchange in a route, where a part may not be empty.
 const DEFAULT_EXCHANGE: &str = "amq.default";
-
-/// The largest body of a request.
-const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// All routes of the HTTP API.
 pub fn router(admin: Admin) -> Router {

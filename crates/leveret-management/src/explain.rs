@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::api::json_of;
 use crate::definitions::field_table;
 use crate::problem::Problem;
+use crate::users::valid_name;
 
 /// `GET /api/explain/{vhost}?exchange=X&routing_key=K&headers=JSON&user=U`, all of the query optional.
 pub(crate) fn routes() -> Router<Admin> {
@@ -22,14 +23,13 @@ async fn explain(
     Path(vhost): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let short = |text: &str| ShortString::new(text).map_err(|_| Problem::too_long());
     let (mut exchange, mut routing_key) = (ShortString::default(), ShortString::default());
     let (mut headers, mut user) = (FieldTable::default(), None);
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         match &*name {
-            "exchange" => exchange = short(&value)?,
-            "routing_key" => routing_key = short(&value)?,
-            "user" => user = Some(short(&value)?.into()),
+            "exchange" => exchange = valid_name(&value)?,
+            "routing_key" => routing_key = valid_name(&value)?,
+            "user" => user = Some(valid_name(&value)?),
             "headers" => {
                 let value: Value = serde_json::from_str(&value)
                     .map_err(|error| Problem::BadRequest(format!("headers: {error}")))?;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::api::{found, json_of, known};
 use crate::definitions::field_table;
 use crate::problem::Problem;
-use crate::users::{put, said};
+use crate::users::{put, said, valid_name};
 
 pub(crate) fn routes() -> Router<Admin> {
     of_kind("policies", PolicyKind::Policy).merge(of_kind("operator-policies", PolicyKind::OperatorPolicy))
@@ -34,7 +34,7 @@ fn of_kind(route: &str, kind: PolicyKind) -> Router<Admin> {
         set(&admin, &vhost, kind, &name, &body).await
     };
     let clear = async move |State(admin): State<Admin>, Path((vhost, name)): Path<(String, String)>| {
-        let name = PolicyName::parse(&name).ok_or_else(Problem::too_long)?;
+        let name: PolicyName = valid_name(&name)?;
         let is_cleared = admin.clear_policy(&vhost, kind, &name).await;
         if is_cleared { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::NotFound) }
     };
@@ -55,7 +55,7 @@ fn view(vhost: &str, source: PolicySource) -> Value {
     })
 }
 
-fn views(admin: &Admin, vhost: &str, kind: PolicyKind) -> Vec<Value> {
+pub(crate) fn views(admin: &Admin, vhost: &str, kind: PolicyKind) -> Vec<Value> {
     admin.policies(vhost, kind).into_iter().map(|source| view(vhost, source)).collect()
 }
 
@@ -91,7 +91,7 @@ async fn set(
     let definition =
         field_table("definition", &definition).map_err(|fault| Problem::BadRequest(fault.to_string()))?;
     let was_there = source(admin, vhost, kind, name).is_some();
-    let name = PolicyName::parse(name).ok_or_else(Problem::too_long)?;
+    let name: PolicyName = valid_name(name)?;
     let policy = Policy::new(PolicySource { kind, name, pattern, apply_to, priority, definition }).map_err(bad)?;
     admin.set_policy(vhost, policy).await.ok_or(Problem::NotFound)?.map_err(bad)?;
     Ok(put(was_there))

@@ -20,13 +20,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::api;
-use crate::limits::{ACCEPT_PAUSE, BUFFER_BYTES_MAX, CONNECTION_TIMEOUT, CONTROL_CONNECTIONS_MAX, HEAD_TIMEOUT};
+use crate::limits::{
+    ACCEPT_PAUSE, BACKLOG, BUFFER_BYTES_MAX, CONNECTION_TIMEOUT, CONTROL_CONNECTIONS_MAX, HEAD_TIMEOUT,
+};
 
 /// The name of the socket in the data folder.
 pub const CONTROL_SOCKET: &str = "control.sock";
-
-/// How many connections wait to be accepted.
-const BACKLOG: i32 = 128;
 
 /// The control socket of a running broker. Dropping it closes its connections and removes its file.
 #[derive(Debug)]

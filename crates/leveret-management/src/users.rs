@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
+use leveret_amqp::ShortString;
 use leveret_broker::Node;
 use leveret_broker::access::{Permissions, TopicPermissions};
 use leveret_broker::change::NodeChange;
@@ -38,12 +39,9 @@ pub(crate) fn said<'b, T: Deserialize<'b>>(body: &'b Bytes) -> Result<T, Problem
         .map_err(|error| Problem::BadRequest(format!("not the JSON that is expected: {error}")))
 }
 
-pub(crate) fn user_name(name: &str) -> Result<UserName, Problem> {
-    UserName::parse(name).ok_or_else(Problem::too_long)
-}
-
-pub(crate) fn vhost_name(name: &str) -> Result<VhostName, Problem> {
-    VhostName::parse(name).ok_or_else(Problem::too_long)
+/// A name of whatever it is to be the name of.
+pub(crate) fn valid_name<T: From<ShortString>>(text: &str) -> Result<T, Problem> {
+    ShortString::new(text).map(T::from).map_err(|_| Problem::too_long())
 }
 
 /// RabbitMQ: a text with commas between them, or a list.
@@ -69,7 +67,7 @@ pub(crate) fn put(was_there: bool) -> StatusCode {
     if was_there { StatusCode::NO_CONTENT } else { StatusCode::CREATED }
 }
 
-fn view(name: &UserName, user: &User) -> Value {
+pub(crate) fn view(name: &UserName, user: &User) -> Value {
     json!({
         "name": name,
         "tags": user.tags,
@@ -81,7 +79,11 @@ fn view(name: &UserName, user: &User) -> Value {
 
 fn limits(user: &User) -> Value {
     let UserLimits { max_connections, max_channels } = user.limits;
-    let limits = [("max-connections", max_connections), ("max-channels", max_channels)];
+    limits_view([("max-connections", max_connections), ("max-channels", max_channels)])
+}
+
+/// Those that are set.
+pub(crate) fn limits_view<const N: usize>(limits: [(&str, Option<u64>); N]) -> Value {
     let set = limits.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), limit?.into())));
     Value::Object(set.collect::<Map<_, _>>())
 }
@@ -112,7 +114,7 @@ async fn put_user(
 ) -> Result<StatusCode, Problem> {
     let bad = |error: leveret_broker::node::password::InvalidHash| Problem::BadRequest(error.to_string());
     let PutUser { password, password_hash, hashing_algorithm, tags } = said(&body)?;
-    let name = user_name(&name)?;
+    let name = valid_name::<UserName>(&name)?;
     let password = match (password, password_hash) {
         (Some(_), Some(_)) => {
             return Err(Problem::BadRequest("give a password or a password_hash, not both".into()));
@@ -134,7 +136,7 @@ async fn put_user(
 }
 
 async fn delete_user(State(admin): State<Admin>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
-    let name = user_name(&name)?;
+    let name = valid_name::<UserName>(&name)?;
     admin.change(|_| Ok(vec![NodeChange::UserDeleted { name }])).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -155,10 +157,12 @@ fn all_permissions(node: &Node) -> impl Iterator<Item = (&UserName, &VhostName, 
     })
 }
 
+pub(crate) fn permissions_views(node: &Node) -> Vec<Value> {
+    all_permissions(node).map(|(user, vhost, permissions)| permissions_view(user, vhost, permissions)).collect()
+}
+
 async fn list_permissions(State(admin): State<Admin>) -> Response {
-    let node = admin.users_and_vhosts();
-    let views = all_permissions(&node).map(|(user, vhost, permissions)| permissions_view(user, vhost, permissions));
-    json_of(&views.collect::<Vec<_>>())
+    json_of(&permissions_views(&admin.users_and_vhosts()))
 }
 
 async fn permissions_of(State(admin): State<Admin>, Path(user): Path<String>) -> Result<Response, Problem> {
@@ -187,7 +191,7 @@ async fn put_permissions(
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
     let PutPermissions { configure, write, read } = said(&body)?;
-    let (user, vhost) = (user_name(&user)?, vhost_name(&vhost)?);
+    let (user, vhost) = (valid_name::<UserName>(&user)?, valid_name::<VhostName>(&vhost)?);
     let node = admin.users_and_vhosts();
     let was_there = node.users().get(&user).is_some_and(|user| user.permissions().contains_key(&vhost));
     admin.change(|_| Ok(vec![NodeChange::PermissionsSet { user, vhost, configure, write, read }])).await?;
@@ -198,7 +202,7 @@ async fn delete_permissions(
     State(admin): State<Admin>,
     Path((vhost, user)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let (user, vhost) = (user_name(&user)?, vhost_name(&vhost)?);
+    let (user, vhost) = (valid_name::<UserName>(&user)?, valid_name::<VhostName>(&vhost)?);
     admin.change(|_| Ok(vec![NodeChange::PermissionsCleared { user, vhost }])).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -213,7 +217,7 @@ fn topic_view(
     json!({ "user": user, "vhost": vhost, "exchange": exchange, "write": write, "read": read })
 }
 
-fn topic_views<'n>(node: &'n Node, is_meant: impl Fn(&UserName, &VhostName) -> bool + 'n) -> Vec<Value> {
+pub(crate) fn topic_views<'n>(node: &'n Node, is_meant: impl Fn(&UserName, &VhostName) -> bool + 'n) -> Vec<Value> {
     let mut views = Vec::new();
     for (name, user) in node.users() {
         for (vhost, topics) in user.topic_permissions().iter().filter(|(vhost, _)| is_meant(name, vhost)) {
@@ -251,8 +255,8 @@ async fn put_topic(
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
     let PutTopic { exchange, write, read } = said(&body)?;
-    let (user, vhost) = (user_name(&user)?, vhost_name(&vhost)?);
-    let exchange = ExchangeName::parse(&exchange).ok_or_else(Problem::too_long)?;
+    let (user, vhost) = (valid_name::<UserName>(&user)?, valid_name::<VhostName>(&vhost)?);
+    let exchange: ExchangeName = valid_name(&exchange)?;
     let node = admin.users_and_vhosts();
     let topics = node.users().get(&user).and_then(|user| user.topic_permissions().get(&vhost));
     let was_there = topics.is_some_and(|topics| topics.contains_key(&exchange));
@@ -272,8 +276,8 @@ async fn delete_topics(
         exchange: Option<String>,
     }
     let exchange = if body.is_empty() { None } else { said::<Of>(&body)?.exchange };
-    let exchange = exchange.map(|name| ExchangeName::parse(&name).ok_or_else(Problem::too_long)).transpose()?;
-    let (user, vhost) = (user_name(&user)?, vhost_name(&vhost)?);
+    let exchange = exchange.as_deref().map(valid_name).transpose()?;
+    let (user, vhost) = (valid_name::<UserName>(&user)?, valid_name::<VhostName>(&vhost)?);
     admin.change(|_| Ok(vec![NodeChange::TopicPermissionsCleared { user, vhost, exchange }])).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -313,7 +317,7 @@ async fn delete_limit(
 }
 
 async fn change_limit(admin: &Admin, user: &str, limit: &str, value: Option<u64>) -> Result<StatusCode, Problem> {
-    let name = user_name(user)?;
+    let name = valid_name::<UserName>(user)?;
     let set: fn(&mut UserLimits, Option<u64>) = match limit {
         "max-connections" => |limits, value| limits.max_connections = value,
         "max-channels" => |limits, value| limits.max_channels = value,

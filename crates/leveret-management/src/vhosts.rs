@@ -12,11 +12,11 @@ use leveret_broker::names::VhostName;
 use leveret_broker::node::{DefaultQueueType, NodeError, Vhost, VhostLimits};
 use leveret_server::Admin;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::api::{found, json_of};
 use crate::problem::Problem;
-use crate::users::{PutLimit, Tags, put, said, vhost_name};
+use crate::users::{PutLimit, Tags, limits_view, put, said, valid_name};
 
 pub(crate) fn routes() -> Router<Admin> {
     Router::new()
@@ -47,11 +47,9 @@ fn view(name: &VhostName, vhost: &Vhost) -> Value {
     })
 }
 
-fn limits(vhost: &Vhost) -> Value {
+pub(crate) fn limits(vhost: &Vhost) -> Value {
     let VhostLimits { max_connections, max_queues } = vhost.limits;
-    let limits = [("max-connections", max_connections), ("max-queues", max_queues)];
-    let set = limits.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), limit?.into())));
-    Value::Object(set.collect::<Map<_, _>>())
+    limits_view([("max-connections", max_connections), ("max-queues", max_queues)])
 }
 
 async fn list(State(admin): State<Admin>) -> Response {
@@ -92,7 +90,7 @@ async fn put_vhost(
 ) -> Result<StatusCode, Problem> {
     let PutVhost { description, tags, default_queue_type, protected_from_deletion } =
         if body.is_empty() { PutVhost::default() } else { said(&body)? };
-    let name = vhost_name(&name)?;
+    let name = valid_name::<VhostName>(&name)?;
     let queue_type = default_queue_type.map(|kind| {
         let unknown =
             || Problem::BadRequest(format!("there is no queue type '{kind}'; there are classic and quorum"));
@@ -117,7 +115,7 @@ async fn put_vhost(
 }
 
 async fn delete_vhost(State(admin): State<Admin>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
-    let name = vhost_name(&name)?;
+    let name = valid_name::<VhostName>(&name)?;
     admin.change(|_| Ok(vec![NodeChange::VhostDeleted { name }])).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -131,7 +129,7 @@ async fn unprotect(State(admin): State<Admin>, Path(name): Path<String>) -> Resu
 }
 
 async fn set_protection(admin: &Admin, name: &str, is_protected: bool) -> Result<StatusCode, Problem> {
-    let name = vhost_name(name)?;
+    let name = valid_name::<VhostName>(name)?;
     let decide = move |node: &Node| {
         let known = node.vhosts().get(&name).ok_or_else(|| NodeError::NoSuchVhost(name.clone()))?;
         let mut metadata = known.metadata.clone();
@@ -165,7 +163,7 @@ async fn delete_limit(
 }
 
 async fn change_limit(admin: &Admin, vhost: &str, limit: &str, value: Option<u64>) -> Result<StatusCode, Problem> {
-    let name = vhost_name(vhost)?;
+    let name = valid_name::<VhostName>(vhost)?;
     let set: fn(&mut VhostLimits, Option<u64>) = match limit {
         "max-connections" => |limits, value| limits.max_connections = value,
         "max-queues" => |limits, value| limits.max_queues = value,
@@ -213,13 +211,13 @@ async fn put_parameter(
     }
     let value = said::<PutParameter>(&body)?.value.to_string();
     let was_there = admin.users_and_vhosts().global_parameters().contains_key(name.as_str());
-    let name = vhost_name(&name)?.as_short_str().into();
+    let name = valid_name(&name)?;
     admin.change(|_| Ok(vec![NodeChange::GlobalParameterSet { name, value }])).await?;
     Ok(put(was_there))
 }
 
 async fn delete_parameter(State(admin): State<Admin>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
-    let name = vhost_name(&name)?.as_short_str().into();
+    let name = valid_name(&name)?;
     admin.change(|_| Ok(vec![NodeChange::GlobalParameterCleared { name }])).await?;
     Ok(StatusCode::NO_CONTENT)
 }

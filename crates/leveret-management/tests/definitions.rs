@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot talk to the broker has failed")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use leveret_management::definitions::{Definitions, LoadError, Loaded, export, load};
 use leveret_server::{Beginning, Prepared, Server, ServerConfig, Storage};
 use serde_json::{Value, json};
@@ -225,5 +227,69 @@ fn what_exists_stays_as_it_is_and_may_be_bound() {
     let file = export(&broker.admin());
     assert_eq!(file["queues"][0]["arguments"]["x-max-length"], 1);
     assert_eq!(file["bindings"][0]["source"], "amq.fanout");
+    runtime.block_on(broker.shutdown());
+}
+
+fn queue(name: &str) -> Value {
+    json!({"name": name, "vhost": "v", "durable": true, "arguments": {}})
+}
+
+/// It has no binding of a queue that came too late to be in it.
+#[test]
+fn an_export_while_queues_are_declared_can_be_loaded() {
+    let runtime = Runtime::new().unwrap();
+    let many: Vec<_> = (0..3000).map(|n| queue(&format!("q{n}"))).collect();
+    let (broker, _) = loaded(&runtime, &json!({"vhosts": [{"name": "v"}], "queues": many}));
+    let is_over = AtomicBool::new(false);
+    let files: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for name in (0..).map(|n| format!("new{n}")).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                let binding = json!({
+                    "source": "amq.topic", "vhost": "v", "destination": name, "destination_type": "queue",
+                    "routing_key": "k", "arguments": {},
+                });
+                load_into(&runtime, &broker, &json!({"queues": [queue(&name)], "bindings": [binding]})).unwrap();
+            }
+        });
+        let files = (0..5).map(|_| export(&broker.admin())).collect();
+        is_over.store(true, Ordering::Relaxed);
+        files
+    });
+    for file in files {
+        let (other, result) = loaded(&runtime, &file);
+        assert_eq!(result.map(|loaded| loaded.refused), Ok(Vec::new()));
+        runtime.block_on(other.shutdown());
+    }
+    runtime.block_on(broker.shutdown());
+}
+
+#[test]
+fn fifty_thousand_queues_are_loaded_and_it_is_told_how_far() {
+    let runtime = Runtime::new().unwrap();
+    let many: Vec<_> = (0..50_000).map(|n| queue(&format!("q{n}"))).collect();
+    let file = json!({"vhosts": [{"name": "v"}], "queues": many});
+    let (broker, _) = loaded(&runtime, &json!({}));
+    let (sender, heard) = std::sync::mpsc::channel();
+    let definitions = Definitions::parse(file.to_string().as_bytes()).unwrap();
+    let admin = broker.admin();
+    let loading = load(&admin, definitions, move |done, all| sender.send((done, all)).unwrap());
+    assert_eq!(runtime.block_on(loading), Ok(Loaded { objects: 50_000, ..Loaded::default() }));
+    let heard: Vec<_> = heard.iter().collect();
+    assert!(heard.len() > 50 && heard.is_sorted() && heard.last() == Some(&(50_000, 50_000)), "{heard:?}");
+    assert_eq!(export(&broker.admin())["queues"].as_array().unwrap().len(), 50_000);
+    runtime.block_on(broker.shutdown());
+}
+
+/// A rehearsal begins with nothing, so it does not count what there is.
+#[test]
+fn a_queue_beyond_the_limit_is_said_not_to_be_made() {
+    let runtime = Runtime::new().unwrap();
+    let limits = json!([{"component": "vhost-limits", "name": "limits", "vhost": "v", "value": {"max-queues": 1}}]);
+    let file = json!({"vhosts": [{"name": "v"}], "parameters": limits, "queues": [queue("a")]});
+    let (broker, _) = loaded(&runtime, &file);
+    let added = load_into(&runtime, &broker, &json!({"queues": [queue("b")]})).unwrap();
+    let [refused] = &*added.refused else { panic!("{added:?}") };
+    assert!(refused.starts_with("queues[0]: PRECONDITION_FAILED - cannot declare queue 'b'"), "{refused}");
+    assert_eq!(export(&broker.admin())["queues"].as_array().unwrap().len(), 1);
     runtime.block_on(broker.shutdown());
 }

@@ -171,4 +171,18 @@ fn an_explanation_changes_nothing() {
     let told = scene.explain("orders", "eu.new", &[], None);
     assert_eq!(scene.explain("orders", "eu.new", &[], None), told, "and there is no message in any queue");
     assert_eq!(export(&scene.broker.admin()), before);
+    // Where a message that is published stays behind.
+    let add = |file: Value| {
+        let file = Definitions::parse(file.to_string().as_bytes()).unwrap();
+        scene.runtime.block_on(load(&scene.broker.admin(), file, |_, _| {})).unwrap();
+    };
+    let recent =
+        json!({"name": "recent", "vhost": "/", "type": "x-recent-history", "durable": true, "arguments": {}});
+    add(json!({"exchanges": [recent]}));
+    scene.explain("recent", "k", &[], None);
+    add(json!({"bindings": [{
+        "source": "recent", "vhost": "/", "destination": "books", "destination_type": "queue", "routing_key": "",
+        "arguments": {},
+    }]}));
+    assert_eq!(scene.explain("", "books", &[], None)["queues"][0]["messages"], 0, "nothing was kept");
 }

@@ -1,12 +1,16 @@
 //! Definitions of a running node, as RabbitMQ writes them.
 
+use std::collections::BTreeSet;
+
 use leveret_broker::Node;
-use leveret_broker::node::password::HashingAlgorithm;
-use leveret_broker::node::{User, Vhost};
+use leveret_broker::names::VhostName;
+use leveret_broker::node::Vhost;
 use leveret_broker::vhost::policy::{PolicyKind, PolicySource};
 use leveret_broker::views::Fields;
 use leveret_server::Admin;
 use serde_json::{Map, Value, json};
+
+use crate::{policies, users, vhosts};
 
 /// All that is durable of what was declared. Takes one virtual host after the other, in steps: what changes meanwhile may
 /// be in it or not.
@@ -16,25 +20,28 @@ pub fn export(admin: &Admin) -> Value {
     file.insert("product_name".into(), settings.product.clone().into());
     file.insert("product_version".into(), settings.version.clone().into());
     let each = |list: Vec<Value>| Value::Array(list);
-    file.insert(
-        "users".into(),
-        each(node.users().iter().map(|(name, known)| user(name.as_str(), known)).collect()),
-    );
+    file.insert("users".into(), each(node.users().iter().map(|(name, known)| users::view(name, known)).collect()));
     file.insert(
         "vhosts".into(),
         each(node.vhosts().iter().map(|(name, known)| vhost(name.as_str(), known)).collect()),
     );
-    file.insert("permissions".into(), each(permissions(&node)));
-    file.insert("topic_permissions".into(), each(topic_permissions(&node)));
+    file.insert("permissions".into(), each(users::permissions_views(&node)));
+    file.insert("topic_permissions".into(), each(users::topic_views(&node, |_, _| true)));
     file.insert("parameters".into(), each(parameters(admin, &node)));
     let parameters = node.global_parameters().iter();
     let parameters = parameters.map(|(name, value)| {
         json!({"name": name.as_str(), "value": serde_json::from_str::<Value>(value).unwrap_or(Value::Null)})
     });
     file.insert("global_parameters".into(), parameters.collect());
-    file.insert("policies".into(), each(policies(admin, &node)));
-    let queues = admin.queues(None).flatten().filter(|queue| queue.durable && !queue.exclusive);
+    let policies = |vhost: &VhostName| policies::views(admin, vhost.as_str(), PolicyKind::Policy);
+    file.insert("policies".into(), each(node.vhosts().keys().flat_map(policies).collect()));
+    // What comes meanwhile must not be named by what is written later and not be there itself.
+    let mut ends = Ends::default();
+    let is_there = |vhost: &VhostName| node.vhosts().contains_key(vhost);
+    let queues = admin.queues(None).flatten();
+    let queues = queues.filter(|queue| queue.durable && !queue.exclusive && is_there(&queue.vhost));
     let queues = queues.map(|queue| {
+        ends.queues.insert((queue.vhost.to_string(), queue.name.to_string()));
         json!({
             "name": queue.name.as_str(), "vhost": queue.vhost.as_str(), "durable": true,
             "auto_delete": queue.auto_delete, "type": queue.queue_type, "arguments": queue.arguments,
@@ -44,7 +51,11 @@ pub fn export(admin: &Admin) -> Value {
     // Every virtual host has these by itself.
     let is_own = |name: &str| name.is_empty() || name.starts_with("amq.");
     let exchanges = admin.exchanges(None).flatten();
-    let exchanges = exchanges.filter(|exchange| exchange.durable && !is_own(exchange.name.as_str()));
+    let exchanges = exchanges.filter(|exchange| exchange.durable && is_there(&exchange.vhost));
+    let exchanges = exchanges.inspect(|exchange| {
+        ends.exchanges.insert((exchange.vhost.to_string(), exchange.name.to_string()));
+    });
+    let exchanges = exchanges.filter(|exchange| !is_own(exchange.name.as_str()));
     let exchanges = exchanges.map(|exchange| {
         json!({
             "name": exchange.name.as_str(), "vhost": exchange.vhost.as_str(), "type": exchange.kind, "durable": true,
@@ -52,26 +63,8 @@ pub fn export(admin: &Admin) -> Value {
         })
     });
     file.insert("exchanges".into(), each(sorted(exchanges.collect())));
-    file.insert("bindings".into(), each(bindings(admin)));
+    file.insert("bindings".into(), each(bindings(admin, &ends)));
     Value::Object(file)
-}
-
-fn user(name: &str, user: &User) -> Value {
-    let (hash, algorithm) = match &user.password {
-        Some(password) => (password.to_base64(), password.algorithm()),
-        None => (String::new(), HashingAlgorithm::default()),
-    };
-    json!({
-        "name": name, "password_hash": hash, "hashing_algorithm": algorithm.as_str(), "tags": user.tags,
-        "limits": limits([
-            ("max-connections", user.limits.max_connections), ("max-channels", user.limits.max_channels),
-        ]),
-    })
-}
-
-fn limits<const N: usize>(limits: [(&str, Option<u64>); N]) -> Value {
-    let set = limits.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), Value::from(limit?))));
-    Value::Object(set.collect())
 }
 
 fn vhost(name: &str, vhost: &Vhost) -> Value {
@@ -85,39 +78,11 @@ fn vhost(name: &str, vhost: &Vhost) -> Value {
     })
 }
 
-fn permissions(node: &Node) -> Vec<Value> {
-    let of_user = node.users().iter().flat_map(|(user, known)| {
-        known.permissions().iter().map(move |(vhost, permissions)| {
-            json!({
-                "user": user.as_str(), "vhost": vhost.as_str(), "configure": permissions.configure.as_str(),
-                "write": permissions.write.as_str(), "read": permissions.read.as_str(),
-            })
-        })
-    });
-    of_user.collect()
-}
-
-fn topic_permissions(node: &Node) -> Vec<Value> {
-    let mut list = Vec::new();
-    for (user, known) in node.users() {
-        for (vhost, topics) in known.topic_permissions() {
-            list.extend(topics.iter().map(|(exchange, permissions)| {
-                json!({
-                    "user": user.as_str(), "vhost": vhost.as_str(), "exchange": exchange.as_str(),
-                    "write": permissions.write(), "read": permissions.read(),
-                })
-            }));
-        }
-    }
-    list
-}
-
 /// RabbitMQ: limits of virtual hosts and operator policies are parameters, too.
 fn parameters(admin: &Admin, node: &Node) -> Vec<Value> {
     let mut list = Vec::new();
     for (name, vhost) in node.vhosts() {
-        let value =
-            limits([("max-connections", vhost.limits.max_connections), ("max-queues", vhost.limits.max_queues)]);
+        let value = vhosts::limits(vhost);
         if value != json!({}) {
             list.push(json!({
                 "component": "vhost-limits", "name": "limits", "vhost": name.as_str(), "value": value,
@@ -133,21 +98,6 @@ fn parameters(admin: &Admin, node: &Node) -> Vec<Value> {
     list
 }
 
-fn policies(admin: &Admin, node: &Node) -> Vec<Value> {
-    let mut list = Vec::new();
-    for vhost in node.vhosts().keys() {
-        for source in admin.policies(vhost.as_str(), PolicyKind::Policy) {
-            let (name, mut value) = (source.name.to_string(), policy(source));
-            if let Value::Object(fields) = &mut value {
-                fields.insert("name".into(), name.into());
-                fields.insert("vhost".into(), vhost.as_str().into());
-            }
-            list.push(value);
-        }
-    }
-    list
-}
-
 fn policy(source: PolicySource) -> Value {
     json!({
         "pattern": source.pattern, "apply-to": source.apply_to.as_str(), "priority": source.priority,
@@ -155,19 +105,21 @@ fn policy(source: PolicySource) -> Value {
     })
 }
 
-/// Bindings between durable ends, but for those to the default exchange, which every queue has.
-fn bindings(admin: &Admin) -> Vec<Value> {
-    let is_durable =
-        |vhost: &str, exchange: &str| admin.exchange(vhost, exchange).is_some_and(|exchange| exchange.durable);
+/// Durable queues and exchanges that are in the file or are the virtual host's own, by virtual host and name.
+#[derive(Default)]
+struct Ends {
+    queues: BTreeSet<(String, String)>,
+    exchanges: BTreeSet<(String, String)>,
+}
+
+/// Bindings between these, but for those to the default exchange, which every queue has.
+fn bindings(admin: &Admin, ends: &Ends) -> Vec<Value> {
     let bindings = admin.bindings(None).flatten().filter(|binding| {
-        let vhost = binding.vhost.as_str();
-        let to_queue =
-            || admin.queue(vhost, &binding.destination).is_some_and(|queue| queue.durable && !queue.exclusive);
-        let is_kept = || match binding.destination_type {
-            "queue" => to_queue(),
-            _ => is_durable(vhost, &binding.destination),
-        };
-        !binding.source.as_str().is_empty() && is_durable(vhost, binding.source.as_str()) && is_kept()
+        let end = |name: &str| (binding.vhost.to_string(), name.to_owned());
+        let to = if binding.destination_type == "queue" { &ends.queues } else { &ends.exchanges };
+        !binding.source.as_str().is_empty()
+            && ends.exchanges.contains(&end(binding.source.as_str()))
+            && to.contains(&end(&binding.destination))
     });
     let bindings = bindings.map(|binding| {
         json!({

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Weak};
 
-use leveret_broker::connection::Credentials;
 use leveret_broker::names::UserName;
-use leveret_broker::node::{LoginError, Node, Origin};
+use leveret_broker::node::{LoginError, Origin};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -20,23 +19,21 @@ pub(crate) struct Logins {
 }
 
 impl Logins {
-    /// Checks credentials against the node as it is when it is their turn. Of one address, so many are checked at once; others
+    /// Has a user checked who comes from this address, once it is their turn. Of one address, so many are checked at once; others
     /// wait for them, and nobody else does.
     pub(crate) async fn check(
         &self,
-        node: impl FnOnce() -> Arc<Node>,
-        credentials: Credentials,
         address: IpAddr,
+        user: String,
+        log_in: impl FnOnce(Origin) -> Result<UserName, LoginError> + Send + 'static,
     ) -> Result<UserName, LoginError> {
         let address = address.to_canonical();
         let turns = self.turns(network(address));
         // Nobody closes it.
         let _turn = turns.acquire().await;
         let origin = if address.is_loopback() { Origin::Loopback } else { Origin::Remote };
-        let (user, node) = (credentials.user.clone(), node());
-        let checking = move || node.log_in(&credentials.user, &credentials.password, origin);
         // If it panicked, nothing is proved.
-        tokio::task::spawn_blocking(checking).await.unwrap_or(Err(LoginError::WrongPassword(user)))
+        tokio::task::spawn_blocking(move || log_in(origin)).await.unwrap_or(Err(LoginError::WrongPassword(user)))
     }
 
     fn turns(&self, network: IpAddr) -> Arc<Semaphore> {
@@ -61,7 +58,34 @@ fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_check_waits_for_its_turn_and_knows_where_the_peer_is() {
+        let logins = Logins::default();
+        let told = |origin: Origin| LoginError::NoSuchUser(format!("{origin:?}"));
+        let check = |text: &str| logins.check(text.parse().unwrap(), "u".into(), move |origin| Err(told(origin)));
+        let turns = logins.turns("192.0.2.1".parse().unwrap());
+        let taken: Vec<_> = (0..LOGINS_AT_ONCE).map(|_| turns.try_acquire().unwrap()).collect();
+        let mut waiting = std::pin::pin!(check("192.0.2.1"));
+        let polled = tokio::time::timeout(Duration::ZERO, waiting.as_mut()).await;
+        assert!(polled.is_err(), "others of its address are checked");
+        for (address, origin) in [
+            ("192.0.2.2", Origin::Remote),
+            ("::ffff:192.0.2.3", Origin::Remote),
+            ("127.0.0.9", Origin::Loopback),
+            ("::1", Origin::Loopback),
+            ("::ffff:127.0.0.1", Origin::Loopback),
+        ] {
+            assert_eq!(check(address).await, Err(told(origin)), "{address}");
+        }
+        drop(taken);
+        assert_eq!(waiting.await, Err(told(Origin::Remote)));
+        let panicking = logins.check("::1".parse().unwrap(), "u".into(), |_| panic!("nothing is proved"));
+        assert_eq!(panicking.await, Err(LoginError::WrongPassword("u".into())));
+    }
 
     #[tokio::test]
     async fn of_one_network_few_are_checked_at_once_and_others_do_not_wait() {

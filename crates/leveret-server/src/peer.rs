@@ -250,7 +250,9 @@ impl Peer {
         let Some(credentials) = self.connection.login_request().cloned() else { return };
         let shared = Arc::clone(&self.shared);
         self.checking = Some(tokio::spawn(async move {
-            shared.logins.check(|| shared.node.current(), credentials, address.ip()).await
+            let (user, node) = (credentials.user.clone(), Arc::clone(&shared));
+            let log_in = move |origin| node.node.current().log_in(&credentials.user, &credentials.password, origin);
+            shared.logins.check(address.ip(), user, log_in).await
         }));
     }
 

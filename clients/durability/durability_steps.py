@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 import random
@@ -363,6 +364,19 @@ def failed_sync_ends_the_broker():
     assert not any(numbers.values()), numbers
 
 
+def a_failed_sync_while_definitions_are_loaded_ends_the_broker():
+    definitions = os.path.join(SCRATCH, "definitions.json")
+    with open(definitions, "w") as file:
+        json.dump({"vhosts": [{"name": "v"}], "queues": [{"name": "q", "vhost": "v", "durable": True}]}, file)
+    folder = fresh("eio-definitions")
+    # The first is that of virtual hosts, the second that of queues.
+    sync = ["-e", "trace=fdatasync", "-P", os.path.join(folder, "0000000001.segment")]
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *sync, "-e", "inject=fdatasync:error=EIO:when=2+"]
+    serve = [BINARY, "serve", "--data-dir", folder, "--amqp-port", "0", "--definitions", definitions]
+    ended = subprocess.run([*strace, *serve], capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 74 and ended.stdout == "", ended
+
+
 def fill(folder):
     """Takes every byte that a file system has left."""
     with open(os.path.join(folder, "ballast"), "wb", buffering=0) as ballast:
@@ -709,6 +723,7 @@ STEPS = [
     (power_cuts, True),
     (faked_syncs_are_found_out, True),
     (failed_sync_ends_the_broker, True),
+    (a_failed_sync_while_definitions_are_loaded_ends_the_broker, True),
     (full_disk_holds_publishers_and_nobody_else, True),
     (publishers_go_on_when_a_small_disk_is_drained_with_no_option_set, True),
     (small_messages_can_always_be_drained_from_a_short_disk, True),

@@ -444,11 +444,25 @@ impl Prepared {
         handle
     }
 
+    /// Waits as [`ServerHandle::journal_failed`] does; then all that is left is [`Self::abandon`].
+    pub async fn journal_failed(&self) -> String {
+        self.handle.journal_failed().await
+    }
+
     /// Stops it in good order.
     pub async fn shutdown(self) {
+        self.close().shutdown().await;
+    }
+
+    /// Stops it after the journal has failed.
+    pub async fn abandon(self) {
+        self.close().abandon().await;
+    }
+
+    fn close(self) -> ServerHandle {
         let Prepared { handle, listeners, shared, running } = self;
         drop((listeners, shared, running));
-        handle.shutdown().await;
+        handle
     }
 }
 

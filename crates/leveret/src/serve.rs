@@ -193,11 +193,21 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
             return fail(code, &format!("{error}{advice}"));
         }
     };
-    if let Some(definitions) = definitions
-        && let Err(error) = definitions.load(&prepared.admin()).await
-    {
-        prepared.shutdown().await;
-        return fail(if error.is_at_fault() { BAD_OPTION } else { START_FAILED }, &error);
+    if let Some(definitions) = definitions {
+        let admin = prepared.admin();
+        let loaded = tokio::select! {
+            biased;
+            // What was to be loaded waits for the disk.
+            reason = prepared.journal_failed() => {
+                prepared.abandon().await;
+                return journal_failed(&reason);
+            }
+            loaded = definitions.load(&admin) => loaded,
+        };
+        if let Err(error) = loaded {
+            prepared.shutdown().await;
+            return fail(if error.is_at_fault() { BAD_OPTION } else { START_FAILED }, &error);
+        }
     }
     let server = prepared.open();
     let is_local = |user: &UserName| loopback_users.iter().any(|name| name == user.as_str());
@@ -229,10 +239,14 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
         reason = server.journal_failed() => {
             drop(control);
             server.abandon().await;
-            // Also where nobody asked for a log.
-            fail(JOURNAL_FAILED, &format!("{reason}; what was confirmed is on disk: mend the disk and start again"))
+            journal_failed(&reason)
         }
     }
+}
+
+/// Said also where nobody asked for a log.
+fn journal_failed(reason: &str) -> ExitCode {
+    fail(JOURNAL_FAILED, &format!("{reason}; what was confirmed is on disk: mend the disk and start again"))
 }
 
 /// Where `leveret status`, `list` and their like find the broker. It runs without, too.
@@ -243,7 +257,7 @@ fn control_socket(server: &ServerHandle, storage: &Storage) -> Option<ControlSoc
         Err(error) => {
             let socket = folder.join(CONTROL_SOCKET);
             tracing::warn!(
-                "no control socket {}: {error}; leveret status and list cannot reach this broker",
+                "no control socket {}: {error}; leveret status, list and their like cannot reach this broker",
                 socket.display()
             );
             None

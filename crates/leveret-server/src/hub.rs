@@ -387,10 +387,11 @@ impl Drop for Hub {
         let State { vhost, counted, .. } = self.state.get_mut();
         self.memory.changed(*counted, 0);
         if vhost.queue_count() > 0 {
-            // To free a great many messages takes a while, and this thread may have connections to serve.
+            // To free a great many messages takes a while, and this thread may have connections to serve. If the system has no other
+            // one, it is done here.
             let empty = VirtualHost::new(vhost.name().clone(), [0; 32]);
             let full = std::mem::replace(vhost, empty);
-            std::thread::spawn(move || drop(full));
+            let _ = std::thread::Builder::new().spawn(move || drop(full));
         }
     }
 }

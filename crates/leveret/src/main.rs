@@ -16,8 +16,8 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 
 /// Leveret, a message broker that every RabbitMQ client can talk to.
 ///
-/// Without a command it starts the broker, as `leveret serve` does. `status`, `list` and `close` reach a broker on this
-/// machine through its data folder. The other commands talk to a running broker over AMQP 0-9-1: Leveret, or RabbitMQ.
+/// Without a command it starts the broker, as `leveret serve` does. `status`, `list`, `explain`, `export`, `add`, `set`, `clear`,
+/// `close` and `delete user` or `vhost` reach a broker on this machine through its data folder. The other commands talk to a running broker over AMQP 0-9-1: Leveret, or RabbitMQ.
 #[derive(Debug, Parser)]
 #[command(name = "leveret", version, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     if let Some((serve, matches)) = serve_command_line(&arguments) {
         return serve::run(&serve, &matches);
     }
-    let matches = command_line(std::env::args_os().nth(1).as_deref()).get_matches();
+    let matches = command_line(arguments.get(1).map(OsString::as_os_str)).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
         None => serve::run(&cli.serve, &matches),

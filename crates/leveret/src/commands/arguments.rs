@@ -3,17 +3,17 @@
 use leveret_client::{BasicProperties, FieldTable, Value};
 
 /// Longest name and text property, in bytes. AMQP 0-9-1 §4.2.5.3.
-const SHORT_BYTES_MAX: usize = 255;
+pub(crate) const SHORT_BYTES_MAX: usize = 255;
 
 /// One `k=v`, split at the first equals sign.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pair {
+pub(crate) struct Pair {
     name: String,
     value: String,
 }
 
 /// Splits `k=v`, for clap.
-pub(super) fn parse_pair(text: &str) -> Result<Pair, String> {
+pub(crate) fn parse_pair(text: &str) -> Result<Pair, String> {
     let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
     if name.is_empty() {
         return Err("the name before the equals sign is missing".to_owned());
@@ -33,6 +33,19 @@ fn typed(text: &str) -> Value<'_> {
             Ok(number) => i32::try_from(number).map_or(Value::I64(number), Value::I32),
             Err(_) => Value::LongStr(text.as_bytes()),
         },
+    }
+}
+
+impl Pair {
+    /// As a field of a JSON object.
+    pub(crate) fn into_json(self) -> (String, serde_json::Value) {
+        let value = match typed(&self.value) {
+            Value::Bool(flag) => flag.into(),
+            Value::I32(number) => number.into(),
+            Value::I64(number) => number.into(),
+            _ => self.value.into(),
+        };
+        (self.name, value)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Must not know: the broker's inside.
 //! Exit codes: 0 done, 1 refused by the broker or out of reach, 2 a bad option, 3 nothing to get.
 
-mod arguments;
+pub(crate) mod arguments;
 mod completions;
 mod consume;
 mod declare;

@@ -13,6 +13,7 @@ use leveret_broker::limits::{BODY_BYTES_MAX, TTL_MAX};
 use leveret_server::{MEMORY_LIMIT_MIN, MemoryLimit, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
 use super::{Configuration, LogLevel};
+use crate::commands::arguments::SHORT_BYTES_MAX;
 
 /// A name and what it stands for.
 pub(super) struct Key {
@@ -32,8 +33,6 @@ const SIZE: &str = "a size, for example 50MB or 1GiB";
 const MEMORY_SIZE: &str = "a size of at least 32MiB, for example 256MiB or 1GB";
 const PORT: &str = "a port from 0 to 65535";
 const LEVEL: &str = "none, error, warning, info or debug";
-/// A name is a short string. AMQP 0-9-1, §4.2.5.3.
-const NAME_BYTES_MAX: usize = 255;
 
 const NAME: &str = "a name of 1 to 255 bytes";
 const FRAME_BYTES: &str = "a number of bytes from 4096 to 134217728";
@@ -258,7 +257,7 @@ fn text(value: &OsStr) -> Option<&str> {
 }
 
 fn name(value: &OsStr) -> Option<String> {
-    value.to_str().filter(|name| (1..=NAME_BYTES_MAX).contains(&name.len())).map(str::to_owned)
+    value.to_str().filter(|name| (1..=SHORT_BYTES_MAX).contains(&name.len())).map(str::to_owned)
 }
 
 fn number<N: FromStr + PartialOrd>(value: &OsStr, least: N, most: N) -> Option<N> {

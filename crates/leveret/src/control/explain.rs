@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use super::filter::{field, shown};
 use super::table::write_json;
-use super::{DataDir, Failure, encoded};
+use super::{DataDir, Failure, Format, encoded};
+use crate::commands::arguments::{Pair, parse_pair};
 use crate::commands::one_line;
 
 /// Tell where a message would go that is published, and why; nothing is published, and nothing changes.
@@ -24,8 +24,8 @@ pub(crate) struct Explain {
     #[arg(long, value_name = "KEY", default_value = "")]
     routing_key: String,
     /// A header, for example kind=book; integers and true and false get their type. May be given several times
-    #[arg(long = "header", value_name = "K=V", value_parser = pair)]
-    headers: Vec<(String, Value)>,
+    #[arg(long = "header", value_name = "K=V", value_parser = parse_pair)]
+    headers: Vec<Pair>,
     /// The virtual host
     #[arg(long, value_name = "NAME", default_value = "/")]
     vhost: String,
@@ -39,28 +39,9 @@ pub(crate) struct Explain {
     broker: DataDir,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For people.
-    Text,
-    /// One JSON object on one line.
-    Json,
-}
-
-/// The same types as those of `leveret publish --header`.
-fn pair(text: &str) -> Result<(String, Value), String> {
-    let (name, value) = text.split_once('=').ok_or("a header is NAME=VALUE")?;
-    let value = match value {
-        "true" => Value::Bool(true),
-        "false" => Value::Bool(false),
-        _ => value.parse::<i64>().map_or_else(|_| value.into(), Value::from),
-    };
-    Ok((name.to_owned(), value))
-}
-
 impl Explain {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let headers: Map<_, _> = self.headers.into_iter().collect();
+        let headers: Map<_, _> = self.headers.into_iter().map(Pair::into_json).collect();
         let mut path = format!(
             "/api/explain/{}?exchange={}&routing_key={}",
             encoded(&self.vhost),

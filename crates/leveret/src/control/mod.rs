@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use leveret_management::{Client, ClientError, StatusCode};
 use serde_json::Value;
 
@@ -40,6 +40,15 @@ pub(crate) enum Command {
     Close(close::Close),
     Export(export::Export),
     Explain(explain::Explain),
+}
+
+/// How one answer is printed. A list has others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// One JSON object on one line.
+    Json,
 }
 
 /// Which broker.

@@ -4,12 +4,11 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::filter::{field, shown};
 use super::table::write_json;
-use super::{DataDir, Failure};
+use super::{DataDir, Failure, Format};
 use crate::commands::one_line;
 
 /// Show whether a broker runs, since when, and how much it has to do.
@@ -21,14 +20,6 @@ pub(crate) struct Status {
     format: Format,
     #[command(flatten)]
     broker: DataDir,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For people.
-    Text,
-    /// One JSON object on one line.
-    Json,
 }
 
 impl Status {

@@ -496,9 +496,15 @@ fn an_exchange_that_deletes_itself_takes_with_it_what_waits_there() {
         C: basic.publish exchange='x' headers={x-delay=1000} delivery-mode=2 body='1'
         C: queue.unbind queue='q' exchange='x'
         S: queue.unbind-ok
+        Cb: exchange.declare exchange='x' passive
+        Sb: channel.close 404
+        C: exchange.declare exchange='x' type='x-delayed-message' durable arguments={x-delayed-type='fanout'}
+        S: exchange.declare-ok
+        C: queue.bind queue='q' exchange='x'
+        S: queue.bind-ok
         wait 1s
-        C: exchange.declare exchange='x' passive
-        S: channel.close 404
+        C: basic.get queue='q' no-ack
+        S: basic.get-empty
         ",
     );
 }

@@ -103,7 +103,10 @@ fn a_consistent_hash_looks_at_a_header_or_a_property_if_it_says_so() {
 
 #[test]
 fn numbers_in_a_hashed_header_are_equal_whatever_their_width() {
-    let to_one = twice_to_one("headers={n=5}", "who") + &twice_to_one("headers={n=i64:5}", "who");
+    let to_one = each(0..10, |n| {
+        let who = format!("who-{n}");
+        twice_to_one(&format!("headers={{n={n}}}"), &who) + &twice_to_one(&format!("headers={{n=i64:{n}}}"), &who)
+    });
     let binding = bind_all(["1", "1", "1"]);
     with_exchange("type='x-consistent-hash' arguments={hash-header='n'}", &format!("{binding}CONSUME{to_one}"));
 }

@@ -85,6 +85,7 @@ fn topic_permissions_are_for_routing_keys_of_topic_exchanges() {
     as_marie(
         "
         set topic permissions 'marie' exchange='amq.topic' write='^{username}\\.' read='^(public|{username})\\.'
+        set topic permissions 'marie' exchange='amq.direct' write='' read=''
         Cm: queue.declare queue='marie-q'
         Sm: queue.declare-ok
         Cm: queue.bind queue='marie-q' exchange='amq.topic' routing-key='public.#'
@@ -115,6 +116,20 @@ fn topic_permissions_are_for_routing_keys_of_topic_exchanges() {
         Cm: basic.publish exchange='amq.topic' routing-key='paul.a' body='six'
         Cm: queue.purge queue='marie-q'
         Sm: queue.purge-ok 2
+        ",
+    );
+}
+
+#[test]
+fn topic_permissions_count_behind_a_delay_and_know_the_virtual_host() {
+    as_marie(
+        "
+        Cm: exchange.declare exchange='marie-x' type='x-delayed-message' arguments={x-delayed-type='topic'}
+        Sm: exchange.declare-ok
+        set topic permissions 'marie' exchange='marie-x' write='^{vhost}$' read=''
+        Cm: basic.publish exchange='marie-x' routing-key='/' headers={x-delay=1000} body='1'
+        Cm: basic.publish exchange='marie-x' routing-key='x' headers={x-delay=1000} body='2'
+        Sm: channel.close 403
         ",
     );
 }

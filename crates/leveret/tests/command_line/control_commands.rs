@@ -28,6 +28,15 @@ fn ask_json(broker: &Broker, arguments: &[&str]) -> Value {
     serde_json::from_str(&ask(broker, &[arguments, &["--format", "json"]].concat())).unwrap()
 }
 
+/// Runs a command that must not succeed; gives its exit code and what it says.
+#[track_caller]
+fn refuse(broker: &Broker, arguments: &[&str]) -> (i32, String) {
+    let folder = broker.process.folder.path().join("leveret-data");
+    let finished = leveret(arguments).env("LEVERET_DATA_DIR", folder.to_str().unwrap()).run();
+    assert_eq!(finished.stdout, "", "{arguments:?}");
+    (finished.code.unwrap(), finished.stderr)
+}
+
 #[test]
 fn queues_are_listed_as_a_table_filtered_and_sorted() {
     let broker = start();
@@ -106,13 +115,9 @@ fn a_field_that_does_not_exist_is_2_and_the_nearest_is_named() {
 #[test]
 fn a_virtual_host_that_does_not_exist_is_1() {
     let broker = start();
-    let folder = broker.process.folder.path().join("leveret-data");
-    let arguments = ["list", "queues", "--vhost", "nowhere", "--data-dir", folder.to_str().unwrap()];
-    let finished = leveret(&arguments).run();
-    assert_eq!(
-        (finished.code, finished.stderr.as_str()),
-        (Some(1), "error: no virtual host 'nowhere'; add it with: leveret add vhost nowhere\n")
-    );
+    let (code, error) = refuse(&broker, &["list", "queues", "--vhost", "nowhere"]);
+    let expected = "error: no virtual host 'nowhere'; add it with: leveret add vhost nowhere\n";
+    assert_eq!((code, error.as_str()), (1, expected));
 }
 
 #[test]
@@ -160,11 +165,9 @@ fn a_connection_is_closed_by_its_name_for_a_reason() {
     let finished = consumer.wait();
     assert_eq!(finished.code, Some(1));
     assert!(finished.stderr.contains("320 CONNECTION_FORCED - maintenance"), "{}", finished.stderr);
-    let folder = broker.process.folder.path().join("leveret-data");
-    let arguments = ["close", "connection", "nobody", "--data-dir", folder.to_str().unwrap()];
-    let finished = leveret(&arguments).run();
+    let (code, error) = refuse(&broker, &["close", "connection", "nobody"]);
     let expected = "error: no connection 'nobody'; all names are listed by: leveret list connections\n";
-    assert_eq!((finished.code, finished.stderr.as_str()), (Some(1), expected));
+    assert_eq!((code, error.as_str()), (1, expected));
 }
 
 #[test]
@@ -220,15 +223,6 @@ fn a_broker_that_cannot_have_a_control_socket_runs_without() {
     broker.ask(&["declare", "queue", "q"]);
     let stderr = broker.stop().stderr;
     assert!(stderr.contains("no control socket"), "{stderr}");
-}
-
-/// Runs a command that must not succeed; gives its exit code and what it says.
-#[track_caller]
-fn refuse(broker: &Broker, arguments: &[&str]) -> (i32, String) {
-    let folder = broker.process.folder.path().join("leveret-data");
-    let finished = leveret(arguments).env("LEVERET_DATA_DIR", folder.to_str().unwrap()).run();
-    assert_eq!(finished.stdout, "", "{arguments:?}");
-    (finished.code.unwrap(), finished.stderr)
 }
 
 #[test]
@@ -301,6 +295,8 @@ fn limits_and_parameters_are_set_and_cleared() {
     assert_eq!(limits("users"), json!([{ "limits": { "max-connections": 0 } }]));
     let refused = broker.client(&["declare", "queue", "c"]).run();
     assert!(refused.stderr.contains("530 NOT_ALLOWED"), "{}", refused.stderr);
+    ask(&broker, &["clear", "limit", "user", "guest", "max-connections"]);
+    broker.ask(&["declare", "queue", "c"]);
     ask(&broker, &["set", "parameter", "tags", "{\"region\":\"eu\"}"]);
     let parameters = json!([{ "name": "tags", "value": { "region": "eu" } }]);
     assert_eq!(ask_json(&broker, &["list", "parameters"]), parameters);
@@ -321,6 +317,43 @@ fn an_export_is_a_file_for_its_owner_that_another_broker_begins_with() {
     assert_eq!(text, ask(&broker, &["export"]));
     let other = leveret(&["--amqp-port", "0", "--definitions", name]).start();
     assert_eq!(ask(&other, &["export"]), text);
+}
+
+#[test]
+fn an_operator_policy_and_topic_permissions_are_cleared_and_nothing_else() {
+    let broker = start();
+    for kind in [&[][..], &["--operator"]] {
+        ask(&broker, &[&["set", "policy", "p", "^q", "{\"max-length\":2}"], kind].concat());
+    }
+    for exchange in ["amq.topic", "x", "y"] {
+        ask(&broker, &["set", "topic-permissions", "guest", exchange]);
+    }
+    ask(&broker, &["clear", "policy", "p", "--operator"]);
+    ask(&broker, &["clear", "topic-permissions", "guest", "x"]);
+    let count = |what: &str| ask_json(&broker, &["list", what]).as_array().unwrap().len();
+    assert_eq!((count("policies"), count("operator-policies"), count("topic-permissions")), (1, 0, 2));
+    ask(&broker, &["clear", "topic-permissions", "guest"]);
+    assert_eq!(count("topic-permissions"), 0);
+}
+
+#[test]
+fn headers_that_are_typed_find_their_binding() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("definitions.json");
+    let definitions = json!({
+        "queues": [{"name": "books", "vhost": "/", "durable": true, "arguments": {"x-max-length": 9}}],
+        "bindings": [{
+            "source": "amq.headers", "vhost": "/", "destination": "books", "destination_type": "queue",
+            "routing_key": "", "arguments": {"x-match": "all", "kind": "book", "pages": 5},
+        }],
+    });
+    fs::write(&file, definitions.to_string()).unwrap();
+    let broker = leveret(&["--amqp-port", "0", "--definitions", file.to_str().unwrap()]).start();
+    let explain = ["explain", "--exchange", "amq.headers", "--header", "kind=book"];
+    let told = ask(&broker, &[&explain[..], &["--header", "pages=5"]].concat());
+    assert!(told.contains("    leads to queue 'books': ") && told.contains("at most messages 9"), "{told}");
+    let told = ask_json(&broker, &[&explain[..], &["--header", "pages=6"]].concat());
+    assert_eq!(told["queue_count"], json!(0));
 }
 
 #[test]
@@ -364,7 +397,7 @@ fn what_cannot_be_changed_is_refused_with_words() {
         (&["set", "topic-permissions", "nobody", "x"], 1, "no user 'nobody'"),
         (&["clear", "permissions", "nobody"], 1, "no user 'nobody'"),
         (&["explain", "--user", "guest", "--vhost", "nowhere"], 1, "no virtual host 'nowhere'"),
-        (&["explain", "--header", &format!("{}=1", "k".repeat(256))], 1, "headers: "),
+        (&["explain", "--header", &format!("{}=1", "k".repeat(256))], 2, "a name has at most 255 bytes"),
         (&["set", "permissions", "guest", "--read", "("], 1, "the pattern '(' for read cannot be used"),
         (&["set", "limit", "vhost", "/", "max-rabbits", "1"], 1, "have no limit 'max-rabbits'"),
         (&["set", "limit", "user", "nobody", "max-channels", "1"], 1, "no user 'nobody'"),
@@ -385,6 +418,8 @@ fn what_cannot_be_changed_is_refused_with_words() {
     ask(&broker, &["set", "vhost", "/", "--protected", "true"]);
     let (exit_code, stderr) = refuse(&broker, &["delete", "vhost", "/"]);
     assert_eq!((exit_code, stderr.as_str()), (1, "error: virtual host '/' is protected from deletion\n"));
+    ask(&broker, &["set", "vhost", "/", "--protected", "false"]);
+    ask(&broker, &["delete", "vhost", "/"]);
 }
 
 #[test]

@@ -41,6 +41,30 @@ fn a_setting_out_of_range_is_2_and_the_range_is_named() {
 }
 
 #[test]
+fn definitions_with_a_fault_are_2_and_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, data) = (folder.path().join("definitions.json"), folder.path().join("data"));
+    let data = data.to_str().unwrap();
+    let arguments = ["--amqp-port", "0", "--data-dir", data, "--definitions", file.to_str().unwrap()];
+    assert_eq!(refused(&arguments).0, 2, "there is no such file");
+    // One fault shows when the file is read, the other when all of it is tried.
+    for (queue, fault) in
+        [("7", "queues[0]: 7 is not"), (r#"{"name":"q","vhost":"w","durable":true}"#, "queues[0].vhost: ")]
+    {
+        let text = format!(r#"{{"vhosts":[{{"name":"v"}}],"users":[{{"name":"u"}}],"queues":[{queue}]}}"#);
+        fs::write(&file, text).unwrap();
+        let (code, error) = refused(&arguments);
+        assert_eq!(code, 2, "{error}");
+        assert!(error.contains(&format!("{} was loaded: {fault}", file.display())), "{error}");
+    }
+    fs::write(&file, r#"{"vhosts":[{"name":"v"}],"users":[{"name":"u"}],"shovels":[]}"#).unwrap();
+    let broker = leveret(&arguments).start();
+    broker.process.stderr.wait_for("shovels", "what is not supported");
+    let list = ["list", "users", "--columns", "name", "--format", "json", "--data-dir", data];
+    assert_eq!(leveret(&list).run().stdout, "[{\"name\":\"u\"}]\n", "and no guest");
+}
+
+#[test]
 fn a_setting_in_a_file_that_is_wrong_is_2_and_the_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("leveret.toml");

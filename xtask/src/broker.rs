@@ -85,13 +85,11 @@ impl Broker {
         format!("{}/%2F", self.url.replacen("amqp://", "amqp://guest:guest@", 1))
     }
 
-    /// What it has taken of the processor so far.
+    /// What those of its threads that still run have taken of the processor so far.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process_id()))?;
-        // Behind the name, which may hold anything, the fields count from 3; 14 and 15 are hundredths of seconds.
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
-        Ok(Duration::from_millis(ticks * 10))
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process_id()))?;
+        // One may end meanwhile.
+        Ok(threads.filter_map(|thread| thread_cpu_time(&thread.ok()?.path()).ok()).sum())
     }
 
     pub(crate) fn process_id(&self) -> u32 {
@@ -113,6 +111,13 @@ impl Broker {
         }
         bail!("the broker did not stop within {} s of SIGTERM", STOP_DEADLINE.as_secs())
     }
+}
+
+/// What a thread has taken of the processor so far; its folder in `/proc` is given.
+pub(crate) fn thread_cpu_time(thread: &Path) -> Result<Duration> {
+    let text = fs::read_to_string(thread.join("schedstat"))?;
+    let nanoseconds = text.split_whitespace().next().and_then(|number| number.parse().ok());
+    Ok(Duration::from_nanos(nanoseconds.context("/proc says nothing of the time of a thread")?))
 }
 
 /// Resident memory of a process that is no file's, in KiB.

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use leveret_amqp::frame::{write_content, write_method};
 use leveret_amqp::{BasicProperties, ContentHeader, FieldTable, Method, ShortStr, Table, Value};
 
 use crate::bench::Samples;
-use crate::broker::Broker;
+use crate::broker::{Broker, thread_cpu_time};
 use crate::peer::Peer;
 use crate::workspace::target;
 
@@ -308,7 +308,7 @@ fn publish(broker: &Broker, peer: &mut Peer, exchange: &str, case: &Case) -> Res
         ContentHeader { body_bytes: 1, properties }.encode(&mut header);
         write_content(&mut frames, 1, &header, b"x", 4096);
     }
-    let before = cpu_seconds(broker)?;
+    let before = broker.cpu_time()?;
     peer.write(&frames)?;
     // Every one of them has to be there.
     peer.send(
@@ -325,7 +325,7 @@ fn publish(broker: &Broker, peer: &mut Peer, exchange: &str, case: &Case) -> Res
         },
     )?;
     peer.expect("queue.declare-ok")?;
-    let took = cpu_seconds(broker)? - before;
+    let took = broker.cpu_time()?.saturating_sub(before).as_secs_f64();
     peer.send(1, &Method::QueuePurge { ticket: 0, queue: ShortStr::new(QUEUE)?, nowait: false })?;
     peer.expect("queue.purge-ok")?;
     #[expect(clippy::cast_precision_loss, reason = "a mean")]
@@ -335,24 +335,12 @@ fn publish(broker: &Broker, peer: &mut Peer, exchange: &str, case: &Case) -> Res
 /// Microseconds of CPU time that it takes to look through all bindings for the one that a message fits.
 fn scan(case: &Case, all: &[Labels], naive: fn(&Labels, &Labels) -> bool) -> Result<f64> {
     let messages: Vec<_> = (0..SCANNED).map(|nth| (case.message)(order(nth))).collect();
-    let before = thread_seconds(Path::new("/proc/thread-self"))?;
+    let thread = Path::new("/proc/thread-self");
+    let before = thread_cpu_time(thread)?;
     for message in &messages {
         black_box(all.iter().filter(|binding| naive(binding, message)).count());
     }
-    let took = thread_seconds(Path::new("/proc/thread-self"))? - before;
+    let took = thread_cpu_time(thread)?.saturating_sub(before).as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "a mean")]
     Ok(took * 1e6 / SCANNED as f64)
-}
-
-/// CPU time of all threads of the broker.
-fn cpu_seconds(broker: &Broker) -> Result<f64> {
-    let threads = fs::read_dir(format!("/proc/{}/task", broker.process_id()))?;
-    threads.map(|thread| thread_seconds(&thread?.path())).sum()
-}
-
-/// CPU time of a thread.
-fn thread_seconds(thread: &Path) -> Result<f64> {
-    let text = fs::read_to_string(thread.join("schedstat"))?;
-    let nanoseconds = text.split_whitespace().next().and_then(|number| number.parse().ok());
-    Ok(Duration::from_nanos(nanoseconds.context("/proc says nothing of CPU time")?).as_secs_f64())
 }

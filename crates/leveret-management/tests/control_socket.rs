@@ -301,6 +301,34 @@ fn users_and_virtual_hosts_are_put_shown_and_deleted() {
 }
 
 #[test]
+fn a_protected_virtual_host_is_deleted_once_it_is_not_protected_any_more() {
+    let node = Node::start();
+    let set = |method: &str, vhost: &str| {
+        let mut stream = node.raw();
+        write!(
+            stream,
+            "{method} /api/vhosts/{vhost}/deletion/protection HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    let body = json!({ "description": "orders", "tags": "a" });
+    assert_eq!(node.put("/api/vhosts/shop", &body), 201);
+    assert_eq!((set("POST", "shop"), set("POST", "nowhere")), ("204".to_owned(), "404".to_owned()));
+    let shown = || {
+        let vhost = node.get("/api/vhosts/shop").1;
+        ["description", "tags", "protected_from_deletion"].map(|field| vhost[field].clone())
+    };
+    assert_eq!(shown(), [json!("orders"), json!(["a"]), json!(true)]);
+    assert_eq!(node.delete("/api/vhosts/shop", None), 412);
+    assert_eq!(set("DELETE", "shop"), "204");
+    assert_eq!(shown(), [json!("orders"), json!(["a"]), json!(false)]);
+    assert_eq!(node.delete("/api/vhosts/shop", None), 204);
+}
+
+#[test]
 fn a_body_that_is_not_what_is_expected_changes_nothing() {
     let node = Node::start();
     let before = node.server.node();

@@ -287,6 +287,7 @@ fn a_local_random_exchange_takes_classic_queues_without_a_key() {
 #[test]
 fn dead_letters_and_what_other_exchanges_pass_on_are_hashed_by_their_keys() {
     let key = twice_to_one("routing-key='k'", "who");
+    let several = twice_to_one("routing-key='k' headers={CC=['l' 'm']}", "who-of-several");
     let binding = bind_all(["1", "1", "1"]);
     for kind in ["x-consistent-hash", "x-modulus-hash"] {
         with_exchange(
@@ -306,6 +307,9 @@ fn dead_letters_and_what_other_exchanges_pass_on_are_hashed_by_their_keys() {
                 S: queue.bind-ok
                 C: basic.publish exchange='amq.direct' routing-key='k' body='1'
                 S/2: basic.deliver $who
+                {several}
+                C: basic.publish exchange='amq.direct' routing-key='k' headers={{CC=['l' 'm']}} body='1'
+                S/2: basic.deliver $who-of-several
                 S/2: nothing
                 "
             ),

@@ -114,7 +114,7 @@ impl Memory {
 }
 
 /// Each connection is an open file here, as it is in the broker.
-fn raise_file_limit() -> Result<()> {
+pub(crate) fn raise_file_limit() -> Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")

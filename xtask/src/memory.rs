@@ -8,10 +8,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use leveret_amqp::BasicProperties;
+use leveret_amqp::{BasicProperties, Method, ShortStr, Table};
 use leveret_client::{AckMode, Connection, ConsumeOptions, ConsumerEvent, PublishTo, QueueOptions, Url};
 
 use crate::broker::{Broker, anonymous_kib};
+use crate::measure::raise_file_limit;
+use crate::peer::Peer;
 use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
@@ -34,6 +36,7 @@ const STEPS: &[Step] = &[
     ("what is lost of them on disk is told, and the others come in order", lose),
     ("a broker that was killed leaves nothing of them behind once it starts again", kill_and_start),
     ("a backlog that cannot be written out makes its publisher wait, and nobody else", hold),
+    ("consumers that do not read take no more, and leave what they do not get to one that does", unread),
 ];
 
 /// Runs the steps, each with a broker of its own.
@@ -325,6 +328,63 @@ fn kill_and_start(binary: &Path, folder: &Path) -> Result<String> {
     connection.close()?;
     broker.stop()?;
     Ok(format!("{} MiB were left", left >> 20))
+}
+
+fn unread(binary: &Path, folder: &Path) -> Result<String> {
+    const CONSUMERS: usize = 150;
+    raise_file_limit()?;
+    let backlog = Backlog { messages: 1_000_000, body_bytes: BODY_BYTES, queues: 1 };
+    let data = folder.join("data").display().to_string();
+    let broker = start(binary, folder, &["--data-dir", &data], LIMIT_MIB)?;
+    let peak = Peak::watch(broker.process_id());
+    let mut connection = open(&broker)?;
+    backlog.declare(&mut connection, true)?;
+    let mut idle = Vec::with_capacity(CONSUMERS);
+    for _ in 0..CONSUMERS {
+        let mut peer = Peer::connect(broker.url.trim_start_matches("amqp://"))?;
+        // What the operating system keeps for them is not the broker's.
+        rustix::net::sockopt::set_socket_recv_buffer_size(peer.stream(), 4096)?;
+        let (queue, empty) = (Backlog::queue(0), ShortStr::truncated(""));
+        peer.send(
+            1,
+            &Method::BasicConsume {
+                ticket: 0,
+                queue: ShortStr::new(&queue)?,
+                consumer_tag: empty,
+                no_local: false,
+                no_ack: true,
+                exclusive: false,
+                nowait: false,
+                arguments: Table::EMPTY,
+            },
+        )?;
+        peer.expect("basic.consume-ok")?;
+        idle.push(peer);
+    }
+    backlog.fill(&mut connection, 2)?;
+    let filling_kib = peak.take();
+    ensure!(filling_kib <= CEILING_KIB, "{} MiB at a limit of {LIMIT_MIB}", filling_kib / 1024);
+    let mut channel = connection.open_channel()?;
+    let left = channel.check_queue(&Backlog::queue(0))?.message_count;
+    ensure!(left > 0, "the idle consumers were sent everything");
+    channel
+        .consume(&Backlog::queue(0), &ConsumeOptions { ack_mode: AckMode::Auto, ..ConsumeOptions::default() })?;
+    let mut last = None;
+    for nth in 0..left {
+        let Some(ConsumerEvent::Delivery(delivery)) = channel.next_event(PATIENCE)? else {
+            bail!("{nth} of {left} messages came, and no more");
+        };
+        let number = delivery.message.body.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        ensure!(last < number, "message {number:?} came after {last:?}");
+        last = number;
+    }
+    channel.close()?;
+    let peak_kib = peak.take().max(filling_kib);
+    ensure!(peak_kib <= CEILING_KIB, "{} MiB at a limit of {LIMIT_MIB}", peak_kib / 1024);
+    connection.close()?;
+    drop(idle);
+    broker.stop()?;
+    Ok(format!("{} MiB, and {left} of {} messages came to the other one", peak_kib / 1024, backlog.messages))
 }
 
 fn hold(binary: &Path, folder: &Path) -> Result<String> {

@@ -47,6 +47,11 @@ impl Peer {
         Ok(peer)
     }
 
+    /// Its socket.
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// The bare connection.
     pub(crate) fn into_stream(self) -> TcpStream {
         self.stream

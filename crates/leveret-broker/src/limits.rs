@@ -13,15 +13,13 @@ pub const UNFINISHED_MESSAGES_MAX: usize = 4;
 /// Bytes of them that any configuration allows.
 pub const UNFINISHED_BYTES_MIN: usize = 16 * 1024 * 1024;
 
-/// Bytes handed to a connection and not yet written to its socket, above which its consumers get no more.
-pub const DELIVERY_WINDOW_BYTES: usize = 1024 * 1024;
+/// Bytes of messages handed to a connection and not yet written to its socket, above which its consumers get no more; and
+/// bytes of bodies in answers (`basic.get-ok`, `basic.return`), above which no further command of it is begun. It is less
+/// where many connections have much to read: see [`crate::VirtualHost::set_window_room`].
+pub const WINDOW_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes handed to a connection and not yet written to its socket, above which direct replies to it are unroutable.
-pub const REPLY_WINDOW_BYTES: usize = 16 * DELIVERY_WINDOW_BYTES;
-
-/// Bytes of bodies in answers (`basic.get-ok`, `basic.return`) not yet written to the socket, above which no further
-/// command of that connection is begun.
-pub const ANSWER_WINDOW_BYTES: usize = 1024 * 1024;
+pub const REPLY_WINDOW_BYTES: usize = 16 * WINDOW_BYTES_MAX;
 
 /// Bytes a delivery counts in the window beside its message: frames, tag, bookkeeping.
 pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
@@ -146,4 +144,4 @@ pub const PERMISSIONS_REMEMBERED: usize = 12;
 /// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
 
-const _: () = assert!(DELIVERY_OVERHEAD_BYTES < DELIVERY_WINDOW_BYTES);
+const _: () = assert!(DELIVERY_OVERHEAD_BYTES < WINDOW_BYTES_MAX);

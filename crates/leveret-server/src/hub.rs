@@ -110,7 +110,9 @@ impl Hub {
     fn lock(&self) -> MutexGuard<'_, State> {
         #[cfg(test)]
         self.locked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.state.lock()
+        let mut state = self.state.lock();
+        state.vhost.set_window_room(self.memory.window_room());
+        state
     }
 
     /// Takes a connection in. It leaves when what is returned is dropped.
@@ -219,9 +221,9 @@ impl Hub {
         // To be woken once the lock is released.
         let mut woken: SmallVec<[Arc<Outbox>; 8]> = SmallVec::new();
         let outboxes = &state.outboxes;
-        state.effects.take_outputs(|to, outputs| {
+        state.effects.take_outputs(|to, outputs, bytes| {
             let Some(outbox) = outboxes.get(to) else { return };
-            if outbox.append(outputs) && caller != Some(to) {
+            if outbox.append(outputs, bytes) && caller != Some(to) {
                 woken.push(Arc::clone(outbox));
             }
         });
@@ -532,7 +534,7 @@ mod tests {
             let now = hub.clock.now();
             self.connection.handle_outputs(now, self.outputs.drain(..), durable, &mut self.written);
             self.written.clear();
-            while self.connection.handle_written(now, Written::All) {
+            while self.connection.handle_written(now, Written::All).1 {
                 if let Some(attached) = &self.attached {
                     execute(attached, self.connection.commands());
                 }
@@ -681,7 +683,7 @@ mod tests {
                 let outputs = consumer.outputs.drain(..);
                 consumer.connection.handle_outputs(now, outputs, durable, &mut consumer.written);
                 consumer.written.clear();
-                if consumer.connection.handle_written(now, Written::All)
+                if consumer.connection.handle_written(now, Written::All).1
                     && let Some(attached) = &consumer.attached
                 {
                     execute(attached, consumer.connection.commands());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leveret_broker::limits::{DELIVERY_WINDOW_BYTES, UNITS_PER_HOLD};
+use leveret_broker::limits::{UNITS_PER_HOLD, WINDOW_BYTES_MAX};
 
 /// Bytes read from a socket at once. One buffer for each worker thread, not for each connection.
 pub(crate) const READ_BYTES: usize = 128 * 1024;
@@ -15,8 +15,8 @@ pub(crate) const CONNECTIONS_PER_HOLD: usize = 1024;
 pub(crate) const VIEWED_UNITS_PER_HOLD: u32 = UNITS_PER_HOLD / 4;
 
 /// Encoded bytes that a socket has not taken, above which its connection is not read. Deliveries stop at
-/// [`DELIVERY_WINDOW_BYTES`], so what lies above are answers to the client's own commands.
-pub(crate) const UNSENT_BYTES_MAX: usize = 2 * DELIVERY_WINDOW_BYTES;
+/// [`WINDOW_BYTES_MAX`], so what lies above are answers to the client's own commands.
+pub(crate) const UNSENT_BYTES_MAX: usize = 2 * WINDOW_BYTES_MAX;
 
 /// Encoded bytes that a worker thread keeps room for between two connections' turns.
 pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -158,7 +158,7 @@ pub(crate) const FREE_PORT_TRIES: u32 = 50;
 /// Connections that wait to be accepted. RabbitMQ: `tcp_listen_options.backlog`, 128; more survive a storm.
 pub(crate) const BACKLOG: u32 = 1024;
 
-const _: () = assert!(DELIVERY_WINDOW_BYTES < UNSENT_BYTES_MAX);
+const _: () = assert!(WINDOW_BYTES_MAX < UNSENT_BYTES_MAX);
 
 /// Logins from one address that are checked at once; others from there wait for them. A network of IPv6 with 64 bits is one address.
 pub(crate) const LOGINS_AT_ONCE: usize = 4;

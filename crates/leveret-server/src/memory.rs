@@ -1,6 +1,6 @@
 //! The limit on memory: what the queues of all virtual hosts hold, and what happens when it is too much.
 //!
-//! Owns: the sum, and whether publishers wait.
+//! Owns: the sum, what is on its way to connections, and whether publishers wait.
 //! Bodies are let go, queue by queue: the journal has those of its messages, others are written to scratch files first. What
 //! cannot be let go makes publishers wait, until consumers have made room.
 
@@ -27,6 +27,8 @@ pub(crate) struct Memory {
     limit: usize,
     /// What the virtual hosts hold. Less than nothing for a moment, when what was taken is told after it was given back.
     held: AtomicIsize,
+    /// What was handed to connections and is not yet written to their sockets.
+    on_the_way: AtomicUsize,
     /// From this on, bodies are let go.
     mark: AtomicUsize,
     /// The keeper was told since it looked last.
@@ -41,6 +43,7 @@ impl Memory {
         Arc::new(Memory {
             limit,
             held: AtomicIsize::new(0),
+            on_the_way: AtomicUsize::new(0),
             mark,
             is_told: AtomicBool::new(false),
             tell: Notify::new(),
@@ -61,13 +64,35 @@ impl Memory {
     pub(crate) fn changed(&self, before: usize, now: usize) {
         let more = now.cast_signed().wrapping_sub(before.cast_signed());
         self.held.fetch_add(more, Ordering::Relaxed);
+        self.look();
+    }
+
+    /// Messages of so many bytes were handed to a connection.
+    pub(crate) fn handed_out(&self, bytes: usize) {
+        self.on_the_way.fetch_add(bytes, Ordering::Relaxed);
+        self.look();
+    }
+
+    /// So many of them were written to its socket.
+    pub(crate) fn written(&self, bytes: usize) {
+        self.on_the_way.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of messages that may still be handed out: all together an eighth of the limit may be on the way.
+    pub(crate) fn window_room(&self) -> usize {
+        (self.limit / 8).saturating_sub(self.on_the_way.load(Ordering::Relaxed))
+    }
+
+    /// Tells the keeper if too much is held.
+    fn look(&self) {
         if self.held() > self.mark.load(Ordering::Relaxed) && !self.is_told.swap(true, Ordering::Relaxed) {
             self.tell.notify_one();
         }
     }
 
     fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed).max(0).cast_unsigned()
+        let held = self.held.load(Ordering::Relaxed).max(0).cast_unsigned();
+        held + self.on_the_way.load(Ordering::Relaxed)
     }
 
     /// What of the limit queues may hold: half, as an allocator keeps much of what was given back to it, and less if the
@@ -199,7 +224,7 @@ impl Keeper {
             // It takes a while before a wait for the disk is more than that.
             Room::Soon if self.short_since.elapsed() >= BLOCKED_AFTER => {
                 tracing::warn!(
-                    "low on memory: queues hold {} MiB that cannot be let go; publishers wait",
+                    "low on memory: queues hold and connections have not read {} MiB that cannot be let go; publishers wait",
                     held >> 20
                 );
                 Room::ShortOf { memory: true, disk: false }
@@ -207,7 +232,10 @@ impl Keeper {
             room => room,
         };
         if matches!(self.room, Room::ShortOf { .. }) && next == Room::Enough {
-            tracing::info!("enough memory again: queues hold {} MiB; publishers go on", held >> 20);
+            tracing::info!(
+                "enough memory again: queues hold and connections have not read {} MiB; publishers go on",
+                held >> 20
+            );
         }
         self.room = next;
         self.rooms.set_memory(next);

@@ -142,7 +142,7 @@ impl Place {
             }
             Place::Rehearsal { vhost, id, effects, now } => {
                 while vhost.handle_batch(*now, *id, commands, effects) == Progress::More {}
-                effects.take_outputs(|to, said| {
+                effects.take_outputs(|to, said, _| {
                     if to == *id {
                         outputs.append(said);
                     }

@@ -1,21 +1,43 @@
 //! What the virtual host has for one connection, until the connection's task encodes it.
 //!
-//! Unbounded in itself: deliveries are bounded by the connection's window, answers by not reading it any more.
+//! Unbounded in itself: deliveries are bounded by the connection's window, answers by not reading it any more. The messages in it
+//! count in the memory of the node until they are written to the socket.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use leveret_broker::Output;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::memory::Memory;
 
 /// Between a virtual host and one connection's task.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     outputs: Mutex<Vec<Output>>,
     filled: Notify,
+    /// Where its messages count; nowhere if nobody is sent any.
+    memory: Option<Arc<Memory>>,
+    /// Bytes of those that are not written yet.
+    unwritten: AtomicUsize,
 }
 
 impl Outbox {
-    /// Takes all of `outputs`; true if the outbox was empty, so that its owner has to be woken.
-    pub(crate) fn append(&self, outputs: &mut Vec<Output>) -> bool {
+    /// One whose messages count.
+    pub(crate) fn new(memory: Arc<Memory>) -> Arc<Self> {
+        let mut outbox = Outbox::default();
+        outbox.memory = Some(memory);
+        Arc::new(outbox)
+    }
+
+    /// Takes all of `outputs`, whose messages have so many bytes; true if the outbox was empty, so that its owner has to be
+    /// woken.
+    pub(crate) fn append(&self, outputs: &mut Vec<Output>, bytes: usize) -> bool {
+        if let Some(memory) = self.memory.as_ref().filter(|_| bytes > 0) {
+            self.unwritten.fetch_add(bytes, Ordering::Relaxed);
+            memory.handed_out(bytes);
+        }
         let mut waiting = self.outputs.lock();
         let was_empty = waiting.is_empty();
         if was_empty {
@@ -32,6 +54,14 @@ impl Outbox {
         std::mem::swap(&mut *self.outputs.lock(), emptied);
     }
 
+    /// The socket has taken messages of so many bytes.
+    pub(crate) fn written(&self, bytes: usize) {
+        if let Some(memory) = self.memory.as_ref().filter(|_| bytes > 0) {
+            self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
+            memory.written(bytes);
+        }
+    }
+
     pub(crate) fn wake(&self) {
         self.filled.notify_one();
     }
@@ -39,5 +69,12 @@ impl Outbox {
     /// Returns when something was appended since the last time.
     pub(crate) async fn filled(&self) {
         self.filled.notified().await;
+    }
+}
+
+impl Drop for Outbox {
+    /// What was never written is gone.
+    fn drop(&mut self) {
+        self.written(self.unwritten.load(Ordering::Relaxed));
     }
 }

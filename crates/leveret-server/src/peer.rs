@@ -82,7 +82,7 @@ pub(crate) async fn serve(
 ) {
     let now = shared.clock.now();
     let connection = Connection::new(Arc::clone(&shared.settings), rand::random(), now);
-    let outbox = Arc::default();
+    let outbox = Outbox::new(Arc::clone(&shared.memory));
     // A socket that is broken already has no address any more.
     let host = stream.local_addr().unwrap_or(address);
     let registered = shared.connections.register(address, host, now.wall, &outbox);
@@ -488,22 +488,33 @@ impl Peer {
                 self.unsent.drain(..self.sent);
                 self.sent = 0;
             }
+            // One that does not read at all keeps no more room than what it does not read needs.
+            if self.unsent.capacity() / 4 > self.unsent.len() {
+                let unsent = self.unsent.as_slice().into();
+                keep_spare(std::mem::replace(&mut self.unsent, unsent));
+            }
             Written::Some(self.untold)
         } else {
             if self.unsent.capacity() > 0 {
                 self.sent = 0;
-                let mut spare = std::mem::take(&mut self.unsent);
-                spare.clear();
-                if spare.capacity() <= SPARE_BYTES_MAX {
-                    SPARE.set(spare);
-                }
+                keep_spare(std::mem::take(&mut self.unsent));
             }
             Written::All
         };
         if is_held || std::mem::take(&mut self.untold) == 0 {
             return Ok(false);
         }
-        Ok(self.connection.handle_written(self.shared.clock.now(), written))
+        let (bytes, is_due) = self.connection.handle_written(self.shared.clock.now(), written);
+        self.outbox.written(bytes);
+        Ok(is_due)
+    }
+}
+
+/// Keeps a buffer for whoever writes next on this thread.
+fn keep_spare(mut buffer: Vec<u8>) {
+    buffer.clear();
+    if buffer.capacity() <= SPARE_BYTES_MAX {
+        SPARE.set(buffer);
     }
 }
 

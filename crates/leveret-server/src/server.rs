@@ -204,6 +204,7 @@ pub(crate) struct Shared {
     pub(crate) node: Arc<NodeKeeper>,
     pub(crate) logins: Logins,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) memory: Arc<Memory>,
     /// A connection may write the journal itself: there are other threads to serve the others meanwhile.
     pub(crate) writes_here: bool,
 }
@@ -389,7 +390,7 @@ impl Server {
             hubs: Arc::clone(&hubs),
             node: Arc::clone(&node),
             connections: Arc::clone(&connections),
-            memory,
+            memory: Arc::clone(&memory),
         });
         let shared = Arc::new(Shared {
             clock,
@@ -397,6 +398,7 @@ impl Server {
             node: Arc::clone(&node),
             logins: Logins::default(),
             connections,
+            memory,
             writes_here,
         });
         let (shutdown, _) = watch::channel(Stop::No);

@@ -38,6 +38,17 @@ pub struct Variation {
     pub eviction: Eviction,
     /// Whether the disk takes its time.
     pub lag: Lag,
+    /// How much may be on its way to clients.
+    pub windows: Windows,
+}
+
+/// How much may be on its way to clients that have not read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// As much as one connection may have by itself.
+    Wide,
+    /// Two small messages, and one for each connection.
+    Narrow,
 }
 
 /// Whether what the disk does is done at once.
@@ -62,13 +73,24 @@ pub enum Eviction {
 
 impl Variation {
     /// All that a script is run in.
-    pub const ALL: [Variation; 6] = [
-        Variation { byte_by_byte: false, eviction: Eviction::Never, lag: Lag::None },
-        Variation { byte_by_byte: true, eviction: Eviction::Never, lag: Lag::None },
-        Variation { byte_by_byte: false, eviction: Eviction::Always, lag: Lag::None },
-        Variation { byte_by_byte: false, eviction: Eviction::AtRandom, lag: Lag::None },
-        Variation { byte_by_byte: false, eviction: Eviction::Never, lag: Lag::AsLongAsPossible },
-        Variation { byte_by_byte: false, eviction: Eviction::Always, lag: Lag::AsLongAsPossible },
+    pub const ALL: [Variation; 7] = [
+        Variation { byte_by_byte: false, eviction: Eviction::Never, lag: Lag::None, windows: Windows::Wide },
+        Variation { byte_by_byte: true, eviction: Eviction::Never, lag: Lag::None, windows: Windows::Wide },
+        Variation { byte_by_byte: false, eviction: Eviction::Always, lag: Lag::None, windows: Windows::Wide },
+        Variation { byte_by_byte: false, eviction: Eviction::AtRandom, lag: Lag::None, windows: Windows::Wide },
+        Variation {
+            byte_by_byte: false,
+            eviction: Eviction::Never,
+            lag: Lag::AsLongAsPossible,
+            windows: Windows::Wide,
+        },
+        Variation {
+            byte_by_byte: false,
+            eviction: Eviction::Always,
+            lag: Lag::AsLongAsPossible,
+            windows: Windows::Wide,
+        },
+        Variation { byte_by_byte: false, eviction: Eviction::Never, lag: Lag::None, windows: Windows::Narrow },
     ];
 }
 
@@ -122,8 +144,20 @@ struct Peer {
     outputs: VecDeque<Output>,
     /// What the client has not heard yet.
     unheard: Vec<u8>,
+    /// Bytes of messages that it was handed and that are not yet written.
+    on_the_way: usize,
     /// Whether its socket takes what is written. The client of a script reads at once.
     reads: bool,
+}
+
+impl Peer {
+    /// The socket takes all there is, if it takes anything; true if the virtual host has to know.
+    fn write(&mut self, now: Moment) -> bool {
+        let (bytes, is_due) =
+            if self.reads { self.connection.handle_written(now, Written::All) } else { (0, false) };
+        self.on_the_way -= bytes;
+        is_due
+    }
 }
 
 /// The broker under test.
@@ -158,6 +192,8 @@ pub struct Broker {
     checkpoints: Vec<(JournalPosition, JournalPosition)>,
     /// The most that followed from one hold of the virtual host's lock: outputs and changes.
     longest_hold: usize,
+    /// Bytes that may be on their way to clients, all together.
+    window_bytes: usize,
     random: SmallRng,
 }
 
@@ -187,6 +223,10 @@ impl Broker {
             checkpoint: None,
             checkpoints: Vec::new(),
             longest_hold: 0,
+            window_bytes: match variation.windows {
+                Windows::Wide => usize::MAX,
+                Windows::Narrow => 512,
+            },
             random: SmallRng::seed_from_u64(7),
         }
     }
@@ -236,7 +276,7 @@ impl Broker {
     pub fn set_reading(&mut self, name: &str, reads: bool) {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.reads = reads;
-            if reads && peer.connection.handle_written(self.now, Written::All) {
+            if peer.write(self.now) {
                 self.settle(name);
             }
         }
@@ -245,6 +285,17 @@ impl Broker {
     /// Bytes that wait for a client to read them.
     pub fn unheard_bytes(&self, name: &str) -> usize {
         self.peers.get(name).map_or(0, |peer| peer.unheard.len())
+    }
+
+    /// From now on so many bytes may be on their way to clients, all together.
+    pub fn set_window_bytes(&mut self, bytes: usize) {
+        self.window_bytes = bytes;
+        self.tell_window_room();
+    }
+
+    fn tell_window_room(&mut self) {
+        let on_the_way: usize = self.peers.values().map(|peer| peer.on_the_way).sum();
+        self.vhost.set_window_room(self.window_bytes.saturating_sub(on_the_way));
     }
 
     fn feed(&mut self, name: &str, bytes: &[u8]) {
@@ -327,9 +378,7 @@ impl Broker {
         for peer in self.peers.values_mut() {
             if peer.connection.awaits().is_some_and(|position| position <= self.durable) {
                 peer.connection.handle_durable(self.now, self.durable, &mut peer.unheard);
-                if peer.reads {
-                    let _ = peer.connection.handle_written(self.now, Written::All);
-                }
+                let _ = peer.write(self.now);
             }
         }
         true
@@ -344,6 +393,9 @@ impl Broker {
         if before == 0 {
             return false;
         }
+        self.tell_window_room();
+        let Some(peer) = self.peers.get_mut(name) else { return false };
+        let waiting = peer.connection.commands();
         let progress = self.vhost.handle_batch(self.now, id, waiting, &mut self.effects);
         let is_moving = waiting.len() < before || progress == Progress::More;
         self.hand_on(progress);
@@ -380,12 +432,14 @@ impl Broker {
                 self.wholes.push(self.whole);
             }
             let peers = &mut self.peers;
-            self.effects.take_outputs(|to, outputs| {
+            self.effects.take_outputs(|to, outputs, bytes| {
                 followed += outputs.len();
                 if let Some(peer) = peers.values_mut().find(|peer| peer.id == Some(to)) {
                     peer.outputs.extend(outputs.drain(..));
+                    peer.on_the_way += bytes;
                 }
             });
+            self.tell_window_room();
             self.longest_hold = self.longest_hold.max(followed);
             self.fetches.append(&mut self.effects.fetches);
             if progress == Progress::Done && !self.vhost.is_behind() {
@@ -433,9 +487,7 @@ impl Broker {
             }
             any = true;
             peer.connection.handle_outputs(self.now, peer.outputs.drain(..), durable, &mut peer.unheard);
-            if peer.reads {
-                let _ = peer.connection.handle_written(self.now, Written::All);
-            }
+            let _ = peer.write(self.now);
         }
         if any {
             for name in self.peers.keys().cloned().collect::<Vec<_>>() {
@@ -472,7 +524,10 @@ impl Wire for Broker {
         let seed = [u8::try_from(self.peers.len()).unwrap_or(u8::MAX); 32];
         let connection = Connection::new(settings, seed, self.now);
         let (carry, outputs, unheard) = (Vec::new(), VecDeque::new(), Vec::new());
-        self.peers.insert(name.into(), Peer { connection, id: None, carry, outputs, unheard, reads: true });
+        self.peers.insert(
+            name.into(),
+            Peer { connection, id: None, carry, outputs, unheard, on_the_way: 0, reads: true },
+        );
     }
 
     fn send(&mut self, name: &str, bytes: &[u8]) {

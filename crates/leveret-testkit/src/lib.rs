@@ -56,9 +56,10 @@ mod text;
 
 pub use leveret_broker::change::NodeChange;
 
-pub use broker::{Broker, Eviction, Lag, Variation};
+pub use broker::{Broker, Eviction, Lag, Variation, Windows};
 pub use script::{
-    BEGINNING, Extent, Heard, JournalPace, PolicyOrder, Room, Stop, Wire, continue_script, run_script, waits,
+    BEGINNING, Extent, Heard, JournalPace, PolicyOrder, Room, Stop, Wire, continue_script, continue_script_of,
+    run_script, waits,
 };
 
 /// Runs a script against fresh brokers, in each of the variations.

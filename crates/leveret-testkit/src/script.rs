@@ -164,7 +164,15 @@ pub fn run_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
 /// # Errors
 /// As [`run_script`].
 pub fn continue_script(wire: &mut dyn Wire, script: &str) -> Result<(), String> {
-    let open = ["a", "b"].map(|name| (name.to_owned(), vec![0, 1])).into();
+    continue_script_of(wire, &["a", "b"], script)
+}
+
+/// The same with these connections, and no others, open.
+///
+/// # Errors
+/// As [`run_script`].
+pub fn continue_script_of(wire: &mut dyn Wire, connections: &[&str], script: &str) -> Result<(), String> {
+    let open = connections.iter().map(|&name| (name.to_owned(), vec![0, 1])).collect();
     let mut run = Run { wire, open, variables: BTreeMap::new(), transcript: String::new(), held: BTreeMap::new() };
     run.lines(script)
 }

@@ -1,7 +1,7 @@
 //! Work under the lock of a virtual host is bounded, whatever a command names.
 
-use leveret_broker::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, UNITS_PER_HOLD};
-use leveret_testkit::{Broker, Variation, continue_script, run_script};
+use leveret_broker::limits::{UNITS_PER_HOLD, WINDOW_BYTES_MAX};
+use leveret_testkit::{Broker, Variation, continue_script, continue_script_of, run_script};
 
 /// An enqueue, a delivery and a settlement are a unit each, and a unit has at most two consequences: an output, and a
 /// change for the journal.
@@ -308,23 +308,57 @@ fn a_consumer_that_does_not_read_is_given_a_window_of_messages() {
     run_more(&mut broker, "C: basic.consume queue='q' consumer-tag='t' no-ack");
     run_more(&mut broker, &publish);
     let waiting = broker.unheard_bytes("a");
-    assert!((DELIVERY_WINDOW_BYTES..DELIVERY_WINDOW_BYTES + 2 * BODY).contains(&waiting), "{waiting}");
+    assert!((WINDOW_BYTES_MAX..WINDOW_BYTES_MAX + 2 * BODY).contains(&waiting), "{waiting}");
     broker.set_reading("a", true);
     let deliver = lines(1..=MANY, |tag| format!("S: basic.deliver 't' {tag} body={BODY}*x"));
     run_more(&mut broker, &format!("S: basic.consume-ok 't'\n{deliver}"));
+}
+
+/// Those who do not read have no more, all together, than may be on its way; somebody who reads has what is left.
+#[test]
+fn clients_that_do_not_read_leave_room_for_those_who_do() {
+    const WINDOW_BYTES: usize = 20 * BODY;
+    let idle: Vec<_> = (0..10).map(|n| format!("idle{n}")).collect();
+    let mut broker = Broker::new(Variation::ALL[0]);
+    broker.set_window_bytes(WINDOW_BYTES);
+    run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
+    let more = |broker: &mut Broker, name: &str, script: &str| {
+        continue_script_of(broker, &["b", name], &script.replace("NAME", name)).unwrap();
+    };
+    let publish = lines(1..=MANY, |_| format!("Cb: basic.publish routing-key='q-NAME' body={BODY}*x"));
+    for name in &idle {
+        let declare = "CNAME: queue.declare queue='q-NAME'\nSNAME: queue.declare-ok 'q-NAME' 0 0";
+        continue_script_of(&mut broker, &["b"], &declare.replace("NAME", name)).unwrap();
+        broker.set_reading(name, false);
+        more(&mut broker, name, "CNAME: basic.consume queue='q-NAME' consumer-tag='t' no-ack");
+    }
+    for name in &idle {
+        more(&mut broker, name, &publish);
+    }
+    let waiting: Vec<_> = idle.iter().map(|name| broker.unheard_bytes(name)).collect();
+    assert!(waiting.iter().all(|&bytes| bytes > BODY), "each has a message: {waiting:?}");
+    assert!(waiting.iter().sum::<usize>() < WINDOW_BYTES + idle.len() * 2 * BODY, "{waiting:?}");
+    run_more(&mut broker, &publish.replace("q-NAME", "q"));
+    run_more(&mut broker, "C: basic.consume queue='q' consumer-tag='t' no-ack\nS: basic.consume-ok 't'");
+    run_more(&mut broker, &lines(1..=MANY, |tag| format!("S: basic.deliver 't' {tag} body={BODY}*x")));
+    let deliver = lines(1..=MANY, |tag| format!("SNAME: basic.deliver 't' {tag} body={BODY}*x"));
+    for name in &idle {
+        broker.set_reading(name, true);
+        more(&mut broker, name, &format!("SNAME: basic.consume-ok 't'\n{deliver}"));
+    }
 }
 
 /// Answers that carry bodies are bounded, too: the next commands wait until the client has read.
 #[test]
 fn a_client_that_asks_and_does_not_read_is_given_a_window_of_answers() {
     let mut broker = Broker::new(Variation::ALL[0]);
-    run(&mut broker, "C: queue.declare queue='q'\nS: queue.declare-ok 'q' 0 0");
+    run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
     run_more(&mut broker, &format!("C: basic.publish routing-key='q' body={BODY}*x"));
     broker.set_reading("a", false);
     let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
     run_more(&mut broker, &ask);
     let waiting = broker.unheard_bytes("a");
-    assert!((ANSWER_WINDOW_BYTES..ANSWER_WINDOW_BYTES + 2 * BODY).contains(&waiting), "{waiting}");
+    assert!((WINDOW_BYTES_MAX..WINDOW_BYTES_MAX + 2 * BODY).contains(&waiting), "{waiting}");
     broker.set_reading("a", true);
     let first = format!("S: basic.get-ok 1 '' 'q' 0 body={BODY}*x");
     let rest = lines(2..=MANY, |tag| format!("S: basic.get-ok {tag} redelivered '' 'q' 0 body={BODY}*x"));
@@ -341,7 +375,7 @@ fn a_client_that_asks_does_not_read_and_goes_leaves_nothing_behind() {
     let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
     run_more(&mut broker, &ask);
     run_more(&mut broker, "C: end");
-    assert!(broker.unheard_bytes("a") < ANSWER_WINDOW_BYTES + 2 * BODY);
+    assert!(broker.unheard_bytes("a") < WINDOW_BYTES_MAX + 2 * BODY);
     run_more(&mut broker, "Cb: queue.declare queue='q' passive\nSb: queue.declare-ok 'q' 1 0");
 }
 

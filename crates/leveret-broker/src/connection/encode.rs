@@ -155,6 +155,10 @@ impl Connection {
                     write_method(out, 0, &Method::ConnectionUnblocked {});
                 }
             }
+            Output::TellWritten => {
+                self.unreported.is_asked_for = true;
+                self.report_written(Window::default());
+            }
             Output::Farewell(farewell, _) => {
                 self.tell_confirms(confirmed, out);
                 self.held.forget_channels();

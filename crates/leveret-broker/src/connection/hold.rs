@@ -22,8 +22,7 @@ pub(super) struct Held {
 
 /// What one output takes while it waits.
 fn bytes(output: &Output) -> usize {
-    let window = output.window();
-    size_of::<Output>() + window.deliveries + window.answers
+    size_of::<Output>() + output.window().bytes()
 }
 
 impl Held {

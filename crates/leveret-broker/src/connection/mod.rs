@@ -34,7 +34,7 @@ use rand::rngs::StdRng;
 use self::channels::{Channels, Flow};
 use self::hold::Held;
 use self::reply::{ClientError, Exception};
-use crate::limits::{ANSWER_WINDOW_BYTES, CLOSE_TIMEOUT_MAX, DELIVERY_WINDOW_BYTES, REPLY_TEXT_BYTES_MAX};
+use crate::limits::{CLOSE_TIMEOUT_MAX, REPLY_TEXT_BYTES_MAX, WINDOW_BYTES_MAX};
 use crate::moment::{Deadline, Moment};
 use crate::names::{ChannelId, UserName};
 use crate::node::OpenError;
@@ -188,7 +188,7 @@ pub struct Connection {
     /// What was encoded and not yet written.
     unwritten: Unwritten,
     /// What was written and not yet reported.
-    unreported: Window,
+    unreported: Unreported,
     /// The client's end is closed, or it does not read: nothing more is encoded.
     is_gone: bool,
     /// For the log: who logged in, and the name they gave their connection.
@@ -228,19 +228,37 @@ impl Unwritten {
         }
     }
 
-    /// Moves what was written over to `unreported`.
-    fn take(&mut self, written: Written, unreported: &mut Window) {
+    /// Takes out what was written.
+    fn take(&mut self, written: Written) -> Window {
+        let mut taken = Window::default();
         match written {
             Written::Some(bytes) => self.written += bytes as u64,
             Written::All => self.written = u64::MAX,
         }
         while let Some((_, window)) = self.batches.pop_front_if(|(end, _)| *end <= self.written) {
-            unreported.deliveries += window.deliveries;
-            unreported.answers += window.answers;
+            taken.deliveries += window.deliveries;
+            taken.answers += window.answers;
         }
         if written == Written::All {
             (self.encoded, self.written) = (0, 0);
         }
+        taken
+    }
+}
+
+/// What was written and the virtual host does not know of.
+#[derive(Debug, Default)]
+struct Unreported {
+    window: Window,
+    /// The virtual host waits to hear of it, however little it is.
+    is_asked_for: bool,
+}
+
+impl Unreported {
+    /// Reported in quarters of the window: often enough to keep the consumer busy, seldom enough to cost nothing.
+    fn is_due(&self) -> bool {
+        let least = if self.is_asked_for { 1 } else { WINDOW_BYTES_MAX / 4 };
+        self.window.deliveries >= least || self.window.answers >= least
     }
 }
 
@@ -284,7 +302,7 @@ impl Connection {
             held: Held::default(),
             unconfirmed: BTreeSet::new(),
             unwritten: Unwritten::default(),
-            unreported: Window::default(),
+            unreported: Unreported::default(),
             is_gone: false,
             user: None,
             client_name: None,
@@ -565,22 +583,29 @@ impl Connection {
         heartbeat.into_iter().chain(self.deadline).min()
     }
 
-    /// The socket has taken what was encoded, or some of it; true if the virtual host has to know.
+    /// The socket has taken what was encoded, or some of it. Returns the bytes of the messages in it, as windows count them, and
+    /// whether the virtual host has to know.
     #[must_use]
-    pub fn handle_written(&mut self, now: Moment, written: Written) -> bool {
+    pub fn handle_written(&mut self, now: Moment, written: Written) -> (usize, bool) {
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.last_sent = now.monotonic;
         }
-        self.unwritten.take(written, &mut self.unreported);
-        // Reported in quarters of the window: often enough to keep the consumer busy, seldom enough to cost nothing.
-        let Window { deliveries, answers } = self.unreported;
-        let is_due = deliveries >= DELIVERY_WINDOW_BYTES / 4 || answers >= ANSWER_WINDOW_BYTES / 4;
+        let taken = self.unwritten.take(written);
+        (taken.bytes(), self.report_written(taken))
+    }
+
+    /// Lets the virtual host know of what is written, if it is time; true if so.
+    fn report_written(&mut self, taken: Window) -> bool {
+        self.unreported.window.deliveries += taken.deliveries;
+        self.unreported.window.answers += taken.answers;
         let is_attached = matches!(self.state, State::Open | State::Leaving);
-        if is_due && is_attached {
+        let is_due = is_attached && self.unreported.is_due();
+        if is_due {
+            let Unreported { window, .. } = std::mem::take(&mut self.unreported);
             // Before the commands that may be waiting for just this.
-            self.commands.push_first(Command::Written(std::mem::take(&mut self.unreported)));
+            self.commands.push_first(Command::Written(window));
         }
-        is_due && is_attached
+        is_due
     }
 
     /// What the client says of who it is, until the driver answers with [`Self::handle_login`].

@@ -147,10 +147,11 @@ impl VirtualHost {
 
     /// Puts a consumer back into the ring of its queue if it has credit again.
     pub(super) fn offer_turn(&mut self, from: ConnectionId, id: ConsumerId) {
+        let window_max = self.window_max();
         let Some(session) = self.sessions.get_mut(from) else { return };
-        let Some(credit) = session.credit(id) else { return };
-        if credit == Credit::WindowFull {
-            session.starve(id);
+        let Some(credit) = session.credit(id, window_max) else { return };
+        if credit == Credit::WindowFull && session.starve(id) {
+            self.asked.push(from);
         }
         let Some(consumer) = session.consumer(id) else { return };
         if credit == Credit::Available && !consumer.waiting {
@@ -200,12 +201,13 @@ impl VirtualHost {
 
     /// Gives the head of a queue to the consumer whose turn it is.
     fn deliver_head(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) {
+        let window_max = self.window_max();
         let Some(queue) = self.queues.get_mut(id) else { return };
         let Some((seat, key)) = queue.consumers.take_turn() else { return };
         let Some(session) = self.sessions.get_mut(key.connection) else { return };
-        let credit = session.credit(key.consumer);
-        if credit == Some(Credit::WindowFull) {
-            session.starve(key.consumer);
+        let credit = session.credit(key.consumer, window_max);
+        if credit == Some(Credit::WindowFull) && session.starve(key.consumer) {
+            self.asked.push(key.connection);
         }
         let Some((consumer, _)) = session.consumer_and_channel(key.consumer) else { return };
         if credit != Some(Credit::Available) || !queue.consumers.may_serve(seat) {
@@ -252,6 +254,7 @@ impl VirtualHost {
             },
         };
         session.use_window(window);
+        self.window_room = self.window_room.saturating_sub(window);
         if let Some(message) = message {
             let (channel, consumer) = (channel_id, key.consumer);
             let message = rewritten.unwrap_or(message);
@@ -268,10 +271,11 @@ impl VirtualHost {
 
     /// A consumer that was served goes to the end of the ring, if it has credit left.
     fn take_next_turn(&mut self, id: QueueId, seat: Seat, key: ConsumerKey) {
+        let window_max = self.window_max();
         let Some(session) = self.sessions.get_mut(key.connection) else { return };
-        let credit = session.credit(key.consumer);
-        if credit == Some(Credit::WindowFull) {
-            session.starve(key.consumer);
+        let credit = session.credit(key.consumer, window_max);
+        if credit == Some(Credit::WindowFull) && session.starve(key.consumer) {
+            self.asked.push(key.connection);
         }
         let Some(consumer) = session.consumer(key.consumer) else { return };
         let Some(queue) = self.queues.get_mut(id) else { return };
@@ -440,6 +444,7 @@ impl VirtualHost {
         }
         if let Some(session) = self.sessions.get_mut(to) {
             session.use_answer_window(window_bytes(&message));
+            self.window_room = self.window_room.saturating_sub(window_bytes(&message));
         }
         effects.push(to, Output::GetOk { channel, tag, redelivered, message_count, after, message });
     }

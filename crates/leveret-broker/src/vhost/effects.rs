@@ -81,6 +81,8 @@ pub enum Output {
     Blocked(&'static str),
     /// There is room again: `connection.unblocked`, if the client was told that it is blocked.
     Unblocked,
+    /// Somebody waits to hear that what came before is written: [`Command::Written`](super::command::Command::Written).
+    TellWritten,
     /// The connection ends once the journal has come that far, and nothing follows.
     Farewell(Farewell, JournalPosition),
 }
@@ -99,6 +101,7 @@ impl Output {
             | Output::CloseChannel(..)
             | Output::Blocked(_)
             | Output::Unblocked
+            | Output::TellWritten
             | Output::Farewell(..) => Window::default(),
         }
     }
@@ -113,7 +116,7 @@ impl Output {
             | Output::Refuse { channel, .. }
             | Output::Answer(channel, ..)
             | Output::CloseChannel(channel, _) => Some(*channel),
-            Output::Blocked(_) | Output::Unblocked | Output::Farewell(..) => None,
+            Output::Blocked(_) | Output::Unblocked | Output::TellWritten | Output::Farewell(..) => None,
         }
     }
 
@@ -130,7 +133,8 @@ impl Output {
             | Output::Refuse { .. }
             | Output::CloseChannel(..)
             | Output::Blocked(_)
-            | Output::Unblocked => JournalPosition::default(),
+            | Output::Unblocked
+            | Output::TellWritten => JournalPosition::default(),
         }
     }
 }
@@ -142,6 +146,12 @@ pub struct Window {
     pub(crate) deliveries: usize,
     /// Of messages that answer what the client did.
     pub(crate) answers: usize,
+}
+
+impl Window {
+    pub(crate) fn bytes(self) -> usize {
+        self.deliveries + self.answers
+    }
 }
 
 pub(crate) fn window_bytes(message: &Message) -> usize {
@@ -275,6 +285,8 @@ pub struct Effects {
 struct Group {
     to: ConnectionId,
     outputs: Vec<Output>,
+    /// Bytes of the messages in them, as windows count them.
+    bytes: usize,
 }
 
 impl Effects {
@@ -283,14 +295,16 @@ impl Effects {
             Some(&group) => group,
             None => self.new_group(to),
         };
-        self.groups[group].outputs.push(output);
+        let group = &mut self.groups[group];
+        group.bytes += output.window().bytes();
+        group.outputs.push(output);
     }
 
     fn new_group(&mut self, to: ConnectionId) -> usize {
         let group = self.used;
         match self.groups.get_mut(group) {
             Some(reused) => reused.to = to,
-            None => self.groups.push(Group { to, outputs: Vec::new() }),
+            None => self.groups.push(Group { to, outputs: Vec::new(), bytes: 0 }),
         }
         self.used += 1;
         self.group_of.insert(to, group);
@@ -298,10 +312,10 @@ impl Effects {
     }
 
     /// Hands out what each connection has to tell its client, in the order in which the connections first came
-    /// up. What `take` leaves in the buffer is dropped.
-    pub fn take_outputs(&mut self, mut take: impl FnMut(ConnectionId, &mut Vec<Output>)) {
+    /// up, and the bytes of the messages in it. What `take` leaves in the buffer is dropped.
+    pub fn take_outputs(&mut self, mut take: impl FnMut(ConnectionId, &mut Vec<Output>, usize)) {
         for group in &mut self.groups[..self.used] {
-            take(group.to, &mut group.outputs);
+            take(group.to, &mut group.outputs, std::mem::take(&mut group.bytes));
             group.outputs.clear();
             self.group_of.remove(group.to);
         }

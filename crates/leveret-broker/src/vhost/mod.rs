@@ -67,7 +67,7 @@ use self::work::Work;
 use crate::access::{Allowed, Grant, Login};
 use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::connection::reply::Exception;
-use crate::limits::{READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD};
+use crate::limits::{READ_AHEAD_BYTES, UNITS_PER_FREED_PAGE, UNITS_PER_HOLD, WINDOW_BYTES_MAX};
 use crate::memory::Meter;
 use crate::moment::{Deadline, Moment};
 use crate::names::{ChannelId, QueueName, UserName, VhostName};
@@ -157,6 +157,10 @@ pub struct VirtualHost {
     default_queue_type: DefaultQueueType,
     /// What its queues hold in memory.
     memory: Meter,
+    /// Bytes that may still be handed to connections, all together.
+    window_room: usize,
+    /// Connections that are to say at once what they have written.
+    asked: Vec<ConnectionId>,
     /// Bytes of messages that are fetched at once for a queue.
     read_ahead: usize,
     /// Whether publishers have to wait.
@@ -205,6 +209,8 @@ impl VirtualHost {
             limits: VhostLimits::default(),
             default_queue_type: DefaultQueueType::default(),
             memory,
+            window_room: usize::MAX,
+            asked: Vec::new(),
             read_ahead: READ_AHEAD_BYTES,
             room: Room::default(),
             units: 0,
@@ -299,11 +305,15 @@ impl VirtualHost {
     /// more answers to read than it may, or it publishes and there is no room. A client that is gone reads nothing, and
     /// waits for nothing.
     fn must_wait(&mut self, from: ConnectionId, commands: &Commands, effects: &mut Effects) -> bool {
+        let window_max = self.window_max();
         let Some(session) = self.sessions.get_mut(from) else { return false };
         let is_written = matches!(commands.queue.front(), Some(Command::Written(_)));
         if !commands.end_in_silence() {
-            let is_waiting = session.getting.is_some() || (session.is_answer_window_full() && !is_written);
-            return is_waiting || self.waits_for_room(from, commands, effects);
+            let is_unread = session.is_answer_window_full(window_max) && !is_written;
+            if is_unread && session.must_ask() {
+                self.asked.push(from);
+            }
+            return session.getting.is_some() || is_unread || self.waits_for_room(from, commands, effects);
         }
         if let Some(getting) = session.getting.take() {
             self.abandon_get(getting);
@@ -399,7 +409,10 @@ impl VirtualHost {
         !self.behind.is_empty() || !self.begun.is_empty() || self.policy_sweep.is_some()
     }
 
-    fn end_hold(&self, effects: &mut Effects) {
+    fn end_hold(&mut self, effects: &mut Effects) {
+        for connection in self.asked.drain(..) {
+            effects.push(connection, Output::TellWritten);
+        }
         effects.changes_go_on = self.work.iter().any(Work::is_atomic);
     }
 
@@ -410,6 +423,18 @@ impl VirtualHost {
     /// What its queues hold in memory. To be read without the lock, too.
     pub fn memory(&self) -> Meter {
         self.memory.clone()
+    }
+
+    /// Bytes of messages that connections may be handed now, all together, before those that they have are written. The less
+    /// there is, the less one of them may have, so that something is left for those who have nothing; and each may have one
+    /// message in any case.
+    pub fn set_window_room(&mut self, bytes: usize) {
+        self.window_room = bytes;
+    }
+
+    /// Bytes of messages that a connection may have at this moment before it must have written some.
+    fn window_max(&self) -> usize {
+        self.window_room.min(WINDOW_BYTES_MAX)
     }
 
     /// Bytes that are fetched at once for a queue whose bodies are not in memory: fewer where many queues share little
@@ -637,8 +662,15 @@ impl VirtualHost {
     }
 
     fn written(&mut self, from: ConnectionId, written: Window) {
+        let window_max = self.window_max();
         let Some(session) = self.sessions.get_mut(from) else { return };
-        for consumer in session.written(written) {
+        let Some(starved) = session.written(written, window_max) else {
+            if session.must_ask() {
+                self.asked.push(from);
+            }
+            return;
+        };
+        for consumer in starved {
             if let Some(consumer) = self.sessions.get_mut(from).and_then(|session| session.consumer(consumer)) {
                 consumer.starved = false;
             }

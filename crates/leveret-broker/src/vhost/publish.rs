@@ -101,6 +101,7 @@ impl VirtualHost {
             let message = message.clone();
             if let Some(session) = self.sessions.get_mut(from) {
                 session.use_answer_window(window_bytes(&message));
+                self.window_room = self.window_room.saturating_sub(window_bytes(&message));
             }
             effects.push(from, Output::Return { channel, reason: ReplyCode::NoRoute, message });
         }

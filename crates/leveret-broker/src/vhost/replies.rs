@@ -85,6 +85,7 @@ impl VirtualHost {
         let Some((consumer, _)) = channel.replies else { return false };
         let tag = channel.unacked.next_tag();
         session.use_window(window_bytes(message));
+        self.window_room = self.window_room.saturating_sub(window_bytes(message));
         let (after, message) = (JournalPosition::default(), message.clone());
         effects.push(to, Output::Deliver { channel: id, consumer, tag, redelivered: false, after, message });
         true

@@ -8,7 +8,7 @@ use leveret_amqp::{FieldTable, ShortString};
 
 use crate::access::{Allowed, Login};
 use crate::change::{JournalPosition, Tries};
-use crate::limits::{ANSWER_WINDOW_BYTES, DELIVERY_WINDOW_BYTES, REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT};
+use crate::limits::{REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT, WINDOW_BYTES_MAX};
 use crate::memory::{Lease, Meter};
 use crate::moment::Deadline;
 use crate::names::{ChannelId, ConsumerTag, QueueName};
@@ -47,6 +47,8 @@ pub(crate) struct Session {
     window: Window,
     /// Consumers that wait for the window.
     starved: Vec<ConsumerId>,
+    /// Whether its connection was asked to say at once what is written.
+    has_asked: bool,
 }
 
 /// A message that `basic.get` took from its queue, all but its body.
@@ -149,6 +151,7 @@ impl Session {
             waits_for_room: false,
             window: Window::default(),
             starved: Vec::new(),
+            has_asked: false,
         }
     }
 
@@ -234,9 +237,9 @@ impl Session {
         Some((consumer, channel))
     }
 
-    /// Whether a consumer may get another message now.
-    pub(crate) fn credit(&mut self, id: ConsumerId) -> Option<Credit> {
-        let window_full = self.is_window_full();
+    /// Whether a consumer may get another message now, where a window may have so many bytes.
+    pub(crate) fn credit(&mut self, id: ConsumerId, window_max: usize) -> Option<Credit> {
+        let window_full = self.is_window_full(window_max);
         let (consumer, channel) = self.consumer_and_channel(id)?;
         let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get());
         let manual = consumer.ack_mode == AckMode::Manual;
@@ -253,8 +256,16 @@ impl Session {
         )
     }
 
-    pub(crate) fn is_window_full(&self) -> bool {
-        self.window.deliveries >= DELIVERY_WINDOW_BYTES
+    /// Whoever has nothing to write may always get one message: otherwise nothing would say when to go on.
+    fn is_window_full(&self, window_max: usize) -> bool {
+        self.window.deliveries >= window_max.max(1)
+    }
+
+    /// It waits for room in a window. If that is full only because others have much to read, its connection must be asked to
+    /// say at once what it has written, as it would wait until there is more to say: true if that is to be done now.
+    pub(crate) fn must_ask(&mut self) -> bool {
+        let is_early = self.window.deliveries < WINDOW_BYTES_MAX && self.window.answers < WINDOW_BYTES_MAX;
+        is_early && !std::mem::replace(&mut self.has_asked, true)
     }
 
     /// Replies come without credit, so they have a bound of their own.
@@ -272,25 +283,28 @@ impl Session {
     }
 
     /// Whether the client has so many answers to read that its next commands wait.
-    pub(crate) fn is_answer_window_full(&self) -> bool {
-        self.window.answers >= ANSWER_WINDOW_BYTES
+    pub(crate) fn is_answer_window_full(&self, window_max: usize) -> bool {
+        self.window.answers >= window_max.max(1)
     }
 
-    /// Gives back room in the windows; the consumers that waited for it if there is room again.
-    pub(crate) fn written(&mut self, written: Window) -> Vec<ConsumerId> {
+    /// Gives back room in the windows; the consumers that waited for it if there is room again. None wait any more then.
+    pub(crate) fn written(&mut self, written: Window, window_max: usize) -> Option<Vec<ConsumerId>> {
+        self.has_asked = false;
         debug_assert!(written.deliveries <= self.window.deliveries && written.answers <= self.window.answers);
         self.window.deliveries = self.window.deliveries.saturating_sub(written.deliveries);
         self.window.answers = self.window.answers.saturating_sub(written.answers);
-        if self.is_window_full() { Vec::new() } else { std::mem::take(&mut self.starved) }
+        let goes_on = !self.is_window_full(window_max) || self.starved.is_empty();
+        goes_on.then(|| std::mem::take(&mut self.starved))
     }
 
-    pub(crate) fn starve(&mut self, id: ConsumerId) {
-        if let Some(consumer) = self.consumer(id)
-            && !consumer.starved
-        {
-            consumer.starved = true;
+    /// A consumer waits for the window. True if the connection must be asked what it has written.
+    #[must_use]
+    pub(crate) fn starve(&mut self, id: ConsumerId) -> bool {
+        let Some(consumer) = self.consumer(id) else { return false };
+        if !std::mem::replace(&mut consumer.starved, true) {
             self.starved.push(id);
         }
+        self.must_ask()
     }
 }
 

@@ -306,10 +306,10 @@ mod tests {
             |settlement| Command::Settle(channel(), AckTarget::AllOutstanding, settlement, SettledBy::Nack);
         assert_eq!(scene.begin(settle(Settlement::Discard)), Progress::More);
         let left = scene.messages();
-        scene.effects.take_outputs(|_, _| ());
+        scene.effects.take_outputs(|_, _, _| ());
         assert_eq!(scene.begin_as(other, Command::OpenChannel(channel())), Progress::Done);
         let mut answered = 0;
-        scene.effects.take_outputs(|to, outputs| answered += if to == other { outputs.len() } else { 0 });
+        scene.effects.take_outputs(|to, outputs, _| answered += if to == other { outputs.len() } else { 0 });
         assert_eq!((answered, scene.messages()), (1, left), "the other is answered meanwhile");
         let block = [0, 1, b'q', 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, b'h', b'i'];
         let message = Message::from_parts(&block, 3, 17, DeliveryMode::Persistent, History::None).unwrap();
@@ -354,13 +354,13 @@ mod tests {
                 let _ = scene.begin(Command::Get(channel(), queue_ref(), ack_mode));
                 let fetch = scene.effects.fetches.pop().unwrap();
                 scene.wait(1);
-                scene.effects.take_outputs(|_, outputs| {
+                scene.effects.take_outputs(|_, outputs, _| {
                     let last = outputs.iter().last();
                     assert!(matches!(last, Some(Output::CloseChannel(..))), "{last:?}");
                 });
                 let mut fetched = vec![Fetched { fetch, message: found.then(message) }];
                 let _ = scene.vhost.handle_fetched(scene.now, &mut fetched, &mut scene.effects);
-                scene.effects.take_outputs(|_, outputs| panic!("{outputs:?}"));
+                scene.effects.take_outputs(|_, outputs, _| panic!("{outputs:?}"));
                 let all = usize::try_from(unsettled + 1).unwrap();
                 assert_eq!((scene.messages(), scene.ready()), (all, all), "{unsettled} {ack_mode:?} {found}");
             }

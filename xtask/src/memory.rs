@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
     ("a broker that was killed leaves nothing of them behind once it starts again", kill_and_start),
     ("a backlog that cannot be written out makes its publisher wait, and nobody else", hold),
     ("consumers that do not read take no more, and leave what they do not get to one that does", unread),
+    ("many large bodies that arrive at once take turns", arrive),
 ];
 
 /// Runs the steps, each with a broker of its own.
@@ -385,6 +386,37 @@ fn unread(binary: &Path, folder: &Path) -> Result<String> {
     drop(idle);
     broker.stop()?;
     Ok(format!("{} MiB, and {left} of {} messages came to the other one", peak_kib / 1024, backlog.messages))
+}
+
+fn arrive(binary: &Path, folder: &Path) -> Result<String> {
+    const PUBLISHERS: u64 = 40;
+    const LARGE_BYTES: usize = 8_000_000;
+    let data = folder.join("data").display().to_string();
+    let broker = start(binary, folder, &["--data-dir", &data], LIMIT_MIB)?;
+    let mut connection = open(&broker)?;
+    let backlog = Backlog { messages: PUBLISHERS, body_bytes: LARGE_BYTES, queues: 1 };
+    backlog.declare(&mut connection, true)?;
+    let peak = Peak::watch(broker.process_id());
+    let publishers: Vec<_> = (0..PUBLISHERS)
+        .map(|_| {
+            let mut publishing = open(&broker)?;
+            publishing.set_answer_timeout(PATIENCE);
+            let one = Backlog { messages: 1, ..backlog };
+            Ok(thread::spawn(move || one.fill(&mut publishing, 2)))
+        })
+        .collect::<Result<_>>()?;
+    for publisher in publishers {
+        publisher.join().ok().context("a publisher panicked")??;
+    }
+    let peak_kib = peak.take();
+    let mut channel = connection.open_channel()?;
+    let count = channel.check_queue(&Backlog::queue(0))?.message_count;
+    ensure!(u64::from(count) == PUBLISHERS, "{count} messages are in the queue");
+    ensure!(peak_kib <= CEILING_KIB, "{} MiB at a limit of {LIMIT_MIB}", peak_kib / 1024);
+    channel.close()?;
+    connection.close()?;
+    broker.stop()?;
+    Ok(format!("{PUBLISHERS} bodies of {} MB at once in {} MiB", LARGE_BYTES / 1_000_000, peak_kib / 1024))
 }
 
 fn hold(binary: &Path, folder: &Path) -> Result<String> {

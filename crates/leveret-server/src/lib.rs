@@ -3,6 +3,7 @@
 //! Decides nothing: what bytes mean is the business of `leveret-broker`.
 
 mod admin;
+mod arrivals;
 mod bodies;
 mod checkpoints;
 mod clock;

@@ -140,6 +140,13 @@ pub(crate) const SHORT_REST_FACTOR: u32 = 4;
 /// Bytes of changes that the journal takes together or not at all, though nothing asks for that: fewer pieces to count.
 pub(crate) const GROUP_BYTES: usize = 256 * 1024;
 
+/// Bytes of contents that are not complete, which a connection may always have.
+pub(crate) const ARRIVING_BYTES_SMALL: usize = 8 * 1024;
+
+/// How long a connection may take to bring a content, while all together take more than they may and others wait for it.
+/// Connection 506.
+pub(crate) const ARRIVING_TURN: Duration = Duration::from_secs(30);
+
 /// How long nothing is journaled before a marker says on disk that all is durable.
 pub(crate) const IDLE_BEFORE_MARK: Duration = Duration::from_millis(10);
 

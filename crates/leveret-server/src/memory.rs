@@ -15,6 +15,7 @@ use leveret_broker::vhost::room::Room;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::arrivals::Arrivals;
 use crate::hubs::Hubs;
 use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN, SPILL_RETRY_EVERY};
 use crate::room::Rooms;
@@ -29,6 +30,8 @@ pub(crate) struct Memory {
     held: AtomicIsize,
     /// What was handed to connections and is not yet written to their sockets.
     on_the_way: AtomicUsize,
+    /// What has arrived of messages and lies in no queue yet.
+    arrivals: Arc<Arrivals>,
     /// From this on, bodies are let go.
     mark: AtomicUsize,
     /// The keeper was told since it looked last.
@@ -44,6 +47,7 @@ impl Memory {
             limit,
             held: AtomicIsize::new(0),
             on_the_way: AtomicUsize::new(0),
+            arrivals: Arrivals::new(limit),
             mark,
             is_told: AtomicBool::new(false),
             tell: Notify::new(),
@@ -53,6 +57,11 @@ impl Memory {
     /// The limit in bytes.
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// What has arrived of messages and lies in no queue yet.
+    pub(crate) fn arrivals(&self) -> Arc<Arrivals> {
+        Arc::clone(&self.arrivals)
     }
 
     /// How much may wait for the journal before publishers do: twice as much is in memory while it is written.
@@ -92,7 +101,9 @@ impl Memory {
 
     fn held(&self) -> usize {
         let held = self.held.load(Ordering::Relaxed).max(0).cast_unsigned();
-        held + self.on_the_way.load(Ordering::Relaxed)
+        // Publishers that wait for what they have brought themselves would wait for ever.
+        let arrived = self.arrivals.bytes().min(self.limit / 4);
+        held + self.on_the_way.load(Ordering::Relaxed) + arrived
     }
 
     /// What of the limit queues may hold: half, as an allocator keeps much of what was given back to it, and less if the

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::arrivals::{self, Arrival};
 use crate::connections::{Opened, Registered};
 use crate::hub::{Attached, Turn};
 use crate::journal::{Appended, Congestion};
@@ -49,6 +50,7 @@ struct Peer {
     connection: Connection,
     registered: Registered,
     outbox: Arc<Outbox>,
+    arrival: Arrival,
     attached: Option<Attached>,
     /// Who the client says it is.
     checking: Option<JoinHandle<Result<UserName, LoginError>>>,
@@ -83,6 +85,7 @@ pub(crate) async fn serve(
     let now = shared.clock.now();
     let connection = Connection::new(Arc::clone(&shared.settings), rand::random(), now);
     let outbox = Outbox::new(Arc::clone(&shared.memory));
+    let arrival = Arrival::new(shared.memory.arrivals());
     // A socket that is broken already has no address any more.
     let host = stream.local_addr().unwrap_or(address);
     let registered = shared.connections.register(address, host, now.wall, &outbox);
@@ -92,6 +95,7 @@ pub(crate) async fn serve(
         connection,
         registered,
         outbox,
+        arrival,
         attached: None,
         checking: None,
         carry: Vec::new(),
@@ -136,8 +140,10 @@ impl Peer {
             self.work(address);
             self.registered.reach(self.connection.phase());
             self.begin_check(address);
-            let gives = self.appended != Appended::Nothing;
-            let journal = self.attached.as_ref().filter(|_| gives).map(Attached::journal);
+            self.arrival.set(self.connection.arrived_bytes() + self.carry.len());
+            // Of a large message nobody knows yet whether the journal is to have it.
+            let gives = if self.arrival.is_small() { self.appended } else { Appended::Messages };
+            let journal = self.attached.as_ref().filter(|_| gives != Appended::Nothing).map(Attached::journal);
             let mut congestion = journal.and_then(|journal| journal.congestion());
             let congested =
                 congestion.as_mut().map_or(Congestion::None, |congestion| *congestion.borrow_and_update());
@@ -161,8 +167,9 @@ impl Peer {
             let waiting = self.unsent.len() - self.sent + self.connection.held_bytes();
             let is_used = self.connection.commands().is_empty() && !self.connection.input_waits();
             let has_room = waiting < UNSENT_BYTES_MAX && is_used;
-            let is_congested = congested.holds(self.appended);
-            let may_read = has_room && !self.is_gone && !is_congested && self.checking.is_none();
+            let is_congested = congested.holds(gives);
+            let may_read =
+                has_room && !self.is_gone && !is_congested && self.checking.is_none() && self.arrival.may_read();
             let checking = &mut self.checking;
             let checked = async {
                 match checking {
@@ -234,6 +241,10 @@ impl Peer {
                     self.connection.handle_login(clock.now(), checked, &mut self.unsent);
                     self.take_in_carry(address);
                 }
+                event = self.arrival.event() => match event {
+                    arrivals::Event::Turn => {}
+                    arrivals::Event::Overdue => self.connection.handle_overdue(clock.now(), &mut self.unsent),
+                },
                 () = outbox.filled() => {}
                 () = relieved, if is_congested => {}
                 ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,

@@ -1,16 +1,21 @@
 //! How the process allocates memory.
 
-/// Has all threads share one heap. glibc gives each thread its own, and what one of them has freed is of no use to the
-/// others: bodies that are published by one thread, let go by another and read back by a third then take up to three
-/// times the memory. To be called before there are other threads.
+/// Has all threads share one heap, and every large block be a mapping of its own. glibc gives each thread its own heap, and what
+/// one of them has freed is of no use to the others: bodies that are published by one thread, let go by another and read
+/// back by a third then take up to three times the memory. And it takes larger and larger blocks from the heap once some were
+/// freed, where what is freed between others does not go back to the system. To be called before there are other threads.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(crate) fn share_one() {
-    #[expect(unsafe_code, reason = "nothing else sets this but a variable of the environment")]
-    // SAFETY: it stores a number in the allocator, and no other thread is there to read it meanwhile.
-    let is_set = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    debug_assert_eq!(is_set, 1, "glibc knows this parameter");
+pub(crate) fn set_up() {
+    /// Bytes of a block from which on it is a mapping.
+    const LARGE_BYTES: libc::c_int = 1024 * 1024;
+    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE_BYTES)] {
+        #[expect(unsafe_code, reason = "nothing else sets this but a variable of the environment")]
+        // SAFETY: it stores a number in the allocator, and no other thread is there to read it meanwhile.
+        let is_set = unsafe { libc::mallopt(parameter, value) };
+        debug_assert_eq!(is_set, 1, "glibc knows these parameters");
+    }
 }
 
-/// Other allocators have no such parameter.
+/// Other allocators have no such parameters.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn share_one() {}
+pub(crate) fn set_up() {}

@@ -148,7 +148,7 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
         Err(error) => return fail(BAD_OPTION, &error),
     };
     // Before the log starts a thread.
-    heap::share_one();
+    heap::set_up();
     // A log that nobody reads must not stop the broker: lines that find no room are dropped.
     let log = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
     let (level, is_terminal) = (LevelFilter::from(log_level), io::stderr().is_terminal());

@@ -137,6 +137,20 @@ impl Channels {
         &mut self.slots[number]
     }
 
+    /// Bytes of contents that are not complete.
+    pub(super) fn unfinished_bytes(&self) -> usize {
+        self.unfinished.bytes()
+    }
+
+    /// Nothing that is not complete will be.
+    pub(super) fn abandon_contents(&mut self) {
+        for slot in &mut self.slots {
+            if let Slot::Open(channel) | Slot::ClosedByClient(channel) = slot {
+                channel.assembly = Assembly::new(self.unfinished.clone());
+            }
+        }
+    }
+
     /// Lends the room to a content that begins on a channel. Another that has it and is not complete gives it up.
     fn lend_room(&mut self, to: ChannelId) -> Vec<u8> {
         let room = match self.room_lent_to.replace(to) {

@@ -40,7 +40,7 @@ use crate::names::{ChannelId, UserName};
 use crate::node::OpenError;
 use crate::node::presence::Present;
 use crate::settings::Settings;
-use crate::vhost::command::{Command, Commands, Farewell};
+use crate::vhost::command::{BASIC_PUBLISH, Command, Commands, Farewell};
 use crate::vhost::effects::Window;
 
 /// Class and method of `connection.open`.
@@ -446,6 +446,7 @@ impl Connection {
     /// The virtual host takes back what the connection holds, and says farewell when that is done.
     fn leave(&mut self, now: Moment, farewell: Farewell) {
         self.state = State::Leaving;
+        self.channels.abandon_contents();
         self.deadline = Some(now.deadline(CLOSE_TIMEOUT_MAX));
         self.commands.push(Command::Disconnect(farewell));
     }
@@ -535,6 +536,19 @@ impl Connection {
             }
             State::AwaitingHeader | State::AwaitingStartOk | State::LoggingIn(_) => self.state = State::Closed,
             State::AwaitingCloseOk | State::Closed => {}
+        }
+    }
+
+    /// Bytes of contents that have arrived and that no queue has taken: those that are not complete, and those that wait.
+    pub fn arrived_bytes(&self) -> usize {
+        self.channels.unfinished_bytes() + self.commands.published_bytes()
+    }
+
+    /// There is little memory, it was this connection's turn to bring a content that others wait for, and it was over before the
+    /// content was complete: the connection is closed. Nothing happens if all are complete.
+    pub fn handle_overdue(&mut self, now: Moment, out: &mut Vec<u8>) {
+        if self.channels.unfinished_bytes() > 0 {
+            self.fail(now, Exception::from(&ClientError::Overdue).during(BASIC_PUBLISH), out);
         }
     }
 

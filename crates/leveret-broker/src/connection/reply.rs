@@ -122,6 +122,8 @@ pub enum ClientError {
         /// Bytes.
         limit: usize,
     },
+    /// A content that did not arrive in time, while there is little memory and others wait for it.
+    Overdue,
     /// A body above what any configuration allows.
     BodyBeyondAllLimits(u64),
     /// A body above `max_message_size`.
@@ -306,6 +308,10 @@ impl From<&ClientError> for Exception {
                 &format!(
                     "contents that are not complete take more than {limit} bytes on this connection; end some first"
                 ),
+            ),
+            ClientError::Overdue => Exception::new(
+                Code::ResourceError,
+                "the broker is low on memory, and a content took too long to arrive; publish it again",
             ),
             ClientError::BodyBeyondAllLimits(bytes) => {
                 let text = format!("content body size {bytes} exceeds maximum allowed size {BODY_BYTES_MAX}");

@@ -32,6 +32,15 @@ impl Commands {
         matches!(self.queue.back(), Some(Command::Disconnect(Farewell::Silent)))
     }
 
+    /// Bytes of messages that wait to be published.
+    pub(crate) fn published_bytes(&self) -> usize {
+        let bytes = |command: &Command| match command {
+            Command::Publish(publish) => publish.message.bytes(),
+            _ => 0,
+        };
+        self.queue.iter().map(bytes).sum()
+    }
+
     /// How many wait.
     pub fn len(&self) -> usize {
         self.queue.len()

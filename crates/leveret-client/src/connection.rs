@@ -14,6 +14,7 @@ use leveret_amqp::{
 use crate::channel::Channel;
 use crate::error::{Error, Reply, Scope};
 use crate::limits::{ANSWER_TIMEOUT, OUTPUT_BYTES_KEPT};
+use crate::raw::RawConnection;
 use crate::state::{Answer, ChannelState, Courtesy, Life};
 use crate::url::Url;
 use crate::wire::{Wire, Written};
@@ -21,6 +22,13 @@ use crate::wire::{Wire, Written};
 /// The number of a channel, unique in its connection while the channel is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub(crate) NonZeroU16);
+
+impl ChannelId {
+    /// The number as frames carry it.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
 
 /// A connection to a broker, used by one thread at a time.
 ///
@@ -172,6 +180,22 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Writes everything out that was sent so far, and leaves the socket to the caller, with its channels open.
+    ///
+    /// Messages and confirms that arrived and that nobody took are gone; what was read and not handled is handed over.
+    pub fn into_raw(mut self) -> Result<RawConnection, Error> {
+        self.check_open()?;
+        self.flush()?;
+        let raw = RawConnection {
+            stream: self.wire.share_stream()?,
+            input: self.wire.unhandled().to_vec(),
+            frame_max: self.wire.frame_max(),
+            blocked: self.blocked.take(),
+        };
+        self.says_goodbye = false;
+        Ok(raw)
     }
 
     fn shake_hands(&mut self, url: &Url, patience: Patience) -> Result<(), Error> {

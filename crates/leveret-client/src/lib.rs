@@ -30,6 +30,7 @@ mod error;
 mod heartbeat;
 pub mod limits;
 mod message;
+mod raw;
 mod state;
 mod url;
 mod wire;
@@ -40,6 +41,7 @@ pub use connection::{ChannelId, Connection};
 pub use error::{Error, Reply, Scope};
 pub use leveret_amqp::{BasicProperties, FieldTable, ShortString, Table, Value};
 pub use message::{CancelledBy, ConsumerEvent, DeclaredQueue, Delivery, Got, Message, Returned};
+pub use raw::RawConnection;
 pub use url::{Url, UrlError};
 
 #[cfg(test)]

@@ -534,3 +534,28 @@ fn a_publisher_reads_what_comes_back_while_it_writes() {
     connection.close().unwrap();
     thread.join().unwrap();
 }
+
+#[test]
+fn a_raw_connection_has_what_was_read_and_not_handled_and_says_no_goodbye() {
+    let (url, thread) = peer(|peer| {
+        peer.welcome();
+        peer.expect("channel.open");
+        let mut bytes = Vec::new();
+        write_method(&mut bytes, 0, &Method::ConnectionBlocked { reason: short("low on disk") });
+        write_method(&mut bytes, 1, &Method::ChannelOpenOk { channel_id: b"" });
+        bytes.extend_from_slice(&[1, 0, 1]);
+        peer.write(&bytes);
+        peer.expect("basic.ack");
+        assert_eq!(peer.read_frame(), None);
+    });
+    let mut connection = Connection::open(&url).unwrap();
+    assert_eq!(connection.open_channel().unwrap().id().get(), 1);
+    let raw = connection.into_raw().unwrap();
+    assert_eq!((&raw.input[..], raw.frame_max), (&[1, 0, 1][..], 4096));
+    assert_eq!(raw.blocked.as_deref(), Some("low on disk"));
+    let mut bytes = Vec::new();
+    write_method(&mut bytes, 1, &Method::BasicAck { delivery_tag: 1, multiple: false });
+    (&raw.stream).write_all(&bytes).unwrap();
+    drop(raw);
+    thread.join().unwrap();
+}

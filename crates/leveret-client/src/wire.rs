@@ -86,6 +86,19 @@ impl Wire {
         Ok(split_frame(&mut &self.input[self.taken..self.filled], self.frame_max)?.is_some())
     }
 
+    /// What was read and not taken.
+    pub(crate) fn unhandled(&self) -> &[u8] {
+        &self.input[self.taken..self.filled]
+    }
+
+    /// The socket once more, without the timeouts of this wire.
+    pub(crate) fn share_stream(&self) -> Result<TcpStream, Error> {
+        let stream = self.stream.try_clone().map_err(Error::Io)?;
+        stream.set_read_timeout(None).map_err(Error::Io)?;
+        stream.set_write_timeout(None).map_err(Error::Io)?;
+        Ok(stream)
+    }
+
     /// Waits for bytes until `deadline`, and sends heartbeats meanwhile. `false` when none came.
     pub(crate) fn await_bytes(&mut self, deadline: Instant) -> Result<bool, Error> {
         loop {

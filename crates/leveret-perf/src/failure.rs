@@ -1,0 +1,43 @@
+//! Why a run came to nothing, in the words a user sees.
+
+use std::io;
+use std::time::Duration;
+
+use leveret_client::Error;
+
+/// Why a run came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Options that do not go together.
+    #[error("{0}")]
+    Options(String),
+    /// The broker refused something, went away, or was not there.
+    #[error(transparent)]
+    Broker(#[from] Error),
+    /// The broker made no progress for too long.
+    #[error("the broker made no progress for {} s: {what}", after.as_secs_f32())]
+    Stalled {
+        /// What was waited for.
+        what: String,
+        /// For how long.
+        after: Duration,
+    },
+    /// A process whose memory cannot be read.
+    #[error("cannot read the memory of process {0}")]
+    Process(u32),
+    /// The system did not let us have something.
+    #[error("the system refuses: {0}")]
+    System(#[source] io::Error),
+}
+
+impl Failure {
+    /// What the user can do about it: a clause without capital and full stop.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Failure::Broker(error) => error.advice(),
+            Failure::Stalled { .. } => Some("look at the broker's log, or allow it more time with --timeout"),
+            Failure::Process(_) => Some("give --pid the number of a process that runs on this machine"),
+            Failure::Options(_) | Failure::System(_) => None,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Connections that do nothing: how long it takes to open many, and what each costs the broker.
+
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+
+use leveret_client::{ChannelId, Connection, Error, Url};
+use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+
+use crate::board::Board;
+use crate::failure::Failure;
+use crate::latency::Latencies;
+use crate::load::{join, say, telling};
+use crate::report::Outcome;
+use crate::supervise::{Goal, News, Run, Supervisor, rate};
+use crate::topology::share;
+
+/// Connections that are opened and held.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle {
+    /// How many, each with one channel.
+    pub connections: usize,
+    /// How many are being opened at once.
+    pub parallel: usize,
+    /// How long they are held.
+    pub hold: Duration,
+    /// The broker's process, on this machine, if its memory shall be read.
+    pub process: Option<u32>,
+}
+
+impl Idle {
+    /// Runs it.
+    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
+        if self.connections == 0 || self.parallel == 0 {
+            return Err(Failure::Options(
+                "idle needs at least one connection, and one that is opened at once".into(),
+            ));
+        }
+        allow_files(self.connections)?;
+        let bytes_before = self.process.map(resident_bytes).transpose()?;
+        let threads = self.parallel.min(self.connections);
+        let board = Board::new(threads);
+        let timeout = run.timeout;
+        thread::scope(|scope| {
+            let (mut supervisor, news) = Supervisor::new(run, &board);
+            let (url, board) = (&supervisor.url(), &board);
+            let threads: Vec<_> = (0..threads)
+                .map(|index| {
+                    let (news, url) = (news.clone(), url.clone());
+                    let count = share(index, threads, self.connections).len();
+                    scope.spawn(move || telling(&news, || open_and_hold(index, count, &url, timeout, board, &news)))
+                })
+                .collect();
+            drop(news);
+            let supervised = self.supervise(&mut supervisor, board, threads.len());
+            if supervised.is_err() {
+                board.give_up();
+            }
+            let mut latencies = Latencies::default();
+            threads.into_iter().filter_map(join).for_each(|theirs| latencies.add(&theirs));
+            let Held { opened, opening, bytes } = supervised?;
+            #[expect(clippy::cast_precision_loss, reason = "a mean is shown with a few digits")]
+            let bytes_each = |(before, after): (u64, u64)| after.saturating_sub(before) as f64 / opened as f64;
+            Ok(Outcome {
+                seconds: Duration::from_nanos(board.now_ns().saturating_sub(supervisor.start_ns())).as_secs_f64(),
+                interrupted: supervisor.interrupted,
+                connections: Some(opened),
+                open_seconds: Some(opening.as_secs_f64()),
+                cycle_rate: Some(rate(opened, opening)),
+                bytes_per_connection: bytes_before.zip(bytes).filter(|_| opened > 0).map(bytes_each),
+                latency_us: latencies.summary(),
+                samples: supervisor.take_samples(),
+                latency_curve: latencies.curve(),
+                ..Outcome::default()
+            })
+        })
+    }
+
+    fn supervise(
+        &self,
+        supervisor: &mut Supervisor<'_, '_>,
+        board: &Board,
+        threads: usize,
+    ) -> Result<Held, Failure> {
+        supervisor.start(Some(Goal::Published(self.connections as u64)));
+        board.start_producers(supervisor.start_ns());
+        supervisor.watch(
+            |totals| format!("only {} of {} connections are open", totals.published, self.connections),
+            |_, tally| tally.ready == threads,
+        )?;
+        let totals = board.totals();
+        let opening = Duration::from_nanos(totals.published_ns.saturating_sub(supervisor.start_ns()));
+        supervisor.hold(self.hold)?;
+        let bytes = self.process.map(resident_bytes).transpose()?;
+        board.end_consumers();
+        supervisor.watch(
+            |_| "connections that were idle do not answer".to_owned(),
+            |_, tally| tally.consumers_ended == threads,
+        )?;
+        Ok(Held { opened: totals.published, opening, bytes })
+    }
+}
+
+/// What there was while connections were held.
+struct Held {
+    opened: u64,
+    opening: Duration,
+    bytes: Option<u64>,
+}
+
+/// Opens connections, holds them until the end, and makes sure then that they are still open. Gives how long each opening took.
+fn open_and_hold(
+    index: usize,
+    count: usize,
+    url: &Url,
+    timeout: Duration,
+    board: &Board,
+    news: &Sender<News>,
+) -> Result<Latencies, Error> {
+    let mut latencies = Latencies::default();
+    let mut held: Vec<(Connection, ChannelId)> = Vec::new();
+    let counters = board.worker(index);
+    if board.await_producers_start().is_none() {
+        return Ok(latencies);
+    }
+    while held.len() < count && !board.are_producers_over() {
+        let begun_ns = board.now_ns();
+        let mut connection = Connection::open(url)?;
+        connection.set_answer_timeout(timeout);
+        let channel = connection.open_channel()?.id();
+        held.push((connection, channel));
+        let now_ns = board.now_ns();
+        latencies.record_ns(now_ns - begun_ns);
+        counters.add_published(1, now_ns);
+    }
+    say(news, News::Ready);
+    while !board.are_consumers_over() {
+        thread::sleep(crate::limits::LOOK_UP);
+    }
+    for (mut connection, channel) in held {
+        connection.channel(channel).expect("nobody closes this channel").sync()?;
+        connection.close()?;
+        counters.add_received(1, board.now_ns());
+    }
+    say(news, News::ConsumerEnded);
+    Ok(latencies)
+}
+
+/// Resident memory of a process.
+fn resident_bytes(process: u32) -> Result<u64, Failure> {
+    let id = Pid::from_u32(process);
+    let mut system = System::new();
+    let wanted = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[id]), true, wanted);
+    system.process(id).map(sysinfo::Process::memory).ok_or(Failure::Process(process))
+}
+
+/// Asks the system for as many open files as connections need.
+#[cfg(unix)]
+fn allow_files(connections: usize) -> Result<(), Failure> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// Files of this process beside its connections.
+    const OTHER_FILES: u64 = 64;
+    let needed = connections as u64 + OTHER_FILES;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    if let Some(maximum) = maximum.filter(|&maximum| maximum < needed) {
+        let why =
+            format!("the system allows this process {maximum} open files, and {connections} connections need more");
+        return Err(Failure::Options(why));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
+        .map_err(|error| Failure::System(error.into()))
+}
+
+/// Elsewhere there is no such limit.
+#[cfg(not(unix))]
+fn allow_files(_: usize) -> Result<(), Failure> {
+    Ok(())
+}

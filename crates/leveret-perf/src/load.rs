@@ -1,0 +1,454 @@
+//! Loads of producers and consumers: what most scenarios are made of.
+//!
+//! Owns: which threads there are, in which order they begin and end, and what is expected of them.
+//! Must not know: what a scenario is called, and how its outcome is shown.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+
+use leveret_client::{BasicProperties, Error, Url};
+use serde::Serialize;
+
+use crate::board::{Board, Totals};
+use crate::consumer::{Consumer, Findings};
+use crate::failure::Failure;
+use crate::lane::Lane;
+use crate::latency::Latencies;
+use crate::limits::{FLOWS_MAX, PREPARED_BYTES_MAX, WINDOW_MAX, WRITE_BYTES};
+use crate::producer::{Pace, Producer};
+use crate::publishes::{Publishes, Shape};
+use crate::report::Outcome;
+use crate::schedule::Schedule;
+use crate::stamp::STAMP_BYTES;
+use crate::supervise::{Goal, News, Run, Sample, Supervisor, rate};
+use crate::topology::{Declared, QueueShape, Routes, Topology, Users, share};
+use crate::verify::{Seen, Stream, Verification, check};
+use crate::window::Window;
+
+/// When a load ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum End {
+    /// After so many publishes over all producers.
+    Messages(u64),
+    /// After so much time.
+    Time(Duration),
+}
+
+/// What latencies are taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// From a publish to its confirm, if there are confirms.
+    Confirms,
+    /// From the time a message is due to its arrival at a consumer.
+    EndToEnd,
+    /// From `basic.get` to its answer.
+    Gets,
+}
+
+/// How messages leave their queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// Consumers are there before the first message.
+    Meanwhile,
+    /// Consumers begin when all is published.
+    Afterwards,
+    /// They are got one by one when all is published.
+    ByGet,
+}
+
+/// A load of producers and consumers.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Where it goes.
+    pub topology: Topology,
+    /// How its queues are declared.
+    pub queue_shape: QueueShape,
+    /// Producers, each a connection; at least one.
+    pub producers: usize,
+    /// Consumers, each a connection.
+    pub consumers: usize,
+    /// Bytes of a body.
+    pub body_bytes: usize,
+    /// Publishes a second over all producers; `None` for as many as possible.
+    pub rate: Option<u64>,
+    /// Publishes ask to survive a restart of the broker.
+    pub persistent: bool,
+    /// How many publishes of each producer may be unconfirmed; 0 for no confirms.
+    pub confirm_window: usize,
+    /// How many messages a consumer may have unacked; 0 for any number.
+    pub prefetch: u16,
+    /// How many messages one ack settles; 0 for no acks.
+    pub ack_every: u64,
+    /// When it ends.
+    pub end: End,
+    /// Whether every message is looked for.
+    pub verify: bool,
+    /// What is timed.
+    pub measure: Measure,
+    /// How messages leave their queues.
+    pub take: Take,
+}
+
+impl Load {
+    /// Runs the load. What it declares is deleted in any case.
+    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
+        self.check_options()?;
+        let users = match self.take {
+            Take::ByGet => Users::Getters,
+            Take::Meanwhile | Take::Afterwards if self.consumers == 0 => Users::PublishersOnly,
+            Take::Meanwhile | Take::Afterwards => Users::Consumers,
+        };
+        let declared = Declared::new(&run.url, run.timeout, &self.topology, &self.queue_shape, users)?;
+        let board = Board::new(self.producers + self.consumers);
+        let outcome: Result<_, Failure> = thread::scope(|scope| {
+            let (supervisor, news) = Supervisor::new(run, &board);
+            let url = supervisor.url();
+            let consumers: Vec<_> = (0..self.consumers)
+                .map(|index| {
+                    let (news, declared, board, url) = (news.clone(), &declared, &board, url.clone());
+                    scope.spawn(move || telling(&news, || self.consume(index, &url, board, declared, &news)))
+                })
+                .collect();
+            let producers: Vec<_> = (0..self.producers)
+                .map(|index| {
+                    let (news, declared, board, url) = (news.clone(), &declared, &board, url.clone());
+                    scope.spawn(move || telling(&news, || self.produce(index, &url, board, declared, &news)))
+                })
+                .collect();
+            drop(news);
+            let supervised = self.supervise(supervisor, &board, &declared);
+            if supervised.is_err() {
+                board.give_up();
+            }
+            let mut latencies = Latencies::default();
+            let mut all_seen = Vec::new();
+            for producer in producers {
+                if let Some(theirs) = join(producer).filter(|_| self.measure == Measure::Confirms) {
+                    latencies.add(&theirs);
+                }
+            }
+            for consumer in consumers {
+                let Some(findings) = join(consumer) else { continue };
+                all_seen.extend(findings.seen);
+                if let Some(theirs) = findings.latencies {
+                    latencies.add(&theirs);
+                }
+            }
+            let supervised = supervised?;
+            Ok(self.outcome(supervised, &declared, &latencies, all_seen))
+        });
+        let deleted = declared.delete();
+        let outcome = outcome?;
+        deleted?;
+        Ok(outcome)
+    }
+
+    fn check_options(&self) -> Result<(), Failure> {
+        let refuse = |why: String| Err(Failure::Options(why));
+        let stamped = self.is_stamped();
+        if stamped && self.body_bytes < STAMP_BYTES {
+            return refuse(format!("a message needs at least {STAMP_BYTES} bytes to carry its number and time"));
+        }
+        if self.prefetch > 0 && u64::from(self.prefetch) < self.ack_every {
+            return refuse(
+                "with a prefetch below the number of messages that are acked at once, nothing would move".into(),
+            );
+        }
+        if self.prefetch > 0 && self.ack_every == 0 {
+            return refuse("a prefetch counts only messages that are acked".into());
+        }
+        if self.confirm_window > WINDOW_MAX {
+            return refuse(format!("at most {WINDOW_MAX} publishes may be unconfirmed"));
+        }
+        let keys = self.topology.key_count();
+        if keys == 0 || self.topology.queue_count() == 0 || self.producers == 0 || self.rate == Some(0) {
+            return refuse("a load needs at least one producer, one queue and one message a second".into());
+        }
+        if keys.saturating_mul(self.producers) > FLOWS_MAX {
+            return refuse(format!("producers times routing keys must not exceed {FLOWS_MAX}"));
+        }
+        let keys_each = share(0, self.producers, keys).len();
+        if keys_each.saturating_mul(self.body_bytes) > PREPARED_BYTES_MAX {
+            return refuse(format!(
+                "routing keys times size must not exceed {PREPARED_BYTES_MAX} bytes for a producer"
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_stamped(&self) -> bool {
+        self.verify || self.measure == Measure::EndToEnd
+    }
+
+    /// What a producer's thread does; gives the latencies of its confirms.
+    fn produce(
+        &self,
+        index: usize,
+        url: &Url,
+        board: &Board,
+        declared: &Declared,
+        news: &Sender<News>,
+    ) -> Result<Latencies, Error> {
+        let lane = Lane::open(url, board, board.worker(index), |channel| {
+            if self.confirm_window > 0 { channel.confirm_select() } else { Ok(()) }
+        })?;
+        let own = share(index, self.producers, declared.keys.len());
+        let keys: Vec<_> = own.iter().map(|&key| declared.keys[key].clone()).collect();
+        let shape = Shape {
+            channel: lane.channel,
+            exchange: &declared.exchange,
+            properties: BasicProperties {
+                delivery_mode: Some(if self.persistent { 2 } else { 1 }),
+                ..BasicProperties::default()
+            },
+            body_bytes: self.body_bytes,
+            frame_max: lane.frame_max,
+        };
+        let flow = |key| u32::try_from(self.flow(index, key)).unwrap_or(u32::MAX);
+        let mut producer = Producer {
+            publishes: Publishes::new(&shape, &keys, WRITE_BYTES)?,
+            flows: if self.is_stamped() { own.iter().map(|&key| flow(key)).collect() } else { Vec::new() },
+            window: (self.confirm_window > 0).then(|| Window::new(self.confirm_window)),
+            schedule: None,
+            pace: if self.measure == Measure::EndToEnd { Pace::Exact } else { Pace::Batched },
+            count_max: self.count_of(index),
+            end_ns: u64::MAX,
+            sent: 0,
+            latencies: Latencies::default(),
+            lane,
+        };
+        say(news, News::Ready);
+        let Some(start_ns) = board.await_producers_start() else {
+            return Ok(producer.latencies);
+        };
+        producer.schedule = self.rate.map(|rate| Schedule::new(start_ns, rate, index, self.producers));
+        if let End::Time(time) = self.end {
+            producer.end_ns = start_ns.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+        producer.run()?;
+        say(news, News::ProducerEnded { index, sent: producer.sent });
+        Ok(producer.latencies)
+    }
+
+    /// What a consumer's thread does; gives what it found out.
+    fn consume(
+        &self,
+        index: usize,
+        url: &Url,
+        board: &Board,
+        declared: &Declared,
+        news: &Sender<News>,
+    ) -> Result<Findings, Error> {
+        let lane = Lane::open(url, board, board.worker(self.producers + index), |channel| {
+            if self.prefetch > 0 { channel.qos(self.prefetch) } else { Ok(()) }
+        })?;
+        let queues = share(index, self.consumers, declared.queues.len());
+        let number = |queue| u32::try_from(queue).unwrap_or(u32::MAX);
+        let is_timed = matches!(self.measure, Measure::EndToEnd | Measure::Gets);
+        let mut consumer = Consumer {
+            lane,
+            queues: queues.iter().map(|&queue| (number(queue), declared.queues[queue].clone())).collect(),
+            ack_every: self.ack_every,
+            findings: Findings {
+                seen: self.verify.then(Seen::default),
+                latencies: is_timed.then(Latencies::default),
+            },
+        };
+        match self.take {
+            Take::Meanwhile => consumer.run(|| say(news, News::Ready))?,
+            Take::Afterwards | Take::ByGet => {
+                say(news, News::Ready);
+                if board.await_consumers_start().is_none() {
+                    return Ok(consumer.findings);
+                }
+                if self.take == Take::ByGet { consumer.get_all() } else { consumer.run(|| {}) }?;
+            }
+        }
+        say(news, News::ConsumerEnded);
+        Ok(consumer.findings)
+    }
+
+    /// How many messages a producer sends at most.
+    fn count_of(&self, producer: usize) -> u64 {
+        match self.end {
+            End::Messages(count) => {
+                let producers = self.producers as u64;
+                count / producers + u64::from((producer as u64) < count % producers)
+            }
+            End::Time(_) => u64::MAX,
+        }
+    }
+
+    fn flow(&self, producer: usize, key: usize) -> usize {
+        producer * self.topology.key_count() + key
+    }
+
+    /// How many messages each stream has, if these producers have sent so many.
+    fn expected(&self, sent: &[(usize, u64)], declared: &Declared) -> BTreeMap<Stream, u64> {
+        let mut of_key = vec![Vec::new(); declared.keys.len()];
+        for &(producer, sent) in sent {
+            let own = share(producer, self.producers, declared.keys.len());
+            for (turn, &key) in own.iter().enumerate() {
+                let count = (sent + (own.len() - 1 - turn) as u64) / own.len() as u64;
+                of_key[key].push((self.flow(producer, key), count));
+            }
+        }
+        let number = |index| u32::try_from(index).unwrap_or(u32::MAX);
+        let streams = |queue, keys: &[usize]| {
+            let of_keys = keys.iter().flat_map(|&key| &of_key[key]);
+            of_keys.map(|&(flow, count)| ((number(queue), number(flow)), count)).collect::<Vec<_>>()
+        };
+        match &declared.routes {
+            Routes::ByKey(keys_of) => {
+                keys_of.iter().enumerate().flat_map(|(queue, keys)| streams(queue, keys)).collect()
+            }
+            Routes::Anywhere => streams(0, &(0..of_key.len()).collect::<Vec<_>>()).into_iter().collect(),
+        }
+    }
+
+    /// Begins and ends what the threads do.
+    fn supervise(
+        &self,
+        mut supervisor: Supervisor<'_, '_>,
+        board: &Board,
+        declared: &Declared,
+    ) -> Result<Supervised, Failure> {
+        let workers = self.producers + self.consumers;
+        supervisor.watch(
+            |_| "not all connections are open and consuming".to_owned(),
+            |_, tally| tally.ready == workers,
+        )?;
+        supervisor.start(Some(match self.end {
+            End::Messages(count) if self.consumers == 0 => Goal::Published(count),
+            End::Messages(count) => {
+                let sent: Vec<_> = (0..self.producers).map(|index| (index, self.count_of(index))).collect();
+                let expected = self.expected(&sent, declared).values().sum::<u64>();
+                debug_assert!(expected >= count);
+                Goal::Received(expected)
+            }
+            End::Time(time) => Goal::Time(time),
+        }));
+        let publishing_ns = supervisor.start_ns();
+        board.start_producers(publishing_ns);
+        supervisor.watch(publishes_missing, |_, tally| tally.sent.len() == self.producers)?;
+        let expected = self.expected(&supervisor.tally.sent, declared);
+        let (consuming_ns, is_awaited) = match self.take {
+            Take::Meanwhile => {
+                let is_counted = matches!(self.end, End::Messages(_)) && !supervisor.interrupted;
+                (publishing_ns, self.verify || is_counted)
+            }
+            Take::Afterwards | Take::ByGet => (board.now_ns(), !supervisor.interrupted),
+        };
+        board.start_consumers(consuming_ns);
+        let all: u64 = if self.consumers > 0 { expected.values().sum() } else { 0 };
+        let mut is_interrupted = supervisor.interrupted;
+        let interrupted = supervisor.interrupted_flag();
+        // Whoever wants to know that nothing is lost, wants to know it in the end.
+        let is_awaited_anyway = self.verify && self.take == Take::Meanwhile;
+        if is_awaited {
+            let arrived = supervisor.watch(
+                |totals| format!("{} of {all} messages have not arrived", all.saturating_sub(totals.received)),
+                |totals, tally| {
+                    let are_gone = self.take == Take::ByGet && tally.consumers_ended == self.consumers;
+                    let is_given_up = interrupted.load(Ordering::Relaxed) && !is_awaited_anyway;
+                    totals.received >= all.saturating_sub(totals.nacked) || are_gone || is_given_up
+                },
+            );
+            is_interrupted |= supervisor.interrupted;
+            match arrived {
+                // What is missing is lost, which is what verifying is for.
+                Err(Failure::Stalled { .. }) if self.verify => {}
+                other => other?,
+            }
+        }
+        let totals = board.totals();
+        let samples = supervisor.take_samples();
+        board.end_consumers();
+        let timed = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
+        Ok(Supervised {
+            publishing: timed(publishing_ns, totals.published_ns),
+            consuming: timed(consuming_ns, totals.received_ns),
+            whole: timed(publishing_ns, totals.published_ns.max(totals.received_ns)),
+            totals,
+            expected,
+            samples,
+            is_interrupted,
+        })
+    }
+
+    fn outcome(
+        &self,
+        supervised: Supervised,
+        declared: &Declared,
+        latencies: &Latencies,
+        mut all_seen: Vec<Seen>,
+    ) -> Outcome {
+        let Supervised { totals, publishing, consuming, whole, expected, samples, is_interrupted } = supervised;
+        if declared.routes == Routes::Anywhere {
+            all_seen = all_seen.into_iter().map(Seen::without_queues).collect();
+        }
+        let verification = (self.verify && self.consumers > 0).then(|| {
+            if is_interrupted && self.take != Take::Meanwhile {
+                // Nobody wanted to know what is still in the queue.
+                Verification { lost: 0, ..check(all_seen, &expected, 0) }
+            } else {
+                check(all_seen, &expected, totals.nacked)
+            }
+        });
+        Outcome {
+            seconds: whole.as_secs_f64(),
+            interrupted: is_interrupted,
+            published: Some(totals.published),
+            confirmed: (self.confirm_window > 0).then_some(totals.confirmed),
+            nacked: (self.confirm_window > 0).then_some(totals.nacked),
+            received: (self.consumers > 0).then_some(totals.received),
+            publish_rate: Some(rate(totals.published, publishing)),
+            receive_rate: (self.consumers > 0).then(|| rate(totals.received, consuming)),
+            held_seconds: Duration::from_nanos(totals.held_ns).as_secs_f64(),
+            latency_us: latencies.summary(),
+            verify: verification,
+            samples,
+            latency_curve: latencies.curve(),
+            ..Outcome::default()
+        }
+    }
+}
+
+/// What came of supervising a load.
+struct Supervised {
+    totals: Totals,
+    publishing: Duration,
+    consuming: Duration,
+    whole: Duration,
+    expected: BTreeMap<Stream, u64>,
+    samples: Vec<Sample>,
+    is_interrupted: bool,
+}
+
+fn publishes_missing(totals: &Totals) -> String {
+    let unconfirmed = totals.published.saturating_sub(totals.confirmed + totals.nacked);
+    if totals.confirmed > 0 && unconfirmed > 0 {
+        format!("{unconfirmed} publishes are not confirmed")
+    } else {
+        format!("it does not take more than the {} messages that were published", totals.published)
+    }
+}
+
+/// Tells the supervisor, unless it has given up.
+pub(crate) fn say(news: &Sender<News>, what: News) {
+    // Nobody listens any more: the run has failed already.
+    let _ = news.send(what);
+}
+
+/// Runs a thread's work and tells the supervisor if it fails.
+pub(crate) fn telling<T>(news: &Sender<News>, work: impl FnOnce() -> Result<T, Error>) -> Option<T> {
+    work().map_err(|error| say(news, News::Failed(error))).ok()
+}
+
+/// What a thread of a run gave; its panic becomes ours.
+pub(crate) fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

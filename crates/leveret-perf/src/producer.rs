@@ -1,0 +1,187 @@
+//! One producer: a thread that writes prepared publishes as fast as it may.
+
+use std::time::Duration;
+
+use leveret_client::Error;
+
+use crate::lane::Lane;
+use crate::latency::Latencies;
+use crate::limits::{BATCH, LOOK_UP, WRITE_BYTES};
+use crate::publishes::Publishes;
+use crate::scan::Event;
+use crate::schedule::Schedule;
+use crate::stamp::Stamp;
+use crate::window::{Verdict, Window};
+
+/// How exactly a rate is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// What is due within a millisecond goes out together, which saves processor time.
+    Batched,
+    /// Each message goes out when it is due.
+    Exact,
+}
+
+/// A producer that is connected.
+#[derive(Debug)]
+pub(crate) struct Producer<'b> {
+    pub(crate) lane: Lane<'b>,
+    pub(crate) publishes: Publishes,
+    /// The flow of each of its routing keys, in the order of the publishes. Empty when bodies have no stamp.
+    pub(crate) flows: Vec<u32>,
+    pub(crate) window: Option<Window>,
+    pub(crate) schedule: Option<Schedule>,
+    pub(crate) pace: Pace,
+    /// Most messages it sends.
+    pub(crate) count_max: u64,
+    /// When it stops, in nanoseconds since the beginning.
+    pub(crate) end_ns: u64,
+    pub(crate) sent: u64,
+    pub(crate) latencies: Latencies,
+}
+
+impl Producer<'_> {
+    /// Publishes all it may, waits for its confirms, and until the broker has handled everything.
+    pub(crate) fn run(&mut self) -> Result<(), Error> {
+        if self.pace == Pace::Exact {
+            wake_up_in_time();
+        }
+        loop {
+            let now_ns = self.lane.board.now_ns();
+            if self.sent >= self.count_max || now_ns >= self.end_ns || self.lane.board.are_producers_over() {
+                break;
+            }
+            match self.count_now(now_ns) {
+                0 => self.wait(now_ns)?,
+                count => {
+                    self.publish(count, now_ns)?;
+                    self.handle_input(Duration::ZERO)?;
+                }
+            }
+        }
+        while self.window.as_ref().is_some_and(|window| window.outstanding() > 0) && !self.lane.board.is_given_up()
+        {
+            self.handle_input(LOOK_UP)?;
+        }
+        if !self.lane.board.is_given_up() {
+            self.lane.close()?;
+            self.lane.counters.note_handled(self.lane.board.now_ns());
+        }
+        Ok(())
+    }
+
+    /// How many publishes may go out at once now.
+    fn count_now(&self, now_ns: u64) -> usize {
+        if self.lane.is_blocked() {
+            return 0;
+        }
+        let due = self.schedule.map_or(u64::MAX, |schedule| schedule.due_count(now_ns).saturating_sub(self.sent));
+        let left = usize::try_from(due.min(self.count_max - self.sent)).unwrap_or(usize::MAX);
+        let room = self.window.as_ref().map_or(usize::MAX, Window::room);
+        let prepared = self.publishes.count() - self.next();
+        let at_once = (WRITE_BYTES / self.publishes.bytes_each()).max(1);
+        left.min(room).min(prepared).min(at_once)
+    }
+
+    /// The index of the prepared publish whose turn it is.
+    fn next(&self) -> usize {
+        usize::try_from(self.sent % self.publishes.count() as u64).unwrap_or_default()
+    }
+
+    /// Waits until a message is due, or for news of the broker.
+    fn wait(&mut self, now_ns: u64) -> Result<(), Error> {
+        let next_ns = self.schedule.map_or(0, |schedule| schedule.time_ns(self.sent));
+        let until_due = Duration::from_nanos(next_ns.saturating_sub(now_ns));
+        self.handle_input(match self.pace {
+            // It is due, so something else is missing.
+            _ if until_due.is_zero() => LOOK_UP,
+            Pace::Batched => until_due.max(BATCH),
+            Pace::Exact => until_due,
+        })
+    }
+
+    fn publish(&mut self, count: usize, now_ns: u64) -> Result<(), Error> {
+        let first = self.next();
+        for offset in 0..count {
+            let number = self.sent + offset as u64;
+            let time_ns = match &self.schedule {
+                Some(schedule) if self.pace == Pace::Exact => schedule.time_ns(number),
+                _ => now_ns,
+            };
+            if !self.flows.is_empty() {
+                let keys = self.flows.len() as u64;
+                let flow = self.flows[usize::try_from(number % keys).unwrap_or_default()];
+                self.publishes.stamp(first + offset, Stamp { flow, sequence: number / keys, time_ns });
+            }
+            if let Some(window) = &mut self.window {
+                window.handle_published(time_ns);
+            }
+        }
+        let sent = self.write(first, count)?;
+        if let Some(window) = &mut self.window {
+            window.withdraw(count - sent);
+        }
+        self.sent += sent as u64;
+        self.lane.counters.add_published(sent as u64, now_ns);
+        Ok(())
+    }
+
+    /// Writes prepared publishes, and says how many. When the run ends meanwhile, those that were not begun stay away.
+    fn write(&mut self, first: usize, mut count: usize) -> Result<usize, Error> {
+        let mut written = 0;
+        loop {
+            let bytes = &self.publishes.bytes(first..first + count)[written..];
+            if bytes.is_empty() {
+                return Ok(count);
+            }
+            let now_written = self.lane.write_some(bytes)?;
+            written += now_written;
+            if now_written > 0 {
+                continue;
+            }
+            // Perhaps the broker waits for us to read.
+            self.handle_input(Duration::ZERO)?;
+            let is_over = self.lane.board.are_producers_over() || self.lane.board.now_ns() >= self.end_ns;
+            let (whole, rest) = self.publishes.whole_within(first, written);
+            if self.lane.board.is_given_up() {
+                return Ok(whole);
+            }
+            if is_over {
+                count = whole + usize::from(rest > 0);
+            }
+        }
+    }
+
+    /// Reads once, and takes confirms.
+    fn handle_input(&mut self, wait: Duration) -> Result<(), Error> {
+        if !self.lane.read_within(wait)? {
+            return Ok(());
+        }
+        let now_ns = self.lane.board.now_ns();
+        while let Some(event) = self.lane.poll_event()? {
+            let (number, multiple, verdict) = match event {
+                Event::Ack { number, multiple } => (number, multiple, Verdict::Confirmed),
+                Event::Nack { number, multiple } => (number, multiple, Verdict::Nacked),
+                other => return Err(Error::Unexpected(format!("{other:?} to a producer"))),
+            };
+            let window =
+                self.window.as_mut().ok_or_else(|| Error::Unexpected("a confirm nobody asked for".to_owned()))?;
+            window.handle_verdict(number, multiple, verdict, now_ns, &mut self.latencies)?;
+        }
+        if let Some(window) = &mut self.window {
+            let (confirmed, nacked) = window.take_counts();
+            self.lane.counters.add_confirmed(confirmed, nacked, now_ns);
+        }
+        Ok(())
+    }
+}
+
+/// Linux lets a sleep last 50 microseconds longer than it should, which would count as latency.
+#[cfg(target_os = "linux")]
+fn wake_up_in_time() {
+    // Where it cannot be had, latencies are that much longer.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+}
+
+#[cfg(not(target_os = "linux"))]
+fn wake_up_in_time() {}

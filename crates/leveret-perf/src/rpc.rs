@@ -1,0 +1,275 @@
+//! Requests and replies: clients that keep some requests outstanding, servers that answer them, direct reply-to in between.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+
+use leveret_amqp::frame::{write_content, write_method};
+use leveret_amqp::{BasicProperties, ContentHeader, Method, ShortStr};
+use leveret_client::{Error, Url};
+
+use crate::board::Board;
+use crate::failure::Failure;
+use crate::lane::Lane;
+use crate::latency::Latencies;
+use crate::limits::WRITE_BYTES;
+use crate::load::{End, join, say, telling};
+use crate::publishes::{Publishes, Shape};
+use crate::report::Outcome;
+use crate::scan::Event;
+use crate::stamp::{STAMP_BYTES, Stamp};
+use crate::supervise::{Goal, News, Run, Supervisor, rate};
+use crate::topology::{Declared, QueueShape, Topology, Users};
+use crate::verify::{Seen, Verification, check};
+
+/// The pseudo queue whose consumer gets replies without a queue. RabbitMQ: direct reply-to.
+const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// Requests and replies.
+#[derive(Clone, Copy, Debug)]
+pub struct Rpc {
+    /// Connections that ask.
+    pub clients: usize,
+    /// Connections that answer, all at one queue.
+    pub servers: usize,
+    /// How many requests of each client are unanswered at once.
+    pub outstanding: u64,
+    /// Bytes of a body, of requests and of replies; at least 16.
+    pub body_bytes: usize,
+    /// When it ends; messages are requests.
+    pub end: End,
+    /// Whether every reply is looked for. Their order is looked at only with one server.
+    pub verify: bool,
+}
+
+/// What a client found out.
+#[derive(Debug, Default)]
+struct Replies {
+    sent: u64,
+    seen: Option<Seen>,
+    latencies: Latencies,
+}
+
+impl Rpc {
+    /// Runs it.
+    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
+        if self.clients == 0 || self.servers == 0 || self.outstanding == 0 {
+            return Err(Failure::Options(
+                "requests need a client, a server, and one that may be outstanding".into(),
+            ));
+        }
+        if self.body_bytes < STAMP_BYTES {
+            let why = format!("a request needs at least {STAMP_BYTES} bytes to carry its number and time");
+            return Err(Failure::Options(why));
+        }
+        let topology = Topology::Queues(1);
+        let declared = Declared::new(&run.url, run.timeout, &topology, &QueueShape::default(), Users::Consumers)?;
+        let queue = declared.queues[0].as_str();
+        let board = Board::new(self.clients + self.servers);
+        let outcome: Result<_, Failure> = thread::scope(|scope| {
+            let (mut supervisor, news) = Supervisor::new(run, &board);
+            let (url, board) = (&supervisor.url(), &board);
+            for index in 0..self.servers {
+                let (news, url) = (news.clone(), url.clone());
+                scope.spawn(move || telling(&news, || self.serve(self.clients + index, &url, board, queue, &news)));
+            }
+            let clients: Vec<_> = (0..self.clients)
+                .map(|index| {
+                    let (news, url) = (news.clone(), url.clone());
+                    scope.spawn(move || telling(&news, || self.ask(index, &url, board, queue, &news)))
+                })
+                .collect();
+            drop(news);
+            let supervised = self.supervise(&mut supervisor, board);
+            if supervised.is_err() {
+                board.give_up();
+            }
+            board.end_consumers();
+            let replies: Vec<_> = clients.into_iter().filter_map(join).collect();
+            let is_good_enough = matches!(supervised, Err(Failure::Stalled { .. })) && self.verify;
+            if !is_good_enough {
+                supervised?;
+            }
+            Ok(self.outcome(&mut supervisor, board, replies))
+        });
+        let deleted = declared.delete();
+        let outcome = outcome?;
+        deleted?;
+        Ok(outcome)
+    }
+
+    fn supervise(&self, supervisor: &mut Supervisor<'_, '_>, board: &Board) -> Result<(), Failure> {
+        supervisor.watch(
+            |_| "not all connections are open and consuming".to_owned(),
+            |_, tally| tally.ready == self.clients + self.servers,
+        )?;
+        let (goal, time) = match self.end {
+            End::Messages(count) => (Goal::Received(count), None),
+            End::Time(time) => (Goal::Time(time), Some(time)),
+        };
+        supervisor.start(Some(goal));
+        let start_ns = supervisor.start_ns();
+        board.start_producers(start_ns);
+        let mut are_told = false;
+        supervisor.watch(
+            |totals| format!("{} requests have no reply", totals.published.saturating_sub(totals.received)),
+            |_, tally| {
+                let elapsed = Duration::from_nanos(board.now_ns().saturating_sub(start_ns));
+                if !are_told && time.is_some_and(|time| elapsed >= time) {
+                    are_told = true;
+                    board.end_producers();
+                }
+                tally.sent.len() == self.clients
+            },
+        )
+    }
+
+    fn ask(
+        &self,
+        index: usize,
+        url: &Url,
+        board: &Board,
+        queue: &str,
+        news: &Sender<News>,
+    ) -> Result<Replies, Error> {
+        let mut lane = Lane::open(url, board, board.worker(index), |_| Ok(()))?;
+        lane.send_consume(REPLY_TO, 0, true)?;
+        let mut replies = Replies { seen: self.verify.then(Seen::default), ..Replies::default() };
+        if !lane.await_answer(|event| *event == Event::ConsumeOk)? {
+            return Ok(replies);
+        }
+        let properties = BasicProperties { reply_to: Some(REPLY_TO.as_bytes()), ..BasicProperties::default() };
+        let (channel, frame_max) = (lane.channel, lane.frame_max);
+        let shape = Shape { channel, exchange: "", properties, body_bytes: self.body_bytes, frame_max };
+        let mut requests = Publishes::new(&shape, &[queue.to_owned()], WRITE_BYTES)?;
+        say(news, News::Ready);
+        if board.await_producers_start().is_none() {
+            return Ok(replies);
+        }
+        let count_max = match self.end {
+            End::Messages(count) => {
+                let (index, clients) = (index as u64, self.clients as u64);
+                count / clients + u64::from(index < count % clients)
+            }
+            End::Time(_) => u64::MAX,
+        };
+        let flow = u32::try_from(index).unwrap_or(u32::MAX);
+        let mut received = 0;
+        while !board.is_given_up() {
+            let is_over = replies.sent >= count_max || board.are_producers_over();
+            if is_over && received >= replies.sent {
+                break;
+            }
+            let now_ns = board.now_ns();
+            let sent_before = replies.sent;
+            while !is_over
+                && !lane.is_blocked()
+                && replies.sent < count_max
+                && replies.sent - received < self.outstanding
+            {
+                let at = usize::try_from(replies.sent % requests.count() as u64).unwrap_or_default();
+                requests.stamp(at, Stamp { flow, sequence: replies.sent, time_ns: now_ns });
+                lane.output.extend_from_slice(requests.bytes(at..at + 1));
+                replies.sent += 1;
+            }
+            lane.counters.add_published(replies.sent - sent_before, now_ns);
+            lane.flush_some()?;
+            if !lane.read()? {
+                continue;
+            }
+            let now_ns = board.now_ns();
+            let received_before = received;
+            while let Some(event) = lane.poll_event()? {
+                let Event::Message(arrived) = event else {
+                    return Err(Error::Unexpected(format!("{event:?} to a client")));
+                };
+                let stamp = Stamp::decode(arrived.stamp);
+                received += 1;
+                replies.latencies.record_ns(now_ns.saturating_sub(stamp.time_ns));
+                if let Some(seen) = &mut replies.seen {
+                    seen.handle_arrival((flow, stamp.flow), stamp.sequence);
+                }
+            }
+            lane.counters.add_received(received - received_before, now_ns);
+        }
+        if !board.is_given_up() {
+            lane.close()?;
+        }
+        say(news, News::ProducerEnded { index, sent: replies.sent });
+        Ok(replies)
+    }
+
+    fn serve(&self, index: usize, url: &Url, board: &Board, queue: &str, news: &Sender<News>) -> Result<(), Error> {
+        let mut lane = Lane::open(url, board, board.worker(index), |_| Ok(()))?;
+        lane.scanner().keep_headers();
+        lane.send_consume(queue, 0, true)?;
+        if !lane.await_answer(|event| *event == Event::ConsumeOk)? {
+            return Ok(());
+        }
+        say(news, News::Ready);
+        let mut body = vec![b' '; self.body_bytes];
+        let mut header = Vec::new();
+        ContentHeader { body_bytes: body.len() as u64, properties: BasicProperties::default() }.encode(&mut header);
+        while !board.are_consumers_over() {
+            lane.flush_some()?;
+            if !lane.read()? {
+                continue;
+            }
+            while let Some(event) = lane.poll_event()? {
+                let Event::Message(arrived) = event else {
+                    return Err(Error::Unexpected(format!("{event:?} to a server")));
+                };
+                body[..STAMP_BYTES].copy_from_slice(&arrived.stamp);
+                let request = lane.scanner().header().to_vec();
+                let reply_to = ContentHeader::decode(&request)?.properties.reply_to.unwrap_or_default();
+                let routing_key = std::str::from_utf8(reply_to).map_err(|_| leveret_amqp::DecodeError::NotUtf8)?;
+                let reply = Method::BasicPublish {
+                    ticket: 0,
+                    exchange: ShortStr::EMPTY,
+                    routing_key: ShortStr::new(routing_key)?,
+                    mandatory: false,
+                    immediate: false,
+                };
+                let (channel, frame_max) = (lane.channel, lane.frame_max);
+                write_method(&mut lane.output, channel, &reply);
+                write_content(&mut lane.output, channel, &header, &body, frame_max);
+            }
+        }
+        if board.is_given_up() { Ok(()) } else { lane.close() }
+    }
+
+    fn outcome(&self, supervisor: &mut Supervisor<'_, '_>, board: &Board, all: Vec<Replies>) -> Outcome {
+        let totals = board.totals();
+        let mut latencies = Latencies::default();
+        let mut seen = Vec::new();
+        let mut expected = BTreeMap::new();
+        for (index, replies) in all.into_iter().enumerate() {
+            let flow = u32::try_from(index).unwrap_or(u32::MAX);
+            expected.insert((flow, flow), replies.sent);
+            latencies.add(&replies.latencies);
+            seen.extend(replies.seen);
+        }
+        let verify = self.verify.then(|| check(seen, &expected, 0));
+        // Several servers may overtake each other.
+        let verify = verify.map(|found| match self.servers {
+            1 => found,
+            _ => Verification { disordered: 0, ..found },
+        });
+        let time = Duration::from_nanos(totals.received_ns.saturating_sub(supervisor.start_ns()));
+        Outcome {
+            seconds: time.as_secs_f64(),
+            interrupted: supervisor.interrupted,
+            published: Some(totals.published),
+            received: Some(totals.received),
+            publish_rate: Some(rate(totals.published, time)),
+            receive_rate: Some(rate(totals.received, time)),
+            held_seconds: Duration::from_nanos(totals.held_ns).as_secs_f64(),
+            latency_us: latencies.summary(),
+            verify,
+            samples: supervisor.take_samples(),
+            latency_curve: latencies.curve(),
+            ..Outcome::default()
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The queues, exchanges and bindings of a run: made before it, deleted after it.
+//!
+//! Invariant: every name begins with `leveret-perf-` and something that no other run has.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use leveret_amqp::{FieldTable, ReplyCode, Table};
+use leveret_client::{Connection, DeleteOnly, Error, ExchangeOptions, QueueOptions, Url};
+
+/// What a load is published to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// So many queues, published to directly.
+    Queues(usize),
+    /// An exchange with queues behind it.
+    Exchange {
+        /// For example `direct`, or another type that the broker has.
+        type_: String,
+        /// How many routing keys are published with.
+        routing_keys: usize,
+        /// How many queues are bound.
+        queues: usize,
+    },
+    /// A topic exchange with so many bindings, of which only one matches: that of the one queue that is consumed from.
+    Topic {
+        /// All bindings, that one included.
+        bindings: usize,
+    },
+}
+
+/// How queues are declared.
+#[derive(Clone, Debug, Default)]
+pub struct QueueShape {
+    /// They survive a restart of the broker. Else they end with what uses them, also if this process is killed.
+    pub durable: bool,
+    /// Arguments such as `x-queue-type`.
+    pub arguments: FieldTable,
+}
+
+/// Who uses the queues of a run, which decides what a queue can end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Users {
+    /// Nobody consumes: a queue ends with the connection that declared it.
+    PublishersOnly,
+    /// A queue ends with its last consumer.
+    Consumers,
+    /// Nothing that a broker would notice: a queue is deleted in the end.
+    Getters,
+}
+
+/// Which messages arrive in which queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Routes {
+    /// For each queue, the indexes of its routing keys.
+    ByKey(Vec<Vec<usize>>),
+    /// Each message in one of the queues, as the exchange likes.
+    Anywhere,
+}
+
+impl Topology {
+    /// How many routing keys are published with.
+    pub(crate) fn key_count(&self) -> usize {
+        match self {
+            Topology::Queues(count) => *count,
+            Topology::Exchange { routing_keys, .. } => *routing_keys,
+            Topology::Topic { .. } => 1,
+        }
+    }
+
+    /// How many queues are consumed from.
+    pub(crate) fn queue_count(&self) -> usize {
+        match self {
+            Topology::Queues(count) => *count,
+            Topology::Exchange { queues, .. } => *queues,
+            Topology::Topic { .. } => 1,
+        }
+    }
+
+    /// The bindings of an exchange as (queue, key), and the routes they make.
+    fn bindings(&self) -> (Vec<(usize, String)>, Routes) {
+        match self {
+            Topology::Queues(count) => (Vec::new(), Routes::ByKey((0..*count).map(|queue| vec![queue]).collect())),
+            Topology::Exchange { type_, routing_keys, queues } => {
+                let all = || Routes::ByKey(vec![(0..*routing_keys).collect(); *queues]);
+                match type_.as_str() {
+                    "direct" | "topic" => {
+                        let pairs = (0..(*routing_keys).max(*queues)).map(|n| (n % queues, n % routing_keys));
+                        let mut keys_of = vec![Vec::new(); *queues];
+                        pairs.clone().for_each(|(queue, key)| keys_of[queue].push(key));
+                        (pairs.map(|(queue, key)| (queue, key_name(key))).collect(), Routes::ByKey(keys_of))
+                    }
+                    "fanout" | "headers" => ((0..*queues).map(|queue| (queue, String::new())).collect(), all()),
+                    // A weight for those exchanges that take one.
+                    _ => ((0..*queues).map(|queue| (queue, "1".to_owned())).collect(), Routes::Anywhere),
+                }
+            }
+            Topology::Topic { bindings } => {
+                let others = (1..*bindings).map(|number| (1, format!("sensor.{number}.*.temperature")));
+                let matching = (0, format!("*.{MATCHING_WORD}.#"));
+                let routes = Routes::ByKey(vec![vec![0]]);
+                (std::iter::once(matching).chain(others).collect(), routes)
+            }
+        }
+    }
+}
+
+/// A word in the middle of the key that is published with, which only one pattern has.
+const MATCHING_WORD: &str = "match";
+
+fn key_name(key: usize) -> String {
+    format!("key.{key}")
+}
+
+/// What was declared for a run. [`Declared::delete`] takes it away again.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    connection: Connection,
+    /// What is published to; of no characters for the default exchange.
+    pub(crate) exchange: String,
+    /// The routing keys.
+    pub(crate) keys: Vec<String>,
+    /// The queues that are consumed from.
+    pub(crate) queues: Vec<String>,
+    /// Queues that only have bindings.
+    others: Vec<String>,
+    pub(crate) routes: Routes,
+}
+
+impl Declared {
+    /// Declares everything on a connection of its own.
+    pub(crate) fn new(
+        url: &Url,
+        timeout: Duration,
+        topology: &Topology,
+        shape: &QueueShape,
+        users: Users,
+    ) -> Result<Self, Error> {
+        let mut connection = Connection::open(url)?;
+        connection.set_answer_timeout(timeout);
+        let prefix = unique_prefix();
+        let (bindings, routes) = topology.bindings();
+        let queues: Vec<_> = (0..topology.queue_count()).map(|number| format!("{prefix}-{number}")).collect();
+        let (exchange, keys, others) = match topology {
+            Topology::Queues(_) => (String::new(), queues.clone(), Vec::new()),
+            Topology::Exchange { routing_keys, .. } => {
+                (prefix, (0..*routing_keys).map(key_name).collect(), Vec::new())
+            }
+            Topology::Topic { .. } => {
+                let others = vec![format!("{prefix}-others")];
+                (prefix, vec![format!("sensor.{MATCHING_WORD}.7.temperature")], others)
+            }
+        };
+        let mut declared = Declared { connection, exchange, keys, queues, others, routes };
+        match declared.declare(topology, shape, users, &bindings) {
+            Ok(()) => Ok(declared),
+            Err(error) => {
+                // The reason counts; what was declared until then goes as far as it can.
+                let _ = declared.delete();
+                Err(error)
+            }
+        }
+    }
+
+    fn declare(
+        &mut self,
+        topology: &Topology,
+        shape: &QueueShape,
+        users: Users,
+        bindings: &[(usize, String)],
+    ) -> Result<(), Error> {
+        let mut channel = self.connection.open_channel()?;
+        let options = QueueOptions {
+            durable: shape.durable,
+            exclusive: !shape.durable && users == Users::PublishersOnly,
+            auto_delete: !shape.durable && users == Users::Consumers,
+            arguments: shape.arguments.as_table(),
+        };
+        for queue in &self.queues {
+            channel.declare_queue(queue, &options)?;
+        }
+        for queue in &self.others {
+            channel.declare_queue(queue, &QueueOptions { exclusive: true, ..QueueOptions::default() })?;
+        }
+        let type_ = match topology {
+            Topology::Queues(_) => return channel.close(),
+            Topology::Exchange { type_, .. } => type_,
+            Topology::Topic { .. } => "topic",
+        };
+        let options = ExchangeOptions { durable: shape.durable, auto_delete: !shape.durable, ..Default::default() };
+        channel.declare_exchange(&self.exchange, type_, &options)?;
+        for (queue, key) in bindings {
+            let queue = self.queues.iter().chain(&self.others).nth(*queue).expect("bindings name these queues");
+            channel.bind_queue(queue, &self.exchange, key, Table::EMPTY)?;
+        }
+        channel.close()
+    }
+
+    /// Deletes everything and closes the connection.
+    pub(crate) fn delete(mut self) -> Result<(), Error> {
+        let exchange = (!self.exchange.is_empty()).then_some(self.exchange);
+        for queue in self.queues.iter().chain(&self.others) {
+            let mut channel = self.connection.open_channel()?;
+            gone(channel.delete_queue(queue, DeleteOnly::default()).map(drop))?;
+            channel.close()?;
+        }
+        if let Some(exchange) = exchange {
+            let mut channel = self.connection.open_channel()?;
+            gone(channel.delete_exchange(&exchange, DeleteOnly::default()))?;
+            channel.close()?;
+        }
+        self.connection.close()
+    }
+}
+
+/// What has ended by itself is gone, too.
+fn gone(deleted: Result<(), Error>) -> Result<(), Error> {
+    match deleted {
+        Err(error) if error.reply_code() == Some(ReplyCode::NotFound.code()) => Ok(()),
+        other => other,
+    }
+}
+
+/// A prefix of names that no other run has.
+pub(crate) fn unique_prefix() -> String {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("leveret-perf-{:x}-{:x}", std::process::id(), since_1970.as_nanos())
+}
+
+/// Which of `count` things are for worker `index` of `workers`: each has a worker, and each worker has one.
+pub(crate) fn share(index: usize, workers: usize, count: usize) -> Vec<usize> {
+    if workers >= count { vec![index % count] } else { (index..count).step_by(workers).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exchange(type_: &str, routing_keys: usize, queues: usize) -> Topology {
+        Topology::Exchange { type_: type_.to_owned(), routing_keys, queues }
+    }
+
+    #[test]
+    fn workers_and_things_are_shared_so_that_nobody_goes_without() {
+        assert_eq!((share(0, 2, 5), share(1, 2, 5)), (vec![0, 2, 4], vec![1, 3]));
+        assert_eq!([0, 1, 2].map(|index| share(index, 3, 2)), [[0], [1], [0]]);
+    }
+
+    #[test]
+    fn every_queue_of_a_direct_exchange_has_a_key_and_every_key_a_queue() {
+        let (bindings, routes) = exchange("direct", 2, 3).bindings();
+        assert_eq!(bindings, [(0, "key.0".into()), (1, "key.1".into()), (2, "key.0".into())]);
+        assert_eq!(routes, Routes::ByKey(vec![vec![0], vec![1], vec![0]]));
+        let (bindings, routes) = exchange("topic", 3, 2).bindings();
+        assert_eq!(bindings.len(), 3);
+        assert_eq!(routes, Routes::ByKey(vec![vec![0, 2], vec![1]]));
+    }
+
+    #[test]
+    fn a_fanout_copies_to_all_and_of_other_types_nobody_knows() {
+        assert_eq!(exchange("fanout", 1, 2).bindings().1, Routes::ByKey(vec![vec![0], vec![0]]));
+        assert_eq!(exchange("x-random", 5, 2).bindings().1, Routes::Anywhere);
+    }
+
+    #[test]
+    fn one_of_many_topic_bindings_matches() {
+        let (bindings, _) = Topology::Topic { bindings: 3 }.bindings();
+        assert_eq!(bindings.iter().map(|(queue, _)| *queue).collect::<Vec<_>>(), [0, 1, 1]);
+        assert!(bindings[1..].iter().all(|(_, pattern)| !pattern.contains(MATCHING_WORD)));
+    }
+}

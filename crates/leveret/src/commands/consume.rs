@@ -1,14 +1,12 @@
 //! `leveret consume`.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use leveret_client::{AckMode, CancelledBy, Channel, ConsumeOptions, ConsumerEvent, ShortString};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 
+use super::interrupt::stop_at_ctrl_c;
 use super::output::{Format, is_output_closed, write_delivery};
 use super::{BrokerUrl, Failure};
 
@@ -17,9 +15,6 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// Most messages that are on their way to us at once when they are acked.
 const PREFETCH_MAX: u64 = 100;
-
-/// What a shell expects of a program that Ctrl-C ended.
-const EXIT_INTERRUPTED: i32 = 130;
 
 /// Print the messages of a queue as they arrive, and remove them from it.
 ///
@@ -179,16 +174,6 @@ struct Printed {
     count: u64,
     /// The last message that was printed and not acked.
     not_acked: Option<u64>,
-}
-
-/// The first Ctrl-C raises the flag; a second one ends the process where it stands.
-fn stop_at_ctrl_c() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::clone(&stop))?;
-        flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(stop)
 }
 
 #[cfg(test)]

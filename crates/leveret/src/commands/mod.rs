@@ -10,7 +10,9 @@ mod consume;
 mod declare;
 mod delete;
 mod get;
+mod interrupt;
 mod output;
+mod perf;
 mod publish;
 mod purge;
 
@@ -31,6 +33,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Delete(delete::Delete),
     Purge(purge::Purge),
+    #[command(subcommand)]
+    Perf(perf::Perf),
     Completions(completions::Completions),
 }
 
@@ -49,9 +53,12 @@ pub(crate) struct BrokerUrl {
 
 impl BrokerUrl {
     fn connect(&self) -> Result<Connection, Failure> {
-        // Parsed here and not by clap, which would show the password with its complaint.
-        let url: Url = self.url.parse().map_err(Failure::Url)?;
-        Ok(Connection::open(&url)?)
+        Ok(Connection::open(&self.parsed()?)?)
+    }
+
+    /// Parsed here and not by clap, which would show the password with its complaint.
+    fn parsed(&self) -> Result<Url, Failure> {
+        self.url.parse().map_err(Failure::Url)
     }
 }
 
@@ -62,7 +69,7 @@ enum Failure {
     Url(UrlError),
     #[error("{0}")]
     Usage(String),
-    #[error("{}", with_advice(.error))]
+    #[error("{}", advised(.error, .error.advice()))]
     Broker {
         #[from]
         error: leveret_client::Error,
@@ -90,6 +97,15 @@ enum Failure {
     Output(io::Error),
     #[error("cannot listen for Ctrl-C: {0}")]
     Signals(io::Error),
+    #[error("{}", advised(.error, .error.advice()))]
+    Load {
+        #[from]
+        error: leveret_perf::Failure,
+    },
+    #[error("{0}")]
+    Verification(String),
+    #[error("cannot write '{path}': {error}")]
+    Page { path: String, error: io::Error },
 }
 
 /// Names as the shell takes them, behind a command that we offer: what is in them may come from anywhere.
@@ -98,9 +114,9 @@ pub(crate) fn words(names: &[&str]) -> String {
     shell_words::join(end_of_options.iter().chain(names))
 }
 
-fn with_advice(error: &leveret_client::Error) -> String {
+fn advised(error: &dyn std::error::Error, advice: Option<&str>) -> String {
     let what = error.to_string();
-    match error.advice() {
+    match advice {
         Some(advice) => format!("{}; {advice}", what.trim_end_matches('.')),
         None => what,
     }
@@ -111,7 +127,9 @@ impl Failure {
     fn exit_code(&self) -> Option<u8> {
         match self {
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
-            Failure::Url(_) | Failure::Usage(_) => Some(2),
+            Failure::Url(_) | Failure::Usage(_) | Failure::Load { error: leveret_perf::Failure::Options(_) } => {
+                Some(2)
+            }
             Failure::Empty { .. } => Some(3),
             Failure::Broker { .. }
             | Failure::NoQueue { .. }
@@ -120,7 +138,10 @@ impl Failure {
             | Failure::Cancelled { .. }
             | Failure::Input(_)
             | Failure::Output(_)
-            | Failure::Signals(_) => Some(1),
+            | Failure::Signals(_)
+            | Failure::Load { .. }
+            | Failure::Verification(_)
+            | Failure::Page { .. } => Some(1),
         }
     }
 }
@@ -137,6 +158,7 @@ pub(crate) fn run(command: Command, cli: clap::Command) -> ExitCode {
         Command::Delete(delete::Delete::User(delete)) => return delete.run(),
         Command::Delete(delete::Delete::Vhost(delete)) => return delete.run(),
         Command::Purge(purge) => purge.run(),
+        Command::Perf(perf) => perf.run(),
         Command::Completions(completions) => completions.run(cli),
     };
     let Err(failure) = result else {

@@ -4,8 +4,10 @@
 
 mod client_commands;
 mod control_commands;
+mod fake_broker;
 mod files;
 mod not_starting;
+mod perf;
 mod restarts;
 mod starting;
 mod stopping;

@@ -1,0 +1,186 @@
+//! A peer that plays just enough of a broker for a load, and plays it false: it loses, doubles or swaps messages.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use leveret_amqp::frame::{split_frame, write_content, write_method};
+use leveret_amqp::{FrameKind, Method, PROTOCOL_HEADER, ShortStr, Table};
+
+/// What becomes of the message with this number, counted from 0; with any other it goes to the consumer as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trick {
+    Lose(u64),
+    Double(u64),
+    /// It comes after the next one.
+    Swap(u64),
+    /// All are lost.
+    LoseAll,
+    /// None; but publishes are held back for a moment after the first one.
+    Hold,
+    /// The connection is closed instead.
+    Close(u64),
+}
+
+/// A peer that listens. It ends with the process of the tests.
+#[derive(Debug)]
+pub(crate) struct FakeBroker {
+    pub(crate) url: String,
+    /// Hears of the first publish.
+    pub(crate) first_publish: Receiver<()>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// What its connections know together.
+#[derive(Debug)]
+struct Shared {
+    trick: Trick,
+    first_publish: Sender<()>,
+    consumer: Option<TcpStream>,
+    published: u64,
+    delivered: u64,
+    kept: Vec<Vec<u8>>,
+    deleted: Vec<String>,
+}
+
+impl FakeBroker {
+    pub(crate) fn start(trick: Trick) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("amqp://{}", listener.local_addr().unwrap());
+        let (tell, first_publish) = channel();
+        let shared = Shared {
+            trick,
+            first_publish: tell,
+            consumer: None,
+            published: 0,
+            delivered: 0,
+            kept: Vec::new(),
+            deleted: Vec::new(),
+        };
+        let shared = Arc::new(Mutex::new(shared));
+        let theirs = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let shared = Arc::clone(&theirs);
+                thread::spawn(move || serve(stream.unwrap(), &shared));
+            }
+        });
+        FakeBroker { url, first_publish, shared }
+    }
+
+    /// The names of the queues that were deleted.
+    pub(crate) fn deleted(&self) -> Vec<String> {
+        self.shared.lock().unwrap().deleted.clone()
+    }
+}
+
+fn send(stream: &mut TcpStream, channel: u16, methods: &[Method<'_>]) {
+    let mut bytes = Vec::new();
+    methods.iter().for_each(|method| write_method(&mut bytes, channel, method));
+    // A client may have gone.
+    let _ = stream.write_all(&bytes);
+}
+
+/// One connection, until its end. A fault is one of the test, and shows as the client's complaint.
+fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) {
+    let mut input = Vec::new();
+    let mut buffer = [0; 65536];
+    let mut header = [0; 8];
+    stream.read_exact(&mut header).unwrap();
+    assert_eq!(header, PROTOCOL_HEADER);
+    let start = Method::ConnectionStart {
+        version_major: 0,
+        version_minor: 9,
+        server_properties: Table::EMPTY,
+        mechanisms: b"PLAIN",
+        locales: b"en_US",
+    };
+    send(&mut stream, 0, &[start]);
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        input.extend_from_slice(&buffer[..count]);
+        let mut rest = &input[..];
+        while let Some(frame) = split_frame(&mut rest, 131_072).unwrap() {
+            match frame.kind {
+                FrameKind::Method => {
+                    handle(&mut stream, frame.channel, Method::decode(frame.payload).unwrap(), shared)
+                }
+                FrameKind::Body => publish(&mut stream, frame.payload, &mut shared.lock().unwrap()),
+                FrameKind::Header | FrameKind::Heartbeat => {}
+            }
+        }
+        let taken = input.len() - rest.len();
+        input.drain(..taken);
+    }
+}
+
+fn handle(stream: &mut TcpStream, channel: u16, method: Method<'_>, shared: &Mutex<Shared>) {
+    let answer = match method {
+        Method::ConnectionStartOk { .. } => Method::ConnectionTune { channel_max: 0, frame_max: 0, heartbeat: 0 },
+        Method::ConnectionOpen { .. } => Method::ConnectionOpenOk { known_hosts: ShortStr::EMPTY },
+        Method::ConnectionClose { .. } => Method::ConnectionCloseOk {},
+        Method::ChannelOpen { .. } => Method::ChannelOpenOk { channel_id: b"" },
+        Method::ChannelClose { .. } => Method::ChannelCloseOk {},
+        Method::QueueDeclare { queue, .. } => Method::QueueDeclareOk { queue, message_count: 0, consumer_count: 0 },
+        Method::QueueDelete { queue, .. } => {
+            shared.lock().unwrap().deleted.push(queue.as_str().to_owned());
+            Method::QueueDeleteOk { message_count: 0 }
+        }
+        Method::BasicConsume { consumer_tag, .. } => {
+            shared.lock().unwrap().consumer = Some(stream.try_clone().unwrap());
+            Method::BasicConsumeOk { consumer_tag }
+        }
+        _ => return,
+    };
+    send(stream, channel, &[answer]);
+}
+
+/// Takes a message, which fits into one frame, and does what the trick says.
+fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
+    let number = shared.published;
+    shared.published += 1;
+    if number == 0 {
+        // Not every test wants to know.
+        let _ = shared.first_publish.send(());
+    }
+    match shared.trick {
+        Trick::LoseAll => return,
+        Trick::Lose(lost) if lost == number => return,
+        Trick::Double(doubled) if doubled == number => shared.kept = vec![body.to_vec(), body.to_vec()],
+        Trick::Swap(late) if late == number => {
+            shared.kept.push(body.to_vec());
+            return;
+        }
+        Trick::Hold if number == 0 => {
+            let blocked = Method::ConnectionBlocked { reason: ShortStr::truncated("low on disk") };
+            send(stream, 0, &[blocked, Method::ConnectionUnblocked {}]);
+            shared.kept.push(body.to_vec());
+        }
+        Trick::Close(last) if last == number => {
+            let reply_text = ShortStr::truncated("CONNECTION_FORCED - maintenance");
+            let close = Method::ConnectionClose { reply_code: 320, reply_text, class_id: 0, method_id: 0 };
+            send(stream, 0, &[close]);
+            return;
+        }
+        Trick::Lose(_) | Trick::Double(_) | Trick::Swap(_) | Trick::Hold | Trick::Close(_) => {
+            shared.kept.insert(0, body.to_vec());
+        }
+    }
+    for body in std::mem::take(&mut shared.kept) {
+        shared.delivered += 1;
+        let method = Method::BasicDeliver {
+            consumer_tag: ShortStr::truncated("0"),
+            delivery_tag: shared.delivered,
+            redelivered: false,
+            exchange: ShortStr::EMPTY,
+            routing_key: ShortStr::EMPTY,
+        };
+        let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &[0, 0]].concat();
+        let mut bytes = Vec::new();
+        write_method(&mut bytes, 1, &method);
+        write_content(&mut bytes, 1, &header, &body, 131_072);
+        // A consumer may have gone.
+        let _ = shared.consumer.as_mut().unwrap().write_all(&bytes);
+    }
+}

@@ -19,7 +19,7 @@ use crate::lane::Lane;
 use crate::latency::Latencies;
 use crate::limits::{FLOWS_MAX, PREPARED_BYTES_MAX, WINDOW_MAX, WRITE_BYTES};
 use crate::producer::{Pace, Producer};
-use crate::publishes::{Publishes, Shape};
+use crate::publishes::{Publishes, Shape, StampPlace};
 use crate::report::Outcome;
 use crate::schedule::Schedule;
 use crate::stamp::STAMP_BYTES;
@@ -206,6 +206,7 @@ impl Load {
             },
             body_bytes: self.body_bytes,
             frame_max: lane.frame_max,
+            stamp_place: StampPlace::Body,
         };
         let flow = |key| u32::try_from(self.flow(index, key)).unwrap_or(u32::MAX);
         let mut producer = Producer {

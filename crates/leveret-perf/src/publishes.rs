@@ -18,6 +18,16 @@ pub(crate) struct Shape<'a> {
     pub(crate) properties: BasicProperties<'a>,
     pub(crate) body_bytes: usize,
     pub(crate) frame_max: u32,
+    pub(crate) stamp_place: StampPlace,
+}
+
+/// Where a publish has its stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StampPlace {
+    /// At the front of the body, which has [`STAMP_BYTES`] or more, if there is to be one.
+    Body,
+    /// In the correlation id, which comes back with a reply, in hexadecimal digits. Of the properties before it there are none.
+    CorrelationId,
 }
 
 /// Publishes one behind the other, by routing keys in turn, in whole rounds.
@@ -45,7 +55,11 @@ impl Publishes {
     fn append_round(&mut self, shape: &Shape<'_>, keys: &[String]) -> Result<(), TooLong> {
         let body: Vec<u8> = (0..shape.body_bytes).map(|at| b"leveret "[at % 8]).collect();
         let mut header = Vec::new();
-        ContentHeader { body_bytes: body.len() as u64, properties: shape.properties }.encode(&mut header);
+        let mut properties = shape.properties;
+        if shape.stamp_place == StampPlace::CorrelationId {
+            properties.correlation_id = Some(&[b'0'; 2 * STAMP_BYTES]);
+        }
+        ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
         for key in keys {
             let method = Method::BasicPublish {
                 ticket: 0,
@@ -55,8 +69,12 @@ impl Publishes {
                 immediate: false,
             };
             write_method(&mut self.bytes, shape.channel, &method);
-            // Behind the header frame and the head of the first body frame.
-            self.stamps.push(self.bytes.len() + header.len() + 1 + 2 * FRAME_HEAD_BYTES);
+            self.stamps.push(match shape.stamp_place {
+                // Behind the header frame and the head of the first body frame.
+                StampPlace::Body => self.bytes.len() + FRAME_HEAD_BYTES + header.len() + 1 + FRAME_HEAD_BYTES,
+                // Behind class, weight, size and flags, and the length of the correlation id.
+                StampPlace::CorrelationId => self.bytes.len() + FRAME_HEAD_BYTES + 14 + 1,
+            });
             write_content(&mut self.bytes, shape.channel, &header, &body, shape.frame_max);
             self.starts.push(self.bytes.len());
         }
@@ -85,10 +103,16 @@ impl Publishes {
         (count, end - self.starts[first + count])
     }
 
-    /// Puts a stamp into the body of one of them, which has [`STAMP_BYTES`] or more.
+    /// Puts a stamp into the body of one of them.
     pub(crate) fn stamp(&mut self, index: usize, stamp: Stamp) {
         let at = self.stamps[index];
         self.bytes[at..at + STAMP_BYTES].copy_from_slice(&stamp.encode());
+    }
+
+    /// Puts a stamp into the correlation id of one of them.
+    pub(crate) fn stamp_correlation_id(&mut self, index: usize, stamp: Stamp) {
+        let at = self.stamps[index];
+        self.bytes[at..at + 2 * STAMP_BYTES].copy_from_slice(&stamp.encode_hex());
     }
 }
 
@@ -101,7 +125,8 @@ mod tests {
 
     fn shape(body_bytes: usize) -> Shape<'static> {
         let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() };
-        Shape { channel: 3, exchange: "e", properties, body_bytes, frame_max: 4096 }
+        let stamp_place = StampPlace::Body;
+        Shape { channel: 3, exchange: "e", properties, body_bytes, frame_max: 4096, stamp_place }
     }
 
     /// Method, properties and body of each publish, decoded.
@@ -155,6 +180,21 @@ mod tests {
                 assert_eq!(body[..16], stamp(index).encode());
             }
         }
+    }
+
+    #[test]
+    fn a_stamp_in_the_correlation_id_leaves_the_body_alone() {
+        let properties = BasicProperties { reply_to: Some(b"there"), ..BasicProperties::default() };
+        let shape = Shape { properties, stamp_place: StampPlace::CorrelationId, ..shape(1) };
+        let mut publishes = Publishes::new(&shape, &["k".to_owned()], 0).unwrap();
+        let stamp = Stamp { flow: 1, sequence: 2, time_ns: 3 };
+        publishes.stamp_correlation_id(0, stamp);
+        let mut bytes = publishes.bytes(0..1);
+        split_frame(&mut bytes, 4096).unwrap().unwrap();
+        let header = split_frame(&mut bytes, 4096).unwrap().unwrap();
+        let properties = ContentHeader::decode(header.payload).unwrap().properties;
+        assert_eq!(properties.correlation_id.and_then(Stamp::decode_hex), Some(stamp));
+        assert_eq!(properties.reply_to, Some(&b"there"[..]));
     }
 
     #[test]

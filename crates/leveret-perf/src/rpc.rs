@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use leveret_amqp::frame::{write_content, write_method};
-use leveret_amqp::{BasicProperties, ContentHeader, Method, ShortStr};
-use leveret_client::{Error, Url};
+use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, Method, ShortStr};
+use leveret_client::{Connection, Error, Url};
 
 use crate::board::Board;
 use crate::failure::Failure;
@@ -15,10 +15,10 @@ use crate::lane::Lane;
 use crate::latency::Latencies;
 use crate::limits::WRITE_BYTES;
 use crate::load::{End, join, say, telling};
-use crate::publishes::{Publishes, Shape};
+use crate::publishes::{Publishes, Shape, StampPlace};
 use crate::report::Outcome;
 use crate::scan::Event;
-use crate::stamp::{STAMP_BYTES, Stamp};
+use crate::stamp::Stamp;
 use crate::supervise::{Goal, News, Run, Supervisor, rate};
 use crate::topology::{Declared, QueueShape, Topology, Users};
 use crate::verify::{Seen, Verification, check};
@@ -27,15 +27,17 @@ use crate::verify::{Seen, Verification, check};
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// Requests and replies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rpc {
     /// Connections that ask.
     pub clients: usize,
     /// Connections that answer, all at one queue.
     pub servers: usize,
+    /// The queue of somebody else's servers, which answer instead: with the correlation id of the request.
+    pub server_queue: Option<String>,
     /// How many requests of each client are unanswered at once.
     pub outstanding: u64,
-    /// Bytes of a body, of requests and of replies; at least 16.
+    /// Bytes of a body, of requests and of replies.
     pub body_bytes: usize,
     /// When it ends; messages are requests.
     pub end: End,
@@ -54,23 +56,37 @@ struct Replies {
 impl Rpc {
     /// Runs it.
     pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
-        if self.clients == 0 || self.servers == 0 || self.outstanding == 0 {
+        if self.clients == 0 || self.outstanding == 0 || (self.servers == 0 && self.server_queue.is_none()) {
             return Err(Failure::Options(
                 "requests need a client, a server, and one that may be outstanding".into(),
             ));
         }
-        if self.body_bytes < STAMP_BYTES {
-            let why = format!("a request needs at least {STAMP_BYTES} bytes to carry its number and time");
-            return Err(Failure::Options(why));
+        if let Some(queue) = &self.server_queue {
+            let mut connection = Connection::open(&run.url)?;
+            connection.open_channel()?.check_queue(queue)?;
+            connection.close()?;
+            return self.run_at(run, queue);
         }
-        let topology = Topology::Queues(1);
-        let declared = Declared::new(&run.url, run.timeout, &topology, &QueueShape::default(), Users::Consumers)?;
-        let queue = declared.queues[0].as_str();
-        let board = Board::new(self.clients + self.servers);
-        let outcome: Result<_, Failure> = thread::scope(|scope| {
+        let (topology, shape) = (Topology::Queues(1), QueueShape::default());
+        let declared = Declared::new(&run.url, run.timeout, &topology, &shape, Users::Consumers)?;
+        let outcome = self.run_at(run, &declared.queues[0]);
+        let deleted = declared.delete();
+        let outcome = outcome?;
+        deleted?;
+        Ok(outcome)
+    }
+
+    /// How many servers of ours there are.
+    fn own_servers(&self) -> usize {
+        if self.server_queue.is_some() { 0 } else { self.servers }
+    }
+
+    fn run_at(&self, run: &mut Run<'_>, queue: &str) -> Result<Outcome, Failure> {
+        let board = Board::new(self.clients + self.own_servers());
+        thread::scope(|scope| {
             let (mut supervisor, news) = Supervisor::new(run, &board);
             let (url, board) = (&supervisor.url(), &board);
-            for index in 0..self.servers {
+            for index in 0..self.own_servers() {
                 let (news, url) = (news.clone(), url.clone());
                 scope.spawn(move || telling(&news, || self.serve(self.clients + index, &url, board, queue, &news)));
             }
@@ -92,17 +108,13 @@ impl Rpc {
                 supervised?;
             }
             Ok(self.outcome(&mut supervisor, board, replies))
-        });
-        let deleted = declared.delete();
-        let outcome = outcome?;
-        deleted?;
-        Ok(outcome)
+        })
     }
 
     fn supervise(&self, supervisor: &mut Supervisor<'_, '_>, board: &Board) -> Result<(), Failure> {
         supervisor.watch(
             |_| "not all connections are open and consuming".to_owned(),
-            |_, tally| tally.ready == self.clients + self.servers,
+            |_, tally| tally.ready == self.clients + self.own_servers(),
         )?;
         let (goal, time) = match self.end {
             End::Messages(count) => (Goal::Received(count), None),
@@ -134,6 +146,7 @@ impl Rpc {
         news: &Sender<News>,
     ) -> Result<Replies, Error> {
         let mut lane = Lane::open(url, board, board.worker(index), |_| Ok(()))?;
+        lane.scanner().keep_headers();
         lane.send_consume(REPLY_TO, 0, true)?;
         let mut replies = Replies { seen: self.verify.then(Seen::default), ..Replies::default() };
         if !lane.await_answer(|event| *event == Event::ConsumeOk)? {
@@ -141,7 +154,8 @@ impl Rpc {
         }
         let properties = BasicProperties { reply_to: Some(REPLY_TO.as_bytes()), ..BasicProperties::default() };
         let (channel, frame_max) = (lane.channel, lane.frame_max);
-        let shape = Shape { channel, exchange: "", properties, body_bytes: self.body_bytes, frame_max };
+        let (body_bytes, stamp_place) = (self.body_bytes, StampPlace::CorrelationId);
+        let shape = Shape { channel, exchange: "", properties, body_bytes, frame_max, stamp_place };
         let mut requests = Publishes::new(&shape, &[queue.to_owned()], WRITE_BYTES)?;
         say(news, News::Ready);
         if board.await_producers_start().is_none() {
@@ -169,7 +183,7 @@ impl Rpc {
                 && replies.sent - received < self.outstanding
             {
                 let at = usize::try_from(replies.sent % requests.count() as u64).unwrap_or_default();
-                requests.stamp(at, Stamp { flow, sequence: replies.sent, time_ns: now_ns });
+                requests.stamp_correlation_id(at, Stamp { flow, sequence: replies.sent, time_ns: now_ns });
                 lane.output.extend_from_slice(requests.bytes(at..at + 1));
                 replies.sent += 1;
             }
@@ -181,10 +195,13 @@ impl Rpc {
             let now_ns = board.now_ns();
             let received_before = received;
             while let Some(event) = lane.poll_event()? {
-                let Event::Message(arrived) = event else {
+                let Event::Message(_) = event else {
                     return Err(Error::Unexpected(format!("{event:?} to a client")));
                 };
-                let stamp = Stamp::decode(arrived.stamp);
+                let properties = ContentHeader::decode(lane.scanner().header())?.properties;
+                let stamp = properties.correlation_id.and_then(Stamp::decode_hex);
+                let stamp =
+                    stamp.ok_or_else(|| Error::Unexpected("a reply with another correlation id".to_owned()))?;
                 received += 1;
                 replies.latencies.record_ns(now_ns.saturating_sub(stamp.time_ns));
                 if let Some(seen) = &mut replies.seen {
@@ -208,26 +225,30 @@ impl Rpc {
             return Ok(());
         }
         say(news, News::Ready);
-        let mut body = vec![b' '; self.body_bytes];
+        let body = vec![b' '; self.body_bytes];
         let mut header = Vec::new();
-        ContentHeader { body_bytes: body.len() as u64, properties: BasicProperties::default() }.encode(&mut header);
+        let mut request = Vec::new();
         while !board.are_consumers_over() {
             lane.flush_some()?;
             if !lane.read()? {
                 continue;
             }
             while let Some(event) = lane.poll_event()? {
-                let Event::Message(arrived) = event else {
+                let Event::Message(_) = event else {
                     return Err(Error::Unexpected(format!("{event:?} to a server")));
                 };
-                body[..STAMP_BYTES].copy_from_slice(&arrived.stamp);
-                let request = lane.scanner().header().to_vec();
-                let reply_to = ContentHeader::decode(&request)?.properties.reply_to.unwrap_or_default();
-                let routing_key = std::str::from_utf8(reply_to).map_err(|_| leveret_amqp::DecodeError::NotUtf8)?;
+                request.clear();
+                request.extend_from_slice(lane.scanner().header());
+                let BasicProperties { reply_to, correlation_id, .. } = ContentHeader::decode(&request)?.properties;
+                let reply_to =
+                    std::str::from_utf8(reply_to.unwrap_or_default()).map_err(|_| DecodeError::NotUtf8)?;
+                header.clear();
+                let properties = BasicProperties { correlation_id, ..BasicProperties::default() };
+                ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
                 let reply = Method::BasicPublish {
                     ticket: 0,
                     exchange: ShortStr::EMPTY,
-                    routing_key: ShortStr::new(routing_key)?,
+                    routing_key: ShortStr::new(reply_to)?,
                     mandatory: false,
                     immediate: false,
                 };
@@ -252,7 +273,7 @@ impl Rpc {
         }
         let verify = self.verify.then(|| check(seen, &expected, 0));
         // Several servers may overtake each other.
-        let verify = verify.map(|found| match self.servers {
+        let verify = verify.map(|found| match self.own_servers() {
             1 => found,
             _ => Verification { disordered: 0, ..found },
         });

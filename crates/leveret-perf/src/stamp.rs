@@ -1,4 +1,4 @@
-//! The first bytes of a body: which message it is, and when it was due.
+//! What a message carries: which message it is, and when it was due.
 
 /// Bytes of a stamp at the front of a body.
 pub(crate) const STAMP_BYTES: usize = 16;
@@ -32,6 +32,19 @@ impl Stamp {
         let sequence = u64::from_be_bytes([0, 0, 0, n3, n4, n5, n6, n7]);
         Stamp { flow, sequence, time_ns: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]) }
     }
+
+    /// The same in hexadecimal digits, for properties that are texts.
+    pub(crate) fn encode_hex(self) -> [u8; 2 * STAMP_BYTES] {
+        let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+        let bytes = self.encode();
+        std::array::from_fn(|at| digit(bytes[at / 2] >> if at % 2 == 0 { 4 } else { 0 } & 0xF))
+    }
+
+    /// `None` for what is no stamp.
+    pub(crate) fn decode_hex(digits: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(digits).ok().filter(|text| text.len() == 2 * STAMP_BYTES)?;
+        Some(Stamp::decode(u128::from_str_radix(text, 16).ok()?.to_be_bytes()))
+    }
 }
 
 #[cfg(test)]
@@ -43,6 +56,8 @@ mod tests {
         for (flow, sequence, time_ns) in [(0, 0, 0), (0x00FF_FFFF, (1 << 40) - 1, u64::MAX), (7, 1 << 39, 5)] {
             let stamp = Stamp { flow, sequence, time_ns };
             assert_eq!(Stamp::decode(stamp.encode()), stamp);
+            assert_eq!(Stamp::decode_hex(&stamp.encode_hex()), Some(stamp));
         }
+        assert_eq!((Stamp::decode_hex(b"12"), Stamp::decode_hex(&[b'x'; 32])), (None, None));
     }
 }

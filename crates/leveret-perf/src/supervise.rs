@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret_client::{Error, Url};
@@ -176,8 +177,9 @@ impl<'r, 'a> Supervisor<'r, 'a> {
             }
             match self.news.recv_timeout(LOOK_UP) {
                 Ok(news) => self.handle_news(news)?,
-                // Everybody has gone: the next look finds out why.
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Err(RecvTimeoutError::Timeout) => {}
+                // Everybody has gone, which is the end or the deadline finds out.
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK_UP),
             }
             if std::mem::replace(&mut self.steps, totals.steps()) != totals.steps() {
                 self.moved_at = Instant::now();
@@ -198,7 +200,8 @@ impl<'r, 'a> Supervisor<'r, 'a> {
             self.show(&self.board.totals());
             match self.news.recv_timeout(LOOK_UP) {
                 Ok(news) => self.handle_news(news)?,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK_UP),
             }
         }
         self.interrupted |= self.run.interrupted.load(Ordering::Relaxed);

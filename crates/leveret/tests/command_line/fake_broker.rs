@@ -78,7 +78,9 @@ impl FakeBroker {
 
 fn send(stream: &mut TcpStream, channel: u16, methods: &[Method<'_>]) {
     let mut bytes = Vec::new();
-    methods.iter().for_each(|method| write_method(&mut bytes, channel, method));
+    for method in methods {
+        write_method(&mut bytes, channel, method);
+    }
     // A client may have gone.
     let _ = stream.write_all(&bytes);
 }
@@ -86,7 +88,7 @@ fn send(stream: &mut TcpStream, channel: u16, methods: &[Method<'_>]) {
 /// One connection, until its end. A fault is one of the test, and shows as the client's complaint.
 fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) {
     let mut input = Vec::new();
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     let mut header = [0; 8];
     stream.read_exact(&mut header).unwrap();
     assert_eq!(header, PROTOCOL_HEADER);
@@ -104,7 +106,7 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) {
         while let Some(frame) = split_frame(&mut rest, 131_072).unwrap() {
             match frame.kind {
                 FrameKind::Method => {
-                    handle(&mut stream, frame.channel, Method::decode(frame.payload).unwrap(), shared)
+                    handle(&mut stream, frame.channel, Method::decode(frame.payload).unwrap(), shared);
                 }
                 FrameKind::Body => publish(&mut stream, frame.payload, &mut shared.lock().unwrap()),
                 FrameKind::Header | FrameKind::Heartbeat => {}

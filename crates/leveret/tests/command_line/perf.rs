@@ -1,5 +1,8 @@
 //! `leveret perf`: each scenario against a real broker, and what it says of a broker that plays false.
 
+use std::thread;
+
+use leveret_client::{AckMode, BasicProperties, Connection, ConsumeOptions, ConsumerEvent, PublishTo};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -134,6 +137,36 @@ fn rpc_counts_requests_and_replies() {
     assert_eq!(counts(&report), [Some(301), None, Some(301)]);
     assert_latencies(&report, 301);
     assert_nothing_wrong(&report);
+}
+
+#[test]
+fn rpc_asks_servers_of_others_too() {
+    let broker = Broker::start();
+    broker.ask(&["declare", "queue", "jobs"]);
+    let mut connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
+    let server = thread::spawn(move || {
+        let mut channel = connection.open_channel().unwrap();
+        channel.consume("jobs", &ConsumeOptions { ack_mode: AckMode::Auto, ..ConsumeOptions::default() }).unwrap();
+        for _ in 0..50 {
+            let Some(ConsumerEvent::Delivery(request)) = channel.next_event(DEADLINE).unwrap() else {
+                panic!("none")
+            };
+            let BasicProperties { correlation_id, reply_to, .. } = request.message.properties();
+            let properties = BasicProperties { correlation_id, ..BasicProperties::default() };
+            let to = PublishTo::queue(std::str::from_utf8(reply_to.unwrap()).unwrap());
+            channel.publish(to, &properties, b"done").unwrap();
+            channel.flush().unwrap();
+        }
+        connection.close().unwrap();
+    });
+    let report = report(&broker, &["rpc", "--server-queue", "jobs", "--messages", "50", "--verify", "--size", "0"]);
+    server.join().unwrap();
+    assert_eq!(counts(&report), [Some(50), None, Some(50)]);
+    assert_nothing_wrong(&report);
+    assert_eq!(broker.ask(&["purge", "jobs"]), "0\n");
+    let finished = broker.client(&["perf", "rpc", "--server-queue", "nowhere"]).run();
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains("404 NOT_FOUND"), "{}", finished.stderr);
 }
 
 #[test]

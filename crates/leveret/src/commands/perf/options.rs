@@ -321,7 +321,11 @@ pub(crate) struct RpcOptions {
     /// Connections that answer, all at the one queue of the requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     servers: usize,
-    /// Bytes of a body, of requests and of replies; at least 16.
+    /// Ask servers of yours, which consume from this queue, instead of starting any. They must publish each reply to the reply-to
+    /// of its request, with the correlation-id of its request.
+    #[arg(long, value_name = "QUEUE", conflicts_with = "servers")]
+    server_queue: Option<String>,
+    /// Bytes of a body, of requests and of replies.
     #[arg(long, value_name = "BYTES", default_value_t = 100)]
     size: usize,
     #[command(flatten)]
@@ -340,6 +344,7 @@ impl RpcOptions {
         Rpc {
             clients: self.clients,
             servers: self.servers,
+            server_queue: self.server_queue.clone(),
             outstanding: self.outstanding,
             body_bytes: self.size,
             end: self.end.end(),

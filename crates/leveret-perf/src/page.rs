@@ -111,7 +111,7 @@ impl Chart {
         let area = SVGBackend::with_string(svg, CHART_SIZE).into_drawing_area();
         area.fill(&WHITE)?;
         let mut builder = ChartBuilder::on(&area);
-        builder.margin(12).x_label_area_size(40).y_label_area_size(90);
+        builder.margin(12).margin_right(40).x_label_area_size(40).y_label_area_size(90);
         let mut chart = builder.build_cartesian_2d(0.0..x_max, 0.0..y_max)?;
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(self.x_name).y_desc(self.y_name).light_line_style(WHITE);

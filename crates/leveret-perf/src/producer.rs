@@ -46,18 +46,23 @@ impl Producer<'_> {
         if self.pace == Pace::Exact {
             wake_up_in_time();
         }
+        let mut has_looked = true;
         loop {
             let now_ns = self.lane.board.now_ns();
             if self.sent >= self.count_max || now_ns >= self.end_ns || self.lane.board.are_producers_over() {
                 break;
             }
-            match self.count_now(now_ns) {
-                0 => self.wait(now_ns)?,
-                count => {
-                    self.publish(count, now_ns)?;
+            let count = self.count_now(now_ns);
+            if count == 0 {
+                self.wait(now_ns)?;
+            } else {
+                // A wait has just looked at the input.
+                if !has_looked {
                     self.handle_input(Duration::ZERO)?;
                 }
+                self.publish(count, now_ns)?;
             }
+            has_looked = count == 0;
         }
         while self.window.as_ref().is_some_and(|window| window.outstanding() > 0) && !self.lane.board.is_given_up()
         {

@@ -22,6 +22,12 @@ pub enum Failure {
         /// For how long.
         after: Duration,
     },
+    /// The broker took no messages for too long: `connection.blocked`.
+    #[error("the broker has held publishes back for {} s", after.as_secs_f32())]
+    Held {
+        /// For how long nothing moved.
+        after: Duration,
+    },
     /// A process whose memory cannot be read.
     #[error("cannot read the memory of process {0}")]
     Process(u32),
@@ -36,6 +42,7 @@ impl Failure {
         match self {
             Failure::Broker(error) => error.advice(),
             Failure::Stalled { .. } => Some("look at the broker's log, or allow it more time with --timeout"),
+            Failure::Held { .. } => Some("free memory or disk of the broker, or allow it more time with --timeout"),
             Failure::Process(_) => Some("give --pid the number of a process that runs on this machine"),
             Failure::Options(_) | Failure::System(_) => None,
         }

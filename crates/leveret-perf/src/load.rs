@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
-use leveret_client::{BasicProperties, Error, Url};
+use leveret_client::{BasicProperties, Error, Url, Value};
 use serde::Serialize;
 
 use crate::board::{Board, Totals};
@@ -162,6 +162,10 @@ impl Load {
         }
         if self.confirm_window > WINDOW_MAX {
             return refuse(format!("at most {WINDOW_MAX} publishes may be unconfirmed"));
+        }
+        let queue_type = self.queue_shape.arguments.as_table().get("x-queue-type").and_then(Value::as_str);
+        if let Some(type_) = queue_type.filter(|type_| !self.queue_shape.durable && *type_ != "classic") {
+            return refuse(format!("queues of type {type_} are durable: ask for that with --durable"));
         }
         let keys = self.topology.key_count();
         if keys == 0 || self.topology.queue_count() == 0 || self.producers == 0 || self.rate == Some(0) {

@@ -107,6 +107,12 @@ impl Scanner {
 
     /// What comes next in the input; `None` when more bytes are needed. A close by the broker is an error.
     pub(crate) fn poll_event(&mut self) -> Result<Option<Event>, Error> {
+        if let (State::Between, None) = (self.state, &self.header)
+            && let Some((arrived, bytes)) = whole_message(&self.input[self.taken..self.filled], self.frame_max)
+        {
+            self.taken += bytes;
+            return Ok(Some(Event::Message(arrived)));
+        }
         loop {
             let input = &self.input[self.taken..self.filled];
             match self.state {
@@ -189,6 +195,26 @@ impl Scanner {
         self.state = State::Between;
         Some(Event::Message(arrived))
     }
+}
+
+/// The short way for most messages: those whose frames are all there, at most one of them with a body. Gives how many bytes they
+/// are. For anything else, faults among them, the long way is taken.
+fn whole_message(input: &[u8], frame_max: u32) -> Option<(Arrived, usize)> {
+    let mut rest = input;
+    let mut payload_of = |kind| {
+        let frame = split_frame(&mut rest, frame_max).ok()??;
+        (frame.kind == kind).then_some(frame.payload)
+    };
+    let mut arrived = announced(payload_of(FrameKind::Method)?).ok()??;
+    arrived.body_bytes = body_bytes(payload_of(FrameKind::Header)?).ok()?;
+    if arrived.body_bytes > 0 {
+        let body = payload_of(FrameKind::Body)?;
+        if body.len() as u64 != arrived.body_bytes {
+            return None;
+        }
+        note_stamp(&mut arrived, body.len() as u64, body);
+    }
+    Some((arrived, input.len() - rest.len()))
 }
 
 fn unexpected(what: &str) -> Error {

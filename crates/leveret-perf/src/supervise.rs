@@ -186,9 +186,12 @@ impl<'r, 'a> Supervisor<'r, 'a> {
             }
             if self.moved_at.elapsed() >= self.run.timeout {
                 self.board.give_up();
-                let held = "it holds publishes back with connection.blocked";
-                let what = if totals.is_held { held.to_owned() } else { what(&totals) };
-                return Err(Failure::Stalled { what, after: self.run.timeout });
+                let after = self.run.timeout;
+                return Err(if totals.is_held {
+                    Failure::Held { after }
+                } else {
+                    Failure::Stalled { what: what(&totals), after }
+                });
             }
         }
     }

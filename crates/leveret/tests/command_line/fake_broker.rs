@@ -20,6 +20,8 @@ pub(crate) enum Trick {
     LoseAll,
     /// None; but publishes are held back for a moment after the first one.
     Hold,
+    /// Publishes are held back for ever after the first one.
+    HoldForEver,
     /// The connection is closed instead.
     Close(u64),
 }
@@ -154,9 +156,10 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
             shared.kept.push(body.to_vec());
             return;
         }
-        Trick::Hold if number == 0 => {
+        Trick::Hold | Trick::HoldForEver if number == 0 => {
             let blocked = Method::ConnectionBlocked { reason: ShortStr::truncated("low on disk") };
-            send(stream, 0, &[blocked, Method::ConnectionUnblocked {}]);
+            let methods = [blocked, Method::ConnectionUnblocked {}];
+            send(stream, 0, if shared.trick == Trick::Hold { &methods } else { &methods[..1] });
             shared.kept.push(body.to_vec());
         }
         Trick::Close(last) if last == number => {
@@ -165,7 +168,7 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
             send(stream, 0, &[close]);
             return;
         }
-        Trick::Lose(_) | Trick::Double(_) | Trick::Swap(_) | Trick::Hold | Trick::Close(_) => {
+        Trick::Lose(_) | Trick::Double(_) | Trick::Swap(_) | Trick::Hold | Trick::HoldForEver | Trick::Close(_) => {
             shared.kept.insert(0, body.to_vec());
         }
     }

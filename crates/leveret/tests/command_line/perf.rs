@@ -289,6 +289,15 @@ fn the_time_that_a_broker_holds_publishes_back_is_told() {
     let report: Value = serde_json::from_str(&finished.stdout).unwrap();
     assert_eq!(counts(&report), [Some(1000), None, Some(1000)]);
     assert_rates(&report, &["held_seconds"]);
+    let fake = FakeBroker::start(Trick::HoldForEver);
+    let arguments = ["perf", "throughput", "--rate", "1000", "--timeout", "2", "--url", &fake.url];
+    let finished = leveret(&arguments).run();
+    assert_eq!(finished.code, Some(1));
+    assert!(
+        finished.stderr.starts_with("error: the broker has held publishes back for 2 s; "),
+        "{}",
+        finished.stderr
+    );
 }
 
 #[test]
@@ -323,6 +332,8 @@ fn a_refusal_is_1_and_bad_options_are_2() {
     assert!(refused.starts_with("error: 406 PRECONDITION_FAILED") && refused.lines().count() == 1, "{refused}");
     let small = line_of(&["latency", "--size", "15"], 2);
     assert!(small.contains("at least 16 bytes"), "{small}");
+    let transient = line_of(&["throughput", "--queue-argument", "x-queue-type=quorum"], 2);
+    assert!(transient.contains("--durable"), "{transient}");
     line_of(&["throughput", "--prefetch", "10", "--ack-every", "11"], 2);
     line_of(&["throughput", "--prefetch", "10"], 2);
     line_of(&["throughput", "--queues", "0"], 2);

@@ -18,6 +18,7 @@ pub(crate) struct Counters {
     confirmed: AtomicU64,
     nacked: AtomicU64,
     received: AtomicU64,
+    repeated: AtomicU64,
     /// When the worker last published, confirmed included, and received, in nanoseconds since the beginning.
     published_ns: AtomicU64,
     received_ns: AtomicU64,
@@ -33,6 +34,8 @@ pub(crate) struct Totals {
     pub(crate) confirmed: u64,
     pub(crate) nacked: u64,
     pub(crate) received: u64,
+    /// Of those, what had arrived before at the same consumer, if that is looked at.
+    pub(crate) repeated: u64,
     /// When the last of them did so.
     pub(crate) published_ns: u64,
     pub(crate) received_ns: u64,
@@ -65,8 +68,9 @@ impl Counters {
         self.published_ns.store(now_ns, Ordering::Relaxed);
     }
 
-    pub(crate) fn add_received(&self, count: u64, now_ns: u64) {
+    pub(crate) fn add_received(&self, count: u64, repeated: u64, now_ns: u64) {
         if count > 0 {
+            add(&self.repeated, repeated);
             add(&self.received, count);
             self.received_ns.store(now_ns, Ordering::Relaxed);
         }
@@ -136,6 +140,7 @@ impl Board {
             totals.confirmed += count(&worker.confirmed);
             totals.nacked += count(&worker.nacked);
             totals.received += count(&worker.received);
+            totals.repeated += count(&worker.repeated);
             totals.published_ns = totals.published_ns.max(count(&worker.published_ns));
             totals.received_ns = totals.received_ns.max(count(&worker.received_ns));
             let since = count(&worker.held_since_ns);
@@ -227,7 +232,7 @@ mod tests {
         board.worker(0).add_published(3, 10);
         board.worker(1).add_published(4, 5);
         board.worker(1).add_confirmed(2, 1, 7);
-        board.worker(1).add_received(0, 99);
+        board.worker(1).add_received(0, 0, 99);
         let totals = board.totals();
         assert_eq!((totals.published, totals.confirmed, totals.nacked), (7, 2, 1));
         assert_eq!((totals.published_ns, totals.received_ns), (10, 0));

@@ -21,23 +21,28 @@ pub(crate) struct Findings {
 /// A consumer that is connected.
 #[derive(Debug)]
 pub(crate) struct Consumer<'b> {
-    pub(crate) lane: Lane<'b>,
+    lane: Lane<'b>,
     /// Its queues, and the number that stands for each.
-    pub(crate) queues: Vec<(u32, String)>,
+    queues: Vec<(u32, String)>,
     /// How many messages one ack settles; 0 for no acks.
-    pub(crate) ack_every: u64,
-    pub(crate) findings: Findings,
+    ack_every: u64,
+    findings: Findings,
+    unacked: Unacked,
+    /// How many of its consumers have begun, and how many have ended.
+    begun: usize,
+    ended: usize,
 }
 
 impl Findings {
-    /// Takes note of a message from `queue`. The time is that of its arrival.
-    fn note(&mut self, queue: u32, arrived: &Arrived, now_ns: u64) {
+    /// Takes note of a message. `false` when it had arrived before.
+    fn note(&mut self, arrived: &Arrived, now_ns: u64) -> bool {
         let stamp = Stamp::decode(arrived.stamp);
-        if let Some(seen) = &mut self.seen {
-            seen.handle_arrival((queue, stamp.flow), stamp.sequence);
-        }
         if let Some(latencies) = &mut self.latencies {
             latencies.record_ns(now_ns.saturating_sub(stamp.time_ns));
+        }
+        match &mut self.seen {
+            Some(seen) => seen.handle_arrival((arrived.consumer, stamp.flow), stamp.sequence),
+            None => true,
         }
     }
 
@@ -46,55 +51,72 @@ impl Findings {
     }
 }
 
-impl Consumer<'_> {
-    /// Consumes until the end of the run. `tell_ready` is called when all its consumers have begun.
+impl<'b> Consumer<'b> {
+    pub(crate) fn new(lane: Lane<'b>, queues: Vec<(u32, String)>, ack_every: u64, findings: Findings) -> Self {
+        Consumer { lane, queues, ack_every, findings, unacked: Unacked::default(), begun: 0, ended: 0 }
+    }
+
+    /// Gives what it found out.
+    pub(crate) fn into_findings(self) -> Findings {
+        self.findings
+    }
+
+    /// Consumes until the end of the run, and takes what the broker has sent until then. `tell_ready` is called when all its
+    /// consumers have begun.
     pub(crate) fn run(&mut self, tell_ready: impl FnOnce()) -> Result<(), Error> {
+        let board = self.lane.board;
         for (number, queue) in &self.queues {
             self.lane.send_consume(queue, *number, self.ack_every == 0)?;
         }
-        let mut tell_ready = Some(tell_ready);
-        let mut begun = 0;
-        let mut unacked = Unacked::default();
-        let wants_stamps = self.findings.wants_stamps();
-        while !self.lane.board.are_consumers_over() {
-            self.lane.flush_some()?;
-            if !self.lane.read()? {
-                unacked.ack(&mut self.lane);
-                continue;
-            }
-            let now_ns = self.lane.board.now_ns();
-            let mut received = 0;
-            while let Some(event) = self.lane.poll_event()? {
-                match event {
-                    Event::Message(arrived) => {
-                        received += 1;
-                        if wants_stamps {
-                            self.findings.note(arrived.consumer, &arrived, now_ns);
-                        }
-                        if self.ack_every > 0 && unacked.add(arrived.delivery_tag) >= self.ack_every {
-                            unacked.ack(&mut self.lane);
-                        }
-                    }
-                    Event::ConsumeOk => {
-                        begun += 1;
-                        if begun == self.queues.len()
-                            && let Some(tell) = tell_ready.take()
-                        {
-                            tell();
-                        }
-                    }
-                    other => return Err(Error::Unexpected(format!("{other:?} to a consumer"))),
-                }
-            }
-            self.lane.counters.add_received(received, now_ns);
+        while self.begun < self.queues.len() && !board.are_consumers_over() {
+            self.handle_input()?;
         }
-        unacked.ack(&mut self.lane);
+        tell_ready();
+        while !board.are_consumers_over() {
+            self.handle_input()?;
+        }
+        for (number, _) in &self.queues {
+            self.lane.send_cancel(*number)?;
+        }
+        while self.ended < self.queues.len() && !board.is_given_up() {
+            self.handle_input()?;
+        }
+        self.unacked.ack(&mut self.lane);
         self.lane.close()
+    }
+
+    /// Reads once, and counts what arrived.
+    fn handle_input(&mut self) -> Result<(), Error> {
+        self.lane.flush_some()?;
+        if !self.lane.read()? {
+            self.unacked.ack(&mut self.lane);
+            return Ok(());
+        }
+        let now_ns = self.lane.board.now_ns();
+        let wants_stamps = self.findings.wants_stamps();
+        let (mut received, mut repeated) = (0, 0);
+        while let Some(event) = self.lane.poll_event()? {
+            match event {
+                Event::Message(arrived) => {
+                    received += 1;
+                    if wants_stamps && !self.findings.note(&arrived, now_ns) {
+                        repeated += 1;
+                    }
+                    if self.ack_every > 0 && self.unacked.add(arrived.delivery_tag) >= self.ack_every {
+                        self.unacked.ack(&mut self.lane);
+                    }
+                }
+                Event::ConsumeOk => self.begun += 1,
+                Event::CancelOk => self.ended += 1,
+                other => return Err(Error::Unexpected(format!("{other:?} to a consumer"))),
+            }
+        }
+        self.lane.counters.add_received(received, repeated, now_ns);
+        Ok(())
     }
 
     /// Gets one message after the other until its queues are empty.
     pub(crate) fn get_all(&mut self) -> Result<(), Error> {
-        let mut unacked = Unacked::default();
         'queues: for (number, queue) in std::mem::take(&mut self.queues) {
             let get = Method::BasicGet { ticket: 0, queue: ShortStr::new(&queue)?, no_ack: self.ack_every == 0 };
             while !self.lane.board.are_consumers_over() {
@@ -104,24 +126,24 @@ impl Consumer<'_> {
                 let now_ns = self.lane.board.now_ns();
                 match event {
                     Event::Message(arrived) => {
-                        if let Some(seen) = &mut self.findings.seen {
-                            let stamp = Stamp::decode(arrived.stamp);
-                            seen.handle_arrival((number, stamp.flow), stamp.sequence);
-                        }
+                        let stamp = Stamp::decode(arrived.stamp);
+                        let seen = self.findings.seen.as_mut();
+                        let is_new =
+                            seen.is_none_or(|seen| seen.handle_arrival((number, stamp.flow), stamp.sequence));
                         if let Some(latencies) = &mut self.findings.latencies {
                             latencies.record_ns(now_ns - asked_ns);
                         }
-                        if self.ack_every > 0 && unacked.add(arrived.delivery_tag) >= self.ack_every {
-                            unacked.ack(&mut self.lane);
+                        if self.ack_every > 0 && self.unacked.add(arrived.delivery_tag) >= self.ack_every {
+                            self.unacked.ack(&mut self.lane);
                         }
-                        self.lane.counters.add_received(1, now_ns);
+                        self.lane.counters.add_received(1, u64::from(!is_new), now_ns);
                     }
                     Event::GetEmpty => break,
                     other => return Err(Error::Unexpected(format!("{other:?} to basic.get"))),
                 }
             }
         }
-        unacked.ack(&mut self.lane);
+        self.unacked.ack(&mut self.lane);
         self.lane.close()
     }
 

@@ -140,7 +140,7 @@ fn open_and_hold(
     for (mut connection, channel) in held {
         connection.channel(channel).expect("nobody closes this channel").sync()?;
         connection.close()?;
-        counters.add_received(1, board.now_ns());
+        counters.add_received(1, 0, board.now_ns());
     }
     say(news, News::ConsumerEnded);
     Ok(latencies)

@@ -87,6 +87,13 @@ impl<'b> Lane<'b> {
         Ok(())
     }
 
+    /// Has a consumer end.
+    pub(crate) fn send_cancel(&mut self, consumer: u32) -> Result<(), Error> {
+        let tag = consumer.to_string();
+        self.send(&Method::BasicCancel { consumer_tag: ShortStr::new(&tag)?, nowait: false });
+        Ok(())
+    }
+
     /// Appends a method to the output.
     pub(crate) fn send(&mut self, method: &Method<'_>) {
         write_method(&mut self.output, self.channel, method);

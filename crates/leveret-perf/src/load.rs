@@ -253,27 +253,22 @@ impl Load {
         let queues = share(index, self.consumers, declared.queues.len());
         let number = |queue| u32::try_from(queue).unwrap_or(u32::MAX);
         let is_timed = matches!(self.measure, Measure::EndToEnd | Measure::Gets);
-        let mut consumer = Consumer {
-            lane,
-            queues: queues.iter().map(|&queue| (number(queue), declared.queues[queue].clone())).collect(),
-            ack_every: self.ack_every,
-            findings: Findings {
-                seen: self.verify.then(Seen::default),
-                latencies: is_timed.then(Latencies::default),
-            },
-        };
+        let findings =
+            Findings { seen: self.verify.then(Seen::default), latencies: is_timed.then(Latencies::default) };
+        let queues = queues.iter().map(|&queue| (number(queue), declared.queues[queue].clone())).collect();
+        let mut consumer = Consumer::new(lane, queues, self.ack_every, findings);
         match self.take {
             Take::Meanwhile => consumer.run(|| say(news, News::Ready))?,
             Take::Afterwards | Take::ByGet => {
                 say(news, News::Ready);
                 if board.await_consumers_start().is_none() {
-                    return Ok(consumer.findings);
+                    return Ok(consumer.into_findings());
                 }
                 if self.take == Take::ByGet { consumer.get_all() } else { consumer.run(|| {}) }?;
             }
         }
         say(news, News::ConsumerEnded);
-        Ok(consumer.findings)
+        Ok(consumer.into_findings())
     }
 
     /// How many messages a producer sends at most.
@@ -359,7 +354,8 @@ impl Load {
                 |totals, tally| {
                     let are_gone = self.take == Take::ByGet && tally.consumers_ended == self.consumers;
                     let is_given_up = interrupted.load(Ordering::Relaxed) && !is_awaited_anyway;
-                    totals.received >= all.saturating_sub(totals.nacked) || are_gone || is_given_up
+                    let arrived = totals.received.saturating_sub(totals.repeated);
+                    arrived >= all.saturating_sub(totals.nacked) || are_gone || is_given_up
                 },
             );
             is_interrupted |= supervisor.interrupted;
@@ -369,9 +365,15 @@ impl Load {
                 other => other?,
             }
         }
-        let totals = board.totals();
         let samples = supervisor.take_samples();
         board.end_consumers();
+        if !board.is_given_up() {
+            supervisor.watch(
+                |_| "it does not close connections".to_owned(),
+                |_, tally| tally.consumers_ended == self.consumers,
+            )?;
+        }
+        let totals = board.totals();
         let timed = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
         Ok(Supervised {
             publishing: timed(publishing_ns, totals.published_ns),

@@ -101,7 +101,6 @@ impl Rpc {
             if supervised.is_err() {
                 board.give_up();
             }
-            board.end_consumers();
             let replies: Vec<_> = clients.into_iter().filter_map(join).collect();
             let is_good_enough = matches!(supervised, Err(Failure::Stalled { .. })) && self.verify;
             if !is_good_enough {
@@ -134,6 +133,11 @@ impl Rpc {
                 }
                 tally.sent.len() == self.clients
             },
+        )?;
+        board.end_consumers();
+        supervisor.watch(
+            |_| "it does not close connections".to_owned(),
+            |_, tally| tally.consumers_ended == self.own_servers(),
         )
     }
 
@@ -208,7 +212,7 @@ impl Rpc {
                     seen.handle_arrival((flow, stamp.flow), stamp.sequence);
                 }
             }
-            lane.counters.add_received(received - received_before, now_ns);
+            lane.counters.add_received(received - received_before, 0, now_ns);
         }
         if !board.is_given_up() {
             lane.close()?;
@@ -257,7 +261,11 @@ impl Rpc {
                 write_content(&mut lane.output, channel, &header, &body, frame_max);
             }
         }
-        if board.is_given_up() { Ok(()) } else { lane.close() }
+        if !board.is_given_up() {
+            lane.close()?;
+        }
+        say(news, News::ConsumerEnded);
+        Ok(())
     }
 
     fn outcome(&self, supervisor: &mut Supervisor<'_, '_>, board: &Board, all: Vec<Replies>) -> Outcome {

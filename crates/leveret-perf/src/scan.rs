@@ -23,6 +23,8 @@ pub(crate) enum Event {
     GetEmpty,
     /// `basic.consume-ok`.
     ConsumeOk,
+    /// `basic.cancel-ok`.
+    CancelOk,
     /// `connection.close-ok`.
     CloseOk,
     /// `connection.blocked`.
@@ -280,6 +282,7 @@ fn event_of(payload: &[u8]) -> Result<Event, Error> {
         Method::BasicNack { delivery_tag, multiple, requeue: _ } => Event::Nack { number: delivery_tag, multiple },
         Method::BasicGetEmpty { .. } => Event::GetEmpty,
         Method::BasicConsumeOk { .. } => Event::ConsumeOk,
+        Method::BasicCancelOk { .. } => Event::CancelOk,
         Method::ConnectionCloseOk {} => Event::CloseOk,
         Method::ConnectionBlocked { .. } => Event::Blocked,
         Method::ConnectionUnblocked {} => Event::Unblocked,

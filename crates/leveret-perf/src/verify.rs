@@ -94,15 +94,17 @@ impl Numbers {
 }
 
 impl Seen {
-    /// Notes an arrival. `sequence` has at most 40 bits.
-    pub(crate) fn handle_arrival(&mut self, stream: Stream, sequence: u64) {
+    /// Notes an arrival, and says whether it is new. `sequence` has at most 40 bits.
+    pub(crate) fn handle_arrival(&mut self, stream: Stream, sequence: u64) -> bool {
         let arrivals = self.streams.entry(stream).or_default();
-        if !arrivals.numbers.insert(sequence) {
+        let is_new = arrivals.numbers.insert(sequence);
+        if !is_new {
             arrivals.duplicated += 1;
         } else if arrivals.highest.is_some_and(|highest| sequence < highest) {
             arrivals.disordered += 1;
         }
         arrivals.highest = arrivals.highest.max(Some(sequence));
+        is_new
     }
 
     /// The same, as if there were one queue only: for messages of which nobody knows what queue they go to.
@@ -142,7 +144,9 @@ mod tests {
 
     fn seen(sequences: impl IntoIterator<Item = u64>) -> Seen {
         let mut seen = Seen::default();
-        sequences.into_iter().for_each(|sequence| seen.handle_arrival((0, 5), sequence));
+        for sequence in sequences {
+            seen.handle_arrival((0, 5), sequence);
+        }
         seen
     }
 

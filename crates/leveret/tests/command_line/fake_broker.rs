@@ -135,6 +135,7 @@ fn handle(stream: &mut TcpStream, channel: u16, method: Method<'_>, shared: &Mut
             shared.lock().unwrap().consumer = Some(stream.try_clone().unwrap());
             Method::BasicConsumeOk { consumer_tag }
         }
+        Method::BasicCancel { consumer_tag, .. } => Method::BasicCancelOk { consumer_tag },
         _ => return,
     };
     send(stream, channel, &[answer]);

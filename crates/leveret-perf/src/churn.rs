@@ -10,6 +10,7 @@ use crate::board::Board;
 use crate::failure::Failure;
 use crate::latency::Latencies;
 use crate::load::{End, join, say, telling};
+use crate::open_files::allow_connections;
 use crate::report::Outcome;
 use crate::supervise::{Goal, News, Run, Supervisor, rate};
 use crate::topology::unique_prefix;
@@ -45,6 +46,7 @@ impl Churn {
         if self.parallel == 0 {
             return Err(Failure::Options("somebody has to open and close: use at least one thread".into()));
         }
+        allow_connections(self.parallel.saturating_mul(2))?;
         let board = Board::new(self.parallel);
         let timeout = run.timeout;
         thread::scope(|scope| {

@@ -10,7 +10,9 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use crate::board::Board;
 use crate::failure::Failure;
 use crate::latency::Latencies;
+use crate::limits::LOOK_UP;
 use crate::load::{join, say, telling};
+use crate::open_files::allow_connections;
 use crate::report::Outcome;
 use crate::supervise::{Goal, News, Run, Supervisor, rate};
 use crate::topology::share;
@@ -36,7 +38,7 @@ impl Idle {
                 "idle needs at least one connection, and one that is opened at once".into(),
             ));
         }
-        allow_files(self.connections)?;
+        allow_connections(self.connections)?;
         let bytes_before = self.process.map(resident_bytes).transpose()?;
         let threads = self.parallel.min(self.connections);
         let board = Board::new(threads);
@@ -135,7 +137,7 @@ fn open_and_hold(
     }
     say(news, News::Ready);
     while !board.are_consumers_over() {
-        thread::sleep(crate::limits::LOOK_UP);
+        thread::sleep(LOOK_UP);
     }
     for (mut connection, channel) in held {
         connection.channel(channel).expect("nobody closes this channel").sync()?;
@@ -153,30 +155,4 @@ fn resident_bytes(process: u32) -> Result<u64, Failure> {
     let wanted = ProcessRefreshKind::nothing().with_memory();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[id]), true, wanted);
     system.process(id).map(sysinfo::Process::memory).ok_or(Failure::Process(process))
-}
-
-/// Asks the system for as many open files as connections need.
-#[cfg(unix)]
-fn allow_files(connections: usize) -> Result<(), Failure> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    /// Files of this process beside its connections.
-    const OTHER_FILES: u64 = 64;
-    let needed = connections as u64 + OTHER_FILES;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= needed) {
-        return Ok(());
-    }
-    if let Some(maximum) = maximum.filter(|&maximum| maximum < needed) {
-        let why =
-            format!("the system allows this process {maximum} open files, and {connections} connections need more");
-        return Err(Failure::Options(why));
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
-        .map_err(|error| Failure::System(error.into()))
-}
-
-/// Elsewhere there is no such limit.
-#[cfg(not(unix))]
-fn allow_files(_: usize) -> Result<(), Failure> {
-    Ok(())
 }

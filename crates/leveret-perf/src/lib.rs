@@ -15,6 +15,7 @@ mod lane;
 mod latency;
 pub mod limits;
 mod load;
+mod open_files;
 mod page;
 mod producer;
 mod publishes;

@@ -16,6 +16,13 @@ pub(crate) const WRITE_BYTES: usize = 128 * 1024;
 /// Enforced before the run: [`Failure::Options`](crate::Failure::Options).
 pub const PREPARED_BYTES_MAX: usize = 256 * 1024 * 1024;
 
+/// Most queues, routing keys or bindings of a run, each. Enforced before the run: [`Failure::Options`](crate::Failure::Options).
+pub const NAMES_MAX: usize = 1 << 20;
+
+/// Most connections of a run; the system may allow fewer. Enforced before the run:
+/// [`Failure::Options`](crate::Failure::Options).
+pub const CONNECTIONS_MAX: usize = 1 << 20;
+
 /// Bytes that one read of a socket takes at most.
 pub(crate) const READ_BYTES: usize = 256 * 1024;
 

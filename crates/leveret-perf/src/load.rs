@@ -17,7 +17,8 @@ use crate::consumer::{Consumer, Findings};
 use crate::failure::Failure;
 use crate::lane::Lane;
 use crate::latency::Latencies;
-use crate::limits::{FLOWS_MAX, PREPARED_BYTES_MAX, WINDOW_MAX, WRITE_BYTES};
+use crate::limits::{FLOWS_MAX, NAMES_MAX, PREPARED_BYTES_MAX, WINDOW_MAX, WRITE_BYTES};
+use crate::open_files::allow_connections;
 use crate::producer::{Pace, Producer};
 use crate::publishes::{Publishes, Shape, StampPlace};
 use crate::report::Outcome;
@@ -96,6 +97,7 @@ impl Load {
     /// Runs the load. What it declares is deleted in any case.
     pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
         self.check_options()?;
+        allow_connections(self.producers.saturating_add(self.consumers))?;
         let users = match self.take {
             Take::ByGet => Users::Getters,
             Take::Meanwhile | Take::Afterwards if self.consumers == 0 => Users::PublishersOnly,
@@ -170,6 +172,9 @@ impl Load {
         let keys = self.topology.key_count();
         if keys == 0 || self.topology.queue_count() == 0 || self.producers == 0 || self.rate == Some(0) {
             return refuse("a load needs at least one producer, one queue and one message a second".into());
+        }
+        if self.topology.name_count() > NAMES_MAX {
+            return refuse(format!("a run has at most {NAMES_MAX} queues, routing keys or bindings"));
         }
         if keys.saturating_mul(self.producers) > FLOWS_MAX {
             return refuse(format!("producers times routing keys must not exceed {FLOWS_MAX}"));

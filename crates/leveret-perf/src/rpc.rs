@@ -13,8 +13,9 @@ use crate::board::Board;
 use crate::failure::Failure;
 use crate::lane::Lane;
 use crate::latency::Latencies;
-use crate::limits::WRITE_BYTES;
+use crate::limits::{PREPARED_BYTES_MAX, WRITE_BYTES};
 use crate::load::{End, join, say, telling};
+use crate::open_files::allow_connections;
 use crate::publishes::{Publishes, Shape, StampPlace};
 use crate::report::Outcome;
 use crate::scan::Event;
@@ -61,6 +62,10 @@ impl Rpc {
                 "requests need a client, a server, and one that may be outstanding".into(),
             ));
         }
+        if self.body_bytes > PREPARED_BYTES_MAX {
+            return Err(Failure::Options(format!("a request has at most {PREPARED_BYTES_MAX} bytes")));
+        }
+        allow_connections(self.clients.saturating_add(self.own_servers()))?;
         if let Some(queue) = &self.server_queue {
             let mut connection = Connection::open(&run.url)?;
             connection.open_channel()?.check_queue(queue)?;

@@ -76,6 +76,15 @@ impl Topology {
         }
     }
 
+    /// The most there are of queues, routing keys and bindings.
+    pub(crate) fn name_count(&self) -> usize {
+        match self {
+            Topology::Queues(count) => *count,
+            Topology::Exchange { routing_keys, queues, .. } => (*routing_keys).max(*queues),
+            Topology::Topic { bindings } => *bindings,
+        }
+    }
+
     /// The bindings of an exchange as (queue, key), and the routes they make.
     fn bindings(&self) -> (Vec<(usize, String)>, Routes) {
         match self {

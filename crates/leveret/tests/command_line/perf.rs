@@ -337,6 +337,16 @@ fn a_refusal_is_1_and_bad_options_are_2() {
     line_of(&["throughput", "--prefetch", "10", "--ack-every", "11"], 2);
     line_of(&["throughput", "--prefetch", "10"], 2);
     line_of(&["throughput", "--queues", "0"], 2);
+    for too_much in [
+        &["throughput", "--queues", "2000000"][..],
+        &["throughput", "--size", "999999999999"],
+        &["throughput", "--producers", "18446744073709551615"],
+        &["confirm", "--window", "4000000000"],
+        &["topic", "--bindings", "4000000000"],
+        &["rpc", "--size", "999999999999"],
+    ] {
+        line_of(too_much, 2);
+    }
     line_of(&["throughput", "--consumers", "0", "--verify"], 2);
     line_of(&["throughput", "--timeout", "1"], 2);
     line_of(&["no-such-scenario"], 2);

@@ -53,8 +53,8 @@ fn line(progress: &Progress) -> String {
     });
     parts.extend(counted);
     if !progress.held.is_zero() {
-        let when = if progress.is_held { "held by the broker for" } else { "were held by the broker for" };
-        parts.push(format!("{when} {:.1} s", progress.held.as_secs_f64()));
+        let still = if progress.is_held { ", and still" } else { "" };
+        parts.push(format!("held by the broker for {:.1} s{still}", progress.held.as_secs_f64()));
     }
     parts.join(", ")
 }
@@ -78,6 +78,8 @@ mod tests {
         progress.held = Duration::from_secs(2);
         progress.is_held = true;
         let expected = "1.5 s, 3,000 published (2,000/s), 10 received (0.0/s), held by the broker for 2.0 s";
+        assert_eq!(line(&progress), format!("{expected}, and still"));
+        progress.is_held = false;
         assert_eq!(line(&progress), expected);
     }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what the journal costs beside the bare disk, and many bindings beside one. Only ratios within one run mean anything: each
+//! `cargo xtask bench`: what the journal costs beside the bare disk, the broker beside the relay, and many bindings beside one. Only ratios within one run mean anything: each
 //! round measures the disk and the broker one after the other, and its ratio is one sample.
 
 use std::fmt;
@@ -15,6 +15,7 @@ use leveret_client::{Connection, PublishTo, QueueOptions, Url};
 use crate::backlog;
 use crate::broker::{self, Broker};
 use crate::routing;
+use crate::scenarios;
 use crate::workspace::target;
 
 const ROUNDS: usize = 5;
@@ -34,14 +35,22 @@ impl Samples {
     pub(crate) fn push(&mut self, figure: f64) {
         self.0.push(figure);
     }
+
+    pub(crate) fn median(&self) -> f64 {
+        self.least_median_most()[1]
+    }
+
+    fn least_median_most(&self) -> [f64; 3] {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        [0, 1, 2].map(|part| sorted.get((sorted.len().max(1) - 1) * part / 2).copied().unwrap_or_default())
+    }
 }
 
 impl fmt::Display for Samples {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
-        let at = |part: usize| sorted.get((sorted.len().max(1) - 1) * part / 2).copied().unwrap_or_default();
-        write!(f, "{:>10.3} {:>10.3} {:>10.3}", at(0), at(1), at(2))
+        let [least, median, most] = self.least_median_most();
+        write!(f, "{least:>10.3} {median:>10.3} {most:>10.3}")
     }
 }
 
@@ -52,6 +61,8 @@ pub(crate) enum Part {
     Journal,
     /// Large backlogs: memory, speed, restart
     Backlog,
+    /// Loads of `leveret perf` against the broker and the relay in turn
+    Perf,
     /// Exchanges with many bindings, beside one with a single one and a naive scan
     Routing,
 }
@@ -61,6 +72,9 @@ pub(crate) fn run(only: Option<Part>) -> Result<()> {
     let is_wanted = |part| only.is_none_or(|only| only == part);
     if is_wanted(Part::Journal) {
         journal(&binary)?;
+    }
+    if is_wanted(Part::Perf) {
+        scenarios::run(&binary)?;
     }
     if is_wanted(Part::Routing) {
         routing::run(&binary)?;
@@ -138,7 +152,7 @@ fn journal(binary: &Path) -> Result<()> {
 
 /// Seconds that the disk needs to take so many bytes and sync them; the median. They go where something was written before,
 /// as in a segment that is used again: where nothing was, many file systems take longer.
-fn sync_time(folder: &Path, bytes: usize, times: usize) -> Result<f64> {
+pub(crate) fn sync_time(folder: &Path, bytes: usize, times: usize) -> Result<f64> {
     let path = folder.join("bare");
     let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
     file.write_all_at(&vec![1; bytes * times], 0)?;

@@ -28,6 +28,14 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(target().join("release/leveret"))
 }
 
+/// Builds the relay, the floor of the benchmarks, and says where it is.
+pub(crate) fn build_relay() -> Result<PathBuf> {
+    let build = cargo(["build", "--release", "--locked", "--package", "leveret-perf", "--example", "relay"]);
+    let built = process::run(build, BUILD_DEADLINE, Show::Lines)?;
+    ensure!(built.has_succeeded(), "the relay was not built: {}", built.end);
+    Ok(target().join("release/examples/relay"))
+}
+
 /// A running broker, killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Broker {
@@ -53,17 +61,28 @@ impl Broker {
 
     /// The same with other options.
     pub(crate) fn start_with(binary: &Path, storage: &[&OsStr], port: u16, log: &Path) -> Result<Self> {
+        let mut command = Command::new(binary);
+        command.args(storage);
+        command.args(["--amqp-port", &port.to_string()]);
+        Self::await_ready(command, log)
+    }
+
+    /// Starts the relay. It has no good order in which to stop.
+    pub(crate) fn start_relay(binary: &Path, log: &Path) -> Result<Self> {
+        let mut command = Command::new(binary);
+        command.args(["--port", "0"]);
+        Self::await_ready(command, log)
+    }
+
+    fn await_ready(mut command: Command, log: &Path) -> Result<Self> {
         if let Some(folder) = log.parent() {
             fs::create_dir_all(folder)?;
         }
         let log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = Command::new(binary);
-        command.args(storage);
-        command.args(["--amqp-port", &port.to_string()]);
         // In a group of its own, so that Ctrl-C does not stop it before its clients.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
         let started = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("cannot run {}", binary.display()))?;
+        let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let stdout = child.stdout.take().context("the broker has no output")?;
         let (stdout, line) = match ready_line(stdout, started + READY_DEADLINE) {
             Ok(ready) => ready,

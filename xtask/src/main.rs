@@ -17,6 +17,7 @@ mod peer;
 mod process;
 mod proof;
 mod routing;
+mod scenarios;
 mod space;
 mod tally;
 mod test;

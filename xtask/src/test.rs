@@ -11,6 +11,7 @@ use crate::conformance;
 use crate::expiry;
 use crate::memory;
 use crate::process::{self, Show};
+use crate::scenarios;
 use crate::space;
 use crate::tally::Tally;
 use crate::workspace::cargo;
@@ -29,7 +30,7 @@ struct Row {
 
 /// Runs the tests, the protocol scripts over sockets and all client suites, or only the suites that are named.
 pub(crate) fn run(only: &[String]) -> Result<Tally> {
-    let names: Vec<_> = [conformance::SUITE, memory::SUITE, space::SUITE, expiry::SUITE]
+    let names: Vec<_> = [conformance::SUITE, memory::SUITE, space::SUITE, expiry::SUITE, scenarios::SUITE]
         .into_iter()
         .chain(SUITES.iter().map(|suite| suite.name))
         .collect();
@@ -53,6 +54,7 @@ pub(crate) fn run(only: &[String]) -> Result<Tally> {
         (memory::SUITE, memory::run as fn(&Path) -> Tally),
         (space::SUITE, space::run),
         (expiry::SUITE, expiry::run),
+        (scenarios::SUITE, scenarios::run_suite),
     ] {
         if is_wanted(name) {
             let started = Instant::now();

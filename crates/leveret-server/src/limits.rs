@@ -143,9 +143,12 @@ pub(crate) const GROUP_BYTES: usize = 256 * 1024;
 /// Bytes of contents that are not complete, which a connection may always have.
 pub(crate) const ARRIVING_BYTES_SMALL: usize = 8 * 1024;
 
-/// How long a connection may take to bring a content, while all together take more than they may and others wait for it.
-/// Connection 506.
-pub(crate) const ARRIVING_TURN: Duration = Duration::from_secs(30);
+/// How long a connection may bring less than [`ARRIVING_TURN_BYTES`] of a larger one, while all together take more than they
+/// may. Connection 506.
+pub(crate) const ARRIVING_TURN: Duration = Duration::from_secs(10);
+
+/// Bytes that are enough for so long.
+pub(crate) const ARRIVING_TURN_BYTES: usize = 1024 * 1024;
 
 /// How long nothing is journaled before a marker says on disk that all is durable.
 pub(crate) const IDLE_BEFORE_MARK: Duration = Duration::from_millis(10);

@@ -15,7 +15,6 @@ use leveret_broker::vhost::room::Room;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::arrivals::Arrivals;
 use crate::hubs::Hubs;
 use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN, SPILL_RETRY_EVERY};
 use crate::room::Rooms;
@@ -30,8 +29,6 @@ pub(crate) struct Memory {
     held: AtomicIsize,
     /// What was handed to connections and is not yet written to their sockets.
     on_the_way: AtomicUsize,
-    /// What has arrived of messages and lies in no queue yet.
-    arrivals: Arc<Arrivals>,
     /// From this on, bodies are let go.
     mark: AtomicUsize,
     /// The keeper was told since it looked last.
@@ -47,7 +44,6 @@ impl Memory {
             limit,
             held: AtomicIsize::new(0),
             on_the_way: AtomicUsize::new(0),
-            arrivals: Arrivals::new(limit),
             mark,
             is_told: AtomicBool::new(false),
             tell: Notify::new(),
@@ -57,11 +53,6 @@ impl Memory {
     /// The limit in bytes.
     pub(crate) fn limit(&self) -> usize {
         self.limit
-    }
-
-    /// What has arrived of messages and lies in no queue yet.
-    pub(crate) fn arrivals(&self) -> Arc<Arrivals> {
-        Arc::clone(&self.arrivals)
     }
 
     /// How much may wait for the journal before publishers do: twice as much is in memory while it is written.
@@ -89,7 +80,11 @@ impl Memory {
 
     /// Bytes of messages that may still be handed out: all together an eighth of the limit may be on the way.
     pub(crate) fn window_room(&self) -> usize {
-        (self.limit / 8).saturating_sub(self.on_the_way.load(Ordering::Relaxed))
+        self.on_the_way_max().saturating_sub(self.on_the_way.load(Ordering::Relaxed))
+    }
+
+    fn on_the_way_max(&self) -> usize {
+        self.limit / 8
     }
 
     /// Tells the keeper if too much is held.
@@ -101,9 +96,8 @@ impl Memory {
 
     fn held(&self) -> usize {
         let held = self.held.load(Ordering::Relaxed).max(0).cast_unsigned();
-        // Publishers that wait for what they have brought themselves would wait for ever.
-        let arrived = self.arrivals.bytes().min(self.limit / 4);
-        held + self.on_the_way.load(Ordering::Relaxed) + arrived
+        // Of what clients do not read, publishers feel no more than what may be on its way.
+        held + self.on_the_way.load(Ordering::Relaxed).min(self.on_the_way_max())
     }
 
     /// What of the limit queues may hold: half, as an allocator keeps much of what was given back to it, and less if the

@@ -289,6 +289,7 @@ mod tests {
     use leveret_broker::{Command, Commands};
 
     use super::*;
+    use crate::arrivals::Arrivals;
 
     fn keeper() -> Arc<NodeKeeper> {
         let hubs = Hubs::new(Vec::new());
@@ -300,7 +301,7 @@ mod tests {
             runtime: Handle::current(),
             journal: None,
         };
-        let rooms = Rooms::new(Arc::clone(&hubs));
+        let rooms = Rooms::new(Arc::clone(&hubs), Arrivals::new(usize::MAX));
         NodeKeeper::new(Node::default(), Arc::default(), hubs, rooms, workshop)
     }
 

@@ -22,7 +22,7 @@ use crate::arrivals::{self, Arrival};
 use crate::connections::{Opened, Registered};
 use crate::hub::{Attached, Turn};
 use crate::journal::{Appended, Congestion};
-use crate::limits::{LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
+use crate::limits::{ARRIVING_BYTES_SMALL, LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
 use crate::node::Connected;
 use crate::outbox::Outbox;
 use crate::server::{Shared, Stop};
@@ -85,7 +85,7 @@ pub(crate) async fn serve(
     let now = shared.clock.now();
     let connection = Connection::new(Arc::clone(&shared.settings), rand::random(), now);
     let outbox = Outbox::new(Arc::clone(&shared.memory));
-    let arrival = Arrival::new(shared.memory.arrivals());
+    let arrival = Arrival::new(Arc::clone(&shared.arrivals));
     // A socket that is broken already has no address any more.
     let host = stream.local_addr().unwrap_or(address);
     let registered = shared.connections.register(address, host, now.wall, &outbox);
@@ -140,9 +140,11 @@ impl Peer {
             self.work(address);
             self.registered.reach(self.connection.phase());
             self.begin_check(address);
-            self.arrival.set(self.connection.arrived_bytes() + self.carry.len());
+            let unfinished = self.connection.unfinished_bytes() + self.carry.len();
+            let is_exempt = unfinished > ARRIVING_BYTES_SMALL && self.connection.has_transaction();
+            self.arrival.set(unfinished, self.connection.published_bytes(), is_exempt);
             // Of a large message nobody knows yet whether the journal is to have it.
-            let gives = if self.arrival.is_small() { self.appended } else { Appended::Messages };
+            let gives = if self.arrival.is_large() { Appended::Messages } else { self.appended };
             let journal = self.attached.as_ref().filter(|_| gives != Appended::Nothing).map(Attached::journal);
             let mut congestion = journal.and_then(|journal| journal.congestion());
             let congested =
@@ -168,8 +170,8 @@ impl Peer {
             let is_used = self.connection.commands().is_empty() && !self.connection.input_waits();
             let has_room = waiting < UNSENT_BYTES_MAX && is_used;
             let is_congested = congested.holds(gives);
-            let may_read =
-                has_room && !self.is_gone && !is_congested && self.checking.is_none() && self.arrival.may_read();
+            let may_arrive = self.arrival.may_read();
+            let may_read = has_room && !self.is_gone && !is_congested && self.checking.is_none() && may_arrive;
             let checking = &mut self.checking;
             let checked = async {
                 match checking {
@@ -187,7 +189,7 @@ impl Peer {
             if let Some(deadline) = due {
                 let now = clock.now();
                 if now.has_reached(deadline) {
-                    if rustix::io::ioctl_fionread(&self.stream).is_ok_and(|bytes| bytes > 0) {
+                    if self.has_unread() {
                         self.connection.handle_unread(now);
                     }
                     self.connection.handle_timeout(now, &mut self.unsent);
@@ -242,8 +244,15 @@ impl Peer {
                     self.take_in_carry(address);
                 }
                 event = self.arrival.event() => match event {
-                    arrivals::Event::Turn => {}
-                    arrivals::Event::Overdue => self.connection.handle_overdue(clock.now(), &mut self.unsent),
+                    arrivals::Event::Change => {}
+                    // It is others that it waits for.
+                    arrivals::Event::Overdue if (is_congested || !may_arrive) && self.has_unread() => {
+                        self.arrival.renew();
+                    }
+                    arrivals::Event::Overdue => {
+                        self.connection.handle_overdue(clock.now(), &mut self.unsent);
+                        self.carry = Vec::new();
+                    }
                 },
                 () = outbox.filled() => {}
                 () = relieved, if is_congested => {}
@@ -251,6 +260,11 @@ impl Peer {
                 () = &mut timer, if due.is_some() => {}
             }
         }
+    }
+
+    /// Whether the client has sent something that was not read.
+    fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.stream).is_ok_and(|bytes| bytes > 0)
     }
 
     /// Has somebody find out whether the client is who it says it is.

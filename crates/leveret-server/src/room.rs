@@ -5,12 +5,14 @@ use std::sync::Arc;
 use leveret_broker::vhost::room::Room;
 use parking_lot::Mutex;
 
+use crate::arrivals::Arrivals;
 use crate::hub::Hub;
 use crate::hubs::Hubs;
 
 /// The room of a node.
 pub(crate) struct Rooms {
     hubs: Arc<Hubs>,
+    arrivals: Arc<Arrivals>,
     state: Mutex<State>,
 }
 
@@ -36,8 +38,8 @@ impl State {
 }
 
 impl Rooms {
-    pub(crate) fn new(hubs: Arc<Hubs>) -> Arc<Self> {
-        Arc::new(Rooms { hubs, state: Mutex::default() })
+    pub(crate) fn new(hubs: Arc<Hubs>, arrivals: Arc<Arrivals>) -> Arc<Self> {
+        Arc::new(Rooms { hubs, arrivals, state: Mutex::default() })
     }
 
     /// There is room in memory, or there is not.
@@ -75,6 +77,7 @@ impl Rooms {
         change(&mut state);
         let room = state.room();
         if std::mem::replace(&mut state.told, room) != room {
+            self.arrivals.set_short_of_room(room != Room::Enough);
             for hub in self.hubs.all() {
                 hub.set_room(room);
             }

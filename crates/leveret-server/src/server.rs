@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
+use crate::arrivals::Arrivals;
 use crate::bodies;
 use crate::checkpoints::{Checkpoints, Tools};
 use crate::clock::Clock;
@@ -205,6 +206,7 @@ pub(crate) struct Shared {
     pub(crate) logins: Logins,
     pub(crate) connections: Arc<Connections>,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) arrivals: Arc<Arrivals>,
     /// A connection may write the journal itself: there are other threads to serve the others meanwhile.
     pub(crate) writes_here: bool,
 }
@@ -355,7 +357,8 @@ impl Server {
             node.vhosts().get(&name).into_iter().for_each(|vhost| hub.follow(vhost));
             hubs.add(name, hub, &runtime);
         }
-        let rooms = Rooms::new(Arc::clone(&hubs));
+        let arrivals = Arrivals::new(memory.limit());
+        let rooms = Rooms::new(Arc::clone(&hubs), Arc::clone(&arrivals));
         let node = NodeKeeper::new(node, Arc::clone(&connections), Arc::clone(&hubs), Arc::clone(&rooms), workshop);
         let spilling = scratch.as_ref().map(ScratchThread::spilling);
         let keeper = Keeper::new(Arc::clone(&memory), Arc::clone(&hubs), Arc::clone(&rooms), spilling);
@@ -399,6 +402,7 @@ impl Server {
             logins: Logins::default(),
             connections,
             memory,
+            arrivals,
             writes_here,
         });
         let (shutdown, _) = watch::channel(Stop::No);

@@ -282,6 +282,14 @@ impl Broker {
         }
     }
 
+    /// What a client brings is overdue, while there is little memory.
+    pub fn overdue(&mut self, name: &str) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.connection.handle_overdue(self.now, &mut peer.unheard);
+            self.settle(name);
+        }
+    }
+
     /// Bytes that wait for a client to read them.
     pub fn unheard_bytes(&self, name: &str) -> usize {
         self.peers.get(name).map_or(0, |peer| peer.unheard.len())

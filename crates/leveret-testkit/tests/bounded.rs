@@ -379,6 +379,32 @@ fn a_client_that_asks_does_not_read_and_goes_leaves_nothing_behind() {
     run_more(&mut broker, "Cb: queue.declare queue='q' passive\nSb: queue.declare-ok 'q' 1 0");
 }
 
+/// Also if its commands wait for it to read their answers, and they are as if they had not been read.
+#[test]
+fn a_content_that_is_overdue_closes_its_connection_at_once() {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
+    run_more(&mut broker, &format!("C: basic.publish routing-key='q' body={BODY}*x"));
+    broker.set_reading("a", false);
+    let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
+    run_more(&mut broker, &ask);
+    run_more(&mut broker, "C: basic.publish routing-key='q' body='late'");
+    run_more(&mut broker, "C: basic.publish routing-key='q'\nC: content-header 100000\nC: content-body 50000*x");
+    broker.overdue("a");
+    let told = broker.unheard_bytes("a");
+    assert!(told < WINDOW_BYTES_MAX + 2 * BODY, "{told}");
+    broker.set_reading("a", true);
+    let first = format!("S: basic.get-ok 1 '' 'q' 0 body={BODY}*x");
+    let more = told / BODY - 1;
+    let rest = lines(2..=u32::try_from(more).unwrap() + 1, |tag| {
+        format!("S: basic.get-ok {tag} redelivered '' 'q' 0 body={BODY}*x")
+    });
+    let close = "S/0: connection.close 506 'RESOURCE_ERROR - the broker is low on memory, and a content took too long to \
+                 arrive; publish it again' 60 40";
+    run_more(&mut broker, &format!("{first}\n{rest}\n{close}\nC/0: connection.close-ok"));
+    run_more(&mut broker, "Cb: queue.declare queue='q' passive\nSb: queue.declare-ok 'q' 1 0");
+}
+
 #[test]
 fn a_transaction_has_a_limit_and_is_gone_beyond_it() {
     let mut broker = Broker::new(Variation::ALL[0]);

@@ -8,7 +8,13 @@
 pub(crate) fn set_up() {
     /// Bytes of a block from which on it is a mapping.
     const LARGE_BYTES: libc::c_int = 1024 * 1024;
-    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE_BYTES)] {
+    let parameters = [
+        (libc::M_ARENA_MAX, 1),
+        (libc::M_MMAP_THRESHOLD, LARGE_BYTES),
+        // As glibc sets it where it chooses the other one itself.
+        (libc::M_TRIM_THRESHOLD, 2 * LARGE_BYTES),
+    ];
+    for (parameter, value) in parameters {
         #[expect(unsafe_code, reason = "nothing else sets this but a variable of the environment")]
         // SAFETY: it stores a number in the allocator, and no other thread is there to read it meanwhile.
         let is_set = unsafe { libc::mallopt(parameter, value) };

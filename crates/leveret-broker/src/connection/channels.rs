@@ -142,6 +142,15 @@ impl Channels {
         self.unfinished.bytes()
     }
 
+    /// Whether one of them is in a transaction.
+    pub(super) fn has_transaction(&self) -> bool {
+        let is_one = |slot: &Slot| match slot {
+            Slot::Open(channel) | Slot::ClosedByClient(channel) => matches!(channel.mode, Mode::Transaction),
+            Slot::Closed | Slot::ClosedByUs => false,
+        };
+        self.slots.iter().any(is_one)
+    }
+
     /// Nothing that is not complete will be.
     pub(super) fn abandon_contents(&mut self) {
         for slot in &mut self.slots {

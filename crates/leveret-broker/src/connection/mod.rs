@@ -539,17 +539,29 @@ impl Connection {
         }
     }
 
-    /// Bytes of contents that have arrived and that no queue has taken: those that are not complete, and those that wait.
-    pub fn arrived_bytes(&self) -> usize {
-        self.channels.unfinished_bytes() + self.commands.published_bytes()
+    /// Bytes of contents that are not complete.
+    pub fn unfinished_bytes(&self) -> usize {
+        self.channels.unfinished_bytes()
     }
 
-    /// There is little memory, it was this connection's turn to bring a content that others wait for, and it was over before the
-    /// content was complete: the connection is closed. Nothing happens if all are complete.
+    /// Bytes of messages that are complete and wait for the virtual host to take them.
+    pub fn published_bytes(&self) -> usize {
+        self.commands.published_bytes()
+    }
+
+    /// Whether it is in a transaction on any of its channels.
+    pub fn has_transaction(&self) -> bool {
+        self.channels.has_transaction()
+    }
+
+    /// There is little memory, it was this connection's turn to bring what others wait for, and that was over before it was
+    /// complete: the connection is closed. What waits of its commands, for answers to be read for example, is as if it had not been
+    /// read yet.
     pub fn handle_overdue(&mut self, now: Moment, out: &mut Vec<u8>) {
-        if self.channels.unfinished_bytes() > 0 {
-            self.fail(now, Exception::from(&ClientError::Overdue).during(BASIC_PUBLISH), out);
+        if matches!(self.state, State::Open) {
+            self.commands = Commands::default();
         }
+        self.fail(now, Exception::from(&ClientError::Overdue).during(BASIC_PUBLISH), out);
     }
 
     /// Something has arrived that the driver does not read at present: a sign of life all the same.

@@ -25,6 +25,7 @@ pub(crate) struct Counters {
     /// How long the broker held the worker's publishes, and since when it does: 0 when it does not.
     held_ns: AtomicU64,
     held_since_ns: AtomicU64,
+    moved_bytes: AtomicU64,
 }
 
 /// The sums over all workers.
@@ -42,12 +43,14 @@ pub(crate) struct Totals {
     /// The longest that any of them was held.
     pub(crate) held_ns: u64,
     pub(crate) is_held: bool,
+    /// Bytes written and read, which are progress before they are a whole message.
+    pub(crate) moved_bytes: u64,
 }
 
 impl Totals {
     /// A number that grows with every progress.
     pub(crate) fn steps(&self) -> u64 {
-        self.published + self.confirmed + self.nacked + self.received
+        self.published + self.confirmed + self.nacked + self.received + self.moved_bytes
     }
 }
 
@@ -74,6 +77,10 @@ impl Counters {
             add(&self.received, count);
             self.received_ns.store(now_ns, Ordering::Relaxed);
         }
+    }
+
+    pub(crate) fn add_moved(&self, bytes: usize) {
+        add(&self.moved_bytes, bytes as u64);
     }
 
     pub(crate) fn handle_blocked(&self, now_ns: u64) {
@@ -141,6 +148,7 @@ impl Board {
             totals.nacked += count(&worker.nacked);
             totals.received += count(&worker.received);
             totals.repeated += count(&worker.repeated);
+            totals.moved_bytes += count(&worker.moved_bytes);
             totals.published_ns = totals.published_ns.max(count(&worker.published_ns));
             totals.received_ns = totals.received_ns.max(count(&worker.received_ns));
             let since = count(&worker.held_since_ns);

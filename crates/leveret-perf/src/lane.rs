@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use leveret_amqp::frame::write_method;
 use leveret_amqp::{Method, ShortStr, Table};
-use leveret_client::{Channel, Connection, Error, Url};
+use leveret_client::{Channel, Connection, Error, RawConnection, Url};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -44,7 +44,16 @@ impl<'b> Lane<'b> {
         let mut channel = connection.open_channel()?;
         prepare(&mut channel)?;
         let number = channel.id().get();
-        let raw = connection.into_raw()?;
+        Lane::over(connection.into_raw()?, number, board, counters)
+    }
+
+    /// Takes a connection that has this channel open.
+    pub(crate) fn over(
+        raw: RawConnection,
+        channel: u16,
+        board: &'b Board,
+        counters: Arc<Counters>,
+    ) -> Result<Self, Error> {
         raw.stream.set_read_timeout(Some(LOOK_UP)).map_err(Error::Io)?;
         raw.stream.set_write_timeout(Some(LOOK_UP)).map_err(Error::Io)?;
         if raw.blocked.is_some() {
@@ -53,7 +62,7 @@ impl<'b> Lane<'b> {
         Ok(Lane {
             stream: raw.stream,
             scanner: Scanner::new(raw.input, raw.frame_max),
-            channel: number,
+            channel,
             frame_max: raw.frame_max,
             board,
             counters,
@@ -103,7 +112,10 @@ impl<'b> Lane<'b> {
     pub(crate) fn write_some(&mut self, bytes: &[u8]) -> Result<usize, Error> {
         match self.stream.write(bytes) {
             Ok(0) => Err(self.reason_instead_of(Error::Disconnected)),
-            Ok(count) => Ok(count),
+            Ok(count) => {
+                self.counters.add_moved(count);
+                Ok(count)
+            }
             Err(error) if is_would_block(error.kind()) => Ok(0),
             Err(error) => Err(self.reason_instead_of(Error::Io(error))),
         }
@@ -125,6 +137,7 @@ impl<'b> Lane<'b> {
         match self.stream.read(self.scanner.space()) {
             Ok(0) => Err(Error::Disconnected),
             Ok(count) => {
+                self.counters.add_moved(count);
                 self.scanner.handle_read(count);
                 Ok(true)
             }
@@ -210,4 +223,28 @@ impl<'b> Lane<'b> {
 /// A timeout of the socket, by whatever name the system has for it, or a signal.
 fn is_would_block(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn part_of_a_message_is_progress_in_both_directions() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let board = Board::new(1);
+        let raw = RawConnection { stream, input: Vec::new(), frame_max: 4096, blocked: None };
+        let mut lane = Lane::over(raw, 1, &board, board.worker(0)).unwrap();
+        assert_eq!(board.totals().steps(), 0);
+        lane.write_some(b"part").unwrap();
+        let written = board.totals().steps();
+        assert!(written > 0);
+        peer.write_all(&[1, 0]).unwrap();
+        while !lane.read().unwrap() {}
+        assert!(board.totals().steps() > written && lane.poll_event().unwrap().is_none());
+    }
 }

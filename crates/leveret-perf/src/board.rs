@@ -118,8 +118,13 @@ pub(crate) struct Board {
 
 impl Board {
     pub(crate) fn new(workers: usize) -> Self {
+        Board::since(Instant::now(), workers)
+    }
+
+    /// The board of a run that began at a time.
+    pub(crate) fn since(beginning: Instant, workers: usize) -> Self {
         Board {
-            beginning: Instant::now(),
+            beginning,
             workers: (0..workers).map(|_| Arc::default()).collect(),
             producers_start_ns: AtomicU64::new(0),
             producers_end: AtomicBool::new(false),

@@ -41,7 +41,7 @@ pub enum End {
 /// What latencies are taken of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
-    /// From a publish to its confirm, if there are confirms.
+    /// From a publish to its confirm, if there are confirms; with a rate from the time it is due.
     Confirms,
     /// From the time a message is due to its arrival at a consumer.
     EndToEnd,
@@ -192,6 +192,15 @@ impl Load {
         self.verify || self.measure == Measure::EndToEnd
     }
 
+    /// Whether a latency begins with a publish.
+    fn is_publish_timed(&self) -> bool {
+        match self.measure {
+            Measure::Confirms => self.confirm_window > 0,
+            Measure::EndToEnd => true,
+            Measure::Gets => false,
+        }
+    }
+
     /// What a producer's thread does; gives the latencies of its confirms.
     fn produce(
         &self,
@@ -223,7 +232,7 @@ impl Load {
             flows: if self.is_stamped() { own.iter().map(|&key| flow(key)).collect() } else { Vec::new() },
             window: (self.confirm_window > 0).then(|| Window::new(self.confirm_window)),
             schedule: None,
-            pace: if self.measure == Measure::EndToEnd { Pace::Exact } else { Pace::Batched },
+            pace: if self.is_publish_timed() { Pace::Exact } else { Pace::Batched },
             count_max: self.count_of(index),
             end_ns: u64::MAX,
             sent: 0,

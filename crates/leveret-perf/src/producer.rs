@@ -18,7 +18,7 @@ use crate::window::{Verdict, Window};
 pub(crate) enum Pace {
     /// What is due within a millisecond goes out together, which saves processor time.
     Batched,
-    /// Each message goes out when it is due.
+    /// Each message goes out when it is due, so that a latency has nothing of ours in it.
     Exact,
 }
 
@@ -109,10 +109,7 @@ impl Producer<'_> {
         let first = self.next();
         for offset in 0..count {
             let number = self.sent + offset as u64;
-            let time_ns = match &self.schedule {
-                Some(schedule) if self.pace == Pace::Exact => schedule.time_ns(number),
-                _ => now_ns,
-            };
+            let time_ns = self.schedule.map_or(now_ns, |schedule| schedule.time_ns(number));
             if !self.flows.is_empty() {
                 let keys = self.flows.len() as u64;
                 let flow = self.flows[usize::try_from(number % keys).unwrap_or_default()];
@@ -190,3 +187,97 @@ fn wake_up_in_time() {
 
 #[cfg(not(target_os = "linux"))]
 fn wake_up_in_time() {}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread::{self, JoinHandle};
+    use std::time::Instant;
+
+    use leveret_amqp::frame::{split_frame, write_method};
+    use leveret_amqp::{BasicProperties, FrameKind, Method};
+    use leveret_client::RawConnection;
+
+    use super::*;
+    use crate::board::Board;
+    use crate::publishes::{Shape, StampPlace};
+
+    const FRAME_MAX: u32 = 4096;
+
+    /// A peer that confirms each publish, and says how many there were when the connection is closed.
+    fn confirming_peer() -> (TcpStream, JoinHandle<u64>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let published = thread::spawn(move || {
+            let (mut input, mut buffer, mut published) = (Vec::new(), [0; 4096], 0);
+            while let Ok(count @ 1..) = peer.read(&mut buffer) {
+                input.extend_from_slice(&buffer[..count]);
+                let (mut rest, mut output) = (&input[..], Vec::new());
+                while let Some(frame) = split_frame(&mut rest, FRAME_MAX).unwrap() {
+                    if frame.kind != FrameKind::Method {
+                        continue;
+                    }
+                    match Method::decode(frame.payload).unwrap() {
+                        Method::BasicPublish { .. } => {
+                            published += 1;
+                            let ack = Method::BasicAck { delivery_tag: published, multiple: false };
+                            write_method(&mut output, 1, &ack);
+                        }
+                        Method::ConnectionClose { .. } => return published,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                peer.write_all(&output).unwrap();
+                let taken = input.len() - rest.len();
+                input.drain(..taken);
+            }
+            published
+        });
+        (stream, published)
+    }
+
+    fn producer(stream: TcpStream, board: &Board, window: usize, pace: Pace) -> Producer<'_> {
+        let raw = RawConnection { stream, input: Vec::new(), frame_max: FRAME_MAX, blocked: None };
+        let shape = Shape {
+            channel: 1,
+            exchange: "",
+            properties: BasicProperties::default(),
+            body_bytes: 16,
+            frame_max: FRAME_MAX,
+            stamp_place: StampPlace::Body,
+        };
+        Producer {
+            lane: Lane::over(raw, 1, board, board.worker(0)).unwrap(),
+            publishes: Publishes::new(&shape, &["k".to_owned()], 1000).unwrap(),
+            flows: Vec::new(),
+            window: Some(Window::new(window)),
+            schedule: Some(Schedule::new(0, 1000, 0, 1)),
+            pace,
+            count_max: u64::MAX,
+            end_ns: u64::MAX,
+            sent: 0,
+            latencies: Latencies::default(),
+        }
+    }
+
+    /// A run that began a minute ago, in which nothing was sent yet: as after a stall.
+    fn board_after_a_minute() -> Board {
+        Board::since(Instant::now().checked_sub(Duration::from_mins(1)).unwrap(), 1)
+    }
+
+    #[test]
+    fn a_confirm_counts_from_when_its_publish_was_due() {
+        for pace in [Pace::Batched, Pace::Exact] {
+            let board = board_after_a_minute();
+            let (stream, peer) = confirming_peer();
+            let mut producer = producer(stream, &board, 10, pace);
+            producer.count_max = 100;
+            producer.run().unwrap();
+            assert_eq!(peer.join().unwrap(), 100);
+            let summary = producer.latencies.summary().unwrap();
+            assert!(summary.count == 100 && summary.p50 > 59_000_000, "{summary:?}");
+        }
+    }
+}

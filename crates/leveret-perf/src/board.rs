@@ -19,6 +19,7 @@ pub(crate) struct Counters {
     nacked: AtomicU64,
     received: AtomicU64,
     repeated: AtomicU64,
+    overdue: AtomicU64,
     /// When the worker last published, confirmed included, and received, in nanoseconds since the beginning.
     published_ns: AtomicU64,
     received_ns: AtomicU64,
@@ -43,6 +44,8 @@ pub(crate) struct Totals {
     /// The longest that any of them was held.
     pub(crate) held_ns: u64,
     pub(crate) is_held: bool,
+    /// Messages that were due and not sent when the run ended.
+    pub(crate) overdue: u64,
     /// Bytes written and read, which are progress before they are a whole message.
     pub(crate) moved_bytes: u64,
 }
@@ -77,6 +80,10 @@ impl Counters {
             add(&self.received, count);
             self.received_ns.store(now_ns, Ordering::Relaxed);
         }
+    }
+
+    pub(crate) fn add_overdue(&self, count: u64) {
+        add(&self.overdue, count);
     }
 
     pub(crate) fn add_moved(&self, bytes: usize) {
@@ -153,6 +160,7 @@ impl Board {
             totals.nacked += count(&worker.nacked);
             totals.received += count(&worker.received);
             totals.repeated += count(&worker.repeated);
+            totals.overdue += count(&worker.overdue);
             totals.moved_bytes += count(&worker.moved_bytes);
             totals.published_ns = totals.published_ns.max(count(&worker.published_ns));
             totals.received_ns = totals.received_ns.max(count(&worker.received_ns));

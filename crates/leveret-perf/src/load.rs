@@ -105,6 +105,7 @@ impl Load {
         };
         let declared = Declared::new(&run.url, run.timeout, &self.topology, &self.queue_shape, users)?;
         let board = Board::new(self.producers + self.consumers);
+        let timeout = run.timeout;
         let outcome: Result<_, Failure> = thread::scope(|scope| {
             let (supervisor, news) = Supervisor::new(run, &board);
             let url = supervisor.url();
@@ -117,7 +118,9 @@ impl Load {
             let producers: Vec<_> = (0..self.producers)
                 .map(|index| {
                     let (news, declared, board, url) = (news.clone(), &declared, &board, url.clone());
-                    scope.spawn(move || telling(&news, || self.produce(index, &url, board, declared, &news)))
+                    scope.spawn(move || {
+                        telling(&news, || self.produce(index, &url, board, declared, &news, timeout))
+                    })
                 })
                 .collect();
             drop(news);
@@ -209,6 +212,7 @@ impl Load {
         board: &Board,
         declared: &Declared,
         news: &Sender<News>,
+        timeout: Duration,
     ) -> Result<Latencies, Error> {
         let lane = Lane::open(url, board, board.worker(index), |channel| {
             if self.confirm_window > 0 { channel.confirm_select() } else { Ok(()) }
@@ -245,7 +249,8 @@ impl Load {
         };
         producer.schedule = self.rate.map(|rate| Schedule::new(start_ns, rate, index, self.producers));
         if let End::Time(time) = self.end {
-            producer.end_ns = start_ns.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+            let end_ns = start_ns.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+            producer.set_end(end_ns, timeout);
         }
         producer.run()?;
         say(news, News::ProducerEnded { index, sent: producer.sent });
@@ -352,7 +357,8 @@ impl Load {
         let (consuming_ns, is_awaited) = match self.take {
             Take::Meanwhile => {
                 let is_counted = matches!(self.end, End::Messages(_)) && !supervisor.interrupted;
-                (publishing_ns, self.verify || is_counted)
+                // What is still on its way in the end has the longest latencies.
+                (publishing_ns, self.verify || self.measure == Measure::EndToEnd || is_counted)
             }
             Take::Afterwards | Take::ByGet => (board.now_ns(), !supervisor.interrupted),
         };
@@ -425,6 +431,7 @@ impl Load {
             published: Some(totals.published),
             confirmed: (self.confirm_window > 0).then_some(totals.confirmed),
             nacked: (self.confirm_window > 0).then_some(totals.nacked),
+            overdue: (self.rate.is_some() && self.is_publish_timed()).then_some(totals.overdue),
             received: (self.consumers > 0).then_some(totals.received),
             publish_rate: Some(rate(totals.published, publishing)),
             receive_rate: (self.consumers > 0).then(|| rate(totals.received, consuming)),

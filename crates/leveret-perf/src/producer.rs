@@ -34,13 +34,23 @@ pub(crate) struct Producer<'b> {
     pub(crate) pace: Pace,
     /// Most messages it sends.
     pub(crate) count_max: u64,
-    /// When it stops, in nanoseconds since the beginning.
+    /// When it stops, in nanoseconds since the beginning: see [`Producer::set_end`].
     pub(crate) end_ns: u64,
     pub(crate) sent: u64,
     pub(crate) latencies: Latencies,
 }
 
 impl Producer<'_> {
+    /// Nothing is due from `end_ns` on. Where latencies count from the schedule, all that was due before is sent nevertheless,
+    /// for the longest are among them; but not later than `late` after the end.
+    pub(crate) fn set_end(&mut self, end_ns: u64, late: Duration) {
+        self.end_ns = end_ns;
+        if let (Some(schedule), Pace::Exact) = (self.schedule, self.pace) {
+            self.count_max = self.count_max.min(schedule.due_count(end_ns.saturating_sub(1)));
+            self.end_ns = end_ns.saturating_add(u64::try_from(late.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
     /// Publishes all it may, waits for its confirms, and until the broker has handled everything.
     pub(crate) fn run(&mut self) -> Result<(), Error> {
         if self.pace == Pace::Exact {
@@ -64,6 +74,7 @@ impl Producer<'_> {
             }
             has_looked = count == 0;
         }
+        self.count_overdue();
         while self.window.as_ref().is_some_and(|window| window.outstanding() > 0) && !self.lane.board.is_given_up()
         {
             self.handle_input(LOOK_UP)?;
@@ -73,6 +84,14 @@ impl Producer<'_> {
             self.lane.counters.note_handled(self.lane.board.now_ns());
         }
         Ok(())
+    }
+
+    /// Counts what is due and stays unsent, where its latency would count.
+    fn count_overdue(&self) {
+        if let (Some(schedule), Pace::Exact) = (self.schedule, self.pace) {
+            let due = schedule.due_count(self.lane.board.now_ns()).min(self.count_max);
+            self.lane.counters.add_overdue(due.saturating_sub(self.sent));
+        }
     }
 
     /// How many publishes may go out at once now.
@@ -278,6 +297,21 @@ mod tests {
             assert_eq!(peer.join().unwrap(), 100);
             let summary = producer.latencies.summary().unwrap();
             assert!(summary.count == 100 && summary.p50 > 59_000_000, "{summary:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_due_before_the_end_is_sent_after_it_and_what_is_not_is_counted() {
+        let (second_ns, hour) = (1_000_000_000, Duration::from_hours(1));
+        for (pace, late, sent, overdue) in
+            [(Pace::Exact, hour, 1000, 0), (Pace::Exact, Duration::ZERO, 0, 1000), (Pace::Batched, hour, 0, 0)]
+        {
+            let board = board_after_a_minute();
+            let (stream, peer) = confirming_peer();
+            let mut producer = producer(stream, &board, 10, pace);
+            producer.set_end(second_ns, late);
+            producer.run().unwrap();
+            assert_eq!((peer.join().unwrap(), board.totals().overdue), (sent, overdue));
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Outcome {
     pub confirmed: Option<u64>,
     /// Publishes that the broker refused.
     pub nacked: Option<u64>,
+    /// Messages that were due and not sent when the run ended, where latencies count from then: they have none.
+    pub overdue: Option<u64>,
     /// Messages that arrived.
     pub received: Option<u64>,
     /// Publishes a second, until the broker had handled the last one.
@@ -109,6 +111,7 @@ impl Report {
         count(&mut rows, "published", outcome.published);
         count(&mut rows, "confirmed", outcome.confirmed);
         count(&mut rows, "refused", outcome.nacked.filter(|&nacked| nacked > 0));
+        count(&mut rows, "due but not sent", outcome.overdue.filter(|&overdue| overdue > 0));
         count(&mut rows, "received", outcome.received);
         count(&mut rows, "cycles", outcome.cycles);
         count(&mut rows, "connections", outcome.connections);

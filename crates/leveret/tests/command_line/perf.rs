@@ -104,6 +104,15 @@ fn latency_is_measured_of_every_message() {
 }
 
 #[test]
+fn all_that_was_due_until_the_end_has_a_latency() {
+    let broker = Broker::start();
+    let report = report(&broker, &["latency", "--rate", "5000", "--seconds", "0.2"]);
+    assert_eq!(counts(&report), [Some(1000), None, Some(1000)]);
+    assert_eq!(report["overdue"], 0);
+    assert_latencies(&report, 1000);
+}
+
+#[test]
 fn confirm_measures_every_confirm() {
     let broker = Broker::start();
     let report = report(&broker, &["confirm", "--messages", "1000", "--window", "20", "--producers", "2"]);

@@ -10,8 +10,10 @@ use crate::stamp::Stamp;
 use crate::verify::Seen;
 
 /// What a consumer finds out about messages, beyond their number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Findings {
+    /// Bytes of each body that was published.
+    pub(crate) body_bytes: u64,
     /// Which messages they are, if that is verified.
     pub(crate) seen: Option<Seen>,
     /// How long they took, if that is measured.
@@ -36,12 +38,24 @@ pub(crate) struct Consumer<'b> {
 impl Findings {
     /// Takes note of a message. `false` when it had arrived before.
     fn note(&mut self, arrived: &Arrived, now_ns: u64) -> bool {
-        let stamp = Stamp::decode(arrived.stamp);
         if let Some(latencies) = &mut self.latencies {
+            let stamp = Stamp::decode(arrived.stamp);
             latencies.record_ns(now_ns.saturating_sub(stamp.time_ns));
         }
+        self.note_seen(arrived.consumer, arrived)
+    }
+
+    /// The same, of a message of this queue whose latency does not count.
+    fn note_seen(&mut self, queue: u32, arrived: &Arrived) -> bool {
         match &mut self.seen {
-            Some(seen) => seen.handle_arrival((arrived.consumer, stamp.flow), stamp.sequence),
+            Some(seen) if arrived.body_bytes != self.body_bytes => {
+                seen.handle_unknown();
+                true
+            }
+            Some(seen) => {
+                let stamp = Stamp::decode(arrived.stamp);
+                seen.handle_arrival((queue, stamp.flow), stamp.sequence)
+            }
             None => true,
         }
     }
@@ -126,10 +140,7 @@ impl<'b> Consumer<'b> {
                 let now_ns = self.lane.board.now_ns();
                 match event {
                     Event::Message(arrived) => {
-                        let stamp = Stamp::decode(arrived.stamp);
-                        let seen = self.findings.seen.as_mut();
-                        let is_new =
-                            seen.is_none_or(|seen| seen.handle_arrival((number, stamp.flow), stamp.sequence));
+                        let is_new = self.findings.note_seen(number, &arrived);
                         if let Some(latencies) = &mut self.findings.latencies {
                             latencies.record_ns(now_ns - asked_ns);
                         }

@@ -272,8 +272,11 @@ impl Load {
         let queues = share(index, self.consumers, declared.queues.len());
         let number = |queue| u32::try_from(queue).unwrap_or(u32::MAX);
         let is_timed = matches!(self.measure, Measure::EndToEnd | Measure::Gets);
-        let findings =
-            Findings { seen: self.verify.then(Seen::default), latencies: is_timed.then(Latencies::default) };
+        let findings = Findings {
+            body_bytes: self.body_bytes as u64,
+            seen: self.verify.then(Seen::default),
+            latencies: is_timed.then(Latencies::default),
+        };
         let queues = queues.iter().map(|&queue| (number(queue), declared.queues[queue].clone())).collect();
         let mut consumer = Consumer::new(lane, queues, self.ack_every, findings);
         match self.take {

@@ -93,7 +93,7 @@ impl Rpc {
             let (url, board) = (&supervisor.url(), &board);
             for index in 0..self.own_servers() {
                 let (news, url) = (news.clone(), url.clone());
-                scope.spawn(move || telling(&news, || self.serve(self.clients + index, &url, board, queue, &news)));
+                scope.spawn(move || telling(&news, || serve(self.clients + index, &url, board, queue, &news)));
             }
             let clients: Vec<_> = (0..self.clients)
                 .map(|index| {
@@ -204,7 +204,7 @@ impl Rpc {
             let now_ns = board.now_ns();
             let received_before = received;
             while let Some(event) = lane.poll_event()? {
-                let Event::Message(_) = event else {
+                let Event::Message(arrived) = event else {
                     return Err(Error::Unexpected(format!("{event:?} to a client")));
                 };
                 let properties = ContentHeader::decode(lane.scanner().header())?.properties;
@@ -213,8 +213,14 @@ impl Rpc {
                     stamp.ok_or_else(|| Error::Unexpected("a reply with another correlation id".to_owned()))?;
                 received += 1;
                 replies.latencies.record_ns(now_ns.saturating_sub(stamp.time_ns));
-                if let Some(seen) = &mut replies.seen {
-                    seen.handle_arrival((flow, stamp.flow), stamp.sequence);
+                // What servers of others reply is up to them.
+                let is_changed = self.own_servers() > 0 && arrived.body_bytes != self.body_bytes as u64;
+                match &mut replies.seen {
+                    Some(seen) if is_changed => seen.handle_unknown(),
+                    Some(seen) => {
+                        seen.handle_arrival((flow, stamp.flow), stamp.sequence);
+                    }
+                    None => {}
                 }
             }
             lane.counters.add_received(received - received_before, 0, now_ns);
@@ -224,53 +230,6 @@ impl Rpc {
         }
         say(news, News::ProducerEnded { index, sent: replies.sent });
         Ok(replies)
-    }
-
-    fn serve(&self, index: usize, url: &Url, board: &Board, queue: &str, news: &Sender<News>) -> Result<(), Error> {
-        let mut lane = Lane::open(url, board, board.worker(index), |_| Ok(()))?;
-        lane.scanner().keep_headers();
-        lane.send_consume(queue, 0, true)?;
-        if !lane.await_answer(|event| *event == Event::ConsumeOk)? {
-            return Ok(());
-        }
-        say(news, News::Ready);
-        let body = vec![b' '; self.body_bytes];
-        let mut header = Vec::new();
-        let mut request = Vec::new();
-        while !board.are_consumers_over() {
-            lane.flush_some()?;
-            if !lane.read()? {
-                continue;
-            }
-            while let Some(event) = lane.poll_event()? {
-                let Event::Message(_) = event else {
-                    return Err(Error::Unexpected(format!("{event:?} to a server")));
-                };
-                request.clear();
-                request.extend_from_slice(lane.scanner().header());
-                let BasicProperties { reply_to, correlation_id, .. } = ContentHeader::decode(&request)?.properties;
-                let reply_to =
-                    std::str::from_utf8(reply_to.unwrap_or_default()).map_err(|_| DecodeError::NotUtf8)?;
-                header.clear();
-                let properties = BasicProperties { correlation_id, ..BasicProperties::default() };
-                ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
-                let reply = Method::BasicPublish {
-                    ticket: 0,
-                    exchange: ShortStr::EMPTY,
-                    routing_key: ShortStr::new(reply_to)?,
-                    mandatory: false,
-                    immediate: false,
-                };
-                let (channel, frame_max) = (lane.channel, lane.frame_max);
-                write_method(&mut lane.output, channel, &reply);
-                write_content(&mut lane.output, channel, &header, &body, frame_max);
-            }
-        }
-        if !board.is_given_up() {
-            lane.close()?;
-        }
-        say(news, News::ConsumerEnded);
-        Ok(())
     }
 
     fn outcome(&self, supervisor: &mut Supervisor<'_, '_>, board: &Board, all: Vec<Replies>) -> Outcome {
@@ -306,4 +265,53 @@ impl Rpc {
             ..Outcome::default()
         }
     }
+}
+
+/// What a server's thread does.
+fn serve(index: usize, url: &Url, board: &Board, queue: &str, news: &Sender<News>) -> Result<(), Error> {
+    let mut lane = Lane::open(url, board, board.worker(index), |_| Ok(()))?;
+    lane.scanner().keep_headers();
+    lane.send_consume(queue, 0, true)?;
+    if !lane.await_answer(|event| *event == Event::ConsumeOk)? {
+        return Ok(());
+    }
+    say(news, News::Ready);
+    let mut body = Vec::new();
+    let mut header = Vec::new();
+    let mut request = Vec::new();
+    while !board.are_consumers_over() {
+        lane.flush_some()?;
+        if !lane.read()? {
+            continue;
+        }
+        while let Some(event) = lane.poll_event()? {
+            let Event::Message(arrived) = event else {
+                return Err(Error::Unexpected(format!("{event:?} to a server")));
+            };
+            // A reply is as long as its request, so that the client sees if that was cut.
+            body.resize(usize::try_from(arrived.body_bytes).unwrap_or(usize::MAX), b' ');
+            request.clear();
+            request.extend_from_slice(lane.scanner().header());
+            let BasicProperties { reply_to, correlation_id, .. } = ContentHeader::decode(&request)?.properties;
+            let reply_to = std::str::from_utf8(reply_to.unwrap_or_default()).map_err(|_| DecodeError::NotUtf8)?;
+            header.clear();
+            let properties = BasicProperties { correlation_id, ..BasicProperties::default() };
+            ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
+            let reply = Method::BasicPublish {
+                ticket: 0,
+                exchange: ShortStr::EMPTY,
+                routing_key: ShortStr::new(reply_to)?,
+                mandatory: false,
+                immediate: false,
+            };
+            let (channel, frame_max) = (lane.channel, lane.frame_max);
+            write_method(&mut lane.output, channel, &reply);
+            write_content(&mut lane.output, channel, &header, &body, frame_max);
+        }
+    }
+    if !board.is_given_up() {
+        lane.close()?;
+    }
+    say(news, News::ConsumerEnded);
+    Ok(())
 }

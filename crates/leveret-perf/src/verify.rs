@@ -21,7 +21,7 @@ pub struct Verification {
     pub duplicated: u64,
     /// Arrivals behind a later message of the same producer and routing key, in the same queue at the same consumer.
     pub disordered: u64,
-    /// Arrivals of what was never published in this run.
+    /// Arrivals of what was never published in this run: a body of another length, too.
     pub unknown: u64,
 }
 
@@ -36,6 +36,8 @@ impl Verification {
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     streams: BTreeMap<Stream, Arrivals>,
+    /// Arrivals of which nobody knows a stream.
+    unknown: u64,
 }
 
 /// What arrived of one stream.
@@ -107,6 +109,11 @@ impl Seen {
         is_new
     }
 
+    /// Notes an arrival that cannot be what was published, whatever it says of itself.
+    pub(crate) fn handle_unknown(&mut self) {
+        self.unknown += 1;
+    }
+
     /// The same, as if there were one queue only: for messages of which nobody knows what queue they go to.
     pub(crate) fn without_queues(self) -> Self {
         let mut streams = BTreeMap::<Stream, Arrivals>::new();
@@ -115,14 +122,15 @@ impl Seen {
             ours.duplicated += theirs.duplicated + ours.numbers.add(&theirs.numbers);
             ours.disordered += theirs.disordered;
         }
-        Seen { streams }
+        Seen { streams, unknown: self.unknown }
     }
 }
 
 /// Compares what all consumers have seen with how many messages each stream was sent. Up to `excused` of those that are
 /// missing were refused by the broker.
 pub(crate) fn check(all: Vec<Seen>, expected: &BTreeMap<Stream, u64>, excused: u64) -> Verification {
-    let mut verification = Verification::default();
+    let unknown = all.iter().map(|seen| seen.unknown).sum();
+    let mut verification = Verification { unknown, ..Verification::default() };
     let mut union = BTreeMap::<Stream, Numbers>::new();
     for (stream, arrivals) in all.into_iter().flat_map(|seen| seen.streams) {
         verification.disordered += arrivals.disordered;
@@ -180,6 +188,10 @@ mod tests {
         let mut other_queue = seen([0]);
         other_queue.handle_arrival((1, 5), 0);
         assert_eq!(verified(vec![other_queue], 1).unknown, 1);
+        let mut shortened = seen([0]);
+        shortened.handle_unknown();
+        let shortened = verified(vec![shortened.without_queues()], 2);
+        assert_eq!(shortened, Verification { lost: 1, unknown: 1, ..Verification::default() });
     }
 
     #[test]

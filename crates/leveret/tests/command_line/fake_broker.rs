@@ -1,4 +1,4 @@
-//! A peer that plays just enough of a broker for a load, and plays it false: it loses, doubles or swaps messages.
+//! A peer that plays just enough of a broker for a load, and plays it false: it loses, doubles, shortens or swaps messages.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,6 +14,8 @@ use leveret_amqp::{FrameKind, Method, PROTOCOL_HEADER, ShortStr, Table};
 pub(crate) enum Trick {
     Lose(u64),
     Double(u64),
+    /// Its body lacks the last byte.
+    Shorten(u64),
     /// It comes after the next one.
     Swap(u64),
     /// All are lost.
@@ -153,6 +155,7 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
         Trick::LoseAll => return,
         Trick::Lose(lost) if lost == number => return,
         Trick::Double(doubled) if doubled == number => shared.kept = vec![body.to_vec(), body.to_vec()],
+        Trick::Shorten(short) if short == number => shared.kept.push(body[..body.len() - 1].to_vec()),
         Trick::Swap(late) if late == number => {
             shared.kept.push(body.to_vec());
             return;
@@ -169,7 +172,13 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
             send(stream, 0, &[close]);
             return;
         }
-        Trick::Lose(_) | Trick::Double(_) | Trick::Swap(_) | Trick::Hold | Trick::HoldForEver | Trick::Close(_) => {
+        Trick::Lose(_)
+        | Trick::Double(_)
+        | Trick::Shorten(_)
+        | Trick::Swap(_)
+        | Trick::Hold
+        | Trick::HoldForEver
+        | Trick::Close(_) => {
             shared.kept.insert(0, body.to_vec());
         }
     }

@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
-use leveret_client::{BasicProperties, Error, Url, Value};
+use leveret_client::{BasicProperties, Connection, Error, Url, Value};
 use serde::Serialize;
 
 use crate::board::{Board, Totals};
@@ -26,7 +26,7 @@ use crate::schedule::Schedule;
 use crate::stamp::STAMP_BYTES;
 use crate::supervise::{Goal, News, Run, Sample, Supervisor, rate};
 use crate::topology::{Declared, QueueShape, Routes, Topology, Users, share};
-use crate::verify::{Seen, Stream, Verification, check};
+use crate::verify::{Refused, Seen, Stream, Verification, check};
 use crate::window::Window;
 
 /// When a load ends.
@@ -233,7 +233,8 @@ impl Load {
         let flow = |key| u32::try_from(self.flow(index, key)).unwrap_or(u32::MAX);
         let mut producer = Producer {
             publishes: Publishes::new(&shape, &keys, WRITE_BYTES)?,
-            flows: if self.is_stamped() { own.iter().map(|&key| flow(key)).collect() } else { Vec::new() },
+            flows: own.iter().map(|&key| flow(key)).collect(),
+            is_stamped: self.is_stamped(),
             window: (self.confirm_window > 0).then(|| Window::new(self.confirm_window)),
             schedule: None,
             pace: if self.is_publish_timed() { Pace::Exact } else { Pace::Batched },
@@ -241,6 +242,7 @@ impl Load {
             end_ns: u64::MAX,
             sent: 0,
             latencies: Latencies::default(),
+            refused: Refused::default(),
             lane,
         };
         say(news, News::Ready);
@@ -253,6 +255,7 @@ impl Load {
             producer.set_end(end_ns, timeout);
         }
         producer.run()?;
+        say(news, News::Refused(producer.refused));
         say(news, News::ProducerEnded { index, sent: producer.sent });
         Ok(producer.latencies)
     }
@@ -366,21 +369,26 @@ impl Load {
             Take::Afterwards | Take::ByGet => (board.now_ns(), !supervisor.interrupted),
         };
         board.start_consumers(consuming_ns);
-        let all: u64 = if self.consumers > 0 { expected.values().sum() } else { 0 };
+        let refused = std::mem::take(&mut supervisor.tally.refused);
+        let refused_copies = refused.copies(&expected);
+        let owed = if self.consumers > 0 { expected.values().sum::<u64>() - refused_copies } else { 0 };
         let mut is_interrupted = supervisor.interrupted;
         let interrupted = supervisor.interrupted_flag();
         // Whoever wants to know that nothing is lost, wants to know it in the end.
         let is_awaited_anyway = self.verify && self.take == Take::Meanwhile;
         if is_awaited {
-            let arrived = supervisor.watch(
-                |totals| format!("{} of {all} messages have not arrived", all.saturating_sub(totals.received)),
+            let mut arrived = supervisor.watch(
+                |totals| format!("{} of {owed} messages have not arrived", owed.saturating_sub(totals.received)),
                 |totals, tally| {
                     let are_gone = self.take == Take::ByGet && tally.consumers_ended == self.consumers;
                     let is_given_up = interrupted.load(Ordering::Relaxed) && !is_awaited_anyway;
                     let arrived = totals.received.saturating_sub(totals.repeated);
-                    arrived >= all.saturating_sub(totals.nacked) || are_gone || is_given_up
+                    arrived >= owed || are_gone || is_given_up
                 },
             );
+            if arrived.is_ok() && self.verify && refused_copies > 0 {
+                arrived = self.await_empty_queues(&mut supervisor, declared);
+            }
             is_interrupted |= supervisor.interrupted;
             match arrived {
                 // What is missing is lost, which is what verifying is for.
@@ -404,9 +412,31 @@ impl Load {
             whole: timed(publishing_ns, totals.published_ns.max(totals.received_ns)),
             totals,
             expected,
+            refused,
             samples,
             is_interrupted,
         })
+    }
+
+    /// Waits until consumers were sent all that is in the queues. As many as are owed have arrived; but where some of them were
+    /// refused and arrived anyway, others are still to come.
+    fn await_empty_queues(&self, supervisor: &mut Supervisor<'_, '_>, declared: &Declared) -> Result<(), Failure> {
+        let mut connection = Connection::open(&supervisor.url())?;
+        let mut channel = connection.open_channel()?;
+        let interrupted = supervisor.interrupted_flag();
+        let mut are_empty = Ok(false);
+        supervisor.watch(
+            |_| "it does not deliver all that is in the queues".to_owned(),
+            |_, tally| {
+                are_empty = match self.take {
+                    Take::ByGet => Ok(tally.consumers_ended == self.consumers),
+                    Take::Meanwhile | Take::Afterwards => declared.are_queues_empty(&mut channel),
+                };
+                !matches!(are_empty, Ok(false)) || interrupted.load(Ordering::Relaxed)
+            },
+        )?;
+        are_empty?;
+        Ok(connection.close()?)
     }
 
     fn outcome(
@@ -416,16 +446,17 @@ impl Load {
         latencies: &Latencies,
         mut all_seen: Vec<Seen>,
     ) -> Outcome {
-        let Supervised { totals, publishing, consuming, whole, expected, samples, is_interrupted } = supervised;
+        let Supervised { totals, publishing, consuming, whole, expected, refused, samples, is_interrupted } =
+            supervised;
         if declared.routes == Routes::Anywhere {
             all_seen = all_seen.into_iter().map(Seen::without_queues).collect();
         }
         let verification = (self.verify && self.consumers > 0).then(|| {
             if is_interrupted && self.take != Take::Meanwhile {
                 // Nobody wanted to know what is still in the queue.
-                Verification { lost: 0, ..check(all_seen, &expected, 0) }
+                Verification { lost: 0, ..check(all_seen, &expected, &refused) }
             } else {
-                check(all_seen, &expected, totals.nacked)
+                check(all_seen, &expected, &refused)
             }
         });
         Outcome {
@@ -455,6 +486,7 @@ struct Supervised {
     consuming: Duration,
     whole: Duration,
     expected: BTreeMap<Stream, u64>,
+    refused: Refused,
     samples: Vec<Sample>,
     is_interrupted: bool,
 }

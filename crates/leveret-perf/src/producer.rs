@@ -11,6 +11,7 @@ use crate::publishes::Publishes;
 use crate::scan::Event;
 use crate::schedule::Schedule;
 use crate::stamp::Stamp;
+use crate::verify::Refused;
 use crate::window::{Verdict, Window};
 
 /// How exactly a rate is kept.
@@ -27,8 +28,10 @@ pub(crate) enum Pace {
 pub(crate) struct Producer<'b> {
     pub(crate) lane: Lane<'b>,
     pub(crate) publishes: Publishes,
-    /// The flow of each of its routing keys, in the order of the publishes. Empty when bodies have no stamp.
+    /// The flow of each of its routing keys, in the order of the publishes.
     pub(crate) flows: Vec<u32>,
+    /// Bodies say which message they are, and when it was due.
+    pub(crate) is_stamped: bool,
     pub(crate) window: Option<Window>,
     pub(crate) schedule: Option<Schedule>,
     pub(crate) pace: Pace,
@@ -38,6 +41,8 @@ pub(crate) struct Producer<'b> {
     pub(crate) end_ns: u64,
     pub(crate) sent: u64,
     pub(crate) latencies: Latencies,
+    /// What the broker refused.
+    pub(crate) refused: Refused,
 }
 
 impl Producer<'_> {
@@ -124,15 +129,20 @@ impl Producer<'_> {
         })
     }
 
+    /// The flow of a message, counted from 0, and its number in it.
+    fn name_of(&self, number: u64) -> (u32, u64) {
+        let keys = self.flows.len() as u64;
+        (self.flows[usize::try_from(number % keys).unwrap_or_default()], number / keys)
+    }
+
     fn publish(&mut self, count: usize, now_ns: u64) -> Result<(), Error> {
         let first = self.next();
         for offset in 0..count {
             let number = self.sent + offset as u64;
             let time_ns = self.schedule.map_or(now_ns, |schedule| schedule.time_ns(number));
-            if !self.flows.is_empty() {
-                let keys = self.flows.len() as u64;
-                let flow = self.flows[usize::try_from(number % keys).unwrap_or_default()];
-                self.publishes.stamp(first + offset, Stamp { flow, sequence: number / keys, time_ns });
+            if self.is_stamped {
+                let (flow, sequence) = self.name_of(number);
+                self.publishes.stamp(first + offset, Stamp { flow, sequence, time_ns });
             }
             if let Some(window) = &mut self.window {
                 window.handle_published(time_ns);
@@ -190,8 +200,13 @@ impl Producer<'_> {
             window.handle_verdict(number, multiple, verdict, now_ns, &mut self.latencies)?;
         }
         if let Some(window) = &mut self.window {
-            let (confirmed, nacked) = window.take_counts();
-            self.lane.counters.add_confirmed(confirmed, nacked, now_ns);
+            let (confirmed, nacked) = window.take_verdicts();
+            self.lane.counters.add_confirmed(confirmed, nacked.len() as u64, now_ns);
+            for number in nacked {
+                // The window counts from 1.
+                let (flow, sequence) = self.name_of(number - 1);
+                self.refused.insert(flow, sequence);
+            }
         }
         Ok(())
     }
@@ -270,7 +285,8 @@ mod tests {
         Producer {
             lane: Lane::over(raw, 1, board, board.worker(0)).unwrap(),
             publishes: Publishes::new(&shape, &["k".to_owned()], 1000).unwrap(),
-            flows: Vec::new(),
+            flows: vec![0],
+            is_stamped: false,
             window: Some(Window::new(window)),
             schedule: Some(Schedule::new(0, 1000, 0, 1)),
             pace,
@@ -278,6 +294,7 @@ mod tests {
             end_ns: u64::MAX,
             sent: 0,
             latencies: Latencies::default(),
+            refused: Refused::default(),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::scan::Event;
 use crate::stamp::Stamp;
 use crate::supervise::{Goal, News, Run, Supervisor, rate};
 use crate::topology::{Declared, QueueShape, Topology, Users};
-use crate::verify::{Seen, Verification, check};
+use crate::verify::{Refused, Seen, Verification, check};
 
 /// The pseudo queue whose consumer gets replies without a queue. RabbitMQ: direct reply-to.
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -243,7 +243,7 @@ impl Rpc {
             latencies.add(&replies.latencies);
             seen.extend(replies.seen);
         }
-        let verify = self.verify.then(|| check(seen, &expected, 0));
+        let verify = self.verify.then(|| check(seen, &expected, &Refused::default()));
         // Several servers may overtake each other.
         let verify = verify.map(|found| match self.own_servers() {
             1 => found,

@@ -13,6 +13,7 @@ use leveret_client::{Error, Url};
 use crate::board::{Board, Totals};
 use crate::failure::Failure;
 use crate::limits::{LOOK_UP, SAMPLE_INTERVAL, SAMPLES_MAX};
+use crate::verify::Refused;
 
 /// What a run gets from outside.
 pub struct Run<'a> {
@@ -76,6 +77,8 @@ pub struct Sample {
 pub(crate) enum News {
     /// It is connected, and its consumers are started.
     Ready,
+    /// What the broker refused of a producer's messages, if it did.
+    Refused(Refused),
     /// A producer is done, and sent so many messages.
     ProducerEnded { index: usize, sent: u64 },
     /// A consumer is done.
@@ -91,6 +94,7 @@ pub(crate) struct Tally {
     pub(crate) consumers_ended: usize,
     /// For each producer that ended, its index and how much it sent.
     pub(crate) sent: Vec<(usize, u64)>,
+    pub(crate) refused: Refused,
 }
 
 /// Who watches.
@@ -215,6 +219,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
         self.moved_at = Instant::now();
         match news {
             News::Ready => self.tally.ready += 1,
+            News::Refused(refused) => self.tally.refused.add(&refused),
             News::ProducerEnded { index, sent } => self.tally.sent.push((index, sent)),
             News::ConsumerEnded => self.tally.consumers_ended += 1,
             News::Failed(error) => {

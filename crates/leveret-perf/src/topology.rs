@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use leveret_amqp::{FieldTable, ReplyCode, Table};
-use leveret_client::{Connection, DeleteOnly, Error, ExchangeOptions, QueueOptions, Url};
+use leveret_client::{Channel, Connection, DeleteOnly, Error, ExchangeOptions, QueueOptions, Url};
 
 /// What a load is published to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,6 +202,16 @@ impl Declared {
             channel.bind_queue(queue, &self.exchange, key, Table::EMPTY)?;
         }
         channel.close()
+    }
+
+    /// Whether no message is ready in the queues that are consumed from.
+    pub(crate) fn are_queues_empty(&self, channel: &mut Channel<'_>) -> Result<bool, Error> {
+        for queue in &self.queues {
+            if channel.check_queue(queue)?.message_count > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Deletes everything and closes the connection.

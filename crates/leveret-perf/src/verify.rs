@@ -32,6 +32,10 @@ impl Verification {
     }
 }
 
+/// Which messages the broker refused: they may arrive or not, in each queue.
+#[derive(Debug, Default)]
+pub(crate) struct Refused(BTreeMap<u32, Numbers>);
+
 /// What one consumer has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -95,6 +99,25 @@ impl Numbers {
     }
 }
 
+impl Refused {
+    pub(crate) fn insert(&mut self, flow: u32, sequence: u64) {
+        self.0.entry(flow).or_default().insert(sequence);
+    }
+
+    /// Takes in all of another producer.
+    pub(crate) fn add(&mut self, other: &Refused) {
+        for (flow, theirs) in &other.0 {
+            self.0.entry(*flow).or_default().add(theirs);
+        }
+    }
+
+    /// How many arrivals are not owed, of so many messages in each stream.
+    pub(crate) fn copies(&self, expected: &BTreeMap<Stream, u64>) -> u64 {
+        let of_stream = |((_, flow), &count): (&Stream, &u64)| Some(self.0.get(flow)?.split_count(count).0);
+        expected.iter().filter_map(of_stream).sum()
+    }
+}
+
 impl Seen {
     /// Notes an arrival, and says whether it is new. `sequence` has at most 40 bits.
     pub(crate) fn handle_arrival(&mut self, stream: Stream, sequence: u64) -> bool {
@@ -126,9 +149,8 @@ impl Seen {
     }
 }
 
-/// Compares what all consumers have seen with how many messages each stream was sent. Up to `excused` of those that are
-/// missing were refused by the broker.
-pub(crate) fn check(all: Vec<Seen>, expected: &BTreeMap<Stream, u64>, excused: u64) -> Verification {
+/// Compares what all consumers have seen with how many messages each stream was sent. What the broker refused may be missing.
+pub(crate) fn check(all: Vec<Seen>, expected: &BTreeMap<Stream, u64>, refused: &Refused) -> Verification {
     let unknown = all.iter().map(|seen| seen.unknown).sum();
     let mut verification = Verification { unknown, ..Verification::default() };
     let mut union = BTreeMap::<Stream, Numbers>::new();
@@ -137,12 +159,14 @@ pub(crate) fn check(all: Vec<Seen>, expected: &BTreeMap<Stream, u64>, excused: u
         verification.duplicated += arrivals.duplicated + union.entry(stream).or_default().add(&arrivals.numbers);
     }
     for (stream, &count) in expected {
-        let (arrived, unknown) = union.remove(stream).unwrap_or_default().split_count(count);
-        verification.lost += count - arrived;
-        verification.unknown += unknown;
+        let mut settled = union.remove(stream).unwrap_or_default();
+        verification.unknown += settled.split_count(count).1;
+        if let Some(refused) = refused.0.get(&stream.1) {
+            settled.add(refused);
+        }
+        verification.lost += count - settled.split_count(count).0;
     }
     verification.unknown += union.values().map(|numbers| numbers.split_count(0).1).sum::<u64>();
-    verification.lost = verification.lost.saturating_sub(excused);
     verification
 }
 
@@ -159,7 +183,7 @@ mod tests {
     }
 
     fn verified(all: Vec<Seen>, count: u64) -> Verification {
-        check(all, &BTreeMap::from([((0, 5), count)]), 0)
+        check(all, &BTreeMap::from([((0, 5), count)]), &Refused::default())
     }
 
     #[test]
@@ -197,7 +221,35 @@ mod tests {
     #[test]
     fn what_the_broker_refused_is_not_lost() {
         let expected = BTreeMap::from([((0, 5), 10)]);
-        assert_eq!(check(vec![seen(0..7)], &expected, 2).lost, 1);
-        assert!(check(vec![seen(0..7)], &expected, 3).is_good());
+        let mut refused = Refused::default();
+        (7..9).for_each(|sequence| refused.insert(5, sequence));
+        assert_eq!(check(vec![seen(0..7)], &expected, &refused).lost, 1);
+        refused.insert(5, 9);
+        assert!(check(vec![seen(0..7)], &expected, &refused).is_good());
+        assert_eq!(refused.copies(&expected), 3);
+    }
+
+    #[test]
+    fn what_was_refused_and_arrives_anyway_excuses_nothing_else() {
+        let expected = BTreeMap::from([((0, 5), 10)]);
+        let mut refused = Refused::default();
+        refused.insert(5, 3);
+        assert!(check(vec![seen(0..10)], &expected, &refused).is_good());
+        assert_eq!(check(vec![seen(0..9)], &expected, &refused).lost, 1);
+    }
+
+    #[test]
+    fn what_was_refused_may_be_missing_in_each_of_its_queues() {
+        let expected = BTreeMap::from([((0, 5), 2), ((1, 5), 2), ((2, 6), 2)]);
+        let mut both = Refused::default();
+        let mut refused = Refused::default();
+        refused.insert(5, 1);
+        both.add(&refused);
+        let mut seen = seen([0]);
+        for stream in [(1, 5), (2, 6)] {
+            seen.handle_arrival(stream, 0);
+        }
+        assert_eq!(check(vec![seen], &expected, &both).lost, 1);
+        assert_eq!(both.copies(&expected), 2);
     }
 }

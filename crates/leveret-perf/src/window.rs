@@ -15,8 +15,9 @@ pub(crate) struct Window {
     /// All numbers up to this one are settled.
     floor: u64,
     outstanding: usize,
+    /// What was settled since it was taken: how many were confirmed, and which were refused.
     confirmed: u64,
-    nacked: u64,
+    nacked: Vec<u64>,
 }
 
 const SETTLED: u64 = u64::MAX;
@@ -24,7 +25,14 @@ const SETTLED: u64 = u64::MAX;
 impl Window {
     /// At most `size` may be outstanding.
     pub(crate) fn new(size: usize) -> Self {
-        Window { sent_ns: vec![SETTLED; size], published: 0, floor: 0, outstanding: 0, confirmed: 0, nacked: 0 }
+        Window {
+            sent_ns: vec![SETTLED; size],
+            published: 0,
+            floor: 0,
+            outstanding: 0,
+            confirmed: 0,
+            nacked: Vec::new(),
+        }
     }
 
     /// How many more may be sent now. A late single confirm holds up what is a whole window behind it.
@@ -81,7 +89,7 @@ impl Window {
                     self.confirmed += 1;
                     latencies.record_ns(now_ns.saturating_sub(sent_ns));
                 }
-                Verdict::Nacked => self.nacked += 1,
+                Verdict::Nacked => self.nacked.push(number),
             }
         }
         while self.floor < self.published && self.sent_ns[self.index(self.floor + 1)] == SETTLED {
@@ -90,8 +98,8 @@ impl Window {
         Ok(())
     }
 
-    /// How many were confirmed and refused since the last call.
-    pub(crate) fn take_counts(&mut self) -> (u64, u64) {
+    /// How many were confirmed since the last call, and the numbers of those that were refused.
+    pub(crate) fn take_verdicts(&mut self) -> (u64, Vec<u64>) {
         (std::mem::take(&mut self.confirmed), std::mem::take(&mut self.nacked))
     }
 
@@ -126,10 +134,10 @@ mod tests {
         assert_eq!((window.room(), window.outstanding()), (3, 3));
         say(&mut window, 3, true, Verdict::Nacked);
         say(&mut window, 1, false, Verdict::Confirmed);
-        assert_eq!(window.take_counts(), (1, 2));
+        assert_eq!(window.take_verdicts(), (1, vec![1, 2]));
         window.handle_published(9_000);
         say(&mut window, 0, true, Verdict::Confirmed);
-        assert_eq!((window.room(), window.outstanding(), window.take_counts()), (6, 0, (4, 0)));
+        assert_eq!((window.room(), window.outstanding(), window.take_verdicts()), (6, 0, (4, vec![])));
         assert_eq!(latencies.summary().map(|summary| (summary.max, summary.count)), Some((7, 5)));
     }
 

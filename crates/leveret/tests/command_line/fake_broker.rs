@@ -18,6 +18,8 @@ pub(crate) enum Trick {
     Shorten(u64),
     /// It comes after the next one.
     Swap(u64),
+    /// It is refused and comes nevertheless, but the next one is lost.
+    Refuse(u64),
     /// All are lost.
     LoseAll,
     /// None; but publishes are held back for a moment after the first one.
@@ -43,6 +45,7 @@ struct Shared {
     trick: Trick,
     first_publish: Sender<()>,
     consumer: Option<TcpStream>,
+    confirms: bool,
     published: u64,
     delivered: u64,
     kept: Vec<Vec<u8>>,
@@ -58,6 +61,7 @@ impl FakeBroker {
             trick,
             first_publish: tell,
             consumer: None,
+            confirms: false,
             published: 0,
             delivered: 0,
             kept: Vec::new(),
@@ -133,6 +137,10 @@ fn handle(stream: &mut TcpStream, channel: u16, method: Method<'_>, shared: &Mut
             shared.lock().unwrap().deleted.push(queue.as_str().to_owned());
             Method::QueueDeleteOk { message_count: 0 }
         }
+        Method::ConfirmSelect { .. } => {
+            shared.lock().unwrap().confirms = true;
+            Method::ConfirmSelectOk {}
+        }
         Method::BasicConsume { consumer_tag, .. } => {
             shared.lock().unwrap().consumer = Some(stream.try_clone().unwrap());
             Method::BasicConsumeOk { consumer_tag }
@@ -151,9 +159,16 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
         // Not every test wants to know.
         let _ = shared.first_publish.send(());
     }
+    if shared.confirms {
+        let delivery_tag = shared.published;
+        let ack = Method::BasicAck { delivery_tag, multiple: false };
+        let nack = Method::BasicNack { delivery_tag, multiple: false, requeue: false };
+        send(stream, 1, &[if shared.trick == Trick::Refuse(number) { nack } else { ack }]);
+    }
     match shared.trick {
         Trick::LoseAll => return,
         Trick::Lose(lost) if lost == number => return,
+        Trick::Refuse(refused) if refused + 1 == number => return,
         Trick::Double(doubled) if doubled == number => shared.kept = vec![body.to_vec(), body.to_vec()],
         Trick::Shorten(short) if short == number => shared.kept.push(body[..body.len() - 1].to_vec()),
         Trick::Swap(late) if late == number => {
@@ -176,6 +191,7 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
         | Trick::Double(_)
         | Trick::Shorten(_)
         | Trick::Swap(_)
+        | Trick::Refuse(_)
         | Trick::Hold
         | Trick::HoldForEver
         | Trick::Close(_) => {

@@ -131,6 +131,28 @@ fn publishes_that_the_broker_refuses_are_counted() {
 }
 
 #[test]
+fn a_refused_publish_that_arrives_excuses_no_lost_one() {
+    let fake = FakeBroker::start(Trick::Refuse(3));
+    let arguments = ["perf", "throughput", "--messages", "10", "--verify", "--confirm", "5", "--url", &fake.url];
+    let finished = leveret(&arguments).run();
+    let expected = "error: what arrived is not what was published: 1 lost (10 published, 9 received)\n";
+    assert_eq!((finished.code, finished.stderr.as_str()), (Some(1), expected));
+}
+
+#[test]
+fn a_refused_publish_may_be_missing_in_each_of_its_queues() {
+    let broker = Broker::start();
+    let arguments = ["throughput", "--messages", "5000", "--exchange-type", "fanout", "--queues", "3"];
+    let full = ["--queue-argument", "x-max-length=1", "--queue-argument", "x-overflow=reject-publish"];
+    let slow = ["--confirm", "500", "--prefetch", "1", "--ack-every", "1"];
+    let plain = [&arguments[..], &full, &slow].concat();
+    let [published, Some(confirmed), _] = counts(&report(&broker, &plain)) else { panic!("no confirms") };
+    assert_eq!(published, Some(5000));
+    assert!(confirmed < 5000, "nothing was refused");
+    assert_nothing_wrong(&report(&broker, &[&plain[..], &["--verify"]].concat()));
+}
+
+#[test]
 fn fanout_copies_every_message_to_every_queue() {
     let broker = Broker::start();
     let report = report(&broker, &["fanout", "--queues", "4", "--messages", "500", "--verify"]);

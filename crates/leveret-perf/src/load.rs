@@ -101,6 +101,7 @@ impl Load {
         let users = match self.take {
             Take::ByGet => Users::Getters,
             Take::Meanwhile | Take::Afterwards if self.consumers == 0 => Users::PublishersOnly,
+            Take::Meanwhile | Take::Afterwards if self.verify => Users::VerifiedConsumers,
             Take::Meanwhile | Take::Afterwards => Users::Consumers,
         };
         let declared = Declared::new(&run.url, run.timeout, &self.topology, &self.queue_shape, users)?;
@@ -146,8 +147,13 @@ impl Load {
             Ok(self.outcome(supervised, &declared, &latencies, all_seen))
         });
         let deleted = declared.delete();
-        let outcome = outcome?;
-        deleted?;
+        let mut outcome = outcome?;
+        let left = deleted?;
+        if let Some(verification) = &mut outcome.verify
+            && !self.may_leave(outcome.interrupted)
+        {
+            verification.handle_left(left);
+        }
         Ok(outcome)
     }
 
@@ -418,6 +424,11 @@ impl Load {
         })
     }
 
+    /// Whether nobody wants to know what is still in the queues.
+    fn may_leave(&self, is_interrupted: bool) -> bool {
+        is_interrupted && self.take != Take::Meanwhile
+    }
+
     /// Waits until consumers were sent all that is in the queues. As many as are owed have arrived; but where some of them were
     /// refused and arrived anyway, others are still to come.
     fn await_empty_queues(&self, supervisor: &mut Supervisor<'_, '_>, declared: &Declared) -> Result<(), Failure> {
@@ -452,8 +463,7 @@ impl Load {
             all_seen = all_seen.into_iter().map(Seen::without_queues).collect();
         }
         let verification = (self.verify && self.consumers > 0).then(|| {
-            if is_interrupted && self.take != Take::Meanwhile {
-                // Nobody wanted to know what is still in the queue.
+            if self.may_leave(is_interrupted) {
                 Verification { lost: 0, ..check(all_seen, &expected, &refused) }
             } else {
                 check(all_seen, &expected, &refused)

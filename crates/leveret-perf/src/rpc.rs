@@ -72,12 +72,16 @@ impl Rpc {
             connection.close()?;
             return self.run_at(run, queue);
         }
+        let users = if self.verify { Users::VerifiedConsumers } else { Users::Consumers };
         let (topology, shape) = (Topology::Queues(1), QueueShape::default());
-        let declared = Declared::new(&run.url, run.timeout, &topology, &shape, Users::Consumers)?;
+        let declared = Declared::new(&run.url, run.timeout, &topology, &shape, users)?;
         let outcome = self.run_at(run, &declared.queues[0]);
         let deleted = declared.delete();
-        let outcome = outcome?;
-        deleted?;
+        let mut outcome = outcome?;
+        let left = deleted?;
+        if let Some(verification) = &mut outcome.verify {
+            verification.handle_left(left);
+        }
         Ok(outcome)
     }
 

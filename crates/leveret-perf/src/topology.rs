@@ -46,6 +46,8 @@ pub(crate) enum Users {
     Consumers,
     /// Nothing that a broker would notice: a queue is deleted in the end.
     Getters,
+    /// Consumers, and in the end somebody who looks what they have left: a queue stays until it is deleted.
+    VerifiedConsumers,
 }
 
 /// Which messages arrive in which queue.
@@ -214,12 +216,13 @@ impl Declared {
         Ok(true)
     }
 
-    /// Deletes everything and closes the connection.
-    pub(crate) fn delete(mut self) -> Result<(), Error> {
+    /// Deletes everything and closes the connection. Gives how many messages were still in the queues.
+    pub(crate) fn delete(mut self) -> Result<u64, Error> {
         let exchange = (!self.exchange.is_empty()).then_some(self.exchange);
+        let mut left = 0;
         for queue in self.queues.iter().chain(&self.others) {
             let mut channel = self.connection.open_channel()?;
-            gone(channel.delete_queue(queue, DeleteOnly::default()).map(drop))?;
+            left += u64::from(gone(channel.delete_queue(queue, DeleteOnly::default()))?);
             channel.close()?;
         }
         if let Some(exchange) = exchange {
@@ -227,14 +230,15 @@ impl Declared {
             gone(channel.delete_exchange(&exchange, DeleteOnly::default()))?;
             channel.close()?;
         }
-        self.connection.close()
+        self.connection.close()?;
+        Ok(left)
     }
 }
 
 /// What has ended by itself is gone, too.
-fn gone(deleted: Result<(), Error>) -> Result<(), Error> {
+fn gone<T: Default>(deleted: Result<T, Error>) -> Result<T, Error> {
     match deleted {
-        Err(error) if error.reply_code() == Some(ReplyCode::NotFound.code()) => Ok(()),
+        Err(error) if error.reply_code() == Some(ReplyCode::NotFound.code()) => Ok(T::default()),
         other => other,
     }
 }

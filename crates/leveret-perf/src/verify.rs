@@ -17,7 +17,7 @@ pub(crate) type Stream = (u32, u32);
 pub struct Verification {
     /// Messages that were published, not refused, and did not arrive.
     pub lost: u64,
-    /// Arrivals of what had arrived in the same queue before.
+    /// Arrivals of what had arrived in the same queue before, and what was still in a queue when all had arrived.
     pub duplicated: u64,
     /// Arrivals behind a later message of the same producer and routing key, in the same queue at the same consumer.
     pub disordered: u64,
@@ -29,6 +29,11 @@ impl Verification {
     /// Whether nothing is wrong.
     pub fn is_good(&self) -> bool {
         *self == Verification::default()
+    }
+
+    /// Adds what was still in the queues when nobody consumed any more: second copies, but for what did not arrive at all.
+    pub(crate) fn handle_left(&mut self, messages: u64) {
+        self.duplicated += messages.saturating_sub(self.lost);
     }
 }
 
@@ -203,6 +208,15 @@ mod tests {
         assert_eq!(doubled_elsewhere, Verification { duplicated: 2, ..Verification::default() });
         let disordered = verified(vec![seen([0, 2, 1, 4, 3])], 5);
         assert_eq!(disordered, Verification { disordered: 2, ..Verification::default() });
+    }
+
+    #[test]
+    fn what_is_left_in_the_queues_is_lost_or_doubled() {
+        let mut verification = Verification { lost: 2, ..Verification::default() };
+        verification.handle_left(2);
+        assert_eq!(verification, Verification { lost: 2, ..Verification::default() });
+        verification.handle_left(3);
+        assert_eq!(verification, Verification { lost: 2, duplicated: 1, ..Verification::default() });
     }
 
     #[test]

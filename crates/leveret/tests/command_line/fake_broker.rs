@@ -14,6 +14,8 @@ use leveret_amqp::{FrameKind, Method, PROTOCOL_HEADER, ShortStr, Table};
 pub(crate) enum Trick {
     Lose(u64),
     Double(u64),
+    /// It comes, and is still in the queue when that is deleted.
+    Leave(u64),
     /// Its body lacks the last byte.
     Shorten(u64),
     /// It comes after the next one.
@@ -49,6 +51,8 @@ struct Shared {
     published: u64,
     delivered: u64,
     kept: Vec<Vec<u8>>,
+    left: u32,
+    auto_delete: bool,
     deleted: Vec<String>,
 }
 
@@ -65,6 +69,8 @@ impl FakeBroker {
             published: 0,
             delivered: 0,
             kept: Vec::new(),
+            left: 0,
+            auto_delete: false,
             deleted: Vec::new(),
         };
         let shared = Arc::new(Mutex::new(shared));
@@ -132,10 +138,15 @@ fn handle(stream: &mut TcpStream, channel: u16, method: Method<'_>, shared: &Mut
         Method::ConnectionClose { .. } => Method::ConnectionCloseOk {},
         Method::ChannelOpen { .. } => Method::ChannelOpenOk { channel_id: b"" },
         Method::ChannelClose { .. } => Method::ChannelCloseOk {},
-        Method::QueueDeclare { queue, .. } => Method::QueueDeclareOk { queue, message_count: 0, consumer_count: 0 },
+        Method::QueueDeclare { queue, auto_delete, .. } => {
+            shared.lock().unwrap().auto_delete = auto_delete;
+            Method::QueueDeclareOk { queue, message_count: 0, consumer_count: 0 }
+        }
         Method::QueueDelete { queue, .. } => {
-            shared.lock().unwrap().deleted.push(queue.as_str().to_owned());
-            Method::QueueDeleteOk { message_count: 0 }
+            let mut shared = shared.lock().unwrap();
+            shared.deleted.push(queue.as_str().to_owned());
+            // It has ended with its consumer otherwise, and what was left in it, too.
+            Method::QueueDeleteOk { message_count: if shared.auto_delete { 0 } else { shared.left } }
         }
         Method::ConfirmSelect { .. } => {
             shared.lock().unwrap().confirms = true;
@@ -170,6 +181,10 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
         Trick::Lose(lost) if lost == number => return,
         Trick::Refuse(refused) if refused + 1 == number => return,
         Trick::Double(doubled) if doubled == number => shared.kept = vec![body.to_vec(), body.to_vec()],
+        Trick::Leave(left) if left == number => {
+            shared.left += 1;
+            shared.kept.push(body.to_vec());
+        }
         Trick::Shorten(short) if short == number => shared.kept.push(body[..body.len() - 1].to_vec()),
         Trick::Swap(late) if late == number => {
             shared.kept.push(body.to_vec());
@@ -189,6 +204,7 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
         }
         Trick::Lose(_)
         | Trick::Double(_)
+        | Trick::Leave(_)
         | Trick::Shorten(_)
         | Trick::Swap(_)
         | Trick::Refuse(_)

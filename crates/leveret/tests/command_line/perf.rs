@@ -278,6 +278,7 @@ fn what_a_broker_loses_doubles_shortens_or_swaps_is_1_and_said() {
     for (trick, fault, received) in [
         (Trick::Lose(3), "1 lost (10 published, 9 received)", 9),
         (Trick::Double(3), "1 doubled (10 published, 11 received)", 11),
+        (Trick::Leave(3), "1 doubled (10 published, 10 received)", 10),
         (Trick::Shorten(3), "1 lost, 1 never published (10 published, 10 received)", 10),
         (Trick::Swap(3), "1 out of order (10 published, 10 received)", 10),
     ] {

@@ -71,6 +71,20 @@ fn pairs_as_object<S: Serializer>(pairs: &[Pair], serializer: S) -> Result<S::Ok
     serializer.collect_map(pairs.iter().cloned().map(Pair::into_json))
 }
 
+/// What is published, where that is free to choose.
+#[derive(Clone, Copy, Debug, Args, Serialize)]
+pub(super) struct Publishing {
+    /// Connections that publish.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    producers: usize,
+    /// Bytes of a message's body.
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
+    size: usize,
+    /// Messages a second over all producers. Without it, as many as the broker takes.
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
+    rate: Option<u64>,
+}
+
 /// A load with the defaults that scenarios share; each says what is different.
 fn plain_load(topology: Topology, queues: QueueShape, body_bytes: usize, end: End) -> Load {
     Load {
@@ -91,6 +105,12 @@ fn plain_load(topology: Topology, queues: QueueShape, body_bytes: usize, end: En
     }
 }
 
+impl Publishing {
+    fn load(&self, topology: Topology, queues: QueueShape, end: End) -> Load {
+        Load { producers: self.producers, rate: self.rate, ..plain_load(topology, queues, self.size, end) }
+    }
+}
+
 /// Publish and consume as fast as possible, or at a rate.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "Examples:\n  \
@@ -98,21 +118,15 @@ fn plain_load(topology: Topology, queues: QueueShape, body_bytes: usize, end: En
     leveret perf throughput --producers 4 --consumers 4 --queues 4 --ack-every 100 --prefetch 1000\n  \
     leveret perf throughput --durable --persistent --confirm 1000 --verify --messages 1000000")]
 pub(crate) struct Throughput {
-    /// Connections that publish.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    producers: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    publishing: Publishing,
     /// Connections that consume; with 0 messages are only published.
     #[arg(long, value_name = "N", default_value_t = 1)]
     consumers: usize,
     /// Queues, shared out among producers and among consumers.
     #[arg(long, value_name = "N", default_value_t = 1)]
     queues: usize,
-    /// Bytes of a message's body.
-    #[arg(long, value_name = "BYTES", default_value_t = 100)]
-    size: usize,
-    /// Messages a second over all producers. Without it, as many as the broker takes.
-    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
-    rate: Option<u64>,
     /// Ask for messages that survive a restart in a durable queue: delivery-mode=2.
     #[arg(long)]
     persistent: bool,
@@ -161,15 +175,13 @@ impl Throughput {
             },
         };
         Ok(Load {
-            producers: self.producers,
             consumers: self.consumers,
-            rate: self.rate,
             persistent: self.persistent,
             confirm_window: self.confirm,
             prefetch: self.prefetch,
             ack_every: self.ack_every,
             verify: self.verify,
-            ..plain_load(topology, self.queue_options.shape(), self.size, self.end.end())
+            ..self.publishing.load(topology, self.queue_options.shape(), self.end.end())
         })
     }
 }
@@ -274,15 +286,9 @@ pub(crate) struct Fanout {
     /// Queues, each with a consumer.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     queues: u32,
-    /// Connections that publish.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    producers: usize,
-    /// Bytes of a message's body.
-    #[arg(long, value_name = "BYTES", default_value_t = 100)]
-    size: usize,
-    /// Messages a second over all producers. Without it, as many as the broker takes.
-    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
-    rate: Option<u64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    publishing: Publishing,
     #[command(flatten)]
     #[serde(flatten)]
     end: EndOptions,
@@ -299,11 +305,9 @@ impl Fanout {
         let queues = usize::try_from(self.queues).unwrap_or(usize::MAX);
         let topology = Topology::Exchange { type_: "fanout".to_owned(), routing_keys: 1, queues };
         Load {
-            producers: self.producers,
             consumers: queues,
-            rate: self.rate,
             verify: self.verify,
-            ..plain_load(topology, QueueShape::default(), self.size, self.end.end())
+            ..self.publishing.load(topology, QueueShape::default(), self.end.end())
         }
     }
 }
@@ -405,15 +409,9 @@ pub(crate) struct Topic {
     /// Bindings of the exchange.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     bindings: u32,
-    /// Connections that publish.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    producers: usize,
-    /// Bytes of a message's body.
-    #[arg(long, value_name = "BYTES", default_value_t = 100)]
-    size: usize,
-    /// Messages a second over all producers. Without it, as many as the broker takes.
-    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
-    rate: Option<u64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    publishing: Publishing,
     #[command(flatten)]
     #[serde(flatten)]
     end: EndOptions,
@@ -428,12 +426,7 @@ pub(crate) struct Topic {
 impl Topic {
     pub(super) fn load(&self) -> Load {
         let topology = Topology::Topic { bindings: usize::try_from(self.bindings).unwrap_or(usize::MAX) };
-        Load {
-            producers: self.producers,
-            rate: self.rate,
-            verify: self.verify,
-            ..plain_load(topology, QueueShape::default(), self.size, self.end.end())
-        }
+        Load { verify: self.verify, ..self.publishing.load(topology, QueueShape::default(), self.end.end()) }
     }
 }
 

@@ -351,12 +351,7 @@ fn clients_that_do_not_read_leave_room_for_those_who_do() {
 /// Answers that carry bodies are bounded, too: the next commands wait until the client has read.
 #[test]
 fn a_client_that_asks_and_does_not_read_is_given_a_window_of_answers() {
-    let mut broker = Broker::new(Variation::ALL[0]);
-    run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
-    run_more(&mut broker, &format!("C: basic.publish routing-key='q' body={BODY}*x"));
-    broker.set_reading("a", false);
-    let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
-    run_more(&mut broker, &ask);
+    let mut broker = with_a_client_that_asks_and_does_not_read();
     let waiting = broker.unheard_bytes("a");
     assert!((WINDOW_BYTES_MAX..WINDOW_BYTES_MAX + 2 * BODY).contains(&waiting), "{waiting}");
     broker.set_reading("a", true);
@@ -365,15 +360,21 @@ fn a_client_that_asks_and_does_not_read_is_given_a_window_of_answers() {
     run_more(&mut broker, &format!("{first}\n{rest}"));
 }
 
-/// A client that asked for more than it read, and is gone, leaves nothing behind.
-#[test]
-fn a_client_that_asks_does_not_read_and_goes_leaves_nothing_behind() {
+/// Client `a` asks for more than its window of answers holds; `b` does nothing.
+fn with_a_client_that_asks_and_does_not_read() -> Broker {
     let mut broker = Broker::new(Variation::ALL[0]);
     run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
     run_more(&mut broker, &format!("C: basic.publish routing-key='q' body={BODY}*x"));
     broker.set_reading("a", false);
     let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
     run_more(&mut broker, &ask);
+    broker
+}
+
+/// A client that asked for more than it read, and is gone, leaves nothing behind.
+#[test]
+fn a_client_that_asks_does_not_read_and_goes_leaves_nothing_behind() {
+    let mut broker = with_a_client_that_asks_and_does_not_read();
     run_more(&mut broker, "C: end");
     assert!(broker.unheard_bytes("a") < WINDOW_BYTES_MAX + 2 * BODY);
     run_more(&mut broker, "Cb: queue.declare queue='q' passive\nSb: queue.declare-ok 'q' 1 0");
@@ -382,12 +383,7 @@ fn a_client_that_asks_does_not_read_and_goes_leaves_nothing_behind() {
 /// Also if its commands wait for it to read their answers, and they are as if they had not been read.
 #[test]
 fn a_content_that_is_overdue_closes_its_connection_at_once() {
-    let mut broker = Broker::new(Variation::ALL[0]);
-    run(&mut broker, "Cb: queue.declare queue='q'\nSb: queue.declare-ok 'q' 0 0\nC: basic.qos\nS: basic.qos-ok");
-    run_more(&mut broker, &format!("C: basic.publish routing-key='q' body={BODY}*x"));
-    broker.set_reading("a", false);
-    let ask = lines(1..=MANY, |tag| format!("C: basic.get queue='q'\nC: basic.nack delivery-tag={tag} requeue"));
-    run_more(&mut broker, &ask);
+    let mut broker = with_a_client_that_asks_and_does_not_read();
     run_more(&mut broker, "C: basic.publish routing-key='q' body='late'");
     run_more(&mut broker, "C: basic.publish routing-key='q'\nC: content-header 100000\nC: content-body 50000*x");
     broker.overdue("a");

@@ -110,6 +110,7 @@ const HEADER_BYTES_MIN: usize = 12;
 /// `frame_max` counts whole frames. RabbitMQ lets a payload be as large as `frame_max` itself, 8 bytes more than
 /// the specification says, and so do we. A bad length is reported as soon as its bytes are there, all else with the
 /// last byte of the frame. RabbitMQ: `rabbit_reader:handle_input/3`, `rabbit_command_assembler:analyze_frame/2`.
+#[inline]
 pub fn split_frame<'a>(input: &mut &'a [u8], frame_max: u32) -> Result<Option<RawFrame<'a>>, FrameError> {
     let Some((&[kind, c0, c1, l0, l1, l2, l3], rest)) = input.split_first_chunk::<FRAME_HEAD_BYTES>() else {
         return Ok(None);

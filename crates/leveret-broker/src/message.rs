@@ -59,6 +59,16 @@ pub enum DeliveryMode {
     Persistent,
 }
 
+impl DeliveryMode {
+    /// What these properties say.
+    pub(crate) fn of(properties: &BasicProperties<'_>) -> Self {
+        match properties.delivery_mode {
+            Some(2) => DeliveryMode::Persistent,
+            Some(_) | None => DeliveryMode::Transient,
+        }
+    }
+}
+
 /// A message with all that goes back on the wire.
 #[derive(Clone)]
 pub struct Message(ThinArc<Facts, u8>);
@@ -227,6 +237,11 @@ impl Message {
         let mut keys = self.visible_keys(header);
         keys.extend(self.hidden_keys());
         keys
+    }
+
+    /// Whether it was published to the default exchange.
+    pub(crate) fn is_to_default_exchange(&self) -> bool {
+        self.block()[0] == 0
     }
 
     /// The exchange it was published to.

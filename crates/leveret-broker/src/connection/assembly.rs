@@ -118,10 +118,7 @@ impl Assembly {
         let expiration_ms = header.properties.expiration.map(parse_expiration).transpose()?;
         let more_keys = sender_selected_keys(header.properties.headers.unwrap_or(Table::EMPTY))?;
         let reply_to = reply_to(&header.properties, reply_key)?;
-        let delivery_mode = match header.properties.delivery_mode {
-            Some(2) => DeliveryMode::Persistent,
-            Some(_) | None => DeliveryMode::Transient,
-        };
+        let delivery_mode = DeliveryMode::of(&header.properties);
         for key in more_keys.as_ref().map_or(&[][..], |keys| &keys.keys[keys.hidden_from..]) {
             if !write_hidden_key(&mut self.block, key.as_short_str()) {
                 return Err(ClientError::TooManyHiddenKeys);
@@ -216,7 +213,7 @@ fn check_user_id(properties: &BasicProperties<'_>, user: Option<&UserName>) -> R
 }
 
 /// A number of milliseconds in decimal digits. The words for faults are RabbitMQ's.
-fn parse_expiration(value: &[u8]) -> Result<u64, ClientError> {
+pub(super) fn parse_expiration(value: &[u8]) -> Result<u64, ClientError> {
     let refuse =
         |fault: String| Err(ClientError::Expiration { value: String::from_utf8_lossy(value).into_owned(), fault });
     let text = std::str::from_utf8(value).unwrap_or_default();

@@ -47,7 +47,7 @@ pub(super) struct Channels {
     /// Bytes of contents that are not complete.
     unfinished: Meter,
     /// Room for the next content, kept so that it need not be allocated: one for all channels, however many publish.
-    room: Vec<u8>,
+    pub(super) room: Vec<u8>,
     /// The channel that has it.
     room_lent_to: Option<ChannelId>,
     pub(super) user: Option<UserName>,
@@ -376,7 +376,7 @@ impl Connection {
         }
     }
 
-    fn publish(&mut self, channel: ChannelId, assembled: Assembled) {
+    pub(super) fn publish(&mut self, channel: ChannelId, assembled: Assembled) {
         let Some(state) = self.channels.open(channel) else { return };
         let confirm = match &mut state.mode {
             Mode::Confirm(confirms) => Some(confirms.number()),

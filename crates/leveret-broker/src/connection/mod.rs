@@ -18,6 +18,7 @@ mod encode;
 mod handshake;
 mod hold;
 pub mod reply;
+mod whole;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -34,6 +35,7 @@ use rand::rngs::StdRng;
 use self::channels::{Channels, Flow};
 use self::hold::Held;
 use self::reply::{ClientError, Exception};
+use self::whole::Familiar;
 use crate::limits::{CLOSE_TIMEOUT_MAX, REPLY_TEXT_BYTES_MAX, WINDOW_BYTES_MAX};
 use crate::moment::{Deadline, Moment};
 use crate::names::{ChannelId, UserName};
@@ -178,6 +180,7 @@ pub struct Connection {
     /// Whether its publishes wait, and the client was told so if it wants to know.
     is_blocked: bool,
     channels: Channels,
+    familiar: Familiar,
     commands: Commands,
     /// Whether input was refused until something more is encoded.
     input_waits: bool,
@@ -297,6 +300,7 @@ impl Connection {
             capabilities: Capabilities::default(),
             is_blocked: false,
             channels: Channels::new(StdRng::from_seed(seed)),
+            familiar: Familiar::default(),
             commands: Commands::default(),
             input_waits: false,
             held: Held::default(),
@@ -336,6 +340,9 @@ impl Connection {
                 | State::AwaitingOpen(_)
                 | State::Open
                 | State::AwaitingCloseOk => {}
+            }
+            if matches!(self.state, State::Open) && self.take_whole_publish(&mut rest) {
+                continue;
             }
             let before = rest;
             match split_frame(&mut rest, self.frame_max) {

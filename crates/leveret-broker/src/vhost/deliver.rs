@@ -4,7 +4,7 @@ use leveret_amqp::Table;
 
 use crate::access::Permission;
 use crate::change::{Change, JournalPosition};
-use crate::limits::UNITS_PER_RUN;
+use crate::limits::{UNITS_PER_RUN, WINDOW_BYTES_MAX};
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
 use crate::names::ChannelId;
@@ -15,7 +15,7 @@ use crate::vhost::queue::arguments::{
 };
 use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat, Turn};
 use crate::vhost::refusal::Refusal;
-use crate::vhost::session::{Consumer, Credit, Getting, Unacked};
+use crate::vhost::session::{Consumer, Counter, Credit, Getting, Unacked};
 use crate::vhost::tries::with_tries;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
@@ -148,20 +148,26 @@ impl VirtualHost {
     /// Puts a consumer back into the ring of its queue if it has credit again.
     pub(super) fn offer_turn(&mut self, from: ConnectionId, id: ConsumerId) {
         let window_max = self.window_max();
-        let Some(session) = self.sessions.get_mut(from) else { return };
-        let Some(credit) = session.credit(id, window_max) else { return };
-        if credit == Credit::WindowFull && session.starve(id) {
-            self.asked.push(from);
-        }
-        let Some(consumer) = session.consumer(id) else { return };
+        let Some(counter) = self.sessions.get_mut(from).and_then(|session| session.counter(id)) else { return };
+        let credit = counter.credit(window_max);
+        let consumer = counter.consumer;
         if credit == Credit::Available && !consumer.waiting {
             let (queue_id, seat, priority) = (consumer.queue, consumer.seat, consumer.priority);
             let Some(queue) = self.queues.get_mut(queue_id) else { return };
             if queue.consumers.may_serve(seat) {
                 consumer.waiting = true;
-                queue.consumers.wait_for_turn(seat, priority);
+                queue.consumers.wait_for_turn(seat, ConsumerKey { connection: from, consumer: id }, priority);
                 self.mark_runnable(queue_id);
             }
+        } else if credit == Credit::WindowFull {
+            self.starve(from, id);
+        }
+    }
+
+    /// A consumer waits for the window of its connection.
+    fn starve(&mut self, from: ConnectionId, id: ConsumerId) {
+        if self.sessions.get_mut(from).is_some_and(|session| session.starve(id)) {
+            self.asked.push(from);
         }
     }
 
@@ -170,9 +176,13 @@ impl VirtualHost {
     pub(super) fn run_queue(&mut self, now: Moment, id: QueueId, effects: &mut Effects) {
         let Some(queue) = self.queues.get_mut(id) else { return };
         queue.turn = Turn::None;
+        // Most have nothing to do but to deliver.
+        let acts_alone = queue.acts_alone();
         self.units_for_others = self.units.saturating_sub(UNITS_PER_RUN);
         self.units -= self.units_for_others;
-        self.bury(now, id, effects);
+        if acts_alone {
+            self.bury(now, id, effects);
+        }
         while self.units > 0 {
             let Some(queue) = self.queues.get_mut(id) else { break };
             if queue.parked.is_some() || !queue.consumers.any_waiting() || queue.dying().is_full() {
@@ -180,17 +190,22 @@ impl VirtualHost {
             }
             let Some(head) = queue.head() else { break };
             self.units -= 1;
-            if self.expire_if(now, id, head, effects) {
+            if acts_alone && self.expire_if(now, id, head, effects) {
                 continue;
             }
             self.deliver_head(now, id, head, effects);
         }
-        self.expire(now, id, effects);
-        self.drop_overflow(now, id, effects);
+        if acts_alone {
+            self.expire(now, id, effects);
+            self.drop_overflow(now, id, effects);
+        }
         if self.units == 0 {
             self.mark_behind(id);
         }
         self.units += std::mem::take(&mut self.units_for_others);
+        if !acts_alone {
+            return;
+        }
         if self.queues.get(id).is_some_and(Queue::is_done) {
             self.delete_queue(id, effects);
         }
@@ -203,22 +218,25 @@ impl VirtualHost {
     fn deliver_head(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) {
         let window_max = self.window_max();
         let Some(queue) = self.queues.get_mut(id) else { return };
-        let Some((seat, key)) = queue.consumers.take_turn() else { return };
-        let Some(session) = self.sessions.get_mut(key.connection) else { return };
-        let credit = session.credit(key.consumer, window_max);
-        if credit == Some(Credit::WindowFull) && session.starve(key.consumer) {
-            self.asked.push(key.connection);
-        }
-        let Some((consumer, _)) = session.consumer_and_channel(key.consumer) else { return };
-        if credit != Some(Credit::Available) || !queue.consumers.may_serve(seat) {
-            consumer.waiting = false;
+        let Some((seat, key)) = queue.consumers.next_turn() else { return };
+        let session = self.sessions.get_mut(key.connection);
+        let Some(counter) = session.and_then(|session| session.counter(key.consumer)) else {
+            return queue.consumers.end_turn(false);
+        };
+        let credit = counter.credit(window_max);
+        if credit != Credit::Available || !queue.consumers.may_serve(seat) {
+            counter.consumer.waiting = false;
+            queue.consumers.end_turn(false);
+            if credit == Credit::WindowFull {
+                self.starve(key.connection, key.consumer);
+            }
             return;
         }
         let tries = queue.told_tries(head);
+        let is_manual = counter.consumer.ack_mode == AckMode::Manual;
         let Some(entry) = queue.entry(head) else { return };
         let Body::Resident(message) = &entry.body else {
             queue.parked = Some(head);
-            queue.consumers.keep_turn(seat, consumer.priority);
             let wanted = queue.stored_from(head, self.read_ahead).into_iter();
             let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
             effects.fetches.extend(wanted.map(fetch));
@@ -227,78 +245,56 @@ impl VirtualHost {
         let (journaled, body_bytes) = (entry.journaled, entry.body_bytes);
         let rewritten = tries.map(|tries| with_tries(message, tries));
         let window = window_bytes(rewritten.as_ref().unwrap_or(message));
+        // What is settled at once leaves the queue with its message.
+        let shared = (is_manual && rewritten.is_none()).then(|| message.clone());
         let redelivered = queue.is_redelivered(head);
-        let after = if journaled { self.grant(id, head, effects) } else { JournalPosition::default() };
-        let Some(queue) = self.queues.get_mut(id) else { return };
-        let queue_timeout = queue.settings.consumer_timeout;
-        let Some(Body::Resident(message)) = queue.entry(head).map(|entry| &entry.body) else { return };
-        let Some(session) = self.sessions.get_mut(key.connection) else { return };
-        let Some((consumer, channel)) = session.consumer_and_channel(key.consumer) else { return };
-        let tag = channel.unacked.next_tag();
-        let channel_id = consumer.channel;
-        let timeout = consumer.timeout.or(queue_timeout).or(self.consumer_timeout);
-        let timeout = timeout.filter(|_| consumer.ack_mode == AckMode::Manual);
-        let (message, settled) = match consumer.ack_mode {
-            AckMode::Manual => {
-                let message = message.clone();
-                queue.take_head(head, body_bytes);
-                consumer.unacked += 1;
-                channel.delivered += 1;
-                let (tag, delivered_ms, consumer) = (tag.number(), now.monotonic_ms(), Some(key.consumer));
-                channel.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
-                (Some(message), None)
-            }
-            AckMode::Automatic => match queue.settle_head(head) {
-                Some(settled) => (settled.message, settled.journaled.then_some((queue.declared.number, head))),
-                None => (None, None),
-            },
+        let (after, granted) =
+            if journaled { queue.grant(head, self.position.next()) } else { (JournalPosition::default(), None) };
+        let Counter { consumer, channel, window: used } = counter;
+        let (tag, channel_id) = (channel.unacked.next_tag(), consumer.channel);
+        let mut settled = None;
+        let message = if is_manual {
+            queue.take_head(head, body_bytes);
+            consumer.unacked += 1;
+            channel.delivered += 1;
+            let (tag, delivered_ms, consumer) = (tag.number(), now.monotonic_ms(), Some(key.consumer));
+            channel.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
+            rewritten.or(shared)
+        } else {
+            settled = journaled.then_some(Change::MessageSettled { queue: queue.declared.number, position: head });
+            let own = queue.settle_head(head).and_then(|settled| settled.message);
+            rewritten.or(own)
         };
-        session.use_window(window);
+        used.deliveries += window;
         self.window_room = self.window_room.saturating_sub(window);
+        let credit = consumer.credit(channel, used.is_full(self.window_room.min(WINDOW_BYTES_MAX)));
+        consumer.waiting = credit == Credit::Available;
+        queue.consumers.end_turn(consumer.waiting);
+        let timeout = consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
         if let Some(message) = message {
             let (channel, consumer) = (channel_id, key.consumer);
-            let message = rewritten.unwrap_or(message);
             effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
         }
-        if let Some((queue, position)) = settled {
-            self.change(Change::MessageSettled { queue, position }, effects);
+        for change in granted.into_iter().chain(settled) {
+            self.change(change, effects);
         }
-        self.take_next_turn(id, seat, key);
-        if let Some(timeout) = timeout {
+        if credit == Credit::WindowFull {
+            self.starve(key.connection, key.consumer);
+        }
+        if let Some(timeout) = timeout.filter(|_| is_manual) {
             self.arm_channel(key.connection, channel_id, now.deadline(timeout));
-        }
-    }
-
-    /// A consumer that was served goes to the end of the ring, if it has credit left.
-    fn take_next_turn(&mut self, id: QueueId, seat: Seat, key: ConsumerKey) {
-        let window_max = self.window_max();
-        let Some(session) = self.sessions.get_mut(key.connection) else { return };
-        let credit = session.credit(key.consumer, window_max);
-        if credit == Some(Credit::WindowFull) && session.starve(key.consumer) {
-            self.asked.push(key.connection);
-        }
-        let Some(consumer) = session.consumer(key.consumer) else { return };
-        let Some(queue) = self.queues.get_mut(id) else { return };
-        consumer.waiting = credit == Some(Credit::Available);
-        if consumer.waiting {
-            queue.consumers.wait_for_turn(seat, consumer.priority);
         }
     }
 
     /// What handing out a journaled message rests on: a grant of its queue, which is renewed if need be.
     fn grant(&mut self, id: QueueId, position: Position, effects: &mut Effects) -> JournalPosition {
+        let next = self.position.next();
         let Some(queue) = self.queues.get_mut(id) else { return JournalPosition::default() };
-        match queue.granted(position) {
-            Ok(after) => after,
-            Err(below) => {
-                let number = queue.declared.number;
-                queue.set_grant(below, self.position.next());
-                // The old one may still do for this message.
-                let after = queue.granted(position).unwrap_or_default();
-                self.change(Change::DeliveryGranted { queue: number, below }, effects);
-                after
-            }
+        let (after, change) = queue.grant(position, next);
+        if let Some(change) = change {
+            self.change(change, effects);
         }
+        after
     }
 
     /// `basic.get`

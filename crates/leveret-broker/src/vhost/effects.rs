@@ -152,6 +152,12 @@ impl Window {
     pub(crate) fn bytes(self) -> usize {
         self.deliveries + self.answers
     }
+
+    /// Whether no consumer gets another message, where a window may have so many bytes. Whoever has nothing to write may always
+    /// get one: otherwise nothing would say when to go on.
+    pub(crate) fn is_full(self, window_max: usize) -> bool {
+        self.deliveries >= window_max.max(1)
+    }
 }
 
 pub(crate) fn window_bytes(message: &Message) -> usize {

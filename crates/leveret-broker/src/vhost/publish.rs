@@ -95,7 +95,7 @@ impl VirtualHost {
     ) -> bool {
         let Publish { channel, message, more_keys, mandatory, expiration_ms, confirm } = publish;
         let is_answered =
-            message.exchange().is_empty() && self.deliver_replies(&message, more_keys.as_deref(), effects);
+            message.is_to_default_exchange() && self.deliver_replies(&message, more_keys.as_deref(), effects);
         if route.is_empty() && mandatory && !is_answered {
             // The return comes before the confirm.
             let message = message.clone();
@@ -128,7 +128,7 @@ impl VirtualHost {
         route: &Route,
         effects: &mut Effects,
     ) -> Option<JournalPosition> {
-        let mut route = route.clone();
+        let mut route = Route::from_slice(route);
         let full = self.take_full(&message, &mut route);
         if !full.is_empty() {
             self.pass_on(now, &full, &message, effects);

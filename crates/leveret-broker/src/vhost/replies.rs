@@ -64,6 +64,10 @@ impl VirtualHost {
         more_keys: Option<&[ShortString]>,
         effects: &mut Effects,
     ) -> bool {
+        // Few messages are replies, and this looks at all.
+        if more_keys.is_none() && !message.route()[2..].starts_with(PSEUDO_QUEUE.as_bytes()) {
+            return false;
+        }
         let mut any = self.deliver_reply(message.routing_key(), message, effects);
         let is_other = |key: &&ShortString| key.as_str() != message.routing_key();
         for key in more_keys.unwrap_or_default().iter().filter(is_other) {

@@ -75,7 +75,7 @@ impl VirtualHost {
             && let Some(route) = session.routes.recall(message.route(), self.bindings_version)
             && route.iter().all(|&queue| self.queues.contains_key(queue))
         {
-            return Ok(Way::To(route.clone()));
+            return Ok(Way::To(Route::from_slice(route)));
         }
         let exchange = message.exchange();
         session.allowed.check(&session.login, Permission::Write, Resource::Exchange(exchange), &self.name)?;

@@ -134,6 +134,35 @@ pub(crate) enum Credit {
     WindowFull,
 }
 
+impl Consumer {
+    /// Whether it may get another message now.
+    pub(crate) fn credit(&self, channel: &Channel, is_window_full: bool) -> Credit {
+        let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get());
+        let is_counted = self.ack_mode == AckMode::Manual;
+        if is_counted && (used_up(self.prefetch, self.unacked) || used_up(channel.prefetch, channel.delivered)) {
+            Credit::PrefetchUsed
+        } else if is_window_full {
+            Credit::WindowFull
+        } else {
+            Credit::Available
+        }
+    }
+}
+
+/// What a delivery has to do with: a consumer, its channel, and the window of its connection.
+pub(crate) struct Counter<'s> {
+    pub(crate) consumer: &'s mut Consumer,
+    pub(crate) channel: &'s mut Channel,
+    pub(crate) window: &'s mut Window,
+}
+
+impl Counter<'_> {
+    /// Whether the consumer may get another message now, where a window may have so many bytes.
+    pub(crate) fn credit(&self, window_max: usize) -> Credit {
+        self.consumer.credit(self.channel, self.window.is_full(window_max))
+    }
+}
+
 impl Session {
     pub(crate) fn new(login: Login) -> Self {
         Session {
@@ -230,35 +259,11 @@ impl Session {
         }
     }
 
-    /// Consumer and channel together, for a delivery.
-    pub(crate) fn consumer_and_channel(&mut self, id: ConsumerId) -> Option<(&mut Consumer, &mut Channel)> {
+    /// Where a consumer is served.
+    pub(crate) fn counter(&mut self, id: ConsumerId) -> Option<Counter<'_>> {
         let consumer = self.consumers.get_mut(id.slot as usize)?.as_mut().filter(|consumer| consumer.id == id)?;
         let channel = self.channels.get_mut(usize::from(consumer.channel.number()))?.as_deref_mut()?;
-        Some((consumer, channel))
-    }
-
-    /// Whether a consumer may get another message now, where a window may have so many bytes.
-    pub(crate) fn credit(&mut self, id: ConsumerId, window_max: usize) -> Option<Credit> {
-        let window_full = self.is_window_full(window_max);
-        let (consumer, channel) = self.consumer_and_channel(id)?;
-        let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get());
-        let manual = consumer.ack_mode == AckMode::Manual;
-        Some(
-            if manual
-                && (used_up(consumer.prefetch, consumer.unacked) || used_up(channel.prefetch, channel.delivered))
-            {
-                Credit::PrefetchUsed
-            } else if window_full {
-                Credit::WindowFull
-            } else {
-                Credit::Available
-            },
-        )
-    }
-
-    /// Whoever has nothing to write may always get one message: otherwise nothing would say when to go on.
-    fn is_window_full(&self, window_max: usize) -> bool {
-        self.window.deliveries >= window_max.max(1)
+        Some(Counter { consumer, channel, window: &mut self.window })
     }
 
     /// It waits for room in a window. If that is full only because others have much to read, its connection must be asked to
@@ -293,7 +298,7 @@ impl Session {
         debug_assert!(written.deliveries <= self.window.deliveries && written.answers <= self.window.answers);
         self.window.deliveries = self.window.deliveries.saturating_sub(written.deliveries);
         self.window.answers = self.window.answers.saturating_sub(written.answers);
-        let goes_on = !self.is_window_full(window_max) || self.starved.is_empty();
+        let goes_on = !self.window.is_full(window_max) || self.starved.is_empty();
         goes_on.then(|| std::mem::take(&mut self.starved))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns: round-robin among consumers of equal priority that can take a message, higher priorities first; or which one of
 //! them is active, where only one is.
-//! Must not know: credit. Whoever delivers takes a consumer's turn and puts it back while it has credit left.
+//! Must not know: credit. Whoever delivers says, when a turn ends, whether that consumer may have another one.
 //! Invariant: a consumer waits for at most one turn.
 
 use std::cmp::Reverse;
@@ -29,7 +29,7 @@ pub(crate) type Priority = i64;
 struct Level {
     priority: Priority,
     /// Those that may have credit, in the order of their turns. Some may have left since.
-    ring: VecDeque<Seat>,
+    ring: VecDeque<(Seat, ConsumerKey)>,
 }
 
 /// Which consumers of a queue are served. RabbitMQ: single active consumer.
@@ -63,6 +63,8 @@ pub(crate) struct Consumers {
     levels: Vec<Level>,
     /// How many wait for a turn.
     waiting: usize,
+    /// How many stand in a ring and have left.
+    left: usize,
 }
 
 /// A ring may hold this many that have left, beside as many as wait.
@@ -101,7 +103,7 @@ impl Consumers {
             }
         }
         if self.may_serve(seat) {
-            self.wait_for_turn(seat, priority);
+            self.wait_for_turn(seat, key, priority);
         }
         seat
     }
@@ -155,19 +157,21 @@ impl Consumers {
     pub(crate) fn remove(&mut self, seat: Seat, is_waiting: bool) -> Option<ConsumerKey> {
         if self.seats.remove(&seat).is_some() && is_waiting {
             self.waiting -= 1;
+            self.left += 1;
         }
         let is_active = self.active.is_some_and(|active| active.seat == seat);
         let next = if is_active || self.has_nobody_to_yield_to() { self.activate_next() } else { None };
         for level in &mut self.levels {
             if level.ring.len() > 2 * self.waiting + LEFT_SWEPT_FROM {
                 let seats = &self.seats;
-                level.ring.retain(|seat| seats.contains_key(seat));
+                level.ring.retain(|(seat, _)| seats.contains_key(seat));
             }
         }
         if self.levels.len() > self.seats.len() {
             let seats = &self.seats;
-            self.levels.retain(|level| level.ring.iter().any(|seat| seats.contains_key(seat)));
+            self.levels.retain(|level| level.ring.iter().any(|(seat, _)| seats.contains_key(seat)));
         }
+        self.left = self.levels.iter().map(|level| level.ring.len()).sum::<usize>() - self.waiting;
         next
     }
 
@@ -177,28 +181,34 @@ impl Consumers {
     }
 
     /// Puts a consumer at the end of its ring.
-    pub(crate) fn wait_for_turn(&mut self, seat: Seat, priority: Priority) {
-        self.level(priority).ring.push_back(seat);
+    pub(crate) fn wait_for_turn(&mut self, seat: Seat, key: ConsumerKey, priority: Priority) {
+        self.level(priority).ring.push_back((seat, key));
         self.waiting += 1;
     }
 
-    /// Puts a consumer back whose turn was not used.
-    pub(crate) fn keep_turn(&mut self, seat: Seat, priority: Priority) {
-        self.level(priority).ring.push_front(seat);
-        self.waiting += 1;
-    }
-
-    /// Takes out the consumer whose turn it is.
-    pub(crate) fn take_turn(&mut self) -> Option<(Seat, ConsumerKey)> {
+    /// The consumer whose turn it is, until [`Self::end_turn`].
+    pub(crate) fn next_turn(&mut self) -> Option<(Seat, ConsumerKey)> {
         for level in &mut self.levels {
-            while let Some(seat) = level.ring.pop_front() {
-                if let Some(&(key, _)) = self.seats.get(&seat) {
-                    self.waiting -= 1;
+            while let Some(&(seat, key)) = level.ring.front() {
+                if self.left == 0 || self.seats.contains_key(&seat) {
                     return Some((seat, key));
                 }
+                level.ring.pop_front();
+                self.left -= 1;
             }
         }
         None
+    }
+
+    /// The consumer that [`Self::next_turn`] gave has had its turn. It goes to the end of its ring, or out of it.
+    pub(crate) fn end_turn(&mut self, has_another: bool) {
+        let Some(level) = self.levels.iter_mut().find(|level| !level.ring.is_empty()) else { return };
+        if !has_another {
+            level.ring.pop_front();
+            self.waiting -= 1;
+        } else if level.ring.len() > 1 {
+            level.ring.rotate_left(1);
+        }
     }
 
     fn level(&mut self, priority: Priority) -> &mut Level {
@@ -227,7 +237,8 @@ mod tests {
         }
         assert!(consumers.levels.iter().all(|level| level.ring.len() <= LEFT_SWEPT_FROM + 1));
         assert!(!consumers.any_waiting());
-        assert!(consumers.take_turn().is_none());
+        assert!(consumers.next_turn().is_none());
+        assert_eq!(consumers.left, 0);
     }
 
     #[test]
@@ -246,7 +257,8 @@ mod tests {
         let seat = consumers.add(key(1), 0);
         consumers.remove(seat, true);
         consumers.add(key(1), 0);
-        assert_eq!(consumers.take_turn().map(|(_, key)| key), Some(key(1)));
-        assert!(consumers.take_turn().is_none());
+        assert_eq!(consumers.next_turn().map(|(_, key)| key), Some(key(1)));
+        consumers.end_turn(false);
+        assert!(consumers.next_turn().is_none());
     }
 }

@@ -324,7 +324,9 @@ impl Index {
             }
             self.pages.push_back(Some(Box::default()));
         }
-        self.open_page(position);
+        if !matches!(self.pages.back().map(Option::as_deref), Some(Some(Page::Open(_)))) {
+            self.open_page(position);
+        }
         let Some(Some(Page::Open(page))) = self.pages.back_mut().map(Option::as_deref_mut) else {
             unreachable!("the last page is freed only together with room for a new one, and was opened just now");
         };
@@ -630,16 +632,17 @@ impl Index {
     fn restart(&mut self) {
         self.base = self.next;
         self.due.clear();
-        let last = self.pages.pop_back().flatten();
-        self.drop_pages();
-        let Some(mut last) = last else { return };
+        let before = self.pages.len().saturating_sub(1);
+        let dropped = self.pages.drain(..before).flatten().map(|page| page.memory()).sum();
+        self.meter.subtract(dropped);
+        let Some(Some(last)) = self.pages.back_mut().map(Option::as_deref_mut) else { return self.pages.clear() };
         self.meter.subtract(last.memory());
-        if let Page::Open(page) = &mut *last
-            && page.entries.capacity() <= IDLE_PAGE_ENTRIES
-        {
-            page.entries.clear();
-            page.needed.clear();
-            self.pages.push_back(Some(last));
+        match last {
+            Page::Open(page) if page.entries.capacity() <= IDLE_PAGE_ENTRIES => {
+                page.entries.clear();
+                page.needed.clear();
+            }
+            Page::Open(_) | Page::Packed(_) => self.pages.clear(),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) use self::dying::Dying;
 pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, Settled};
 pub(crate) use self::level::{Level, Levels, Rank};
 pub(crate) use self::settings::{DeadLetters, Overflow, QueueKeys, QueueSettings, Strategy, least_limit};
-use crate::change::{DeathReason, JournalPosition, QueueNumber, Tries};
+use crate::change::{Change, DeathReason, JournalPosition, QueueNumber, Tries};
 use crate::limits::{QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
 use crate::memory::{Lease, Meter};
 use crate::message::{Message, MessageId};
@@ -447,6 +447,19 @@ impl Queue {
         }
     }
 
+    /// The same, and the new grant if one is needed, which is to be the change at `next`.
+    pub(crate) fn grant(&mut self, position: Position, next: JournalPosition) -> (JournalPosition, Option<Change>) {
+        match self.granted(position) {
+            Ok(after) => (after, None),
+            Err(below) => {
+                self.set_grant(below, next);
+                // The old one may still do for this message.
+                let after = self.granted(position).unwrap_or_default();
+                (after, Some(Change::DeliveryGranted { queue: self.declared.number, below }))
+            }
+        }
+    }
+
     /// Messages of a level before a place may be handed out once `at` is durable.
     pub(crate) fn set_grant(&mut self, below: Position, at: JournalPosition) {
         self.levels.begin_of(below).set_grant(below, at);
@@ -621,6 +634,18 @@ impl Queue {
     pub(crate) fn expires_at(&self) -> Option<Deadline> {
         let expires = self.settings.expires.filter(|_| self.declared.standing == Standing::Open)?;
         self.consumers.is_empty().then(|| self.last_used.deadline(expires))
+    }
+
+    /// Whether anything may happen in it but that it delivers.
+    pub(crate) fn acts_alone(&self) -> bool {
+        let QueueSettings { expires, max_length, max_length_bytes, .. } = &self.settings;
+        self.timer.is_some()
+            || self.has_expiring()
+            || !self.dying.is_empty()
+            || expires.is_some()
+            || max_length.is_some()
+            || max_length_bytes.is_some()
+            || self.declared.standing != Standing::Open
     }
 
     /// Whether it ever has to be looked at without being used.

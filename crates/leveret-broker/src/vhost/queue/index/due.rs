@@ -65,7 +65,10 @@ impl Due {
 
     /// Nothing is left at all.
     pub(super) fn clear(&mut self) {
-        self.pages.clear();
-        self.in_time.clear();
+        // A tree that is empty is not cleared for nothing, as most are.
+        if !self.pages.is_empty() {
+            self.pages.clear();
+            self.in_time.clear();
+        }
     }
 }

@@ -142,12 +142,25 @@ pub fn split_frame<'a>(input: &mut &'a [u8], frame_max: u32) -> Result<Option<Ra
 /// Appends a frame whose payload `write` appends.
 pub fn write_frame(out: &mut Vec<u8>, kind: FrameKind, channel: u16, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
-    let [c0, c1] = channel.to_be_bytes();
-    out.extend_from_slice(&[kind as u8, c0, c1, 0, 0, 0, 0]);
+    out.extend_from_slice(&frame_head(kind, channel, 0));
     write(out);
-    let length = u32::try_from(out.len() - start - FRAME_HEAD_BYTES).unwrap_or(u32::MAX);
-    out[start + 3..start + FRAME_HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
+    let head = frame_head(kind, channel, out.len() - start - FRAME_HEAD_BYTES);
+    out[start..start + FRAME_HEAD_BYTES].copy_from_slice(&head);
     out.push(FRAME_END);
+}
+
+/// Appends a frame with this payload.
+fn write_whole_frame(out: &mut Vec<u8>, kind: FrameKind, channel: u16, payload: &[u8]) {
+    out.extend_from_slice(&frame_head(kind, channel, payload.len()));
+    out.extend_from_slice(payload);
+    out.push(FRAME_END);
+}
+
+/// What comes before a payload of so many bytes.
+pub fn frame_head(kind: FrameKind, channel: u16, payload_bytes: usize) -> [u8; FRAME_HEAD_BYTES] {
+    let [c0, c1] = channel.to_be_bytes();
+    let [l0, l1, l2, l3] = u32::try_from(payload_bytes).unwrap_or(u32::MAX).to_be_bytes();
+    [kind as u8, c0, c1, l0, l1, l2, l3]
 }
 
 /// Appends a method frame.
@@ -159,9 +172,10 @@ pub fn write_method(out: &mut Vec<u8>, channel: u16, method: &Method<'_>) {
 ///
 /// The body is cut so that no frame is larger than `frame_max`; an empty body has no frame. AMQP 0-9-1 §4.2.6.
 pub fn write_content(out: &mut Vec<u8>, channel: u16, header: &[u8], body: &[u8], frame_max: u32) {
-    write_frame(out, FrameKind::Header, channel, |out| out.extend_from_slice(header));
+    out.reserve(header.len() + body.len() + 2 * FRAME_OVERHEAD_BYTES);
+    write_whole_frame(out, FrameKind::Header, channel, header);
     for piece in body.chunks(frame_max as usize - FRAME_OVERHEAD_BYTES) {
-        write_frame(out, FrameKind::Body, channel, |out| out.extend_from_slice(piece));
+        write_whole_frame(out, FrameKind::Body, channel, piece);
     }
 }
 

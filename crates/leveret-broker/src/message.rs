@@ -75,7 +75,8 @@ pub struct Message(ThinArc<Facts, u8>);
 
 /// What is known of a message beside its block.
 struct Facts {
-    /// How many queues have it in memory.
+    /// How many queues have it in memory. Changed with the lock of their virtual host held only, so nothing comes between reading
+    /// and writing it.
     holders: AtomicU32,
     /// The number of its place on disk, or one of those below.
     place: AtomicU64,
@@ -149,12 +150,16 @@ impl Message {
 
     /// A queue has it in memory from now on; true if it is the first.
     pub(crate) fn begin_hold(&self) -> bool {
-        self.facts().holders.fetch_add(1, Ordering::Relaxed) == 0
+        let before = self.facts().holders.load(Ordering::Relaxed);
+        self.facts().holders.store(before + 1, Ordering::Relaxed);
+        before == 0
     }
 
     /// A queue lets go of it; true if it is the last.
     pub(crate) fn end_hold(&self) -> bool {
-        self.facts().holders.fetch_sub(1, Ordering::Relaxed) == 1
+        let before = self.facts().holders.load(Ordering::Relaxed);
+        self.facts().holders.store(before - 1, Ordering::Relaxed);
+        before == 1
     }
 
     /// The place on disk that it was written to last, whichever queue that was for.

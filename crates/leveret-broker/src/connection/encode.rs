@@ -1,6 +1,7 @@
 //! From outputs to bytes.
 
-use leveret_amqp::frame::{write_content, write_frame, write_method};
+use leveret_amqp::frame::{FRAME_END, frame_head, write_content, write_frame, write_method};
+use leveret_amqp::limits::FRAME_OVERHEAD_BYTES;
 use leveret_amqp::{FrameKind, Method, ShortStr};
 
 use crate::change::JournalPosition;
@@ -201,16 +202,17 @@ impl Connection {
     ) {
         // A consumer without a tag belongs to a channel that is closed by now.
         let Some(consumer_tag) = self.channels.consumers.tag(consumer) else { return };
-        write_frame(out, FrameKind::Method, channel.number(), |out| {
-            // basic.deliver is 60.60; its last two arguments are the route of the message as it is.
-            out.extend_from_slice(&[0, 60, 0, 60]);
-            let consumer_tag = consumer_tag.as_short_str();
-            out.push(consumer_tag.length_octet());
-            out.extend_from_slice(consumer_tag.as_str().as_bytes());
-            out.extend_from_slice(&tag.number().to_be_bytes());
-            out.push(redelivered.into());
-            out.extend_from_slice(message.route());
-        });
+        let (consumer_tag, route) = (consumer_tag.as_short_str(), message.route());
+        let payload_bytes = 4 + 1 + consumer_tag.as_str().len() + 8 + 1 + route.len();
+        out.reserve(payload_bytes + FRAME_OVERHEAD_BYTES);
+        out.extend_from_slice(&frame_head(FrameKind::Method, channel.number(), payload_bytes));
+        // basic.deliver is 60.60; its last two arguments are the route of the message as it is.
+        out.extend_from_slice(&[0, 60, 0, 60, consumer_tag.length_octet()]);
+        out.extend_from_slice(consumer_tag.as_str().as_bytes());
+        out.extend_from_slice(&tag.number().to_be_bytes());
+        out.push(redelivered.into());
+        out.extend_from_slice(route);
+        out.push(FRAME_END);
         self.content(channel, message, out);
     }
 

@@ -261,7 +261,7 @@ impl VirtualHost {
             channel.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
             rewritten.or(shared)
         } else {
-            settled = journaled.then_some(Change::MessageSettled { queue: queue.declared.number, position: head });
+            settled = journaled.then_some(queue.declared.number);
             let own = queue.settle_head(head).and_then(|settled| settled.message);
             rewritten.or(own)
         };
@@ -275,8 +275,11 @@ impl VirtualHost {
             let (channel, consumer) = (channel_id, key.consumer);
             effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
         }
-        for change in granted.into_iter().chain(settled) {
+        if let Some(change) = granted {
             self.change(change, effects);
+        }
+        if let Some(queue) = settled {
+            self.change(Change::MessageSettled { queue, position: head }, effects);
         }
         if credit == Credit::WindowFull {
             self.starve(key.connection, key.consumer);

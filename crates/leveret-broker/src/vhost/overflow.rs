@@ -18,6 +18,9 @@ impl VirtualHost {
             queue.settings.overflow != Overflow::DropHead && queue.would_overflow(message.body().len())
         };
         let mut full = Route::new();
+        if !route.iter().any(|&id| self.queues.get(id).is_some_and(is_full)) {
+            return full;
+        }
         route.retain(|&mut id| {
             let is_full = self.queues.get(id).is_some_and(is_full);
             if is_full {

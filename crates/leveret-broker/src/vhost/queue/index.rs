@@ -632,9 +632,10 @@ impl Index {
     fn restart(&mut self) {
         self.base = self.next;
         self.due.clear();
-        let before = self.pages.len().saturating_sub(1);
-        let dropped = self.pages.drain(..before).flatten().map(|page| page.memory()).sum();
-        self.meter.subtract(dropped);
+        while self.pages.len() > 1 {
+            self.drop_page(0);
+            self.pages.pop_front();
+        }
         let Some(Some(last)) = self.pages.back_mut().map(Option::as_deref_mut) else { return self.pages.clear() };
         self.meter.subtract(last.memory());
         match last {

@@ -1,6 +1,7 @@
 //! Handing messages out: consumers, credit, `basic.get`; and what a queue does by itself.
 
 use leveret_amqp::Table;
+use slotmap::SlotMap;
 
 use crate::access::Permission;
 use crate::change::{Change, JournalPosition};
@@ -15,7 +16,7 @@ use crate::vhost::queue::arguments::{
 };
 use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat, Turn};
 use crate::vhost::refusal::Refusal;
-use crate::vhost::session::{Consumer, Counter, Credit, Getting, Unacked};
+use crate::vhost::session::{Consumer, Counter, Credit, Getting, Session, Unacked};
 use crate::vhost::tries::with_tries;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
@@ -218,20 +219,11 @@ impl VirtualHost {
     fn deliver_head(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) {
         let window_max = self.window_max();
         let Some(queue) = self.queues.get_mut(id) else { return };
-        let Some((seat, key)) = queue.consumers.next_turn() else { return };
-        let session = self.sessions.get_mut(key.connection);
-        let Some(counter) = session.and_then(|session| session.counter(key.consumer)) else {
-            return queue.consumers.end_turn(false);
+        let (key, mut counter) = match next_served(queue, &mut self.sessions, window_max) {
+            Served::Next(key, counter) => (key, counter),
+            Served::Starved(key) => return self.starve(key.connection, key.consumer),
+            Served::Nobody => return,
         };
-        let credit = counter.credit(window_max);
-        if credit != Credit::Available || !queue.consumers.may_serve(seat) {
-            counter.consumer.waiting = false;
-            queue.consumers.end_turn(false);
-            if credit == Credit::WindowFull {
-                self.starve(key.connection, key.consumer);
-            }
-            return;
-        }
         let tries = queue.told_tries(head);
         let is_manual = counter.consumer.ack_mode == AckMode::Manual;
         let Some(entry) = queue.entry(head) else { return };
@@ -250,29 +242,25 @@ impl VirtualHost {
         let redelivered = queue.is_redelivered(head);
         let (after, granted) =
             if journaled { queue.grant(head, self.position.next()) } else { (JournalPosition::default(), None) };
-        let Counter { consumer, channel, window: used } = counter;
-        let (tag, channel_id) = (channel.unacked.next_tag(), consumer.channel);
+        let Counter { consumer, channel: state, .. } = &mut counter;
+        let (tag, channel) = (state.unacked.next_tag(), consumer.channel);
+        let timeout = consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
         let mut settled = None;
         let message = if is_manual {
             queue.take_head(head, body_bytes);
             consumer.unacked += 1;
-            channel.delivered += 1;
+            state.delivered += 1;
             let (tag, delivered_ms, consumer) = (tag.number(), now.monotonic_ms(), Some(key.consumer));
-            channel.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
+            state.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
             rewritten.or(shared)
         } else {
             settled = journaled.then_some(queue.declared.number);
             let own = queue.settle_head(head).and_then(|settled| settled.message);
             rewritten.or(own)
         };
-        used.deliveries += window;
-        self.window_room = self.window_room.saturating_sub(window);
-        let credit = consumer.credit(channel, used.is_full(self.window_room.min(WINDOW_BYTES_MAX)));
-        consumer.waiting = credit == Credit::Available;
-        queue.consumers.end_turn(consumer.waiting);
-        let timeout = consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
+        let is_starved = end_turn(queue, counter, window, &mut self.window_room);
         if let Some(message) = message {
-            let (channel, consumer) = (channel_id, key.consumer);
+            let consumer = key.consumer;
             effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
         }
         if let Some(change) = granted {
@@ -281,12 +269,36 @@ impl VirtualHost {
         if let Some(queue) = settled {
             self.change(Change::MessageSettled { queue, position: head }, effects);
         }
-        if credit == Credit::WindowFull {
+        if is_starved {
             self.starve(key.connection, key.consumer);
         }
         if let Some(timeout) = timeout.filter(|_| is_manual) {
-            self.arm_channel(key.connection, channel_id, now.deadline(timeout));
+            self.arm_channel(key.connection, channel, now.deadline(timeout));
         }
+    }
+
+    /// Gives a message that no journal knows to the consumer whose turn it is, and that settles what it gets by getting it,
+    /// without having put it into the queue. If that cannot be, returns it.
+    pub(super) fn hand_through(&mut self, id: QueueId, message: Message, effects: &mut Effects) -> Option<Message> {
+        let window_max = self.window_max();
+        let Some(queue) = self.queues.get_mut(id) else { return Some(message) };
+        let (key, counter) = match next_served(queue, &mut self.sessions, window_max) {
+            Served::Next(key, counter) if counter.consumer.ack_mode == AckMode::Automatic => (key, counter),
+            Served::Starved(key) => {
+                self.starve(key.connection, key.consumer);
+                return Some(message);
+            }
+            Served::Next(..) | Served::Nobody => return Some(message),
+        };
+        let (tag, channel) = (counter.channel.unacked.next_tag(), counter.consumer.channel);
+        let is_starved = end_turn(queue, counter, window_bytes(&message), &mut self.window_room);
+        let (consumer, redelivered, after) = (key.consumer, false, JournalPosition::default());
+        effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
+        self.units = self.units.saturating_sub(1);
+        if is_starved {
+            self.starve(key.connection, key.consumer);
+        }
+        None
     }
 
     /// What handing out a journaled message rests on: a grant of its queue, which is renewed if need be.
@@ -447,6 +459,46 @@ impl VirtualHost {
         }
         effects.push(to, Output::GetOk { channel, tag, redelivered, message_count, after, message });
     }
+}
+
+/// Who gets the next message of a queue.
+enum Served<'s> {
+    /// This consumer, whose turn it is until [`end_turn`].
+    Next(ConsumerKey, Counter<'s>),
+    /// Nobody: the window of the consumer whose turn it was is full.
+    Starved(ConsumerKey),
+    /// Nobody.
+    Nobody,
+}
+
+/// The consumer whose turn it is, if it may get another message; else it stands in the ring of the queue no longer.
+fn next_served<'s>(
+    queue: &mut Queue,
+    sessions: &'s mut SlotMap<ConnectionId, Session>,
+    window_max: usize,
+) -> Served<'s> {
+    let Some((seat, key)) = queue.consumers.next_turn() else { return Served::Nobody };
+    let Some(counter) = sessions.get_mut(key.connection).and_then(|session| session.counter(key.consumer)) else {
+        queue.consumers.end_turn(false);
+        return Served::Nobody;
+    };
+    let credit = counter.credit(window_max);
+    if credit == Credit::Available && queue.consumers.may_serve(seat) {
+        return Served::Next(key, counter);
+    }
+    counter.consumer.waiting = false;
+    queue.consumers.end_turn(false);
+    if credit == Credit::WindowFull { Served::Starved(key) } else { Served::Nobody }
+}
+
+/// A consumer was given a message of so many bytes, as windows count them; true if it waits for its window now.
+fn end_turn(queue: &mut Queue, counter: Counter<'_>, window: usize, window_room: &mut usize) -> bool {
+    counter.window.deliveries += window;
+    *window_room = window_room.saturating_sub(window);
+    let credit = counter.credit((*window_room).min(WINDOW_BYTES_MAX));
+    counter.consumer.waiting = credit == Credit::Available;
+    queue.consumers.end_turn(counter.consumer.waiting);
+    credit == Credit::WindowFull
 }
 
 /// Argument `x-priority` of `basic.consume`: any integer. RabbitMQ: consumer priorities.

@@ -176,7 +176,12 @@ impl VirtualHost {
             let number = queue.declared.number;
             let is_last = nth + 1 == route.len() && !journaled && durable_queues.is_empty();
             let body = if is_last { message.take() } else { message.clone() };
-            let Some(body) = body else { continue };
+            let Some(mut body) = body else { continue };
+            if !journaled && expiration_ms.is_none() && queue.is_open_way() {
+                let Some(kept) = self.hand_through(queue_id, body, effects) else { continue };
+                body = kept;
+            }
+            let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             let (rank, time_to_live) = queue.place_for(&body, expiration_ms);
             let expires = time_to_live.map(|time| now.deadline(time));
             let position = queue.push(rank, Entry::new(id, body, expires, journaled));

@@ -22,6 +22,34 @@ fn consumers_take_turns() {
     );
 }
 
+#[test]
+fn consumers_that_ack_and_others_share_a_queue_and_what_comes_back_goes_first() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.consume queue='q' consumer-tag='a' no-ack
+        S: basic.consume-ok 'a'
+        Cb: basic.consume queue='q' consumer-tag='b'
+        Sb: basic.consume-ok 'b'
+        Cc: basic.consume queue='q' consumer-tag='c' no-ack
+        Sc: basic.consume-ok 'c'
+        C: basic.publish routing-key='q' body='1'
+        C: basic.publish routing-key='q' body='2'
+        C: basic.publish routing-key='q' body='3'
+        S: basic.deliver 'a' 1 body='1'
+        Sb: basic.deliver 'b' 1 body='2'
+        Sc: basic.deliver 'c' 1 body='3'
+        Cb: basic.nack delivery-tag=1 requeue
+        Cb: basic.publish routing-key='q' body='4'
+        S: basic.deliver 'a' 2 redelivered body='2'
+        Sb: basic.deliver 'b' 2 body='4'
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 0 3
+        ",
+    );
+}
+
 /// RabbitMQ: consumer priorities. Lower ones are served only while all higher ones are blocked.
 #[test]
 fn a_higher_priority_is_served_first_while_it_has_credit() {

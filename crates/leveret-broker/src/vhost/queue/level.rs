@@ -404,6 +404,18 @@ impl Levels {
         self.others.is_empty().then_some(&mut self.ordinary)
     }
 
+    /// How many messages there are.
+    pub(crate) fn live(&self) -> usize {
+        let others = if self.others.is_empty() { 0 } else { self.others.values().map(Level::live).sum() };
+        self.ordinary.live() + others
+    }
+
+    /// Whether any of them has a deadline.
+    pub(crate) fn has_expiring(&self) -> bool {
+        self.ordinary.expiring() > 0
+            || (!self.others.is_empty() && self.others.values().any(|level| level.expiring() > 0))
+    }
+
     /// For each of the others, the place that its next message gets, and that below which they may be handed out.
     pub(crate) fn others(&self) -> impl Iterator<Item = (Position, Position)> {
         self.others.values().map(|level| (level.next_position(), level.grant_below()))

@@ -146,7 +146,7 @@ impl Queue {
 
     /// Messages that lie in it, delivered or not.
     pub(crate) fn len(&self) -> usize {
-        self.levels.iter().map(Level::live).sum()
+        self.levels.live()
     }
 
     /// Messages that wait to be delivered.
@@ -616,7 +616,7 @@ impl Queue {
 
     /// Whether any message has a deadline.
     pub(crate) fn has_expiring(&self) -> bool {
-        self.levels.iter().any(|level| level.expiring() > 0)
+        self.levels.has_expiring()
     }
 
     /// Whether a message may be due.
@@ -634,6 +634,11 @@ impl Queue {
     pub(crate) fn expires_at(&self) -> Option<Deadline> {
         let expires = self.settings.expires.filter(|_| self.declared.standing == Standing::Open)?;
         self.consumers.is_empty().then(|| self.last_used.deadline(expires))
+    }
+
+    /// Whether a message that comes now may go to whoever waits for one, without having lain in it.
+    pub(crate) fn is_open_way(&self) -> bool {
+        self.consumers.any_waiting() && self.turn == Turn::None && self.ready() == 0 && !self.acts_alone()
     }
 
     /// Whether anything may happen in it but that it delivers.

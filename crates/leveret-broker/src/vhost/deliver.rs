@@ -14,7 +14,7 @@ use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_byt
 use crate::vhost::queue::arguments::{
     CONSUMER_TIMEOUT, QueueType, check_consumer, milliseconds, not_an_integer, value_fault,
 };
-use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat, Turn};
+use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat, Turn, Waiting};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::session::{Consumer, Counter, Credit, Getting, Session, Unacked};
 use crate::vhost::tries::with_tries;
@@ -65,7 +65,7 @@ impl VirtualHost {
         if queue.exclusive_consumer.is_some() || wants_to_be_alone {
             return Err(Refusal::ExclusiveConsumer { queue: name, vhost });
         }
-        let seat = queue.consumers.add(key, priority);
+        let seat = queue.consumers.add(key, consume.ack_mode, priority);
         let waiting = queue.consumers.may_serve(seat);
         if exclusive {
             queue.exclusive_consumer = Some(seat);
@@ -157,7 +157,8 @@ impl VirtualHost {
             let Some(queue) = self.queues.get_mut(queue_id) else { return };
             if queue.consumers.may_serve(seat) {
                 consumer.waiting = true;
-                queue.consumers.wait_for_turn(seat, ConsumerKey { connection: from, consumer: id }, priority);
+                let key = ConsumerKey { connection: from, consumer: id };
+                queue.consumers.wait_for_turn(Waiting { seat, key, ack_mode: consumer.ack_mode }, priority);
                 self.mark_runnable(queue_id);
             }
         } else if credit == Credit::WindowFull {
@@ -477,7 +478,7 @@ fn next_served<'s>(
     sessions: &'s mut SlotMap<ConnectionId, Session>,
     window_max: usize,
 ) -> Served<'s> {
-    let Some((seat, key)) = queue.consumers.next_turn() else { return Served::Nobody };
+    let Some(Waiting { seat, key, .. }) = queue.consumers.next_turn() else { return Served::Nobody };
     let Some(counter) = sessions.get_mut(key.connection).and_then(|session| session.counter(key.consumer)) else {
         queue.consumers.end_turn(false);
         return Served::Nobody;

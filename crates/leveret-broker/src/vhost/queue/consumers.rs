@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::vhost::ConnectionId;
-use crate::vhost::command::ConsumerId;
+use crate::vhost::command::{AckMode, ConsumerId};
 
 /// Names a consumer in its virtual host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,15 @@ pub(crate) type Priority = i64;
 struct Level {
     priority: Priority,
     /// Those that may have credit, in the order of their turns. Some may have left since.
-    ring: VecDeque<(Seat, ConsumerKey)>,
+    ring: VecDeque<Waiting>,
+}
+
+/// A consumer that may get a message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) seat: Seat,
+    pub(crate) key: ConsumerKey,
+    pub(crate) ack_mode: AckMode,
 }
 
 /// Which consumers of a queue are served. RabbitMQ: single active consumer.
@@ -89,7 +97,7 @@ impl Consumers {
     }
 
     /// Takes in a consumer; its turn may come if [`Self::may_serve`] says so.
-    pub(crate) fn add(&mut self, key: ConsumerKey, priority: Priority) -> Seat {
+    pub(crate) fn add(&mut self, key: ConsumerKey, ack_mode: AckMode, priority: Priority) -> Seat {
         self.last_seat += 1;
         let seat = Seat(self.last_seat);
         self.seats.insert(seat, (key, priority));
@@ -103,7 +111,7 @@ impl Consumers {
             }
         }
         if self.may_serve(seat) {
-            self.wait_for_turn(seat, key, priority);
+            self.wait_for_turn(Waiting { seat, key, ack_mode }, priority);
         }
         seat
     }
@@ -164,12 +172,12 @@ impl Consumers {
         for level in &mut self.levels {
             if level.ring.len() > 2 * self.waiting + LEFT_SWEPT_FROM {
                 let seats = &self.seats;
-                level.ring.retain(|(seat, _)| seats.contains_key(seat));
+                level.ring.retain(|waiting| seats.contains_key(&waiting.seat));
             }
         }
         if self.levels.len() > self.seats.len() {
             let seats = &self.seats;
-            self.levels.retain(|level| level.ring.iter().any(|(seat, _)| seats.contains_key(seat)));
+            self.levels.retain(|level| level.ring.iter().any(|waiting| seats.contains_key(&waiting.seat)));
         }
         self.left = self.levels.iter().map(|level| level.ring.len()).sum::<usize>() - self.waiting;
         next
@@ -181,17 +189,22 @@ impl Consumers {
     }
 
     /// Puts a consumer at the end of its ring.
-    pub(crate) fn wait_for_turn(&mut self, seat: Seat, key: ConsumerKey, priority: Priority) {
-        self.level(priority).ring.push_back((seat, key));
+    pub(crate) fn wait_for_turn(&mut self, waiting: Waiting, priority: Priority) {
+        self.level(priority).ring.push_back(waiting);
         self.waiting += 1;
     }
 
+    /// How the consumer settles what it gets whose turn it seems to be: it may have left.
+    pub(crate) fn next_ack_mode(&self) -> Option<AckMode> {
+        self.levels.iter().find_map(|level| level.ring.front()).map(|waiting| waiting.ack_mode)
+    }
+
     /// The consumer whose turn it is, until [`Self::end_turn`].
-    pub(crate) fn next_turn(&mut self) -> Option<(Seat, ConsumerKey)> {
+    pub(crate) fn next_turn(&mut self) -> Option<Waiting> {
         for level in &mut self.levels {
-            while let Some(&(seat, key)) = level.ring.front() {
-                if self.left == 0 || self.seats.contains_key(&seat) {
-                    return Some((seat, key));
+            while let Some(&waiting) = level.ring.front() {
+                if self.left == 0 || self.seats.contains_key(&waiting.seat) {
+                    return Some(waiting);
                 }
                 level.ring.pop_front();
                 self.left -= 1;
@@ -232,7 +245,7 @@ mod tests {
     fn consumers_that_left_do_not_stay_in_the_ring() {
         let mut consumers = Consumers::default();
         for number in 0..10_000 {
-            let seat = consumers.add(key(number), 0);
+            let seat = consumers.add(key(number), AckMode::Manual, 0);
             consumers.remove(seat, true);
         }
         assert!(consumers.levels.iter().all(|level| level.ring.len() <= LEFT_SWEPT_FROM + 1));
@@ -245,7 +258,7 @@ mod tests {
     fn priorities_that_nobody_has_any_more_are_forgotten() {
         let mut consumers = Consumers::default();
         for priority in 0..10_000 {
-            let seat = consumers.add(key(1), priority);
+            let seat = consumers.add(key(1), AckMode::Manual, priority);
             consumers.remove(seat, true);
         }
         assert!(consumers.levels.is_empty());
@@ -254,10 +267,10 @@ mod tests {
     #[test]
     fn whoever_comes_back_under_the_same_name_has_one_turn() {
         let mut consumers = Consumers::default();
-        let seat = consumers.add(key(1), 0);
+        let seat = consumers.add(key(1), AckMode::Manual, 0);
         consumers.remove(seat, true);
-        consumers.add(key(1), 0);
-        assert_eq!(consumers.next_turn().map(|(_, key)| key), Some(key(1)));
+        consumers.add(key(1), AckMode::Manual, 0);
+        assert_eq!(consumers.next_turn().map(|waiting| waiting.key), Some(key(1)));
         consumers.end_turn(false);
         assert!(consumers.next_turn().is_none());
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use leveret_amqp::FieldTable;
 
 pub(crate) use self::arguments::{ArgumentError, ArgumentFault, QueueArguments, QueueType};
-pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing};
+pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing, Waiting};
 pub(crate) use self::dying::Dying;
 pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, Settled};
 pub(crate) use self::level::{Level, Levels, Rank};
@@ -31,6 +31,7 @@ use crate::moment::{Deadline, Moment};
 use crate::names::QueueName;
 use crate::scratch::{Place, Segment};
 use crate::vhost::ConnectionId;
+use crate::vhost::command::AckMode;
 use crate::vhost::delay::delay_ms;
 use crate::vhost::exchange::ExchangeId;
 use crate::vhost::policy::Matching;
@@ -636,9 +637,12 @@ impl Queue {
         self.consumers.is_empty().then(|| self.last_used.deadline(expires))
     }
 
-    /// Whether a message that comes now may go to whoever waits for one, without having lain in it.
+    /// Whether a message that comes now may go to the consumer whose turn it is without having lain in it.
     pub(crate) fn is_open_way(&self) -> bool {
-        self.consumers.any_waiting() && self.turn == Turn::None && self.ready() == 0 && !self.acts_alone()
+        self.consumers.next_ack_mode() == Some(AckMode::Automatic)
+            && self.turn == Turn::None
+            && self.ready() == 0
+            && !self.acts_alone()
     }
 
     /// Whether anything may happen in it but that it delivers.

@@ -494,11 +494,12 @@ fn next_served<'s>(
 
 /// A consumer was given a message of so many bytes, as windows count them; true if it waits for its window now.
 fn end_turn(queue: &mut Queue, counter: Counter<'_>, window: usize, window_room: &mut usize) -> bool {
-    counter.window.deliveries += window;
+    let Counter { consumer, channel, window: used } = counter;
+    used.deliveries += window;
     *window_room = window_room.saturating_sub(window);
-    let credit = counter.credit((*window_room).min(WINDOW_BYTES_MAX));
-    counter.consumer.waiting = credit == Credit::Available;
-    queue.consumers.end_turn(counter.consumer.waiting);
+    let credit = consumer.credit(channel, used.is_full((*window_room).min(WINDOW_BYTES_MAX)));
+    consumer.waiting = credit == Credit::Available;
+    queue.consumers.end_turn(consumer.waiting);
     credit == Credit::WindowFull
 }
 

@@ -1,0 +1,186 @@
+//! One bad input, and the list of all.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use leveret_testkit::run_script;
+
+use crate::wire::SocketWire;
+use crate::{arguments, contents, crowds, frames, handshake, operations, times};
+
+/// One bad input, and what should come of it.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) kind: u8,
+    pub(crate) what: String,
+    steps: Steps,
+}
+
+#[derive(Debug)]
+enum Steps {
+    Script(String),
+    Function(fn(SocketAddr) -> Result<(), String>),
+}
+
+impl Case {
+    pub(crate) fn play(&self, nth: usize, address: SocketAddr) -> Result<(), String> {
+        match &self.steps {
+            Steps::Script(script) => {
+                run_script(&mut SocketWire::new(address), &script.replace('%', &nth.to_string()))
+            }
+            Steps::Function(play) => play(address),
+        }
+    }
+}
+
+/// All bad inputs. In their scripts `%` stands for a number that no other case has, as in `'q%'`.
+#[derive(Debug, Default)]
+pub(crate) struct Cases {
+    kind: u8,
+    pub(crate) played_in_turn: Vec<Case>,
+    /// These wait for timeouts.
+    pub(crate) played_at_once: Vec<Case>,
+}
+
+impl Cases {
+    pub(crate) fn collect() -> Self {
+        let mut cases = Cases::default();
+        handshake::list(&mut cases);
+        frames::list(&mut cases);
+        contents::list(&mut cases);
+        arguments::list(&mut cases);
+        operations::list(&mut cases);
+        crowds::list(&mut cases);
+        times::list(&mut cases);
+        cases
+    }
+
+    /// What follows is of this kind.
+    pub(crate) fn kind(&mut self, kind: u8) -> &mut Self {
+        self.kind = kind;
+        self
+    }
+
+    fn case(&self, what: impl Into<String>, steps: Steps) -> Case {
+        Case { kind: self.kind, what: what.into(), steps }
+    }
+
+    pub(crate) fn script(&mut self, what: impl Into<String>, script: impl Into<String>) -> &mut Self {
+        let case = self.case(what, Steps::Script(script.into()));
+        self.played_in_turn.push(case);
+        self
+    }
+
+    pub(crate) fn function(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
+        let case = self.case(what, Steps::Function(play));
+        self.played_in_turn.push(case);
+        self
+    }
+
+    pub(crate) fn waits(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
+        let case = self.case(what, Steps::Function(play));
+        self.played_at_once.push(case);
+        self
+    }
+
+    /// On an open connection with a channel, this input closes the connection.
+    pub(crate) fn closes(&mut self, what: impl Into<String>, input: &str, reply: &str) -> &mut Self {
+        self.script(
+            what,
+            format!(
+                "
+                C: basic.qos
+                S: basic.qos-ok
+                {input}
+                S/0: connection.close {reply}
+                C/0: connection.close-ok
+                S/0: end
+                "
+            ),
+        )
+    }
+
+    /// On an open channel, this input closes the channel, whose number can be used again.
+    pub(crate) fn refuses(&mut self, what: impl Into<String>, input: &str, reply: &str) -> &mut Self {
+        self.script(what, format!("{input}\nS: channel.close {reply}\n{REOPEN}"))
+    }
+
+    /// This is no fault: the channel goes on.
+    pub(crate) fn tolerates(&mut self, what: impl Into<String>, conversation: &str) -> &mut Self {
+        self.script(what, format!("{conversation}\n{GOES_ON}"))
+    }
+}
+
+/// After a channel exception.
+pub(crate) const REOPEN: &str = "
+    C: channel.close-ok
+    C: channel.open
+    S: channel.open-ok
+    ";
+
+pub(crate) const GOES_ON: &str = "
+    C: basic.qos
+    S: basic.qos-ok
+    ";
+
+/// The lines with which a connection logs in by itself, as a user whose password is their name.
+pub(crate) fn login(connection: &str, user: &str) -> String {
+    format!(
+        "
+        C{connection}/0: protocol-header
+        S{connection}/0: connection.start
+        C{connection}/0: connection.start-ok mechanism='PLAIN' response='\\0{user}\\0{user}'
+        S{connection}/0: connection.tune
+        C{connection}/0: connection.tune-ok
+        C{connection}/0: connection.open virtual-host='/'
+        S{connection}/0: connection.open-ok
+        C{connection}: channel.open
+        S{connection}: channel.open-ok
+        "
+    )
+}
+
+/// A line of the client with these bytes.
+pub(crate) fn raw(bytes: &[u8]) -> String {
+    bytes.iter().fold("C: raw".to_owned(), |mut line, byte| {
+        let _ = write!(line, " {byte:02x}");
+        line
+    })
+}
+
+/// A line with a whole frame, whatever it says.
+pub(crate) fn frame(kind: u8, channel: u16, payload: &[u8]) -> String {
+    let mut bytes = vec![kind];
+    bytes.extend(channel.to_be_bytes());
+    bytes.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
+    bytes.extend(payload);
+    bytes.push(leveret_amqp::frame::FRAME_END);
+    raw(&bytes)
+}
+
+/// A line with a method frame.
+pub(crate) fn method(channel: u16, class: u16, method: u16, arguments: &[u8]) -> String {
+    frame(1, channel, &[&class.to_be_bytes(), &method.to_be_bytes(), arguments].concat())
+}
+
+/// Bytes behind their length.
+pub(crate) fn long(bytes: &[u8]) -> Vec<u8> {
+    [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
+}
+
+/// A field of type `F` or `A` with so many levels below it.
+pub(crate) fn nested(letter: u8, levels: usize) -> Vec<u8> {
+    // From the inside: what a level takes before its content.
+    let name: &[u8] = if letter == b'F' { b"\x01k" } else { b"" };
+    let level_bytes = name.len() + 5;
+    let mut field = Vec::with_capacity(level_bytes * levels + 7);
+    field.extend(b"\x01k");
+    for level in (0..levels).rev() {
+        if level + 1 < levels {
+            field.extend(name);
+        }
+        field.push(letter);
+        field.extend(u32::try_from(level_bytes * level).unwrap().to_be_bytes());
+    }
+    field
+}

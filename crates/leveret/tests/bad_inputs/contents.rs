@@ -1,0 +1,280 @@
+//! Contents: headers, bodies, and what is in the way of either.
+
+use crate::case::{Cases, frame};
+
+const QUEUE: &str = "C: queue.declare queue='q%' exclusive\nS: queue.declare-ok 'q%' 0 0\n";
+const PUBLISH: &str = "C: basic.publish routing-key='q%'\n";
+
+pub(crate) fn list(cases: &mut Cases) {
+    order(cases);
+    sizes(cases);
+    headers(cases);
+    tolerated(cases);
+    returns(cases);
+}
+
+fn order(cases: &mut Cases) {
+    cases.kind(30);
+    for (what, lines) in [
+        ("a content header without a method", "C: content-header 5"),
+        ("an empty content header without a method", "C: content-header 0"),
+        ("a body without a method", "C: content-body 'x'"),
+        ("a body without a header", "C: basic.publish routing-key='q%'\nC: content-body 'x'"),
+        ("a method instead of the header", "C: basic.publish routing-key='q%'\nC: basic.qos"),
+        (
+            "another publish instead of the header",
+            "C: basic.publish routing-key='q%'\nC: basic.publish routing-key='q%'",
+        ),
+        ("a method instead of the body", "C: basic.publish routing-key='q%'\nC: content-header 5\nC: basic.qos"),
+        (
+            "a method amidst the body",
+            "C: basic.publish routing-key='q%'\nC: content-header 5\nC: content-body 'x'\nC: channel.close reply-code=200",
+        ),
+        ("two headers", "C: basic.publish routing-key='q%'\nC: content-header 5\nC: content-header 5"),
+        (
+            "a header amidst the body",
+            "C: basic.publish routing-key='q%'\nC: content-header 5\nC: content-body 'x'\nC: content-header 5",
+        ),
+        (
+            "a body behind a method without content",
+            "C: basic.recover requeue\nS: basic.recover-ok\nC: content-body 'x'",
+        ),
+    ] {
+        cases.closes(what, lines, "505");
+    }
+    cases.closes(
+        "a content header on a channel that is not open",
+        &frame(2, 5, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        "505",
+    );
+
+    cases.kind(31);
+    let header = |class: u8, weight: u8| [0, class, 0, weight, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    for (what, header) in [
+        ("class 50", header(50, 0)),
+        ("class 0", header(0, 0)),
+        ("class 61", header(61, 0)),
+        ("weight 1", header(60, 1)),
+        ("weight 255", header(60, 255)),
+    ] {
+        cases.closes(format!("a content header of {what}"), &format!("{PUBLISH}{}", frame(2, 1, &header)), "505");
+    }
+}
+
+fn sizes(cases: &mut Cases) {
+    cases.kind(32);
+    let too_long = "501 'FRAME_ERROR - content body frame exceeds remaining content size' 60 40";
+    for (what, lines) in [
+        ("one byte too long, in one frame", "C: content-header 5\nC: content-body '123456'"),
+        ("one byte too long, in two frames", "C: content-header 5\nC: content-body '123'\nC: content-body '456'"),
+        (
+            "one byte too long, in frames of a byte",
+            "C: content-header 2\nC: content-body '1'\nC: content-body ''\nC: content-body '23'",
+        ),
+        ("128 KiB too long", "C: content-header 1\nC: content-body 131064*x"),
+    ] {
+        cases.closes(format!("a body {what}"), &format!("{PUBLISH}{lines}"), too_long);
+    }
+    let much = "C: content-body 131064*x\n".repeat(129);
+    cases.closes(
+        "a body 16 MiB too long",
+        &format!("{PUBLISH}C: content-header 1000000\n{}", much.trim_end()),
+        too_long,
+    );
+    cases.closes(
+        "a body where the header says that there is none",
+        &format!("{PUBLISH}C: content-header 0\nC: content-body 'x'"),
+        "505",
+    );
+
+    cases.kind(33);
+    for (size, unsigned) in [
+        ("536870913", "536870913"),
+        ("1073741824", "1073741824"),
+        ("-9223372036854775808", "9223372036854775808"),
+        ("-1", "18446744073709551615"),
+    ] {
+        cases.closes(
+            format!("a size of {unsigned}"),
+            &format!("{PUBLISH}C: content-header {size}"),
+            &format!(
+                "501 'FRAME_ERROR - content body size {unsigned} exceeds maximum allowed size 536870912' 60 40"
+            ),
+        );
+    }
+    for size in ["16777217", "536870912"] {
+        cases.refuses(
+            format!("a size of {size}, above max_message_size"),
+            &format!("{PUBLISH}C: content-header {size}"),
+            &format!(
+                "406 'PRECONDITION_FAILED - message size {size} is larger than configured max size 16777216' 60 40"
+            ),
+        );
+    }
+    cases.script(
+        "a body above max_message_size that comes all the same",
+        format!(
+            "{PUBLISH}C: content-header 16777217\nS: channel.close 406\nC: content-body 131064*x\nC: content-body 131064*x
+            C: channel.close-ok\nC: channel.open\nS: channel.open-ok\nC: basic.qos\nS: basic.qos-ok"
+        ),
+    );
+    let largest = "C+: content-body 131072*x\n".repeat(128);
+    cases.tolerates(
+        "the largest message there may be",
+        &format!(
+            "{QUEUE}{PUBLISH}C: content-header 16777216\n{largest}C: queue.purge queue='q%'\nS: queue.purge-ok 1"
+        ),
+    );
+}
+
+/// Headers that cannot be read reach no queue, and whoever consumes from it goes on.
+fn headers(cases: &mut Cases) {
+    cases.kind(34);
+    let continued: Vec<u8> = b"\0\x01".repeat(500);
+    for (what, flags_and_properties) in [
+        ("no flags", &b""[..]),
+        ("half of the flags", b"\0"),
+        ("a content type that is not there", b"\x80\0"),
+        ("a content type longer than the header", b"\x80\0\x05a"),
+        ("all flags and nothing else", b"\xff\xfc"),
+        ("flags that go on", b"\0\x01"),
+        ("flags that go on and end", b"\0\x01\0\0"),
+        ("flags that never end", &continued),
+        ("a flag that nobody has defined", b"\0\x02"),
+        ("bytes behind the properties", b"\0\0\0"),
+        ("many bytes behind the properties", &[0; 5000]),
+        ("headers longer than the header", b"\x20\0\0\0\0\x05a"),
+        ("headers of 4 GiB", b"\x20\0\xff\xff\xff\xffa"),
+        ("a header of an unknown type", b"\x20\0\0\0\0\x03\x01kZ"),
+        ("a header that ends early", b"\x20\0\0\0\0\x07\x01kS\0\0\0\x05"),
+        ("a header's name that ends early", b"\x20\0\0\0\0\x02\x05k"),
+        ("half a timestamp", b"\0\x40\0\0\0\0"),
+        ("a delivery mode that is not there", b"\x10\0"),
+    ] {
+        let header = frame(2, 1, &[b"\0\x3c\0\0\0\0\0\0\0\0\0\0", flags_and_properties].concat());
+        cases.script(
+            what,
+            format!(
+                "
+                Cb: queue.declare queue='q%'
+                Sb: queue.declare-ok 'q%' 0 0
+                Cb: basic.consume queue='q%' consumer-tag='t' no-ack
+                Sb: basic.consume-ok 't'
+                C: basic.publish routing-key='q%'
+                {header}
+                S/0: connection.close 502
+                C/0: connection.close-ok
+                S/0: end
+                Cb: basic.publish routing-key='q%' body='fine'
+                Sb: basic.deliver 't' 1 body='fine'
+                Cb: queue.delete queue='q%'
+                Sb: queue.delete-ok 0
+                Sb: basic.cancel 't' nowait
+                "
+            ),
+        );
+    }
+}
+
+fn tolerated(cases: &mut Cases) {
+    cases.kind(34).tolerates(
+        "a content type that is not UTF-8, which is the business of those who read it",
+        &format!(
+            "{QUEUE}{PUBLISH}{}\nC: queue.purge queue='q%'\nS: queue.purge-ok 1",
+            frame(2, 1, b"\0\x3c\0\0\0\0\0\0\0\0\0\0\x80\0\x02\xff\xfe")
+        ),
+    );
+    let get = "C: basic.get queue='q%' no-ack\nS: basic.get-ok 1 '' 'q%' 0";
+    cases.kind(35);
+    let empties = "C+: content-body ''\n".repeat(1000);
+    cases.tolerates(
+        "1000 empty body frames before the body",
+        &format!("{QUEUE}{PUBLISH}C: content-header 2\n{empties}C: content-body 'ab'\n{get} body='ab'"),
+    );
+    cases.tolerates(
+        "1000 empty body frames amidst the body",
+        &format!("{QUEUE}{PUBLISH}C: content-header 2\nC: content-body 'a'\n{empties}C: content-body 'b'\n{get} body='ab'"),
+    );
+    cases.closes(
+        "1000 empty body frames of nothing",
+        &format!("{PUBLISH}C: content-header 0\n{empties}C: content-body ''"),
+        "505",
+    );
+
+    cases.kind(36);
+    cases.tolerates("an empty message", &format!("{QUEUE}{PUBLISH}C: content-header 0\n{get} body=''"));
+    cases.tolerates(
+        "an empty message with properties",
+        &format!("{QUEUE}{PUBLISH}C: content-header 0 content-type='text/plain' headers={{k=1}}\n{get} content-type='text/plain' headers={{k=1}} body=''"),
+    );
+    cases.tolerates(
+        "a thousand empty messages",
+        &format!(
+            "{QUEUE}{}C: queue.purge queue='q%'\nS: queue.purge-ok 1000",
+            "C+: basic.publish routing-key='q%' body=''\n".repeat(1000)
+        ),
+    );
+
+    cases.kind(37);
+    let whole = "Creset: basic.publish routing-key='q%'\nCreset: content-header 1048576\n";
+    let half = "Creset: content-body 131064*x\n".repeat(4);
+    for (what, lines) in [
+        ("the method of a message", "Creset: basic.publish routing-key='q%'".to_owned()),
+        ("the method and header of a message", whole.to_owned()),
+        ("half of a message", format!("{whole}{half}")),
+        ("half of a body frame", format!("{whole}{half}Creset: raw 03 00 01 00 01 ff f8 00*60000")),
+        ("seven of eight body frames", format!("{whole}{half}{half}")),
+    ] {
+        cases.script(
+            format!("{what}, and a reset"),
+            format!(
+                "
+                {QUEUE}
+                Creset: queue.declare queue='r%'
+                Sreset: queue.declare-ok 'r%' 0 0
+                Creset: basic.publish routing-key='r%' body='held'
+                Creset: basic.get queue='r%'
+                Sreset: basic.get-ok 1 '' 'r%' 0 body='held'
+                {lines}
+                Creset: end
+                C: basic.consume queue='r%' consumer-tag='t' no-ack
+                S: basic.consume-ok 't'
+                -- Now the broker has noticed.
+                S: basic.deliver 't' 1 redelivered body='held'
+                C: queue.delete queue='r%'
+                S: queue.delete-ok 0
+                S: basic.cancel 't' nowait
+                C: basic.publish routing-key='q%' body='whole'
+                C: queue.declare queue='q%' exclusive passive
+                S: queue.declare-ok 'q%' 1 0
+                C: basic.get queue='q%' no-ack
+                S: basic.get-ok 2 '' 'q%' 0 body='whole'
+                "
+            ),
+        );
+    }
+}
+
+fn returns(cases: &mut Cases) {
+    cases.kind(60);
+    for (what, target) in [
+        ("the default exchange", "routing-key='nowhere%'"),
+        ("a direct exchange", "exchange='amq.direct' routing-key='nowhere%'"),
+        ("a topic exchange", "exchange='amq.topic' routing-key='nowhere%'"),
+        ("a fanout exchange without a queue", "exchange='amq.fanout'"),
+        ("a headers exchange", "exchange='amq.headers' headers={k=1}"),
+    ] {
+        cases.script(
+            format!("a mandatory message that {what} brings nowhere"),
+            format!(
+                "
+                C: confirm.select
+                S: confirm.select-ok
+                C: basic.publish {target} mandatory delivery-mode=2 body='x'
+                S: basic.return 312 'NO_ROUTE' body='x'
+                S: basic.ack 1
+                "
+            ),
+        );
+    }
+}

@@ -1,0 +1,234 @@
+//! What no honest client sends, or sends by mistake, to the real binary over sockets. After each case somebody who was there
+//! before goes on, and somebody new can log in.
+//!
+//! A case is a protocol script (the language is that of `leveret-testkit`), or a function where a script cannot say it. Each
+//! belongs to a kind of bad input, which are numbered: [`handshake`] has the first ones, [`crowds`] the last.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod arguments;
+mod case;
+mod contents;
+mod crowds;
+mod frames;
+mod handshake;
+mod operations;
+#[path = "../command_line/support.rs"]
+#[allow(dead_code, reason = "the tests of the command line need more of it")]
+mod support;
+mod times;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use case::{Case, Cases};
+use leveret_client::{AckMode, BasicProperties, Connection, PublishTo, QueueOptions, Url};
+use support::{Broker, leveret};
+
+/// So many cases there are at least.
+const CASES_LEAST: usize = 500;
+
+/// Kinds of bad inputs; each has more than one case.
+const KINDS: u8 = 61;
+
+/// How long the bystander and the newcomer may take. They need milliseconds.
+const SERVED_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the broker may take. The largest messages that are really sent to it have 16 MiB.
+const MEMORY_MIB_MAX: u64 = 256;
+
+/// Failures after which the rest would tell nothing new.
+const FAILURES_MAX: usize = 5;
+
+/// `guest` may do everything; the others have their names for passwords.
+const DEFINITIONS: &str = r#"{
+    "vhosts": [{"name": "/"}, {"name": "other"}],
+    "users": [
+        {"name": "guest", "password": "guest", "tags": ["administrator"]},
+        {"name": "reader", "password": "reader", "tags": []},
+        {"name": "nobody", "password": "nobody", "tags": []}
+    ],
+    "permissions": [
+        {"user": "guest", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"},
+        {"user": "reader", "vhost": "/", "configure": "", "write": "", "read": ".*"},
+        {"user": "nobody", "vhost": "/", "configure": "", "write": "", "read": ""}
+    ]
+}"#;
+
+fn start(more: &[&str]) -> Broker {
+    let folder = tempfile::tempdir().unwrap();
+    let definitions = folder.path().join("definitions.json");
+    fs::write(&definitions, DEFINITIONS).unwrap();
+    let arguments = ["--amqp-port", "0", "--definitions", definitions.to_str().unwrap()];
+    leveret(&[&arguments[..], more].concat()).start()
+}
+
+/// One who is not to blame.
+struct Bystander {
+    url: Url,
+    connection: Connection,
+    queue: String,
+}
+
+impl Bystander {
+    fn of(broker: &Broker) -> Self {
+        let url: Url = broker.client_url().parse().unwrap();
+        let mut connection = Connection::open(&url).unwrap();
+        let queue = exclusive_queue(&mut connection).unwrap();
+        Bystander { url, connection, queue }
+    }
+
+    /// A message of mine goes there and back, and so does one of somebody who has just come.
+    fn look(&mut self) -> Result<(), String> {
+        let started = Instant::now();
+        round_trip(&mut self.connection, &self.queue).map_err(|error| format!("the bystander: {error}"))?;
+        newcomer(&self.url).map_err(|error| format!("the newcomer: {error}"))?;
+        let took = started.elapsed();
+        if took < SERVED_WITHIN { Ok(()) } else { Err(format!("others are served only after {took:?}")) }
+    }
+}
+
+fn newcomer(url: &Url) -> Result<(), String> {
+    let mut connection = Connection::open(url).map_err(|error| error.to_string())?;
+    let queue = exclusive_queue(&mut connection)?;
+    round_trip(&mut connection, &queue)?;
+    connection.close().map_err(|error| error.to_string())
+}
+
+fn exclusive_queue(connection: &mut Connection) -> Result<String, String> {
+    connection.set_answer_timeout(SERVED_WITHIN);
+    let mut channel = connection.open_channel().map_err(|error| error.to_string())?;
+    let options = QueueOptions { exclusive: true, ..QueueOptions::default() };
+    let declared = channel.declare_queue("", &options).map_err(|error| error.to_string())?;
+    Ok(declared.name.as_str().to_owned())
+}
+
+fn round_trip(connection: &mut Connection, queue: &str) -> Result<(), String> {
+    let exchange = |connection: &mut Connection| {
+        let mut channel = connection.open_channel()?;
+        channel.publish(PublishTo::queue(queue), &BasicProperties::default(), b"still here")?;
+        let got = channel.get(queue, AckMode::Auto)?;
+        channel.close()?;
+        Ok::<_, leveret_client::Error>(got.map(|got| got.delivery.message.body))
+    };
+    match exchange(connection) {
+        Ok(Some(body)) if &body[..] == b"still here" => Ok(()),
+        Ok(other) => Err(format!("instead of its message it got {other:?}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Plays a case, and looks whether it has hurt others.
+fn play(case: &Case, nth: usize, address: SocketAddr, bystander: &mut Bystander) -> Result<(), String> {
+    let blame = |error: String| format!("kind {}, {}: {}", case.kind, case.what, shortened(&error));
+    case.play(nth, address).map_err(blame)?;
+    bystander.look().map_err(blame)
+}
+
+/// Lines that can be read: some inputs have a hundred thousand bytes.
+fn shortened(text: &str) -> String {
+    let short = |line: &str| line.chars().take(200).collect::<String>();
+    text.lines().map(short).collect::<Vec<_>>().join("\n")
+}
+
+/// Sockets that the broker has open. Files come and go with its journal.
+fn sockets(broker: &Broker) -> usize {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", broker.process.id())).unwrap();
+    let is_socket = |target: PathBuf| target.to_string_lossy().starts_with("socket:");
+    // One may be closed meanwhile.
+    descriptors
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| fs::read_link(entry.path()).is_ok_and(is_socket)))
+        .count()
+}
+
+fn address(broker: &Broker) -> SocketAddr {
+    ([127, 0, 0, 1], broker.port()).into()
+}
+
+/// The most memory that the broker has taken at a time, in KiB.
+fn peak_kib(broker: &Broker) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", broker.process.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// The broker lives, nothing in it has panicked, it took no memory for what was only announced, and what the guilty had open
+/// is closed.
+fn check_unharmed(broker: Broker, sockets_before: usize) {
+    let peak_mib = peak_kib(&broker) / 1024;
+    println!("at most {peak_mib} MiB of memory");
+    assert!(peak_mib < MEMORY_MIB_MAX, "the broker took {peak_mib} MiB");
+    let deadline = Instant::now() + support::DEADLINE;
+    while sockets(&broker) > sockets_before {
+        let open = sockets(&broker);
+        assert!(Instant::now() < deadline, "{open} sockets are open, {sockets_before} were before");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let stopped = broker.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
+    assert!(!stopped.stderr.contains("panicked"), "{}", stopped.stderr);
+}
+
+#[test]
+fn a_bad_input_is_answered_as_it_should_be_and_hurts_nobody_else() {
+    let cases = Cases::collect();
+    let mut kinds = BTreeMap::<u8, usize>::new();
+    for case in &cases.played_at_once {
+        *kinds.entry(case.kind).or_default() += 1;
+    }
+    for case in &cases.played_in_turn {
+        *kinds.entry(case.kind).or_default() += 1;
+    }
+    let missing: Vec<_> = (1..=KINDS).filter(|kind| kinds.get(kind).is_none_or(|&count| count < 2)).collect();
+    assert!(missing.is_empty(), "these kinds of bad inputs have no cases: {missing:?}");
+
+    // Those that wait for timeouts do so beside the others, at a broker that does not let them wait for long.
+    let impatient = start(&["--set", "handshake_timeout=1000"]);
+    let broker = start(&[]);
+    let before = (sockets(&broker), sockets(&impatient));
+    let mut bystander = Bystander::of(&broker);
+    let waiting = cases.played_at_once.len();
+    let impatient_address = address(&impatient);
+    let played_at_once: Vec<_> = cases
+        .played_at_once
+        .into_iter()
+        .enumerate()
+        .map(|(nth, case)| {
+            let mut bystander = Bystander::of(&impatient);
+            thread::spawn(move || play(&case, nth, impatient_address, &mut bystander))
+        })
+        .collect();
+
+    let mut failures = Vec::new();
+    let mut passed = 0;
+    for (nth, case) in cases.played_in_turn.iter().enumerate() {
+        match play(case, nth, address(&broker), &mut bystander) {
+            Ok(()) => passed += 1,
+            Err(failure) => failures.push(failure),
+        }
+        assert!(failures.len() < FAILURES_MAX, "{}", failures.join("\n\n"));
+    }
+    for played in played_at_once {
+        match played.join().unwrap() {
+            Ok(()) => passed += 1,
+            Err(failure) => failures.push(failure),
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {} failed:\n\n{}",
+        failures.len(),
+        passed + failures.len(),
+        failures.join("\n\n")
+    );
+    println!("{passed} bad inputs of {} kinds, {waiting} of them with timeouts", kinds.len());
+    assert!(passed >= CASES_LEAST, "only {passed} cases ran");
+    drop(bystander);
+    check_unharmed(impatient, before.1);
+    check_unharmed(broker, before.0);
+}

@@ -1,0 +1,164 @@
+//! Clients that are slow or silent, and how long they may be. The broker that they meet gives a handshake one second.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use leveret_amqp::frame::{HEARTBEAT, write_method};
+use leveret_amqp::{FrameKind, Method, PROTOCOL_HEADER, ShortStr, Table};
+use leveret_testkit::Heard;
+
+use crate::case::Cases;
+use crate::support::DEADLINE;
+use crate::wire::Peer;
+
+/// How long that broker gives a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(1);
+
+/// The heartbeat that is agreed to here; two intervals of silence are the end.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+pub(crate) fn list(cases: &mut Cases) {
+    cases
+        .kind(5)
+        .waits("nothing is said", |address| handshake_ends(address, b"", &[]))
+        .waits("half a header", |address| handshake_ends(address, b"AMQP", &[]))
+        .waits("a header", |address| handshake_ends(address, &PROTOCOL_HEADER, &[]))
+        .waits("a header, a byte at a time", |address| handshake_ends(address, b"", &PROTOCOL_HEADER))
+        .waits("a start-ok, a byte at a time", |address| handshake_ends(address, &PROTOCOL_HEADER, &start_ok()))
+        .waits("no tune-ok", |address| handshake_ends(address, &[&PROTOCOL_HEADER, &start_ok()[..]].concat(), &[]))
+        .waits("no open", |address| {
+            handshake_ends(address, &[&PROTOCOL_HEADER, &start_ok()[..], &tune_ok()].concat(), &[])
+        })
+        .waits("heartbeats instead of open", |address| {
+            let heartbeats = HEARTBEAT.repeat(20);
+            handshake_ends(address, &[&PROTOCOL_HEADER, &start_ok()[..], &tune_ok()].concat(), &heartbeats)
+        })
+        .kind(15)
+        .waits("silence", |address| heartbeats_end(address, b""))
+        .waits("silence amidst a frame", |address| heartbeats_end(address, &[1, 0, 0, 0, 0]))
+        .waits("silence amidst a message", |address| heartbeats_end(address, &half_a_message()))
+        .waits("a byte now and then, which is a sign of life", bytes_are_life);
+}
+
+fn start_ok() -> Vec<u8> {
+    let mut out = Vec::new();
+    let locale = ShortStr::truncated("en_US");
+    let mechanism = ShortStr::truncated("PLAIN");
+    let start_ok = Method::ConnectionStartOk {
+        client_properties: Table::EMPTY,
+        mechanism,
+        response: b"\0guest\0guest",
+        locale,
+    };
+    write_method(&mut out, 0, &start_ok);
+    out
+}
+
+fn tune_ok() -> Vec<u8> {
+    let mut out = Vec::new();
+    let heartbeat = u16::try_from(INTERVAL.as_secs()).unwrap();
+    write_method(&mut out, 0, &Method::ConnectionTuneOk { channel_max: 2047, frame_max: 131_072, heartbeat });
+    out
+}
+
+fn half_a_message() -> Vec<u8> {
+    let mut out = Vec::new();
+    write_method(&mut out, 1, &Method::ChannelOpen { out_of_band: ShortStr::EMPTY });
+    let routing_key = ShortStr::truncated("nowhere");
+    let exchange = ShortStr::EMPTY;
+    write_method(
+        &mut out,
+        1,
+        &Method::BasicPublish { ticket: 0, exchange, routing_key, mandatory: false, immediate: false },
+    );
+    out.extend(b"\x02\0\x01\0\0\0\x0e\0\x3c\0\0\0\0\0\0\0\0\0\x09\0\0\xce");
+    out
+}
+
+/// Whatever a client says, and however slowly, it is over when the time for a handshake is.
+fn handshake_ends(address: SocketAddr, at_once: &[u8], slowly: &[u8]) -> Result<(), String> {
+    let started = Instant::now();
+    let mut peer = Peer::connect(address);
+    peer.send(at_once);
+    let mut slowly = slowly.iter();
+    let deadline = started + DEADLINE;
+    loop {
+        match peer.hear(HANDSHAKE / 8) {
+            Heard::End => break,
+            Heard::Nothing => slowly.next().into_iter().for_each(|&byte| peer.send(&[byte])),
+            Heard::Frame(FrameKind::Method | FrameKind::Heartbeat, 0, _) => {}
+            other => return Err(format!("heard {other:?}")),
+        }
+        if Instant::now() > deadline {
+            return Err("the socket is still open".into());
+        }
+    }
+    check_between(started.elapsed(), HANDSHAKE)
+}
+
+/// Not before its time, and at most five times as long on a busy machine.
+fn check_between(took: Duration, expected: Duration) -> Result<(), String> {
+    let is_in_time = took > expected.mul_f64(0.95) && took < expected * 5;
+    if is_in_time { Ok(()) } else { Err(format!("the socket is closed after {took:?} instead of {expected:?}")) }
+}
+
+fn open(address: SocketAddr) -> Result<Peer, String> {
+    let mut peer = Peer::connect(address);
+    let mut frames = [&PROTOCOL_HEADER, &start_ok()[..], &tune_ok()].concat();
+    let open = Method::ConnectionOpen {
+        virtual_host: ShortStr::truncated("/"),
+        capabilities: ShortStr::EMPTY,
+        insist: false,
+    };
+    write_method(&mut frames, 0, &open);
+    peer.send(&frames);
+    loop {
+        match peer.hear(DEADLINE) {
+            Heard::Frame(FrameKind::Method, 0, payload) => {
+                if let Ok(Method::ConnectionOpenOk { .. }) = Method::decode(&payload) {
+                    return Ok(peer);
+                }
+            }
+            other => return Err(format!("heard {other:?} instead of open-ok")),
+        }
+    }
+}
+
+/// The broker says heartbeats until it has heard nothing for two intervals; then it closes the socket without a method.
+fn heartbeats_end(address: SocketAddr, last_words: &[u8]) -> Result<(), String> {
+    let mut peer = open(address)?;
+    peer.send(last_words);
+    let silent_since = Instant::now();
+    let mut heartbeats = 0;
+    loop {
+        match peer.hear(DEADLINE) {
+            Heard::Frame(FrameKind::Heartbeat, 0, _) => heartbeats += 1,
+            Heard::Frame(FrameKind::Method, 1, _) => {}
+            Heard::End => break,
+            other => return Err(format!("heard {other:?}")),
+        }
+    }
+    if heartbeats == 0 {
+        return Err("the broker sends no heartbeats itself".into());
+    }
+    check_between(silent_since.elapsed(), INTERVAL * 2)
+}
+
+/// A frame of which a byte comes every half interval keeps a connection for longer than two of them.
+fn bytes_are_life(address: SocketAddr) -> Result<(), String> {
+    let mut peer = open(address)?;
+    let started = Instant::now();
+    // The head of a frame that is long in coming.
+    peer.send(&[1, 0, 0, 0, 1, 0, 0]);
+    while started.elapsed() < INTERVAL * 4 {
+        peer.send(b"x");
+        let until = Instant::now() + INTERVAL / 2;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            match peer.hear(left) {
+                Heard::Nothing | Heard::Frame(FrameKind::Heartbeat, 0, _) => {}
+                other => return Err(format!("heard {other:?} after {:?}", started.elapsed())),
+            }
+        }
+    }
+    Ok(())
+}

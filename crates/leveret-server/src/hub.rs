@@ -23,7 +23,7 @@ use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, 
 use parking_lot::{Mutex, MutexGuard};
 use slotmap::SecondaryMap;
 use smallvec::SmallVec;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::bodies::Bodies;
 use crate::clock::Clock;
@@ -47,6 +47,8 @@ pub(crate) struct Hub {
     locked: std::sync::atomic::AtomicU64,
     /// The virtual host has an earlier deadline than before.
     rearm: Notify,
+    /// Whose client is gone has this for each hold of the lock.
+    leaving: Arc<Semaphore>,
 }
 
 struct State {
@@ -104,6 +106,7 @@ impl Hub {
             #[cfg(test)]
             locked: std::sync::atomic::AtomicU64::new(0),
             rearm: Notify::new(),
+            leaving: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -120,7 +123,7 @@ impl Hub {
         let mut state = self.lock();
         let id = state.vhost.connect(login)?;
         state.outboxes.insert(id, Arc::clone(outbox));
-        Ok(Attached { hub: Arc::clone(self), id })
+        Ok(Attached { hub: Arc::clone(self), id, has_left: false })
     }
 
     /// Takes an administrator in, in the same way.
@@ -128,7 +131,7 @@ impl Hub {
         let mut state = self.lock();
         let id = state.vhost.connect_administrator();
         state.outboxes.insert(id, Arc::clone(outbox));
-        Attached { hub: Arc::clone(self), id }
+        Attached { hub: Arc::clone(self), id, has_left: false }
     }
 
     /// Sets a policy. It is durable with the position that [`Self::position`] gives then, and takes effect in steps.
@@ -402,6 +405,8 @@ impl Drop for Hub {
 pub(crate) struct Attached {
     hub: Arc<Hub>,
     id: ConnectionId,
+    /// What it held is given back already.
+    has_left: bool,
 }
 
 impl Attached {
@@ -427,11 +432,44 @@ impl Attached {
     }
 }
 
+impl Attached {
+    /// Waits until nobody else leaves. Many clients may be gone at once, each with much to give back, and who is still there
+    /// would wait behind all of them. To be kept while others have a turn.
+    pub(crate) fn turn_to_leave(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
+        let turn = Arc::clone(&self.hub.leaving).acquire_owned();
+        // It is never closed.
+        async { turn.await.ok() }
+    }
+
+    /// Gives back what it holds, and lets others have a turn meanwhile.
+    pub(crate) async fn leave(mut self) {
+        let mut commands = goodbye();
+        loop {
+            let turn = self.turn_to_leave().await;
+            let progress = self.execute(&mut commands).progress;
+            self.hub.journal.have_written();
+            // This thread finds out now who else has something to do. The next one to leave would keep it from that.
+            tokio::task::yield_now().await;
+            drop(turn);
+            if progress == Progress::Done {
+                break;
+            }
+        }
+        self.has_left = true;
+    }
+}
+
+fn goodbye() -> Commands {
+    let mut commands = Commands::default();
+    commands.push(Command::Disconnect(Farewell::Silent));
+    commands
+}
+
 impl Drop for Attached {
+    /// Without [`Self::leave`], this thread does it at once: the task was dropped.
     fn drop(&mut self) {
-        let mut commands = Commands::default();
-        commands.push(Command::Disconnect(Farewell::Silent));
-        let mut progress = Progress::More;
+        let mut commands = goodbye();
+        let mut progress = if self.has_left { Progress::Done } else { Progress::More };
         while progress == Progress::More {
             progress = self.hub.execute(self.id, &mut commands).progress;
             self.hub.journal.have_written();

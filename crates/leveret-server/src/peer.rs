@@ -112,7 +112,9 @@ pub(crate) async fn serve(
     };
     tracing::debug!(peer = %address, "connection accepted");
     let ended = peer.run(address, shutdown).await;
-    drop(peer.attached.take());
+    if let Some(attached) = peer.attached.take() {
+        attached.leave().await;
+    }
     let (user, fault) = (peer.connection.user(), peer.connection.fault());
     match (user, fault, ended) {
         (Some(user), None, Ok(())) => tracing::info!(peer = %address, user, "connection closed"),
@@ -137,7 +139,15 @@ impl Peer {
                 // Others have a turn, and this thread may have to read them first.
                 tokio::task::yield_now().await;
             }
+            let turn = match &self.attached {
+                Some(attached) if self.is_gone => attached.turn_to_leave().await,
+                Some(_) | None => None,
+            };
             self.work(address);
+            if turn.is_some() {
+                tokio::task::yield_now().await;
+                drop(turn);
+            }
             self.registered.reach(self.connection.phase());
             self.begin_check(address);
             let unfinished = self.connection.unfinished_bytes() + self.carry.len();

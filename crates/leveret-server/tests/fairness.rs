@@ -304,3 +304,50 @@ fn a_client_that_asks_and_does_not_read_is_not_read_either() {
         assert!(taken < MORE_THAN_ENOUGH, "the broker takes in whatever is sent");
     }
 }
+
+/// What many clients held that are gone at once goes back in as many steps, and not all of them come before anybody else.
+#[test]
+fn others_are_served_while_many_clients_are_gone_at_once() {
+    const CLIENTS: u32 = 100;
+    const HELD_BY_EACH: u32 = 3000;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let server = runtime.block_on(Server::start(ServerConfig::default())).unwrap();
+    let address = server.addresses()[0];
+    let mut bystander = open(address, 0);
+    bystander.write_all(&declare("q", false)).unwrap();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = open(address, 0);
+            client.write_all(&consume("q", "t")).unwrap();
+            client
+        })
+        .collect();
+    // Messages that are ready, and consumers.
+    let look = |bystander: &mut TcpStream| {
+        bystander.write_all(&declare("q", true)).unwrap();
+        let mut answer = [0; 256];
+        let count = bystander.read(&mut answer).unwrap();
+        let (rest, consumers) = answer[..count - 1].split_last_chunk().unwrap();
+        let (_, messages) = rest.split_last_chunk().unwrap();
+        (u32::from_be_bytes(*messages), u32::from_be_bytes(*consumers))
+    };
+    let wait_for = |bystander: &mut TcpStream, state: (u32, u32), what: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        let mut looks = 0;
+        while look(bystander) != state {
+            assert!(Instant::now() < deadline, "{what}");
+            looks += 1;
+        }
+        looks
+    };
+    wait_for(&mut bystander, (0, CLIENTS), "not all of them consume");
+    let all = HELD_BY_EACH * CLIENTS;
+    for _ in 0..CLIENTS {
+        bystander.write_all(&publish("q", b"").repeat(HELD_BY_EACH as usize)).unwrap();
+    }
+    wait_for(&mut bystander, (0, CLIENTS), "not all is delivered");
+    drop(clients);
+    let looks = wait_for(&mut bystander, (all, 0), "not all went back");
+    // Some look comes first in any case, and some last.
+    assert!(looks > CLIENTS / 5, "{looks} answers while {CLIENTS} clients went");
+}

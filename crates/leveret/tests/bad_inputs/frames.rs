@@ -265,6 +265,21 @@ fn closing(cases: &mut Cases) {
         format!("C: basic.qos\nS: basic.qos-ok\n{goodbye}\nS/0: connection.close-ok\nS/0: end"),
     );
     cases.script(
+        "connection.close with a text of several lines, of a client whose name has some, too",
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest' client-properties={connection_name='\\x1b[2J\\r\\nforged' product='\\x1b[2J\\r\\nforged'}
+        S/0: connection.tune
+        C/0: connection.tune-ok
+        C/0: connection.open virtual-host='/'
+        S/0: connection.open-ok
+        C/0: connection.close reply-code=500 reply-text='\\x1b[2J\\r\\nforged'
+        S/0: connection.close-ok
+        S/0: end
+        ",
+    );
+    cases.script(
         "connection.close, and more in one breath",
         format!("C: basic.qos\nS: basic.qos-ok\nC+/0: connection.close reply-code=200\nC+: queue.declare queue='q%'\nC: raw ff*70\nS/0: connection.close-ok\nS/0: end\n{is_not_executed}"),
     );

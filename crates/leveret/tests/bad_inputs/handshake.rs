@@ -137,6 +137,8 @@ fn logins(cases: &mut Cases) {
     let nuls = "\\0".repeat(3500);
     for (what, login, code) in [
         ("an unknown mechanism", "mechanism='MAGIC' response='x'", 503),
+        ("a mechanism with line breaks", "mechanism='\\x1b[2J\\r\\nforged' response='x'", 503),
+        ("a user with line breaks", "mechanism='PLAIN' response='\\0\\x1b[2J\\r\\nforged\\0x'", 403),
         ("EXTERNAL, which is not offered", "mechanism='EXTERNAL'", 503),
         ("no mechanism", "mechanism='' response='\\0guest\\0guest'", 503),
         ("a mechanism in lower case", "mechanism='plain' response='\\0guest\\0guest'", 503),
@@ -189,6 +191,7 @@ fn logins(cases: &mut Cases) {
         open(cases, &format!("{user} opens '{vhost}'"), user, vhost);
     }
     open(cases, "guest opens a name of 255 bytes", "guest", &"v".repeat(255));
+    open(cases, "guest opens a name with line breaks", "guest", "\\x1b[2J\\r\\nforged");
 }
 
 /// A virtual host that is not there, or not for this user.

@@ -172,6 +172,9 @@ fn check_unharmed(broker: Broker, sockets_before: usize) {
     let stopped = broker.stop();
     assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
     assert!(!stopped.stderr.contains("panicked"), "{}", stopped.stderr);
+    // What clients say is shown in the log, and must not pass for the log itself, or for orders to a terminal.
+    let is_forged = |line: &&str| line.contains(char::is_control) || line.starts_with("forged");
+    assert_eq!(stopped.stderr.lines().find(is_forged), None);
 }
 
 #[test]

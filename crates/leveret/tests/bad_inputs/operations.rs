@@ -33,6 +33,16 @@ fn missing(cases: &mut Cases) {
         cases.refuses(line, &format!("C: {line}"), "404");
     }
     cases.refuses(
+        "a queue that is not there, whose name has line breaks",
+        "C: basic.get queue='\\x1b[2J\\r\\nforged'",
+        "404",
+    );
+    cases.refuses(
+        "an exchange that is not there, whose name has line breaks",
+        "C: basic.publish exchange='\\x1b[2J\\r\\nforged' body='x'",
+        "404",
+    );
+    cases.refuses(
         "a binding to a missing exchange",
         &format!("{QUEUE}C: queue.bind queue='q%' exchange='missing%'"),
         "404",

@@ -21,6 +21,9 @@ pub(crate) const RECORD_HEADER_BYTES: usize = 24;
 /// Batches begin at multiples of this.
 pub(crate) const ALIGNMENT: usize = 8;
 
+/// No journal gets so far with any number, whatever its checksums say; sums behind this do not overflow.
+const NUMBERS_END: u64 = 1 << 62;
+
 const SUFFIX: &str = ".segment";
 
 /// One record, as it was appended.
@@ -56,7 +59,7 @@ pub(crate) fn damaged_region_prefix(generation: u64) -> String {
 pub(crate) fn generation_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let generation = digits.parse().ok()?;
-    (generation > 0 && segment_name(generation) == name).then_some(generation)
+    ((1..NUMBERS_END).contains(&generation) && segment_name(generation) == name).then_some(generation)
 }
 
 /// A secret of the journal, made once. It goes into every checksum, so that nobody who only hands in payloads can make
@@ -182,7 +185,7 @@ impl SegmentHeader {
         let mut salt = Salt::default();
         salt.copy_from_slice(&bytes[48..64]);
         let table = bytes[SEGMENT_HEADER_BYTES..].chunks_exact(STREAM_BYTES).take(u32_at(bytes, 64) as usize);
-        HeaderFound::Valid(SegmentHeader {
+        let header = SegmentHeader {
             generation: u64_at(bytes, 16),
             first_sequence: u64_at(bytes, 24),
             previous_generation: u64_at(bytes, 32),
@@ -195,7 +198,15 @@ impl SegmentHeader {
                     (u32_at(entry, 0), StreamState { last: u64_at(entry, 4), replay_from: u64_at(entry, 12) })
                 })
                 .collect(),
-        })
+        };
+        if header.is_sane() { HeaderFound::Valid(header) } else { HeaderFound::Invalid }
+    }
+
+    fn is_sane(&self) -> bool {
+        let SegmentHeader { generation, first_sequence, previous_generation, previous_end, replay, .. } = self;
+        let numbers = [generation, first_sequence, previous_generation, previous_end, &self.compacted_through];
+        let lasts = self.streams.values().map(|state| &state.last);
+        numbers.into_iter().chain([&replay.generation, &replay.sequence]).chain(lasts).all(|&n| n < NUMBERS_END)
     }
 }
 
@@ -277,8 +288,7 @@ impl BatchHeader {
             first_sequence: u64_at(bytes, 24),
             durable_before: u64_at(bytes, 32),
         };
-        // No journal gets so far; sums behind this do not overflow.
-        let is_sane = header.first_sequence < 1 << 62 && header.durable_before < 1 << 62;
+        let is_sane = header.first_sequence < NUMBERS_END && header.durable_before < NUMBERS_END;
         (is_sane && u32_at(bytes, 4) == crc32c_append(seeds.header, covered)).then_some(header)
     }
 }
@@ -332,12 +342,14 @@ impl<'a> FoundBatch<'a> {
 /// The record that these bytes are, if it verifies.
 pub(crate) fn decode_record(bytes: &[u8], seeds: Seeds) -> Option<Record<'_>> {
     let covered = bytes.get(8..)?;
-    (u32_at(bytes, 4) == crc32c_append(seeds.record, covered)).then(|| Record {
+    let verifies = u32_at(bytes, 4) == crc32c_append(seeds.record, covered);
+    let record = verifies.then(|| Record {
         stream: u32_at(bytes, 8),
         term: u32_at(bytes, 12),
         sequence: u64_at(bytes, 16),
         payload: &bytes[RECORD_HEADER_BYTES..],
-    })
+    });
+    record.filter(|record| record.sequence < NUMBERS_END)
 }
 
 /// What the header of a record says that need not verify: how many bytes it takes, its stream and sequence.

@@ -77,6 +77,26 @@ fn a_valid_batch_behind_a_torn_one_never_comes_back() {
 }
 
 #[test]
+fn a_number_that_no_journal_gets_to_is_damage_whatever_its_checksum_says() {
+    let (mut files, last, end) = ten_batches(true);
+    let bytes = files.get_mut(SEGMENT).unwrap();
+    // Records are missing, and numbers go on behind them.
+    bytes[HEADER + 41] ^= 1;
+    let sequence_at = last + 40 + 16;
+    bytes[sequence_at..sequence_at + 8].fill(0xFF);
+    let mut batch = bytes[last..last + 40 + 3 * 34].to_vec();
+    crate::format::seal(&mut batch, Seeds::new(&SALT, 1), 3, 28, 28);
+    bytes[last..last + batch.len()].copy_from_slice(&batch);
+    assert!(last + batch.len() <= end);
+    files.insert(format!("{}.segment", u64::MAX), vec![0; 200]);
+    let disk = MemoryDisk::of(files);
+    check(&disk, &mut |_| {}).unwrap();
+    let (_, found, recovery) = open(&disk, SMALL);
+    assert!(recovery.records_missing() > 0 && recovery.streams[&1] < 100, "{recovery:?}");
+    assert!(found.iter().all(|(_, sequence, _)| *sequence <= 30), "{found:?}");
+}
+
+#[test]
 fn a_start_that_is_interrupted_anywhere_and_repeated_gives_the_same() {
     let (mut files, last, _) = ten_batches(false);
     files.get_mut(SEGMENT).unwrap()[last + 40..].fill(0);

@@ -365,7 +365,13 @@ impl<'a> Reader<'a> {
     }
 
     fn queue(&mut self) -> Result<QueueNumber, DecodeChangeError> {
-        self.u64().map(QueueNumber)
+        let number = self.u64()?;
+        // No virtual host gets so far.
+        if number < 1 << 62 {
+            Ok(QueueNumber(number))
+        } else {
+            Err(DecodeChangeError("its queue has no such number"))
+        }
     }
 
     fn position(&mut self) -> Result<QueuePosition, DecodeChangeError> {
@@ -495,6 +501,33 @@ mod tests {
 
     pub(super) fn short(text: &str) -> ShortString {
         ShortString::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_number_that_nothing_gets_to_is_refused() {
+        let entry = |message| PageEntry {
+            position: QueuePosition(1),
+            message: JournalPosition(message),
+            bytes: 5,
+            body_bytes: 0,
+            expires: None,
+        };
+        let page = |message| Change::QueuePage {
+            queue: QueueNumber(1),
+            entries: PageEntries::pack(&[entry(7), entry(message)]),
+        };
+        let deleted = |queue| Change::QueueDeleted { queue: QueueNumber(queue) };
+        for (change, is_taken) in [
+            (page((1 << 62) - 1), true),
+            (page(1 << 62), false),
+            (page(u64::MAX), false),
+            (deleted((1 << 62) - 1), true),
+            (deleted(1 << 62), false),
+        ] {
+            let mut bytes = Vec::new();
+            change.encode(&mut bytes);
+            assert_eq!(Change::decode(&bytes).is_ok(), is_taken, "{change:?}");
+        }
     }
 
     /// One of each, with every optional part there and not there.

@@ -108,6 +108,10 @@ fn next(rest: &mut &[u8], form: Form, position: &mut u64, message: &mut u64) -> 
         None
     };
     let bytes = u32::try_from(bytes >> 1).ok()?;
+    // No journal gets so far.
+    if *message >= 1 << 62 {
+        return None;
+    }
     let (position, message) = (QueuePosition(*position), JournalPosition(*message));
     Some(PageEntry { position, message, bytes, body_bytes, expires })
 }

@@ -33,7 +33,7 @@ struct Whole<'i> {
 }
 
 /// What was found in order last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Familiar {
     /// Exchange and routing key that are text.
     route: Vec<u8>,
@@ -43,15 +43,18 @@ pub(super) struct Familiar {
 }
 
 /// What the broker needs of such properties.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ordinary {
     delivery_mode: DeliveryMode,
     expiration_ms: Option<u64>,
 }
 
-impl Default for Ordinary {
+impl Default for Familiar {
+    /// Two empty names, and no properties: as long as nothing was found, that is in order. What is no route and no properties at
+    /// all is not.
     fn default() -> Self {
-        Ordinary { delivery_mode: DeliveryMode::Transient, expiration_ms: None }
+        let ordinary = Ordinary { delivery_mode: DeliveryMode::Transient, expiration_ms: None };
+        Familiar { route: vec![0, 0], properties: vec![0, 0], ordinary }
     }
 }
 
@@ -179,6 +182,18 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_in_order_before_anything_was_found_is_so_by_itself() {
+        let mut familiar = Familiar::default();
+        assert!(is_route(&familiar.route) && familiar.knows_route(b"\0\0"));
+        assert!(!familiar.knows_route(b"") && !familiar.knows_route(b"\0"));
+        let header = |properties: &[u8]| [BASIC_CONTENT, &[0; 8], properties].concat();
+        assert!(familiar.ordinary(&header(b"")).is_none() && familiar.ordinary(&header(b"\0")).is_none());
+        let decoded = Familiar { properties: Vec::new(), ..Familiar::default() }.ordinary(&header(b"\0\0"));
+        assert_eq!(familiar.ordinary(&header(b"\0\0")), decoded);
+        assert!(decoded.is_some());
+    }
 
     #[test]
     fn a_route_is_two_short_strings_of_text() {

@@ -24,6 +24,26 @@ fn refused(input: &str, reply: &str) {
     ));
 }
 
+/// The first publish of a connection, all its frames at once, without names or without property flags.
+#[test]
+fn a_publish_that_lacks_names_or_flags_is_refused_whole_or_not() {
+    let no_names = "01 00 01 00 00 00 07 00 3c 00 28 00 00 00 ce";
+    let names = "01 00 01 00 00 00 0a 00 3c 00 28 00 00 00 01 'q' 00 ce";
+    let header = "02 00 01 00 00 00 0e 00 3c 00*12 ce";
+    let no_flags = "02 00 01 00 00 00 0c 00 3c 00*10 ce";
+    refused(&format!("C: raw {no_names} {header}"), "501");
+    refused(&format!("C: raw {names} {no_flags}"), "502");
+    script(&format!(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: raw {names} {header}
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 '' 'q' 0 body=''
+        "
+    ));
+}
+
 /// The texts are Erlang terms: RabbitMQ shows type and payload, sixteen octets of it, and what is wrong.
 #[test]
 fn broken_frames_are_501() {

@@ -109,6 +109,8 @@ enum Timer {
 #[derive(Debug)]
 pub struct VirtualHost {
     name: VhostName,
+    /// A piece of work is being done: nobody is handed anything meanwhile.
+    is_working: bool,
     sessions: SlotMap<ConnectionId, Session>,
     queues: SlotMap<QueueId, Queue>,
     queue_names: HashMap<QueueName, QueueId, FixedState>,
@@ -181,6 +183,7 @@ impl VirtualHost {
         let memory = Meter::default();
         VirtualHost {
             name,
+            is_working: false,
             sessions: SlotMap::with_key(),
             queues: SlotMap::with_key(),
             queue_names: HashMap::with_hasher(FixedState::with_seed(hash_seed)),

@@ -177,7 +177,8 @@ impl VirtualHost {
             let is_last = nth + 1 == route.len() && !journaled && durable_queues.is_empty();
             let body = if is_last { message.take() } else { message.clone() };
             let Some(mut body) = body else { continue };
-            if !journaled && expiration_ms.is_none() && queue.is_open_way() {
+            // What is begun is done before anybody is handed anything.
+            if !journaled && expiration_ms.is_none() && !self.is_working && queue.is_open_way() {
                 let Some(kept) = self.hand_through(queue_id, body, effects) else { continue };
                 body = kept;
             }

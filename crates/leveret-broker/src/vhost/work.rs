@@ -105,13 +105,14 @@ impl VirtualHost {
 
     /// Goes on with a piece of work as far as this hold of the lock allows; true once nothing is left of it.
     fn work_on(&mut self, now: Moment, work: &mut Work, effects: &mut Effects) -> bool {
-        while self.units > 0 {
+        self.is_working = true;
+        let mut is_done = false;
+        while self.units > 0 && !is_done {
             self.units -= 1;
-            if !self.work_once(now, work, effects) {
-                return true;
-            }
+            is_done = !self.work_once(now, work, effects);
         }
-        false
+        self.is_working = false;
+        is_done
     }
 
     /// A command of a connection has begun something that others need not wait for.

@@ -639,7 +639,8 @@ impl Queue {
 
     /// Whether a message that comes now may go to the consumer whose turn it is without having lain in it.
     pub(crate) fn is_open_way(&self) -> bool {
-        self.consumers.next_ack_mode() == Some(AckMode::Automatic)
+        self.consumers.any_waiting()
+            && self.consumers.next_ack_mode() == Some(AckMode::Automatic)
             && self.turn == Turn::None
             && self.ready() == 0
             && !self.acts_alone()

@@ -459,3 +459,25 @@ fn a_channel_that_is_closed_because_a_consumer_was_late_has_not_failed() {
         ",
     );
 }
+
+/// All that a client leaves behind goes back before anybody is handed anything, and what it consumed with goes, too.
+#[test]
+fn a_dead_letter_of_a_client_that_leaves_is_not_handed_to_it() {
+    script(
+        "
+        C: queue.declare queue='letters'
+        S: queue.declare-ok 'letters' 0 0
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-delivery-limit=0 x-dead-letter-exchange='' x-dead-letter-routing-key='letters'}
+        S: queue.declare-ok 'q' 0 0
+        Cb/1: basic.consume queue='q' consumer-tag='work'
+        Sb/1: basic.consume-ok 'work'
+        Cb/2: basic.consume queue='letters' consumer-tag='letters' no-ack
+        Sb/2: basic.consume-ok 'letters'
+        C: basic.publish routing-key='q' body='m'
+        Sb/1: basic.deliver 'work' 1 body='m'
+        Cb/0: end
+        C: basic.get queue='letters' no-ack
+        S: basic.get-ok 1 '' 'letters' 0 body='m'
+        ",
+    );
+}

@@ -5,7 +5,8 @@ use smallvec::SmallVec;
 
 use super::page::Form;
 use super::{
-    Change, DeathReason, Enqueued, Expiry, JournalPosition, PageEntries, QueueNumber, QueuePosition, Tries,
+    Change, DeathReason, Enqueued, Expiry, JournalPosition, NUMBERS_END, PageEntries, QueueNumber, QueuePosition,
+    Tries,
 };
 use crate::message::{DeliveryMode, History, Message};
 use crate::names::{ExchangeName, PolicyName, QueueName};
@@ -366,8 +367,7 @@ impl<'a> Reader<'a> {
 
     fn queue(&mut self) -> Result<QueueNumber, DecodeChangeError> {
         let number = self.u64()?;
-        // No virtual host gets so far.
-        if number < 1 << 62 {
+        if number < NUMBERS_END {
             Ok(QueueNumber(number))
         } else {
             Err(DecodeChangeError("its queue has no such number"))

@@ -19,6 +19,9 @@ use crate::names::{ExchangeName, PolicyName, QueueName};
 use crate::vhost::binding::Binding;
 use crate::vhost::policy::{PolicyKind, PolicySource};
 
+/// No journal gets so far with the number of a change, a message or a queue: a record that says so is not believed.
+const NUMBERS_END: u64 = 1 << 62;
+
 /// A point in the journal stream of one virtual host: how many changes lie before it. Positions grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JournalPosition(pub u64);

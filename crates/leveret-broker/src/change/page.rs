@@ -1,6 +1,6 @@
 //! Entries of a queue as a checkpoint repeats them, in a few bytes each. Drawn in `docs/formats/changes.md`.
 
-use crate::change::{Expiry, JournalPosition, QueuePosition};
+use crate::change::{Expiry, JournalPosition, NUMBERS_END, QueuePosition};
 use crate::number::{read_number, write_number};
 
 /// A journaled message that lies in a queue.
@@ -108,8 +108,7 @@ fn next(rest: &mut &[u8], form: Form, position: &mut u64, message: &mut u64) -> 
         None
     };
     let bytes = u32::try_from(bytes >> 1).ok()?;
-    // No journal gets so far.
-    if *message >= 1 << 62 {
+    if *message >= NUMBERS_END {
         return None;
     }
     let (position, message) = (QueuePosition(*position), JournalPosition(*message));

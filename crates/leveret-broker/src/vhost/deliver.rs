@@ -16,7 +16,7 @@ use crate::vhost::queue::arguments::{
 };
 use crate::vhost::queue::{ArgumentError, Body, ConsumerKey, Position, Priority, Queue, Seat, Turn, Waiting};
 use crate::vhost::refusal::Refusal;
-use crate::vhost::session::{Consumer, Counter, Credit, Getting, Session, Unacked};
+use crate::vhost::session::{Consumer, Credit, Getting, Recipient, Session, Unacked};
 use crate::vhost::tries::with_tries;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
@@ -149,9 +149,9 @@ impl VirtualHost {
     /// Puts a consumer back into the ring of its queue if it has credit again.
     pub(super) fn offer_turn(&mut self, from: ConnectionId, id: ConsumerId) {
         let window_max = self.window_max();
-        let Some(counter) = self.sessions.get_mut(from).and_then(|session| session.counter(id)) else { return };
-        let credit = counter.credit(window_max);
-        let consumer = counter.consumer;
+        let Some(recipient) = self.sessions.get_mut(from).and_then(|session| session.recipient(id)) else { return };
+        let credit = recipient.credit(window_max);
+        let consumer = recipient.consumer;
         if credit == Credit::Available && !consumer.waiting {
             let (queue_id, seat, priority) = (consumer.queue, consumer.seat, consumer.priority);
             let Some(queue) = self.queues.get_mut(queue_id) else { return };
@@ -220,13 +220,13 @@ impl VirtualHost {
     fn deliver_head(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) {
         let window_max = self.window_max();
         let Some(queue) = self.queues.get_mut(id) else { return };
-        let (key, mut counter) = match next_served(queue, &mut self.sessions, window_max) {
-            Served::Next(key, counter) => (key, counter),
+        let (key, mut recipient) = match next_served(queue, &mut self.sessions, window_max) {
+            Served::Next(key, recipient) => (key, recipient),
             Served::Starved(key) => return self.starve(key.connection, key.consumer),
             Served::Nobody => return,
         };
         let tries = queue.told_tries(head);
-        let is_manual = counter.consumer.ack_mode == AckMode::Manual;
+        let is_manual = recipient.consumer.ack_mode == AckMode::Manual;
         let Some(entry) = queue.entry(head) else { return };
         let Body::Resident(message) = &entry.body else {
             queue.parked = Some(head);
@@ -243,7 +243,7 @@ impl VirtualHost {
         let redelivered = queue.is_redelivered(head);
         let (after, granted) =
             if journaled { queue.grant(head, self.position.next()) } else { (JournalPosition::default(), None) };
-        let Counter { consumer, channel: state, .. } = &mut counter;
+        let Recipient { consumer, channel: state, .. } = &mut recipient;
         let (tag, channel) = (state.unacked.next_tag(), consumer.channel);
         let timeout = consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
         let mut settled = None;
@@ -259,7 +259,7 @@ impl VirtualHost {
             let own = queue.settle_head(head).and_then(|settled| settled.message);
             rewritten.or(own)
         };
-        let is_starved = end_turn(queue, counter, window, &mut self.window_room);
+        let is_starved = end_turn(queue, recipient, window, &mut self.window_room);
         if let Some(message) = message {
             let consumer = key.consumer;
             effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
@@ -283,16 +283,16 @@ impl VirtualHost {
     pub(super) fn hand_through(&mut self, id: QueueId, message: Message, effects: &mut Effects) -> Option<Message> {
         let window_max = self.window_max();
         let Some(queue) = self.queues.get_mut(id) else { return Some(message) };
-        let (key, counter) = match next_served(queue, &mut self.sessions, window_max) {
-            Served::Next(key, counter) if counter.consumer.ack_mode == AckMode::Automatic => (key, counter),
+        let (key, recipient) = match next_served(queue, &mut self.sessions, window_max) {
+            Served::Next(key, recipient) if recipient.consumer.ack_mode == AckMode::Automatic => (key, recipient),
             Served::Starved(key) => {
                 self.starve(key.connection, key.consumer);
                 return Some(message);
             }
             Served::Next(..) | Served::Nobody => return Some(message),
         };
-        let (tag, channel) = (counter.channel.unacked.next_tag(), counter.consumer.channel);
-        let is_starved = end_turn(queue, counter, window_bytes(&message), &mut self.window_room);
+        let (tag, channel) = (recipient.channel.unacked.next_tag(), recipient.consumer.channel);
+        let is_starved = end_turn(queue, recipient, window_bytes(&message), &mut self.window_room);
         let (consumer, redelivered, after) = (key.consumer, false, JournalPosition::default());
         effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
         self.units = self.units.saturating_sub(1);
@@ -465,7 +465,7 @@ impl VirtualHost {
 /// Who gets the next message of a queue.
 enum Served<'s> {
     /// This consumer, whose turn it is until [`end_turn`].
-    Next(ConsumerKey, Counter<'s>),
+    Next(ConsumerKey, Recipient<'s>),
     /// Nobody: the window of the consumer whose turn it was is full.
     Starved(ConsumerKey),
     /// Nobody.
@@ -479,22 +479,23 @@ fn next_served<'s>(
     window_max: usize,
 ) -> Served<'s> {
     let Some(Waiting { seat, key, .. }) = queue.consumers.next_turn() else { return Served::Nobody };
-    let Some(counter) = sessions.get_mut(key.connection).and_then(|session| session.counter(key.consumer)) else {
+    let Some(recipient) = sessions.get_mut(key.connection).and_then(|session| session.recipient(key.consumer))
+    else {
         queue.consumers.end_turn(false);
         return Served::Nobody;
     };
-    let credit = counter.credit(window_max);
+    let credit = recipient.credit(window_max);
     if credit == Credit::Available && queue.consumers.may_serve(seat) {
-        return Served::Next(key, counter);
+        return Served::Next(key, recipient);
     }
-    counter.consumer.waiting = false;
+    recipient.consumer.waiting = false;
     queue.consumers.end_turn(false);
     if credit == Credit::WindowFull { Served::Starved(key) } else { Served::Nobody }
 }
 
 /// A consumer was given a message of so many bytes, as windows count them; true if it waits for its window now.
-fn end_turn(queue: &mut Queue, counter: Counter<'_>, window: usize, window_room: &mut usize) -> bool {
-    let Counter { consumer, channel, window: used } = counter;
+fn end_turn(queue: &mut Queue, recipient: Recipient<'_>, window: usize, window_room: &mut usize) -> bool {
+    let Recipient { consumer, channel, window: used } = recipient;
     used.deliveries += window;
     *window_room = window_room.saturating_sub(window);
     let credit = consumer.credit(channel, used.is_full((*window_room).min(WINDOW_BYTES_MAX)));

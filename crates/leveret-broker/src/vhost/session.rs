@@ -149,14 +149,14 @@ impl Consumer {
     }
 }
 
-/// What a delivery has to do with: a consumer, its channel, and the window of its connection.
-pub(crate) struct Counter<'s> {
+/// Who gets a message: a consumer, its channel, and the window of its connection.
+pub(crate) struct Recipient<'s> {
     pub(crate) consumer: &'s mut Consumer,
     pub(crate) channel: &'s mut Channel,
     pub(crate) window: &'s mut Window,
 }
 
-impl Counter<'_> {
+impl Recipient<'_> {
     /// Whether the consumer may get another message now, where a window may have so many bytes.
     pub(crate) fn credit(&self, window_max: usize) -> Credit {
         self.consumer.credit(self.channel, self.window.is_full(window_max))
@@ -259,11 +259,11 @@ impl Session {
         }
     }
 
-    /// Where a consumer is served.
-    pub(crate) fn counter(&mut self, id: ConsumerId) -> Option<Counter<'_>> {
+    /// A consumer with all that decides whether it gets a message.
+    pub(crate) fn recipient(&mut self, id: ConsumerId) -> Option<Recipient<'_>> {
         let consumer = self.consumers.get_mut(id.slot as usize)?.as_mut().filter(|consumer| consumer.id == id)?;
         let channel = self.channels.get_mut(usize::from(consumer.channel.number()))?.as_deref_mut()?;
-        Some(Counter { consumer, channel, window: &mut self.window })
+        Some(Recipient { consumer, channel, window: &mut self.window })
     }
 
     /// It waits for room in a window. If that is full only because others have much to read, its connection must be asked to

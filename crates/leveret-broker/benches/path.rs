@@ -126,7 +126,6 @@ impl Core {
         }
     }
 
-    /// A queue, and publishes into it as one client sends them at once.
     fn queue(&mut self, client: usize, name: &str) {
         let queue = short(name);
         let (passive, durable, exclusive, auto_delete, nowait) = (false, false, false, false, true);
@@ -145,6 +144,7 @@ impl Core {
     }
 }
 
+/// What a client sends at once that publishes as fast as it can.
 fn publishes(exchange: &str, routing_key: &str, body_bytes: usize) -> Vec<u8> {
     let mut input = Vec::new();
     let (exchange, routing_key) = (short(exchange), short(routing_key));

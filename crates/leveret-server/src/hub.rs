@@ -430,9 +430,7 @@ impl Attached {
     pub(crate) fn set_grant(&self, user: &UserName, grant: &Arc<Grant>) {
         self.hub.set_grant(user, grant);
     }
-}
 
-impl Attached {
     /// Waits until nobody else leaves. Many clients may be gone at once, each with much to give back, and who is still there
     /// would wait behind all of them. To be kept while others have a turn.
     pub(crate) fn turn_to_leave(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {

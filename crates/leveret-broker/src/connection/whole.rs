@@ -59,14 +59,13 @@ impl Default for Familiar {
 }
 
 impl<'i> Whole<'i> {
-    /// Takes one off the front of the input.
+    /// Takes one off the front of the input. If there is none, what is left of the input is nothing to go on with.
     fn split(input: &mut &'i [u8], frame_max: u32) -> Option<Self> {
         if !input.get(7..)?.starts_with(BASIC_PUBLISH) {
             return None;
         }
-        let mut rest = *input;
-        let method = split_frame(&mut rest, frame_max).ok()??;
-        let header = split_frame(&mut rest, frame_max).ok()??;
+        let method = split_frame(input, frame_max).ok()??;
+        let header = split_frame(input, frame_max).ok()??;
         let is_content = (method.kind, header.kind) == (FrameKind::Method, FrameKind::Header);
         if !is_content || header.channel != method.channel {
             return None;
@@ -75,7 +74,7 @@ impl<'i> Whole<'i> {
             header.payload.strip_prefix(BASIC_CONTENT)?.first_chunk().copied().map(u64::from_be_bytes)?;
         let mut body = &[][..];
         if body_bytes > 0 {
-            let frame = split_frame(&mut rest, frame_max).ok()??;
+            let frame = split_frame(input, frame_max).ok()??;
             let is_all = frame.kind == FrameKind::Body && frame.payload.len() as u64 == body_bytes;
             if !is_all || frame.channel != method.channel {
                 return None;
@@ -85,7 +84,6 @@ impl<'i> Whole<'i> {
         // Before the route comes a ticket that means nothing any more.
         let (&flags, route) = method.payload.get(6..)?.split_last()?;
         let channel = ChannelId::new(method.channel)?;
-        *input = rest;
         Some(Whole { channel, route, flags, header: header.payload, body })
     }
 }

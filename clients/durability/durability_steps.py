@@ -107,6 +107,11 @@ class Mount:
         fcntl.ioctl(descriptor, SHUTDOWN_IOCTL, WITHOUT_FLUSHING.to_bytes(4, sys.byteorder))
         os.close(descriptor)
 
+    def free(self):
+        """Bytes."""
+        file_system = os.statvfs(self.folder)
+        return file_system.f_bavail * file_system.f_frsize
+
     def unmount(self):
         # A process that was killed may take a moment to be gone.
         deadline = time.monotonic() + 10
@@ -410,12 +415,13 @@ async def wait_until(condition, seconds, what):
         await asyncio.sleep(0.02)
 
 
-async def publish_until_held(clients, url, incarnation):
-    """Two publishers, until neither was confirmed anything for a second; they go on waiting."""
+async def publish_until_held(clients, url, incarnation, free):
+    """Two publishers, until the disk is short and neither was confirmed anything for a second; they go on waiting."""
     tasks = [asyncio.ensure_future(clients.publish(url, name, incarnation)) for name in ("a", "b")]
     confirmed = lambda: sum(event[0] == "ok" for event in clients.events)
-    seen, since = 0, time.monotonic()
-    while time.monotonic() < since + 1:
+    seen, since, deadline = 0, time.monotonic(), time.monotonic() + 60
+    while time.monotonic() < since + 1 or free() >= DISK_FREE_LIMIT:
+        assert time.monotonic() < deadline, f"publishers are not held, and {free()} bytes are free"
         if confirmed() != seen:
             seen, since = confirmed(), time.monotonic()
         await asyncio.sleep(0.05)
@@ -432,9 +438,8 @@ async def full_disk_round(clients, broker, mount, incarnation):
         await channel.queue_declare(queue, durable=True)
         for _ in range(50):
             await channel.basic_publish(bytes(2000), routing_key=queue, properties=PERSISTENT)
-    tasks, confirmed = await publish_until_held(clients, broker.url, incarnation)
-    free = os.statvfs(mount.folder).f_bavail * os.statvfs(mount.folder).f_frsize
-    assert free < DISK_FREE_LIMIT, f"publishers are held, and {free} bytes are free"
+    tasks, confirmed = await publish_until_held(clients, broker.url, incarnation, mount.free)
+    free = mount.free()
     assert free > DISK_FREE_LIMIT // 2, f"publishers were held too late: {free} bytes are free"
     fill(mount.folder)
     # Everybody else goes on, with an answer that waits for the disk.
@@ -452,7 +457,7 @@ async def full_disk_round(clients, broker, mount, incarnation):
         broker.start()
         clients.events.append(("up", broker.starts))
         await clients.consume(broker.url, FANOUT[0], 0.5)
-        tasks, confirmed = await publish_until_held(clients, broker.url, f"{incarnation}-again")
+        tasks, confirmed = await publish_until_held(clients, broker.url, f"{incarnation}-again", mount.free)
         held = confirmed()
     for name in ("ballast", "others"):
         os.remove(os.path.join(mount.folder, name))

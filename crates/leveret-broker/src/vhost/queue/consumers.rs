@@ -215,12 +215,17 @@ impl Consumers {
 
     /// The consumer that [`Self::next_turn`] gave has had its turn. It goes to the end of its ring, or out of it.
     pub(crate) fn end_turn(&mut self, has_another: bool) {
-        let Some(level) = self.levels.iter_mut().find(|level| !level.ring.is_empty()) else { return };
+        let Some(at) = self.levels.iter().position(|level| !level.ring.is_empty()) else { return };
+        let ring = &mut self.levels[at].ring;
         if !has_another {
-            level.ring.pop_front();
+            ring.pop_front();
             self.waiting -= 1;
-        } else if level.ring.len() > 1 {
-            level.ring.rotate_left(1);
+            // Many empty ones would be looked through at each message. The only one is needed again soon.
+            if ring.is_empty() && self.levels.len() > 1 {
+                self.levels.remove(at);
+            }
+        } else if ring.len() > 1 {
+            ring.rotate_left(1);
         }
     }
 
@@ -262,6 +267,19 @@ mod tests {
             consumers.remove(seat, true);
         }
         assert!(consumers.levels.is_empty());
+    }
+
+    #[test]
+    fn priorities_at_which_nobody_waits_are_not_looked_through() {
+        let mut consumers = Consumers::default();
+        for priority in 0..1_000 {
+            consumers.add(key(1), AckMode::Manual, priority);
+        }
+        for left in (1..1_000).rev() {
+            assert!(consumers.next_turn().is_some());
+            consumers.end_turn(false);
+            assert_eq!(consumers.levels.len(), left);
+        }
     }
 
     #[test]

@@ -431,12 +431,14 @@ impl Attached {
         self.hub.set_grant(user, grant);
     }
 
-    /// Waits until nobody else leaves. Many clients may be gone at once, each with much to give back, and who is still there
-    /// would wait behind all of them. To be kept while others have a turn.
+    /// Waits until nobody else leaves who has something to give back, as this one has; else there is nothing to wait for. Many
+    /// clients may be gone at once, each with much to give back, and who is still there would wait behind all of them. To be
+    /// kept while others have a turn.
     pub(crate) fn turn_to_leave(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
-        let turn = Arc::clone(&self.hub.leaving).acquire_owned();
+        let has_unacked = self.hub.lock().vhost.has_unacked(self.id);
+        let turn = has_unacked.then(|| Arc::clone(&self.hub.leaving).acquire_owned());
         // It is never closed.
-        async { turn.await.ok() }
+        async { turn?.await.ok() }
     }
 
     /// Gives back what it holds, and lets others have a turn meanwhile.
@@ -446,8 +448,10 @@ impl Attached {
             let turn = self.turn_to_leave().await;
             let progress = self.execute(&mut commands).progress;
             self.hub.journal.have_written();
-            // This thread finds out now who else has something to do. The next one to leave would keep it from that.
-            tokio::task::yield_now().await;
+            if turn.is_some() || progress == Progress::More {
+                // This thread finds out now who else has something to do. The next one to leave would keep it from that.
+                tokio::task::yield_now().await;
+            }
             drop(turn);
             if progress == Progress::Done {
                 break;

@@ -242,6 +242,12 @@ impl VirtualHost {
         }
     }
 
+    /// Whether a connection holds deliveries, which go back when it goes.
+    pub fn has_unacked(&self, connection: ConnectionId) -> bool {
+        let channels = self.sessions.get(connection).map(Session::channel_slots).unwrap_or_default();
+        channels.iter().flatten().any(|channel| !channel.unacked.is_empty())
+    }
+
     /// Takes in an administrator, who may do everything, also give names that are the broker's. They stay until
     /// [`Command::Disconnect`].
     pub fn connect_administrator(&mut self) -> ConnectionId {

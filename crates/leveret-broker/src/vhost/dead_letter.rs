@@ -12,7 +12,7 @@ use leveret_amqp::ShortString;
 use smallvec::smallvec;
 
 use self::deaths::{Address, Death};
-use crate::change::{Change, DeathReason};
+use crate::change::{Change, DeathReason, JournalPosition};
 use crate::limits::DEAD_LETTER_RETRY;
 use crate::message::{History, Message};
 use crate::moment::Moment;
@@ -52,9 +52,10 @@ impl VirtualHost {
         }
         // One that dies when this hold of the lock is used up goes on in the next.
         let goes_on = queue.dying().is_empty() && self.units > 0;
-        let Some(Known { message, .. }) = queue.known(position) else { return };
+        let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
+        let departure = self.departure(journaled);
         if let Some(message) = message.filter(|_| goes_on)
-            && self.dead_letter(now, id, &message, reason, effects)
+            && self.dead_letter(now, id, &message, reason, departure, effects)
         {
             return self.settle_taken(id, position, effects);
         }
@@ -76,14 +77,17 @@ impl VirtualHost {
             // It is tried now, or as soon as its body is here: there is nothing to wake up for until then.
             queue.dying_mut().set_retry(None);
             let Some((position, reason, fetched)) = queue.dying().first() else { return };
-            let Some(message) = fetched.or_else(|| queue.known(position)?.message) else {
+            let known = queue.known(position);
+            let journaled = known.as_ref().is_some_and(|known| known.journaled);
+            let Some(message) = fetched.or(known.and_then(|known| known.message)) else {
                 let wanted = queue.ask_for_dying(self.read_ahead).into_iter();
                 let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
                 effects.fetches.extend(wanted.map(fetch));
                 return;
             };
             self.units -= 1;
-            let is_gone = self.dead_letter(now, id, &message, reason, effects);
+            let departure = self.departure(journaled);
+            let is_gone = self.dead_letter(now, id, &message, reason, departure, effects);
             let Some(queue) = self.queues.get_mut(id) else { return };
             queue.dying_mut().set_retry((!is_gone).then(|| now.deadline(DEAD_LETTER_RETRY)));
             if !is_gone {
@@ -103,12 +107,26 @@ impl VirtualHost {
         }
     }
 
+    /// The change with which a message leaves its queue and that is made next, if the journal knows the message. It and those
+    /// after it in this hold are durable together. Whoever is given the message where it goes must not have it before, as after
+    /// a crash it would go there once more, and nobody would know that it was delivered.
+    fn departure(&self, journaled: bool) -> JournalPosition {
+        if journaled { self.position.next() } else { JournalPosition::default() }
+    }
+
     /// Sends a message on from queues that are too full for it, as far as they do that.
-    pub(super) fn pass_on(&mut self, now: Moment, full: &[QueueId], message: &Message, effects: &mut Effects) {
+    pub(super) fn pass_on(
+        &mut self,
+        now: Moment,
+        full: &[QueueId],
+        message: &Message,
+        departure: JournalPosition,
+        effects: &mut Effects,
+    ) {
         let from: Vec<_> = full.iter().copied().filter(|&id| self.dead_letters_overflow(id)).collect();
         let spread = deaths::spread_further(0, from.len());
         let leave = |queue| Leaving { queue, message: message.clone(), reason: DeathReason::MaxLen, spread };
-        self.send_on(now, from.into_iter().rev().map(leave).collect(), effects);
+        self.send_on(now, from.into_iter().rev().map(leave).collect(), departure, effects);
     }
 
     /// Sends a message on from a queue, if that has an exchange for it and the exchange is there. False if the message has to
@@ -119,18 +137,25 @@ impl VirtualHost {
         id: QueueId,
         message: &Message,
         reason: DeathReason,
+        departure: JournalPosition,
         effects: &mut Effects,
     ) -> bool {
         if self.is_delay_queue(id) {
-            self.route_delayed(now, id, message, effects);
+            self.route_delayed(now, id, message, departure, effects);
             return true;
         }
-        self.send_on(now, vec![Leaving::new(id, message, reason)], effects)
+        self.send_on(now, vec![Leaving::new(id, message, reason)], departure, effects)
     }
 
     /// The same for several, the last one first. What a full queue does not take may go on from there in turn, until it comes
     /// round to a queue where it was. False if the last one has to stay where it is.
-    fn send_on(&mut self, now: Moment, mut leaving: Vec<Leaving>, effects: &mut Effects) -> bool {
+    fn send_on(
+        &mut self,
+        now: Moment,
+        mut leaving: Vec<Leaving>,
+        departure: JournalPosition,
+        effects: &mut Effects,
+    ) -> bool {
         let last = leaving.last().and_then(|last| self.queues.get(last.queue));
         let must_arrive = last.is_some_and(Queue::keeps_dead_letters);
         while let Some(next) = leaving.pop() {
@@ -149,7 +174,7 @@ impl VirtualHost {
             let goes_on = full.into_iter().filter(|&id| self.dead_letters_overflow(id));
             leaving.extend(goes_on.map(|id| Leaving::new(id, &message, DeathReason::MaxLen)));
             self.keep(&message, None, &keepers);
-            self.place(now, message, None, &route, effects);
+            self.place(now, message, None, &route, departure, effects);
         }
         true
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use leveret_amqp::{FieldTable, Table, Value};
 
-use crate::change::{Change, QueueNumber};
+use crate::change::{Change, JournalPosition, QueueNumber};
 use crate::message::{History, Message};
 use crate::moment::Moment;
 use crate::names::{ExchangeName, QueueName};
@@ -98,7 +98,14 @@ impl VirtualHost {
     }
 
     /// A message that has waited long enough in a delay queue goes through its exchange. It is still in that queue.
-    pub(super) fn route_delayed(&mut self, now: Moment, id: QueueId, message: &Message, effects: &mut Effects) {
+    pub(super) fn route_delayed(
+        &mut self,
+        now: Moment,
+        id: QueueId,
+        message: &Message,
+        departure: JournalPosition,
+        effects: &mut Effects,
+    ) {
         let name = self.queues.get(id).map(|queue| queue.declared.name.as_str());
         let Some(exchange) = name.and_then(|name| self.exchanges.find(name)) else { return };
         let mut message = waited(message);
@@ -112,9 +119,9 @@ impl VirtualHost {
         self.keep(&message, expiration_ms, &keepers);
         let full = self.take_full(&message, &mut route);
         if !full.is_empty() {
-            self.pass_on(now, &full, &message, effects);
+            self.pass_on(now, &full, &message, departure, effects);
         }
-        self.place(now, message, expiration_ms, &route, effects);
+        self.place(now, message, expiration_ms, &route, departure, effects);
     }
 }
 

@@ -242,7 +242,7 @@ impl VirtualHost {
         let shared = (is_manual && rewritten.is_none()).then(|| message.clone());
         let redelivered = queue.is_redelivered(head);
         let (after, granted) =
-            if journaled { queue.grant(head, self.position.next()) } else { (JournalPosition::default(), None) };
+            if journaled { queue.grant(head, self.position.next()) } else { (queue.departures(), None) };
         let Recipient { consumer, channel: state, .. } = &mut recipient;
         let (tag, channel) = (state.unacked.next_tag(), consumer.channel);
         let timeout = consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
@@ -280,7 +280,13 @@ impl VirtualHost {
 
     /// Gives a message that no journal knows to the consumer whose turn it is, and that settles what it gets by getting it,
     /// without having put it into the queue. If that cannot be, returns it.
-    pub(super) fn hand_through(&mut self, id: QueueId, message: Message, effects: &mut Effects) -> Option<Message> {
+    pub(super) fn hand_through(
+        &mut self,
+        id: QueueId,
+        message: Message,
+        departure: JournalPosition,
+        effects: &mut Effects,
+    ) -> Option<Message> {
         let window_max = self.window_max();
         let Some(queue) = self.queues.get_mut(id) else { return Some(message) };
         let (key, recipient) = match next_served(queue, &mut self.sessions, window_max) {
@@ -293,7 +299,7 @@ impl VirtualHost {
         };
         let (tag, channel) = (recipient.channel.unacked.next_tag(), recipient.consumer.channel);
         let is_starved = end_turn(queue, recipient, window_bytes(&message), &mut self.window_room);
-        let (consumer, redelivered, after) = (key.consumer, false, JournalPosition::default());
+        let (consumer, redelivered, after) = (key.consumer, false, queue.departures().max(departure));
         effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
         self.units = self.units.saturating_sub(1);
         if is_starved {
@@ -385,8 +391,9 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> Option<(Getting, Result<Message, MessageId>)> {
         let journaled = self.queues.get_mut(queue_id)?.entry(position)?.journaled;
-        let after = if journaled { self.grant(queue_id, position, effects) } else { JournalPosition::default() };
+        let granted = journaled.then(|| self.grant(queue_id, position, effects));
         let queue = self.queues.get_mut(queue_id)?;
+        let after = granted.unwrap_or(queue.departures());
         let state = self.sessions.get_mut(from)?.channel(channel)?;
         if queue.parked == Some(position) {
             queue.parked = None;

@@ -148,7 +148,7 @@ mod tests {
             let (block, header_at, body_at) = message.parts();
             let message = Message::from_parts(block, header_at, body_at, delivery_mode, History::None).unwrap();
             let route: Route = queues.iter().map(|&nth| self.queues[nth]).collect();
-            self.vhost.place(at(1), message, None, &route, &mut self.effects);
+            self.vhost.place(at(1), message, None, &route, JournalPosition::default(), &mut self.effects);
         }
 
         /// Lets everything go that may; what is to be written first.

@@ -131,9 +131,9 @@ impl VirtualHost {
         let mut route = Route::from_slice(route);
         let full = self.take_full(&message, &mut route);
         if !full.is_empty() {
-            self.pass_on(now, &full, &message, effects);
+            self.pass_on(now, &full, &message, JournalPosition::default(), effects);
         }
-        let after = self.place(now, message, expiration_ms, &route, effects);
+        let after = self.place(now, message, expiration_ms, &route, JournalPosition::default(), effects);
         for &queue in &route {
             self.drop_overflow(now, queue, effects);
         }
@@ -149,13 +149,15 @@ impl VirtualHost {
         }
     }
 
-    /// Puts a message into queues, all at one instant. Returns what its being there rests on.
+    /// Puts a message into queues, all at one instant. Returns what its being there rests on. If it comes from a queue, nobody
+    /// is given it before its departure from there is durable.
     pub(super) fn place(
         &mut self,
         now: Moment,
         message: Message,
         expiration_ms: Option<u64>,
         route: &Route,
+        departure: JournalPosition,
         effects: &mut Effects,
     ) -> JournalPosition {
         let is_persistent = message.delivery_mode() == DeliveryMode::Persistent;
@@ -179,13 +181,14 @@ impl VirtualHost {
             let Some(mut body) = body else { continue };
             // What is begun is done before anybody is handed anything.
             if !journaled && expiration_ms.is_none() && !self.is_working && queue.is_open_way() {
-                let Some(kept) = self.hand_through(queue_id, body, effects) else { continue };
+                let Some(kept) = self.hand_through(queue_id, body, departure, effects) else { continue };
                 body = kept;
             }
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             let (rank, time_to_live) = queue.place_for(&body, expiration_ms);
             let expires = time_to_live.map(|time| now.deadline(time));
             let position = queue.push(rank, Entry::new(id, body, expires, journaled));
+            queue.wait_for(departure);
             if journaled {
                 let expires = time_to_live.map(|time| now.expiry(time));
                 durable_queues.push(Enqueued { queue: number, position, expires });

@@ -190,6 +190,80 @@ fn a_delivery_waits_for_the_grant_that_flags_it_after_a_crash() {
     );
 }
 
+/// Else it would come again after a crash, as a message that nobody was given before.
+#[test]
+fn a_message_that_comes_from_a_queue_waits_until_it_has_left_that_for_good() {
+    for (to, ack_mode) in [("durable", ""), ("durable", "no-ack"), ("", ""), ("", "no-ack")] {
+        comes_late(
+            &format!(
+                "
+                C: queue.declare queue='to' {to}
+                S: queue.declare-ok 'to' 0 0
+                C: queue.declare queue='from' durable arguments={{x-dead-letter-exchange='' x-dead-letter-routing-key='to'}}
+                S: queue.declare-ok 'from' 0 0
+                "
+            ),
+            "C: basic.publish routing-key='from' delivery-mode=2 expiration='1000' body='late'",
+            ack_mode,
+        );
+        comes_late(
+            &format!(
+                "
+                C: queue.declare queue='to' {to}
+                S: queue.declare-ok 'to' 0 0
+                C: exchange.declare exchange='from' type='x-delayed-message' durable arguments={{x-delayed-type='fanout'}}
+                S: exchange.declare-ok
+                C: queue.bind queue='to' exchange='from'
+                S: queue.bind-ok
+                "
+            ),
+            "C: basic.publish exchange='from' delivery-mode=2 headers={x-delay=1000} body='late'",
+            ack_mode,
+        );
+    }
+}
+
+/// What is published takes a second to come to queue `to`, and comes only when the journal has that, in a queue where the
+/// grant for it is durable long before.
+fn comes_late(declares: &str, publish: &str, ack_mode: &str) {
+    script(&format!(
+        "
+        {declares}
+        C: basic.publish routing-key='to' delivery-mode=2 body='first'
+        C/2: channel.open
+        S/2: channel.open-ok
+        C/2: basic.consume queue='to' consumer-tag='t' {ack_mode}
+        S/2: basic.consume-ok 't'
+        S/2: basic.deliver 't' 1 body='first'
+        {publish}
+        journal stops
+        wait 1s
+        S/2: nothing
+        journal keeps up
+        S/2: basic.deliver 't' 2 body='late'
+        "
+    ));
+}
+
+/// The departure of a message that no journal knows is not waited for.
+#[test]
+fn a_transient_message_that_comes_from_a_queue_comes_at_once() {
+    script(
+        "
+        C: queue.declare queue='to' durable
+        S: queue.declare-ok 'to' 0 0
+        C: queue.declare queue='from' durable arguments={x-dead-letter-exchange='' x-dead-letter-routing-key='to'}
+        S: queue.declare-ok 'from' 0 0
+        C: basic.consume queue='to' consumer-tag='t'
+        S: basic.consume-ok 't'
+        C: basic.publish routing-key='from' expiration='1000' body='late'
+        journal stops
+        wait 1s
+        S: basic.deliver 't' 1 body='late'
+        ",
+    );
+}
+
 #[test]
 fn a_transaction_is_there_after_a_crash_as_a_whole_once_commit_ok_was_heard() {
     script(

@@ -124,7 +124,7 @@ fn publish(vhost: &mut VirtualHost, now: Moment, delay_ms: u32, effects: &mut Ef
     let route = plain.route_strings();
     let delayed = plain.rewritten(route, std::iter::empty(), header, &headers, History::None);
     let route: Route = vhost.exchanges.delay_queue("x").into_iter().collect();
-    vhost.place(now, delayed, None, &route, effects);
+    vhost.place(now, delayed, None, &route, JournalPosition::default(), effects);
 }
 
 /// Lets everything happen that is due, bodies read at once; the delays of what went on, in that order.

@@ -105,6 +105,8 @@ pub(crate) struct Queue {
     /// Bytes of their bodies.
     taken_bytes: u64,
     dying: Dying,
+    /// The last departure of a message from another queue to this one.
+    departures: JournalPosition,
     /// How often messages came back, if the queue counts that; only of those that did.
     tries: BTreeMap<Position, Tries>,
     /// What these take.
@@ -140,6 +142,7 @@ impl Queue {
             taken: 0,
             taken_bytes: 0,
             dying: Dying::new(meter.clone()),
+            departures: JournalPosition::default(),
             tries: BTreeMap::new(),
             tries_memory: Lease::new(meter),
         }
@@ -443,7 +446,7 @@ impl Queue {
     /// What the delivery of a journaled message rests on, or the grant that is needed first.
     pub(crate) fn granted(&self, position: Position) -> Result<JournalPosition, Position> {
         match self.levels.of(position) {
-            Some(level) => level.granted(position),
+            Some(level) => level.granted(position).map(|at| at.max(self.departures)),
             None => Err(position.next()),
         }
     }
@@ -459,6 +462,16 @@ impl Queue {
                 (after, Some(Change::DeliveryGranted { queue: self.declared.number, below }))
             }
         }
+    }
+
+    /// A message has come from another queue and may be handed out once its departure from there is durable.
+    pub(crate) fn wait_for(&mut self, departure: JournalPosition) {
+        self.departures = self.departures.max(departure);
+    }
+
+    /// What handing out any message rests on that came from another queue, or may be behind one.
+    pub(crate) fn departures(&self) -> JournalPosition {
+        self.departures
     }
 
     /// Messages of a level before a place may be handed out once `at` is durable.

@@ -5,8 +5,11 @@
 //! body says when that is. So what is measured is more than how late the broker is: the way of the message to it, through
 //! the queue behind, and back.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Seek, Write};
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -49,6 +52,7 @@ const LONG_MS: u64 = 600_000;
 const BODY_BYTES: usize = 32;
 const WINDOW: usize = 5000;
 const PATIENCE: Duration = Duration::from_mins(1);
+const SYNC_EVERY: Duration = Duration::from_millis(20);
 
 const STEPS: &[Step] = &[
     ("messages expire on time, wherever they lie in a long queue", expire_in_time),
@@ -86,6 +90,8 @@ pub(crate) struct Lateness {
     /// What the broker worked for each of them while they were due.
     cpu_each: Duration,
     peak_mib: u64,
+    /// How long the disk took meanwhile to write and sync 4 KiB for somebody else, at most. A message comes no sooner from a disk.
+    slowest_sync: Duration,
 }
 
 impl std::fmt::Display for Lateness {
@@ -95,12 +101,14 @@ impl std::fmt::Display for Lateness {
         write!(
             f,
             "{due} of {messages} were due, and came within {:.1} ms (median), {:.1} ms (99 of 100), {:.1} ms (all), \
-             for {:.1} us of the processor each; at most {} MiB at a limit of {limit_mib}",
+             for {:.1} us of the processor each; at most {} MiB at a limit of {limit_mib}; the slowest sync of the disk \
+             meanwhile took {:.1} ms",
             ms(self.median),
             ms(self.most),
             ms(self.greatest),
             ms(self.cpu_each) * 1000.0,
-            self.peak_mib
+            self.peak_mib,
+            ms(self.slowest_sync)
         )
     }
 }
@@ -120,13 +128,14 @@ pub(crate) fn measure(binary: &Path, pending: Pending) -> Result<Lateness> {
     ensure!(started.elapsed() < pending.first_due, "publishing took {:?}, longer than expected", started.elapsed());
     let mut channel = consuming.open_channel()?;
     channel.consume("arrived", &ConsumeOptions { ack_mode: AckMode::Auto, ..ConsumeOptions::default() })?;
-    let (mut late, mut worked) = (Vec::new(), Duration::ZERO);
+    let (mut late, mut worked, mut syncs) = (Vec::new(), Duration::ZERO, None);
     for nth in 0..pending.due {
         let Some(ConsumerEvent::Delivery(delivery)) = channel.next_event(pending.first_due + PATIENCE)? else {
             bail!("{nth} messages came, and no more");
         };
         if nth == 0 {
             worked = broker.cpu_time()?;
+            syncs = Some(Syncs::begin(&folder)?);
         }
         let due_ms = delivery.message.body.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let now = started.elapsed();
@@ -136,6 +145,7 @@ pub(crate) fn measure(binary: &Path, pending: Pending) -> Result<Lateness> {
         };
         late.push(lateness);
     }
+    let slowest_sync = syncs.map_or(Ok(Duration::ZERO), Syncs::slowest)?;
     let cpu_each = broker.cpu_time()?.saturating_sub(worked) / u32::try_from(pending.due)?;
     channel.close()?;
     let peak_mib = peak.take() / 1024;
@@ -145,7 +155,38 @@ pub(crate) fn measure(binary: &Path, pending: Pending) -> Result<Lateness> {
     fs::remove_dir_all(&folder)?;
     late.sort_unstable();
     let at = |part: usize| late.get((late.len() - 1) * part / 100).copied().unwrap_or_default();
-    Ok(Lateness { pending, median: at(50), most: at(99), greatest: at(100), cpu_each, peak_mib })
+    Ok(Lateness { pending, median: at(50), most: at(99), greatest: at(100), cpu_each, peak_mib, slowest_sync })
+}
+
+/// Somebody who writes a little to the disk of a folder now and then, and waits until it is synced.
+struct Syncs {
+    end: Sender<()>,
+    syncing: JoinHandle<io::Result<Duration>>,
+}
+
+impl Syncs {
+    fn begin(folder: &Path) -> io::Result<Self> {
+        let mut file = File::create(folder.join("syncs"))?;
+        let (end, ended) = mpsc::channel();
+        let syncing = thread::spawn(move || {
+            let mut slowest = Duration::ZERO;
+            while ended.recv_timeout(SYNC_EVERY) == Err(RecvTimeoutError::Timeout) {
+                file.rewind()?;
+                let begun = Instant::now();
+                file.write_all(&[1; 4096])?;
+                file.sync_data()?;
+                slowest = slowest.max(begun.elapsed());
+            }
+            Ok(slowest)
+        });
+        Ok(Syncs { end, syncing })
+    }
+
+    fn slowest(self) -> Result<Duration> {
+        drop(self.end);
+        let Ok(slowest) = self.syncing.join() else { bail!("the thread that syncs has ended early") };
+        Ok(slowest?)
+    }
 }
 
 fn declare(connection: &mut Connection, way: Way) -> Result<()> {

@@ -87,7 +87,7 @@ struct State {
     /// The same if it syncs the folder.
     fails_folder_sync_at: Option<u64>,
     has_failed: bool,
-    /// How many bytes longer all files together may become by writing.
+    /// How many bytes longer all files together may become.
     room: Option<usize>,
     /// Nothing can be read.
     is_unreadable: bool,
@@ -130,8 +130,8 @@ impl SimDisk {
         self.lock().fails_folder_sync_at = Some(operation);
     }
 
-    /// From now on files become longer by so many bytes in all, by what is written to them. Of a write that would need more,
-    /// a part is there. None takes the limit away.
+    /// From now on files become longer by so many bytes in all. Of a write that would need more, a part is there. None takes the
+    /// limit away.
     pub fn set_room(&self, bytes: Option<usize>) {
         self.lock().room = bytes;
     }
@@ -303,7 +303,9 @@ impl Disk for SimDisk {
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.lock();
         state.begin()?;
-        state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        let number = state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        let won = state.current[number].len();
+        state.room = state.room.map(|room| room + won);
         state.pending.push(Pending::Name { name: name.into(), file: None });
         Ok(())
     }
@@ -396,6 +398,10 @@ impl DiskFile for SimFile {
         let mut state = self.lock();
         state.begin()?;
         let (file, length) = (self.number, to_usize(end)?);
+        let more = length.saturating_sub(state.current[file].len());
+        if let Some(room) = state.room {
+            state.room = Some(room.checked_sub(more).ok_or(io::ErrorKind::StorageFull)?);
+        }
         grow(&mut state.current[file], length);
         state.pending.push(Pending::Grow { file, length });
         Ok(())

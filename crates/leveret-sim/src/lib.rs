@@ -1,0 +1,75 @@
+//! The whole broker in one thread, from one seed: clients, virtual hosts, the journal, a disk that forgets, and a clock.
+//!
+//! A seed is a [`Plan`]: a configuration and a list of steps. [`check`] does the steps with the real state machines of the
+//! broker, its real journal and its real recovery, and compares what clients hear with a naive model (`model.rs`) and with
+//! rules for all histories (`history.rs`). The same plan gives the same run, byte for byte. [`shorten`] cuts a plan that fails
+//! down to few steps.
+//!
+//! ```text
+//!  Plan ──> World ──> Link (bytes) ──> Connection ──> VirtualHost ──> changes ──> Log ──> SimDisk
+//!             │          │                                │
+//!             │          └──> History                     └──> outputs ──> Model
+//!             └──> power cuts, failing syncs, full disks, time
+//! ```
+
+mod history;
+mod link;
+mod model;
+mod plan;
+mod shorten;
+mod stats;
+mod store;
+mod world;
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use plan::{Config, Cut, Dead, ExchangeName, Mode, Op, Overflow, Plan, QueueSpec, Settling, Step, To};
+pub use shorten::shorten;
+pub use stats::{Kind, Stats};
+
+/// What came of a plan in which nothing was wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// How often everything occurred.
+    pub stats: Stats,
+    /// Stands for all bytes that clients have received.
+    pub digest: u64,
+}
+
+/// The first thing that must not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The step at which it was; as many as there are, if it was at the end.
+    pub step: usize,
+    /// What it was.
+    pub violation: String,
+}
+
+thread_local! {
+    /// What the last panic of this thread said.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Panics are failures like others, and say nothing by themselves.
+pub fn keep_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        PANIC.with_borrow_mut(|panic| *panic = info.to_string());
+    }));
+}
+
+/// Does what a plan says.
+///
+/// # Errors
+/// With the first thing that must not be.
+pub fn check(plan: &Plan) -> Result<Passed, Failure> {
+    let step = std::cell::Cell::new(0);
+    match catch_unwind(AssertUnwindSafe(|| world::run(plan, &step))) {
+        Ok(Ok((stats, digest))) => Ok(Passed { stats, digest }),
+        Ok(Err(violation)) => Err(Failure { step: step.get(), violation }),
+        Err(_) => {
+            let violation = PANIC.with_borrow(|panic| format!("a panic: {panic}"));
+            Err(Failure { step: step.get(), violation })
+        }
+    }
+}

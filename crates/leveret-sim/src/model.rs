@@ -1,0 +1,1221 @@
+//! A naive broker: a list for each queue, and for everything that can happen what RabbitMQ says of it.
+//!
+//! Owns: what must be in a virtual host, and what it may say next. It follows what the broker decides where that is free to
+//! decide: which of several consumers gets a message, and when. Which message that is, is not.
+//! Must not know: how the broker does anything.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::rc::Rc;
+
+use leveret_broker::Output;
+use leveret_broker::vhost::command::{ConsumerId, Farewell};
+use leveret_broker::vhost::effects::Answer;
+
+use crate::plan::{
+    Config, Dead, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Overflow, PATTERNS, QueueSpec, Settling, To,
+};
+
+/// In place of a promise: the publish is refused.
+pub(crate) const REFUSED: u64 = u64::MAX;
+
+/// What must not be.
+pub(crate) type Violation = String;
+
+/// A message as it was published.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    pub(crate) id: u64,
+    pub(crate) bytes: usize,
+    pub(crate) persistent: bool,
+    pub(crate) priority: Option<u8>,
+    pub(crate) expiration_ms: Option<u32>,
+    pub(crate) delay_ms: Option<u32>,
+    /// Which of the routing keys and headers it has.
+    pub(crate) key: u8,
+}
+
+/// The body of a message: its number, then what follows from it.
+pub(crate) fn body(id: u64, bytes: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(bytes);
+    body.extend(id.to_le_bytes());
+    let mut next = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    while body.len() < bytes {
+        next = next.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+        body.push((next >> 56).to_le_bytes()[0]);
+    }
+    body
+}
+
+/// The number in a body.
+pub(crate) fn id_of(body: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*body.first_chunk()?))
+}
+
+/// Whether a message was delivered before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flag {
+    No,
+    /// After a crash nobody knows how far messages were handed out.
+    Perhaps,
+    Yes,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    message: Rc<Message>,
+    rank: u8,
+    /// Only messages of the same one have an order: dead letters from different queues have none.
+    lane: u16,
+    journaled: bool,
+    born_ms: u64,
+    deadline_ms: Option<u64>,
+    is_held: bool,
+    flag: Flag,
+    failed: u32,
+    /// Names it in its queue.
+    place: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Queue {
+    /// Names it among all that ever had its name.
+    uid: u64,
+    owner: Option<u8>,
+    entries: Vec<Entry>,
+    next_place: u64,
+    last_used_ms: u64,
+}
+
+impl Queue {
+    fn ready(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| !entry.is_held)
+    }
+
+    fn ready_count(&self) -> usize {
+        self.ready().count()
+    }
+
+    fn ready_bytes(&self) -> usize {
+        self.ready().map(|entry| entry.message.bytes).sum()
+    }
+
+    /// What would be delivered next, if all have the same lane.
+    fn head(&self) -> Option<usize> {
+        let ready = self.entries.iter().enumerate().filter(|(_, entry)| !entry.is_held);
+        ready.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)).map(|(at, _)| at)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Topology {
+    exchanges: BTreeSet<ExchangeName>,
+    bindings: BTreeSet<(ExchangeName, u8, u8)>,
+}
+
+#[derive(Clone, Debug)]
+struct Delayed {
+    due_ms: u64,
+    message: Rc<Message>,
+}
+
+/// What a virtual host would be after a crash that takes nothing more.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    queues: BTreeMap<u8, Rc<Queue>>,
+    topology: Rc<Topology>,
+    delayed: Rc<Vec<Delayed>>,
+    /// How many events there were.
+    pub(crate) events: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Consumer {
+    client: u8,
+    mode: Mode,
+    /// Once the broker has named it.
+    id: Option<ConsumerId>,
+    tag: u32,
+    slot: u8,
+    no_ack: bool,
+    prefetch: u16,
+    held: u16,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    slot: u8,
+    uid: u64,
+    place: u64,
+    /// The tag of its consumer, if it has one.
+    consumer: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Channel {
+    unacked: BTreeMap<u64, Held>,
+    last_tag: u64,
+    last_confirm: u64,
+    /// In a transaction: what was published, with the queues that it goes to, and what was settled.
+    publishes: Vec<(Rc<Message>, Route, bool)>,
+    settlements: Vec<(u64, Held, Settling)>,
+    /// The last event that settled something here that a disk keeps.
+    settled: u64,
+}
+
+/// Where a message goes: queues by slot and name of their life, or it waits in the delayed exchange.
+#[derive(Clone, Debug)]
+enum Route {
+    Queues(Vec<(u8, u64)>),
+    Delayed,
+}
+
+/// What a connection must say next, but for deliveries.
+#[derive(Clone, Debug, PartialEq)]
+enum Expected {
+    Return(u64),
+    Confirm { number: u64 },
+    Refuse { number: u64 },
+    Declared { ready: usize, consumers: usize },
+    Count(usize),
+    Get { slot: u8, no_ack: bool },
+    CommitOk,
+    Closed,
+    /// Any other answer.
+    Answer,
+}
+
+/// What a client will hear, on its channel, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Told {
+    Message { tag: u64, redelivered: bool, id: u64, bytes: usize, slot: u8, uid: u64, no_ack: bool },
+    Return(u64),
+    Answer {
+        /// The last event that must survive a crash once this is heard.
+        promise: u64,
+    },
+    Closed,
+}
+
+/// A virtual host.
+#[derive(Debug)]
+pub(crate) struct Model {
+    config: Rc<Config>,
+    queues: BTreeMap<u8, Rc<Queue>>,
+    topology: Rc<Topology>,
+    delayed: Rc<Vec<Delayed>>,
+    consumers: Vec<Consumer>,
+    channels: BTreeMap<(u8, Mode), Channel>,
+    expected: BTreeMap<u8, VecDeque<(Mode, Expected)>>,
+    /// Consumers whose queue is gone, and who are to hear of it.
+    cancelled: Vec<(u8, Option<ConsumerId>)>,
+    last_uid: u64,
+    last_consumer: u32,
+    /// How many things happened.
+    pub(crate) events: u64,
+    /// Whether the last event must be in the journal.
+    pub(crate) is_durable: bool,
+    topology_event: u64,
+    /// Messages that somebody was told of, by queue: a disk knows that they may have been delivered.
+    heard: HashSet<(u64, u64)>,
+    /// Queues that had a message delivered since the last restart in good order.
+    granted: HashSet<u64>,
+    /// Numbers of confirms that promise something, by client and channel.
+    pub(crate) promises: BTreeMap<(u8, Mode, u64), u64>,
+}
+
+impl Model {
+    pub(crate) fn new(config: Rc<Config>) -> Self {
+        Model {
+            config,
+            queues: BTreeMap::new(),
+            topology: Rc::default(),
+            delayed: Rc::default(),
+            consumers: Vec::new(),
+            channels: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            cancelled: Vec::new(),
+            last_uid: 0,
+            last_consumer: 0,
+            events: 0,
+            is_durable: false,
+            topology_event: 0,
+            heard: HashSet::new(),
+            granted: HashSet::new(),
+            promises: BTreeMap::new(),
+        }
+    }
+
+    fn spec(&self, slot: u8) -> &QueueSpec {
+        &self.config.queues[usize::from(slot)]
+    }
+
+    /// Something happens that a disk may have to keep.
+    pub(crate) fn begin_event(&mut self) {
+        self.events += 1;
+        self.is_durable = false;
+    }
+
+    fn queue_mut(&mut self, slot: u8) -> Option<&mut Queue> {
+        self.queues.get_mut(&slot).map(Rc::make_mut)
+    }
+
+    fn expect(&mut self, client: u8, mode: Mode, expected: Expected) {
+        self.expected.entry(client).or_default().push_back((mode, expected));
+    }
+
+    fn channel(&mut self, client: u8, mode: Mode) -> &mut Channel {
+        self.channels.entry((client, mode)).or_default()
+    }
+
+    pub(crate) fn has_queue(&self, slot: u8) -> bool {
+        self.queues.contains_key(&slot)
+    }
+
+    pub(crate) fn has_exchange(&self, exchange: ExchangeName) -> bool {
+        self.topology.exchanges.contains(&exchange)
+    }
+
+    /// Whether a client may use a queue for anything but publishing.
+    pub(crate) fn may_use(&self, client: u8, slot: u8) -> bool {
+        self.queues.get(&slot).is_some_and(|queue| queue.owner.is_none_or(|owner| owner == client))
+    }
+
+    pub(crate) fn ready_count(&self, slot: u8) -> usize {
+        self.queues.get(&slot).map_or(0, |queue| queue.ready_count())
+    }
+
+    fn consumer_count(&self, slot: u8) -> usize {
+        self.consumers.iter().filter(|consumer| consumer.slot == slot).count()
+    }
+
+    pub(crate) fn consumers_of(&self, client: u8) -> usize {
+        self.consumers.iter().filter(|consumer| consumer.client == client).count()
+    }
+
+    /// The tag of one of the consumers of a client.
+    pub(crate) fn nth_consumer(&self, client: u8, nth: u8) -> Option<(Mode, u32)> {
+        let own: Vec<_> = self.consumers.iter().filter(|consumer| consumer.client == client).collect();
+        let consumer = own.get(usize::from(nth) % own.len().max(1))?;
+        Some((consumer.mode, consumer.tag))
+    }
+
+    // Routing.
+
+    fn targets(&self, exchange: ExchangeName, message: &Message) -> BTreeSet<u8> {
+        if !self.has_exchange(exchange) {
+            return BTreeSet::new();
+        }
+        let bound = self.topology.bindings.iter().filter(|(bound, _, _)| *bound == exchange);
+        let matching = bound.filter(|(_, _, key)| self.matches(exchange, *key, message.key));
+        let targets: BTreeSet<u8> = matching.map(|(_, slot, _)| *slot).collect();
+        if targets.is_empty() && exchange == ExchangeName::Direct && self.config.alternate {
+            return self.targets(ExchangeName::Fanout, message);
+        }
+        targets
+    }
+
+    fn matches(&self, exchange: ExchangeName, binding: u8, key: u8) -> bool {
+        let routing_key = KEYS[usize::from(key) % KEYS.len()];
+        match exchange {
+            ExchangeName::Fanout | ExchangeName::Dead => true,
+            ExchangeName::Delayed if !self.config.delayed_direct => true,
+            ExchangeName::Direct | ExchangeName::Delayed => KEYS[usize::from(binding)] == routing_key,
+            ExchangeName::Topic => matches_topic(PATTERNS[usize::from(binding)], routing_key),
+            ExchangeName::Headers => {
+                let (any, [k, l]) = binding_headers(binding);
+                let [has_k, has_l] = headers(key);
+                if any { k == has_k || l == has_l } else { k == has_k && l == has_l }
+            }
+        }
+    }
+
+    fn route(&self, to: To, message: &Message) -> Route {
+        let slots: Vec<u8> = match to {
+            To::Queue(slot) => vec![slot],
+            To::Exchange(ExchangeName::Delayed) if message.delay_ms.is_some_and(|delay| delay > 0) => {
+                return Route::Delayed;
+            }
+            To::Exchange(exchange) => self.targets(exchange, message).into_iter().collect(),
+            To::Nowhere => Vec::new(),
+        };
+        Route::Queues(slots.into_iter().filter_map(|slot| Some((slot, self.queues.get(&slot)?.uid))).collect())
+    }
+
+    // Messages come and go.
+
+    fn enqueue(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, lane: u16) {
+        let spec = self.spec(slot);
+        let (most, without) = if spec.quorum { (31, 4) } else { (spec.max_priority.unwrap_or(0), 0) };
+        let rank = if most == 0 { 0 } else { message.priority.map_or(without, |priority| priority.min(most)) };
+        let time_to_live = message.expiration_ms.into_iter().chain(spec.ttl_ms).min();
+        let journaled = spec.durable && (message.persistent || spec.quorum);
+        let Some(queue) = self.queue_mut(slot) else { return };
+        let place = queue.next_place;
+        queue.next_place += 1;
+        queue.entries.push(Entry {
+            message: Rc::clone(message),
+            rank,
+            lane,
+            journaled,
+            born_ms: now_ms,
+            deadline_ms: time_to_live.map(|ms| now_ms + u64::from(ms)),
+            is_held: false,
+            flag: Flag::No,
+            failed: 0,
+            place,
+        });
+        self.is_durable |= journaled;
+    }
+
+    fn would_overflow(&self, slot: u8, bytes: usize) -> bool {
+        let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
+        let (count, bytes) = (queue.ready_count() + 1, queue.ready_bytes() + bytes);
+        spec.max_length.is_some_and(|most| count > most as usize)
+            || spec.max_bytes.is_some_and(|most| bytes > most as usize)
+    }
+
+    fn overflows(&self, slot: u8) -> bool {
+        let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
+        let drops = matches!(spec.overflow, None | Some(Overflow::DropHead));
+        drops
+            && (spec.max_length.is_some_and(|most| queue.ready_count() > most as usize)
+                || spec.max_bytes.is_some_and(|most| queue.ready_bytes() > most as usize))
+    }
+
+    /// Puts a message into queues; false if one of them is full and refuses.
+    fn offer(&mut self, now_ms: u64, message: &Rc<Message>, slots: &[u8]) -> bool {
+        let refuses = |slot: &u8| {
+            matches!(self.spec(*slot).overflow, Some(Overflow::Reject | Overflow::RejectDead))
+                && self.would_overflow(*slot, message.bytes)
+        };
+        let (full, open): (Vec<u8>, Vec<u8>) = slots.iter().copied().partition(refuses);
+        for &slot in &full {
+            if self.spec(slot).overflow == Some(Overflow::RejectDead) {
+                self.letter(now_ms, slot, message, 0);
+            }
+        }
+        for slot in open {
+            self.enqueue(now_ms, slot, message, 0);
+        }
+        full.is_empty()
+    }
+
+    /// A dead letter goes on from a queue.
+    fn letter(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, rank: u8) {
+        let message = Rc::new(Message { expiration_ms: None, ..Message::clone(message) });
+        let targets: Vec<u8> = match self.spec(slot).dead {
+            None => return,
+            Some(Dead::Queue(target)) => vec![target],
+            Some(Dead::Exchange) => self.targets(ExchangeName::Dead, &message).into_iter().collect(),
+        };
+        for target in targets {
+            self.enqueue(now_ms, target, &message, 1 + u16::from(slot) * 32 + u16::from(rank));
+        }
+    }
+
+    /// A message leaves its queue without having been consumed.
+    fn die(&mut self, now_ms: u64, slot: u8, at: usize) {
+        let Some(queue) = self.queue_mut(slot) else { return };
+        let entry = queue.entries.remove(at);
+        self.is_durable |= entry.journaled;
+        self.letter(now_ms, slot, &entry.message, entry.rank);
+    }
+
+    /// What happens by itself, the first of it; false if there is nothing.
+    fn happen(&mut self, now_ms: u64) -> bool {
+        let due = self.delayed.iter().enumerate().filter(|(_, delayed)| delayed.due_ms <= now_ms);
+        if let Some(at) = due.min_by_key(|(at, delayed)| (delayed.due_ms, *at)).map(|(at, _)| at) {
+            let Delayed { message, .. } = Rc::make_mut(&mut self.delayed).remove(at);
+            let slots: Vec<u8> = self.targets(ExchangeName::Delayed, &message).into_iter().collect();
+            self.offer(now_ms, &message, &slots);
+            return true;
+        }
+        let slots: Vec<u8> = self.queues.keys().copied().collect();
+        for &slot in &slots {
+            let is_due = |entry: &Entry| !entry.is_held && entry.deadline_ms.is_some_and(|due| due <= now_ms);
+            let due = self.queues[&slot].entries.iter().enumerate().filter(|(_, entry)| is_due(entry));
+            if let Some((at, _)) = due.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)) {
+                self.die(now_ms, slot, at);
+                return true;
+            }
+        }
+        for slot in slots {
+            if self.overflows(slot)
+                && let Some(at) = self.queues[&slot].head()
+            {
+                self.die(now_ms, slot, at);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Queues go that nobody has used for as long as they say.
+    fn expire_queues(&mut self, now_ms: u64) {
+        for slot in self.queues.keys().copied().collect::<Vec<_>>() {
+            let Some(expires_ms) = self.spec(slot).expires_ms else { continue };
+            let is_due = self.queues[&slot].last_used_ms + u64::from(expires_ms) <= now_ms;
+            if is_due && self.consumer_count(slot) == 0 {
+                self.remove_queue(slot);
+            }
+        }
+    }
+
+    fn remove_queue(&mut self, slot: u8) {
+        self.queues.remove(&slot);
+        Rc::make_mut(&mut self.topology).bindings.retain(|(_, bound, _)| *bound != slot);
+        let (gone, rest) = std::mem::take(&mut self.consumers).into_iter().partition(|own| own.slot == slot);
+        self.consumers = rest;
+        let gone: Vec<Consumer> = gone;
+        self.cancelled.extend(gone.into_iter().map(|consumer| (consumer.client, consumer.id)));
+        self.is_durable |= self.spec(slot).durable;
+    }
+
+    // What clients do.
+
+    pub(crate) fn publish(
+        &mut self,
+        now_ms: u64,
+        (client, mode): (u8, Mode),
+        message: Message,
+        to: To,
+        mandatory: bool,
+    ) {
+        let message = Rc::new(message);
+        let is_missing = match to {
+            To::Nowhere => true,
+            To::Exchange(exchange) => !self.has_exchange(exchange),
+            To::Queue(_) => false,
+        };
+        if is_missing {
+            return self.fail_channel(now_ms, client, mode);
+        }
+        let route = self.route(to, &message);
+        if mode == Mode::Transaction {
+            self.channel(client, mode).publishes.push((message, route, mandatory));
+            return;
+        }
+        let taken = self.publish_to(now_ms, client, mode, &message, &route, mandatory);
+        if mode == Mode::Confirm {
+            let promise = match taken {
+                true if self.is_durable => self.events,
+                true => 0,
+                false => REFUSED,
+            };
+            let channel = self.channel(client, mode);
+            channel.last_confirm += 1;
+            let number = channel.last_confirm;
+            self.promises.insert((client, mode, number), promise);
+            self.expect(client, mode, if taken { Expected::Confirm { number } } else { Expected::Refuse { number } });
+        }
+    }
+
+    fn publish_to(
+        &mut self,
+        now_ms: u64,
+        client: u8,
+        mode: Mode,
+        message: &Rc<Message>,
+        route: &Route,
+        mandatory: bool,
+    ) -> bool {
+        match route {
+            Route::Queues(queues) => {
+                if queues.is_empty() && mandatory {
+                    self.expect(client, mode, Expected::Return(message.id));
+                }
+                let is_there = |&(slot, uid): &(u8, u64)| self.queues.get(&slot).is_some_and(|it| it.uid == uid);
+                let slots: Vec<u8> = queues.iter().copied().filter(is_there).map(|(slot, _)| slot).collect();
+                self.offer(now_ms, message, &slots)
+            }
+            Route::Delayed => {
+                if self.has_exchange(ExchangeName::Delayed) {
+                    let due_ms = now_ms + u64::from(message.delay_ms.unwrap_or_default());
+                    let message = Rc::clone(message);
+                    self.is_durable |= message.persistent && self.config.durable_exchanges;
+                    Rc::make_mut(&mut self.delayed).push(Delayed { due_ms, message });
+                }
+                true
+            }
+        }
+    }
+
+    pub(crate) fn get(&mut self, now_ms: u64, client: u8, mode: Mode, slot: u8, no_ack: bool) {
+        if let Some(queue) = self.queue_mut(slot) {
+            queue.last_used_ms = now_ms;
+        }
+        self.expect(client, mode, Expected::Get { slot, no_ack });
+    }
+
+    /// Returns the number in the tag of the consumer.
+    pub(crate) fn consume(&mut self, client: u8, mode: Mode, slot: u8, no_ack: bool, prefetch: u16) -> u32 {
+        self.last_consumer += 1;
+        let tag = self.last_consumer;
+        self.consumers.push(Consumer { client, mode, id: None, tag, slot, no_ack, prefetch, held: 0 });
+        if let Some(queue) = self.queue_mut(slot) {
+            let uid = queue.uid;
+            self.granted.insert(uid);
+        }
+        // qos-ok and consume-ok
+        self.expect(client, mode, Expected::Answer);
+        self.expect(client, mode, Expected::Answer);
+        tag
+    }
+
+    pub(crate) fn cancel(&mut self, now_ms: u64, client: u8, mode: Mode, tag: u32) {
+        self.end_consumer(now_ms, client, tag);
+        self.expect(client, mode, Expected::Answer);
+    }
+
+    fn end_consumer(&mut self, now_ms: u64, client: u8, tag: u32) {
+        let Some(at) = self.consumers.iter().position(|own| own.client == client && own.tag == tag) else { return };
+        let slot = self.consumers.remove(at).slot;
+        if let Some(queue) = self.queue_mut(slot) {
+            queue.last_used_ms = now_ms;
+        }
+        if self.spec(slot).auto_delete && self.consumer_count(slot) == 0 {
+            self.remove_queue(slot);
+        }
+    }
+
+    pub(crate) fn settle(
+        &mut self,
+        now_ms: u64,
+        (client, mode): (u8, Mode),
+        tag: u64,
+        multiple: bool,
+        settling: Settling,
+    ) {
+        let unacked = &mut self.channel(client, mode).unacked;
+        let settled: Vec<(u64, Held)> = if multiple {
+            let behind = unacked.split_off(&(tag + 1));
+            std::mem::replace(unacked, behind).into_iter().collect()
+        } else {
+            unacked.remove(&tag).map(|held| (tag, held)).into_iter().collect()
+        };
+        if mode == Mode::Transaction {
+            let settlements = settled.into_iter().map(|(tag, held)| (tag, held, settling));
+            self.channel(client, mode).settlements.extend(settlements);
+            return;
+        }
+        self.settle_all(now_ms, client, mode, settled.into_iter().map(|(_, held)| (held, settling)).collect());
+    }
+
+    fn settle_all(&mut self, now_ms: u64, client: u8, mode: Mode, settled: Vec<(Held, Settling)>) {
+        for (held, settling) in settled {
+            if let Some(tag) = held.consumer
+                && let Some(consumer) =
+                    self.consumers.iter_mut().find(|own| own.client == client && own.tag == tag)
+            {
+                consumer.held = consumer.held.saturating_sub(1);
+            }
+            self.settle_one(now_ms, &held, settling);
+        }
+        if self.is_durable {
+            self.channel(client, mode).settled = self.events;
+        }
+    }
+
+    fn settle_one(&mut self, now_ms: u64, held: &Held, settling: Settling) {
+        let limit = match self.spec(held.slot) {
+            spec if !spec.quorum => None,
+            spec => u32::try_from(spec.delivery_limit.unwrap_or(20)).ok(),
+        };
+        let Some(queue) = self.queue_mut(held.slot).filter(|queue| queue.uid == held.uid) else { return };
+        let Some(at) = queue.entries.iter().position(|entry| entry.place == held.place) else { return };
+        let entry = &mut queue.entries[at];
+        match settling {
+            Settling::Ack => {
+                let journaled = entry.journaled;
+                queue.entries.remove(at);
+                self.is_durable |= journaled;
+            }
+            Settling::Nack | Settling::Reject => self.die(now_ms, held.slot, at),
+            Settling::NackRequeue | Settling::RejectRequeue => {
+                entry.failed += u32::from(settling == Settling::RejectRequeue);
+                if limit.is_some_and(|limit| entry.failed > limit) {
+                    return self.die(now_ms, held.slot, at);
+                }
+                entry.is_held = false;
+                entry.flag = Flag::Yes;
+            }
+        }
+    }
+
+    pub(crate) fn recover(&mut self, now_ms: u64, client: u8, mode: Mode) {
+        let unacked = std::mem::take(&mut self.channel(client, mode).unacked);
+        let settled = unacked.into_values().map(|held| (held, Settling::NackRequeue)).collect();
+        self.settle_all(now_ms, client, mode, settled);
+        self.expect(client, mode, Expected::Answer);
+    }
+
+    pub(crate) fn end_transaction(&mut self, now_ms: u64, client: u8, commit: bool) {
+        let mode = Mode::Transaction;
+        let channel = self.channel(client, mode);
+        let publishes = std::mem::take(&mut channel.publishes);
+        let settlements = std::mem::take(&mut channel.settlements);
+        if !commit {
+            channel.unacked.extend(settlements.into_iter().map(|(tag, held, _)| (tag, held)));
+            return self.expect(client, mode, Expected::Answer);
+        }
+        let mut is_whole = true;
+        for (message, route, mandatory) in publishes {
+            is_whole &= self.publish_to(now_ms, client, mode, &message, &route, mandatory);
+            // A queue drops what is too much behind each publish.
+            while self.has_overflow() && self.happen_overflow(now_ms) {}
+        }
+        let settled = settlements.into_iter().map(|(_, held, settling)| (held, settling)).collect();
+        self.settle_all(now_ms, client, mode, settled);
+        if is_whole {
+            self.expect(client, mode, Expected::CommitOk);
+        } else {
+            self.fail_channel(now_ms, client, mode);
+        }
+    }
+
+    fn has_overflow(&self) -> bool {
+        self.queues.keys().any(|slot| self.overflows(*slot))
+    }
+
+    /// Lets the head of a queue go that is too long, unless a consumer is about to take it.
+    fn happen_overflow(&mut self, now_ms: u64) -> bool {
+        for slot in self.queues.keys().copied().collect::<Vec<_>>() {
+            if self.overflows(slot)
+                && self.waiting_consumer(slot).is_none()
+                && let Some(at) = self.queues[&slot].head()
+            {
+                self.die(now_ms, slot, at);
+                return true;
+            }
+        }
+        false
+    }
+
+    pub(crate) fn declare_queue(&mut self, now_ms: u64, client: u8, slot: u8) {
+        let owner = self.spec(slot).exclusive.then_some(client);
+        if let Some(queue) = self.queue_mut(slot) {
+            queue.last_used_ms = now_ms;
+        } else {
+            self.last_uid += 1;
+            let (uid, last_used_ms) = (self.last_uid, now_ms);
+            let queue = Queue { uid, owner, entries: Vec::new(), next_place: 0, last_used_ms };
+            self.queues.insert(slot, Rc::new(queue));
+            self.changed_topology(self.spec(slot).durable);
+        }
+        let (ready, consumers) = (self.ready_count(slot), self.consumer_count(slot));
+        self.expect(client, Mode::Plain, Expected::Declared { ready, consumers });
+    }
+
+    fn changed_topology(&mut self, durable: bool) {
+        if durable {
+            self.is_durable = true;
+            self.topology_event = self.events;
+        }
+    }
+
+    /// Whether it may be deleted so; if not, nothing is done and the channel is closed.
+    pub(crate) fn delete_queue(&mut self, now_ms: u64, client: u8, slot: u8, if_empty: bool, if_unused: bool) {
+        let ready = self.ready_count(slot);
+        if (if_empty && ready > 0) || (if_unused && self.consumer_count(slot) > 0) {
+            return self.fail_channel(now_ms, client, Mode::Plain);
+        }
+        self.remove_queue(slot);
+        self.changed_topology(self.spec(slot).durable);
+        self.expect(client, Mode::Plain, Expected::Count(ready));
+    }
+
+    pub(crate) fn purge_queue(&mut self, client: u8, slot: u8) {
+        let ready = self.ready_count(slot);
+        let Some(queue) = self.queue_mut(slot) else { return };
+        let journaled = queue.ready().any(|entry| entry.journaled);
+        queue.entries.retain(|entry| entry.is_held);
+        if journaled {
+            self.is_durable = true;
+            self.channel(client, Mode::Plain).settled = self.events;
+        }
+        self.expect(client, Mode::Plain, Expected::Count(ready));
+    }
+
+    pub(crate) fn declare_exchange(&mut self, client: u8, exchange: ExchangeName) {
+        if Rc::make_mut(&mut self.topology).exchanges.insert(exchange) {
+            self.changed_topology(self.config.durable_exchanges);
+        }
+        self.expect(client, Mode::Plain, Expected::Answer);
+    }
+
+    pub(crate) fn delete_exchange(&mut self, client: u8, exchange: ExchangeName) {
+        let topology = Rc::make_mut(&mut self.topology);
+        if topology.exchanges.remove(&exchange) {
+            topology.bindings.retain(|(bound, _, _)| *bound != exchange);
+            if exchange == ExchangeName::Delayed {
+                self.delayed = Rc::default();
+            }
+            self.changed_topology(self.config.durable_exchanges);
+        }
+        self.expect(client, Mode::Plain, Expected::Answer);
+    }
+
+    pub(crate) fn bind(&mut self, client: u8, exchange: ExchangeName, slot: u8, key: u8) {
+        if Rc::make_mut(&mut self.topology).bindings.insert((exchange, slot, key)) {
+            self.changed_topology(self.config.durable_exchanges && self.spec(slot).durable);
+        }
+        self.expect(client, Mode::Plain, Expected::Answer);
+    }
+
+    pub(crate) fn unbind(&mut self, client: u8, exchange: ExchangeName, slot: u8, key: u8) {
+        if Rc::make_mut(&mut self.topology).bindings.remove(&(exchange, slot, key)) {
+            self.changed_topology(self.config.durable_exchanges && self.spec(slot).durable);
+        }
+        self.expect(client, Mode::Plain, Expected::Answer);
+    }
+
+    /// The broker closes a channel because of a fault.
+    pub(crate) fn fail_channel(&mut self, now_ms: u64, client: u8, mode: Mode) {
+        self.expect(client, mode, Expected::Closed);
+        self.release_channel(now_ms, client, mode);
+    }
+
+    pub(crate) fn close_channel(&mut self, now_ms: u64, client: u8, mode: Mode) {
+        self.expect(client, mode, Expected::Answer);
+        self.release_channel(now_ms, client, mode);
+    }
+
+    fn release_channel(&mut self, now_ms: u64, client: u8, mode: Mode) {
+        let is_its = |own: &&Consumer| own.client == client && own.mode == mode;
+        for tag in self.consumers.iter().filter(is_its).map(|own| own.tag).collect::<Vec<_>>() {
+            self.end_consumer(now_ms, client, tag);
+        }
+        let Some(mut channel) = self.channels.remove(&(client, mode)) else { return };
+        channel.unacked.extend(channel.settlements.into_iter().map(|(tag, held, _)| (tag, held)));
+        for held in channel.unacked.into_values() {
+            // What a client held that is gone has failed.
+            self.settle_one(now_ms, &held, Settling::RejectRequeue);
+        }
+        self.promises.retain(|(own, its, _), _| (*own, *its) != (client, mode));
+    }
+
+    /// A connection is gone, whether it said so or not.
+    pub(crate) fn disconnect(&mut self, now_ms: u64, client: u8) {
+        for mode in Mode::ALL {
+            self.release_channel(now_ms, client, mode);
+        }
+        for slot in self.queues.keys().copied().collect::<Vec<_>>() {
+            if self.queues[&slot].owner == Some(client) {
+                self.remove_queue(slot);
+            }
+        }
+        self.expected.remove(&client);
+        self.cancelled.retain(|(cancelled, _)| *cancelled != client);
+    }
+
+    // What the broker does.
+
+    /// A message is handed out that must be the next one of its queue. False if it is not, yet.
+    fn is_next(&self, slot: u8, id: u64) -> Option<usize> {
+        let entries = &self.queues.get(&slot)?.entries;
+        let is_first = |(at, entry): &(usize, &Entry)| {
+            let overtaken = |(before, other): (usize, &Entry)| {
+                !other.is_held
+                    && (other.rank > entry.rank
+                        || (other.rank == entry.rank && other.lane == entry.lane && before < *at))
+            };
+            !entries.iter().enumerate().any(overtaken)
+        };
+        let own = entries.iter().enumerate().filter(|(_, entry)| !entry.is_held && entry.message.id == id);
+        own.clone().find(is_first).map(|(at, _)| at)
+    }
+
+    /// Takes it out, or holds it.
+    fn hand_out(
+        &mut self,
+        now_ms: u64,
+        slot: u8,
+        at: usize,
+        is_kept: bool,
+        redelivered: bool,
+    ) -> Result<(u64, u64, usize), Violation> {
+        let Some(queue) = self.queue_mut(slot) else { return Err(format!("there is no q{slot}")) };
+        let uid = queue.uid;
+        let entry = &mut queue.entries[at];
+        let (id, place, bytes) = (entry.message.id, entry.place, entry.message.bytes);
+        if entry.deadline_ms.is_some_and(|due| due <= now_ms && (due, entry.born_ms) != (now_ms, now_ms)) {
+            return Err(format!(
+                "message {id} of q{slot} was to expire at {} ms and is handed out at {now_ms} ms",
+                entry.deadline_ms.unwrap_or_default()
+            ));
+        }
+        match (entry.flag, redelivered) {
+            (Flag::No, true) => return Err(format!("message {id} of q{slot} is redelivered, and never was delivered")),
+            (Flag::Yes, false) => return Err(format!("message {id} of q{slot} was delivered before and does not say so")),
+            (Flag::No, false) | (Flag::Yes, true) | (Flag::Perhaps, _) => {}
+        }
+        let journaled = entry.journaled;
+        if is_kept {
+            entry.is_held = true;
+        } else {
+            queue.entries.remove(at);
+            self.is_durable |= journaled;
+        }
+        self.granted.insert(uid);
+        Ok((uid, place, bytes))
+    }
+
+    /// A consumer that could be given a message of a queue.
+    fn waiting_consumer(&self, slot: u8) -> Option<&Consumer> {
+        let own = self.consumers.iter().filter(|consumer| consumer.slot == slot);
+        let active = if self.spec(slot).single_active { 1 } else { usize::MAX };
+        own.take(active).find(|own| own.no_ack || own.prefetch == 0 || own.held < own.prefetch)
+    }
+
+    /// Follows what the broker has said after an event, and tells what clients will hear of it.
+    pub(crate) fn observe(
+        &mut self,
+        now_ms: u64,
+        outputs: &mut BTreeMap<u8, VecDeque<Output>>,
+    ) -> Result<Vec<(u8, Mode, Told)>, Violation> {
+        let mut told = Vec::new();
+        self.expire_queues(now_ms);
+        loop {
+            let mut is_moving = false;
+            for (&client, outputs) in outputs.iter_mut() {
+                while let Some(output) = outputs.front() {
+                    if !self.accept(now_ms, client, output, &mut told)? {
+                        break;
+                    }
+                    outputs.pop_front();
+                    is_moving = true;
+                }
+            }
+            if !is_moving && !self.happen(now_ms) {
+                break;
+            }
+        }
+        if let Some((client, output)) = outputs.iter().find_map(|(client, all)| Some((client, all.front()?))) {
+            return Err(self.unexpected(*client, output));
+        }
+        if let Some((client, expected)) = self.expected.iter().find(|(_, expected)| !expected.is_empty()) {
+            return Err(format!("client {client} was to be told {:?}", expected.front()));
+        }
+        if let Some((client, _)) = self.cancelled.first() {
+            return Err(format!("client {client} was to be told that its queue is gone"));
+        }
+        for &slot in self.queues.keys() {
+            if self.ready_count(slot) > 0
+                && let Some(consumer) = self.waiting_consumer(slot)
+            {
+                return Err(format!(
+                    "q{slot} has {} ready messages, and consumer c{} of client {} could take one",
+                    self.ready_count(slot),
+                    consumer.tag,
+                    consumer.client
+                ));
+            }
+        }
+        Ok(told)
+    }
+
+    fn unexpected(&self, client: u8, output: &Output) -> Violation {
+        let what = match output {
+            Output::Deliver { consumer, tag, message, .. } => {
+                let own = self.consumers.iter().find(|own| own.client == client && own.id == Some(*consumer));
+                format!("delivery {} of message {:?} of q{:?}", tag.number(), id_of(message.body()), own.map(|own| own.slot))
+            }
+            Output::GetOk { tag, message, .. } => format!("got {} message {:?}", tag.number(), id_of(message.body())),
+            other => format!("{other:?}"),
+        };
+        let expected = self.expected.get(&client).and_then(VecDeque::front);
+        let heads: Vec<_> = self
+            .queues
+            .iter()
+            .filter_map(|(slot, queue)| Some((slot, queue.entries[queue.head()?].message.id, queue.ready_count())))
+            .collect();
+        format!("client {client}: {what}; expected {expected:?}; queues, their heads and ready messages: {heads:?}")
+    }
+
+    fn mode(channel: u16) -> Option<Mode> {
+        Mode::ALL.get(usize::from(channel).checked_sub(1)?).copied()
+    }
+
+    fn pop_expected(&mut self, client: u8, wanted: &Expected) -> bool {
+        let queue = self.expected.entry(client).or_default();
+        queue.pop_front_if(|(_, expected)| expected == wanted).is_some()
+    }
+
+    fn promise(&mut self, client: u8, mode: Mode) -> u64 {
+        let topology = self.topology_event;
+        self.channel(client, mode).settled.max(topology)
+    }
+
+    fn next_tag(&mut self, client: u8, mode: Mode, tag: u64) -> Result<(), Violation> {
+        let channel = self.channel(client, mode);
+        channel.last_tag += 1;
+        if channel.last_tag == tag {
+            Ok(())
+        } else {
+            Err(format!("client {client}, {mode:?}: delivery tag {tag} comes after {}", channel.last_tag - 1))
+        }
+    }
+
+    /// Takes in one thing that the broker says; false if it may not say that, or not yet.
+    fn accept(
+        &mut self,
+        now_ms: u64,
+        client: u8,
+        output: &Output,
+        told: &mut Vec<(u8, Mode, Told)>,
+    ) -> Result<bool, Violation> {
+        match output {
+            Output::Deliver { channel, consumer, tag, redelivered, message, .. } => {
+                let own = self.consumers.iter().position(|own| own.client == client && own.id == Some(*consumer));
+                let (Some(own), Some(mode), Some(id)) = (own, Self::mode(channel.number()), id_of(message.body()))
+                else {
+                    return Ok(false);
+                };
+                let Consumer { slot, no_ack, tag: consumer, .. } = self.consumers[own];
+                let Some(at) = self.is_next(slot, id) else { return Ok(false) };
+                if self.spec(slot).single_active
+                    && self.consumers.iter().position(|other| other.slot == slot) != Some(own)
+                {
+                    return Err(format!("client {client} is not the active consumer of q{slot}"));
+                }
+                let (uid, place, bytes) = self.hand_out(now_ms, slot, at, !no_ack, *redelivered)?;
+                check_body(message.body(), id, bytes)?;
+                self.next_tag(client, mode, tag.number())?;
+                let tag = tag.number();
+                if !no_ack {
+                    let own = &mut self.consumers[own];
+                    own.held += 1;
+                    if own.prefetch > 0 && own.held > own.prefetch {
+                        return Err(format!("consumer c{consumer} of client {client} has more than it may"));
+                    }
+                    let held = Held { slot, uid, place, consumer: Some(consumer) };
+                    self.channel(client, mode).unacked.insert(tag, held);
+                }
+                let redelivered = *redelivered;
+                told.push((client, mode, Told::Message { tag, redelivered, id, bytes, slot, uid, no_ack }));
+                Ok(true)
+            }
+            Output::GetOk { channel, tag, redelivered, message, message_count, .. } => {
+                let expected = self.expected.get(&client).and_then(VecDeque::front).cloned();
+                let (Some((mode, Expected::Get { slot, no_ack })), Some(id)) = (expected, id_of(message.body())) else {
+                    return Ok(false);
+                };
+                let Some(at) = self.is_next(slot, id).filter(|_| Self::mode(channel.number()) == Some(mode)) else {
+                    return Ok(false);
+                };
+                let (uid, place, bytes) = self.hand_out(now_ms, slot, at, !no_ack, *redelivered)?;
+                check_body(message.body(), id, bytes)?;
+                self.next_tag(client, mode, tag.number())?;
+                self.expected.entry(client).or_default().pop_front();
+                let tag = tag.number();
+                if !no_ack {
+                    let held = Held { slot, uid, place, consumer: None };
+                    self.channel(client, mode).unacked.insert(tag, held);
+                } else if self.is_durable {
+                    self.channel(client, mode).settled = self.events;
+                }
+                let left = self.ready_count(slot);
+                if left != *message_count as usize {
+                    return Err(format!("q{slot} has {left} ready messages left, and says {message_count}"));
+                }
+                let redelivered = *redelivered;
+                told.push((client, mode, Told::Message { tag, redelivered, id, bytes, slot, uid, no_ack }));
+                Ok(true)
+            }
+            Output::Return { channel, message, .. } => {
+                let Some(id) = id_of(message.body()) else { return Ok(false) };
+                let Some(mode) = Self::mode(channel.number()) else { return Ok(false) };
+                let is_expected = self.pop_expected(client, &Expected::Return(id));
+                told.extend(is_expected.then_some((client, mode, Told::Return(id))));
+                Ok(is_expected)
+            }
+            Output::Confirm { number, .. } => Ok(self.pop_expected(client, &Expected::Confirm { number: number.get() })),
+            Output::Refuse { number, .. } => Ok(self.pop_expected(client, &Expected::Refuse { number: number.get() })),
+            Output::CloseChannel(channel, _) => {
+                let Some(mode) = Self::mode(channel.number()) else { return Ok(false) };
+                let is_expected = self.pop_expected(client, &Expected::Closed);
+                told.extend(is_expected.then_some((client, mode, Told::Closed)));
+                Ok(is_expected)
+            }
+            Output::Answer(channel, answer, _) => {
+                let Some(mode) = Self::mode(channel.number()) else { return Ok(false) };
+                let is_expected = self.accept_answer(client, mode, answer);
+                if is_expected {
+                    let promise = match answer {
+                        Answer::TxCommitOk if self.is_durable => self.events,
+                        _ => self.promise(client, mode),
+                    };
+                    told.push((client, mode, Told::Answer { promise }));
+                }
+                Ok(is_expected)
+            }
+            Output::Farewell(Farewell::CloseOk | Farewell::Silent, _) => Ok(true),
+            Output::Farewell(Farewell::Close(_), _) => Ok(false),
+            Output::Blocked(_) | Output::Unblocked | Output::TellWritten => Ok(true),
+        }
+    }
+
+    fn accept_answer(&mut self, client: u8, mode: Mode, answer: &Answer) -> bool {
+        match answer {
+            Answer::QueueDeclareOk { message_count, consumer_count, .. } => {
+                let (ready, consumers) = (*message_count as usize, *consumer_count as usize);
+                self.pop_expected(client, &Expected::Declared { ready, consumers })
+            }
+            Answer::QueuePurgeOk { message_count } | Answer::QueueDeleteOk { message_count } => {
+                self.pop_expected(client, &Expected::Count(*message_count as usize))
+            }
+            Answer::BasicGetEmpty => match self.expected.get(&client).and_then(VecDeque::front) {
+                Some((_, Expected::Get { slot, .. })) if self.ready_count(*slot) == 0 => {
+                    self.expected.entry(client).or_default().pop_front();
+                    true
+                }
+                _ => false,
+            },
+            Answer::BasicConsumeOk { consumer } => {
+                let unnamed = |own: &&mut Consumer| own.client == client && own.mode == mode && own.id.is_none();
+                let Some(own) = self.consumers.iter_mut().find(unnamed) else { return false };
+                own.id = Some(*consumer);
+                self.pop_expected(client, &Expected::Answer)
+            }
+            Answer::BasicCancel { consumer } => {
+                let its = self.cancelled.iter().position(|its| *its == (client, Some(*consumer)));
+                its.map(|at| self.cancelled.remove(at)).is_some()
+            }
+            Answer::TxCommitOk => self.pop_expected(client, &Expected::CommitOk),
+            // A channel is opened, and put into its mode, before anything else happens on it.
+            Answer::ChannelOpenOk | Answer::ConfirmSelectOk | Answer::TxSelectOk => true,
+            Answer::ConsumerTimedOut { .. } => false,
+            Answer::ChannelCloseOk
+            | Answer::ChannelFlowOk { .. }
+            | Answer::AccessRequestOk
+            | Answer::ExchangeDeclareOk
+            | Answer::ExchangeDeleteOk
+            | Answer::ExchangeBindOk
+            | Answer::ExchangeUnbindOk
+            | Answer::QueueBindOk
+            | Answer::QueueUnbindOk
+            | Answer::BasicQosOk
+            | Answer::BasicCancelOk { .. }
+            | Answer::BasicRecoverOk
+            | Answer::TxRollbackOk => self.pop_expected(client, &Expected::Answer),
+        }
+    }
+
+    /// A client has heard of a message.
+    pub(crate) fn hear(&mut self, uid: u64, id: u64) {
+        self.heard.insert((uid, id));
+    }
+
+    /// As a crash would find it.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            queues: self.queues.clone(),
+            topology: Rc::clone(&self.topology),
+            delayed: Rc::clone(&self.delayed),
+            events: self.events,
+        }
+    }
+
+    /// All connections are gone, and the broker starts again with what a disk has kept.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot, now_ms: u64, in_good_order: bool) {
+        self.consumers.clear();
+        self.channels.clear();
+        self.expected.clear();
+        self.cancelled.clear();
+        self.promises.clear();
+        self.topology_event = 0;
+        self.queues = snapshot.queues;
+        self.queues.retain(|slot, _| self.config.queues[usize::from(*slot)].durable);
+        for queue in self.queues.values_mut().map(Rc::make_mut) {
+            queue.last_used_ms = now_ms;
+            queue.entries.retain(|entry| entry.journaled);
+            for entry in &mut queue.entries {
+                let is_known = entry.is_held || self.heard.contains(&(queue.uid, entry.message.id));
+                entry.flag = match entry.flag {
+                    _ if is_known => Flag::Yes,
+                    Flag::No if !in_good_order && self.granted.contains(&queue.uid) => Flag::Perhaps,
+                    flag => flag,
+                };
+                entry.is_held = false;
+            }
+        }
+        if in_good_order {
+            self.granted.clear();
+        }
+        self.topology = snapshot.topology;
+        self.delayed = snapshot.delayed;
+        if self.config.durable_exchanges {
+            let is_durable = |slot: u8| self.config.queues[usize::from(slot)].durable;
+            Rc::make_mut(&mut self.topology).bindings.retain(|(_, slot, _)| is_durable(*slot));
+            Rc::make_mut(&mut self.delayed).retain(|delayed| delayed.message.persistent);
+        } else {
+            self.topology = Rc::default();
+            self.delayed = Rc::default();
+        }
+    }
+
+    /// Compares the queues with what the broker says of them: their slots, ready and unacked messages.
+    pub(crate) fn compare(&self, views: &BTreeMap<u8, (usize, usize, usize)>) -> Result<(), Violation> {
+        let of_model = |(slot, queue): (&u8, &Rc<Queue>)| {
+            let ready = queue.ready_count();
+            (*slot, (ready, queue.entries.len() - ready, self.consumer_count(*slot)))
+        };
+        let own: BTreeMap<u8, (usize, usize, usize)> = self.queues.iter().map(of_model).collect();
+        if own == *views {
+            return Ok(());
+        }
+        Err(format!("queues with (ready, unacked, consumers) are {views:?}, and should be {own:?}"))
+    }
+
+    /// All queues that there are.
+    pub(crate) fn slots(&self) -> Vec<u8> {
+        self.queues.keys().copied().collect()
+    }
+
+    /// Whether only dead letters reach a queue.
+    pub(crate) fn is_dead(slot: u8) -> bool {
+        slot >= ORDINARY_QUEUES
+    }
+}
+
+fn check_body(found: &[u8], id: u64, bytes: usize) -> Result<(), Violation> {
+    if found == body(id, bytes) { Ok(()) } else { Err(format!("the body of message {id} is another one")) }
+}
+
+/// The values of the two headers of messages with this key.
+pub(crate) fn headers(key: u8) -> [i32; 2] {
+    [i32::from(key % 2), i32::from(key % 3)]
+}
+
+/// Whether any header is enough, and the values of both, for a binding with this key.
+pub(crate) fn binding_headers(key: u8) -> (bool, [i32; 2]) {
+    (key % 2 == 1, [i32::from(key / 2 % 2), i32::from(key / 4 % 3)])
+}
+
+/// The key of a binding, as far as it makes a difference.
+pub(crate) fn binding_key(exchange: ExchangeName, key: u8) -> u8 {
+    match exchange {
+        ExchangeName::Topic => key % u8::try_from(PATTERNS.len()).unwrap_or(1),
+        ExchangeName::Headers => key % 12,
+        ExchangeName::Direct | ExchangeName::Fanout | ExchangeName::Delayed | ExchangeName::Dead => {
+            key % u8::try_from(KEYS.len()).unwrap_or(1)
+        }
+    }
+}
+
+fn matches_topic(pattern: &str, key: &str) -> bool {
+    fn matches(pattern: &[&str], key: &[&str]) -> bool {
+        match (pattern.split_first(), key.split_first()) {
+            (None, None) => true,
+            (Some((&"#", rest)), _) => {
+                matches(rest, key) || key.split_first().is_some_and(|(_, behind)| matches(pattern, behind))
+            }
+            (Some((&"*", rest)), Some((_, behind))) => matches(rest, behind),
+            (Some((word, rest)), Some((first, behind))) => word == first && matches(rest, behind),
+            (None, Some(_)) | (Some(_), None) => false,
+        }
+    }
+    let pattern: Vec<_> = pattern.split('.').collect();
+    let key: Vec<_> = if key.is_empty() { Vec::new() } else { key.split('.').collect() };
+    matches(&pattern, &key)
+}

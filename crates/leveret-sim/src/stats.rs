@@ -1,0 +1,152 @@
+//! How often everything occurred: what never did was not tested.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What is counted, by kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// What clients do.
+    Operation,
+    /// What goes wrong, and what the broker does by itself.
+    Fault,
+    /// What queues are declared with.
+    Argument,
+    /// What came of it.
+    Outcome,
+}
+
+/// All that must occur among many seeds.
+const EXPECTED: &[(Kind, &[&str])] = &[
+    (
+        Kind::Operation,
+        &[
+            "publish",
+            "publish, confirmed",
+            "publish in a transaction",
+            "get",
+            "consume",
+            "cancel",
+            "ack",
+            "ack, multiple",
+            "nack",
+            "nack, requeue",
+            "nack, requeue, multiple",
+            "reject",
+            "reject, requeue",
+            "ack of an unknown tag",
+            "recover",
+            "commit",
+            "rollback",
+            "declare a queue",
+            "declare passively",
+            "delete a queue",
+            "purge",
+            "declare an exchange",
+            "delete an exchange",
+            "bind",
+            "unbind",
+            "close a channel",
+            "close a connection",
+            "lose a connection",
+            "time passes",
+            "restart in good order",
+            "prefetch 0",
+            "prefetch 1",
+            "prefetch of several",
+        ],
+    ),
+    (
+        Kind::Fault,
+        &[
+            "write the journal",
+            "mark the journal",
+            "make spares",
+            "checkpoint step",
+            "whole checkpoint",
+            "segments swept",
+            "power cut",
+            "power cut later",
+            "power cut in a recovery",
+            "write lost",
+            "write kept",
+            "write torn",
+            "failing sync",
+            "failing sync of the folder",
+            "end after a failed sync",
+            "full disk",
+            "batch without room",
+            "room again",
+            "body evicted",
+            "body read back",
+            "input split",
+            "answer read in part",
+            "journal lags",
+        ],
+    ),
+    (
+        Kind::Argument,
+        &[
+            "classic",
+            "x-queue-type=quorum",
+            "durable",
+            "transient",
+            "exclusive",
+            "auto-delete",
+            "x-message-ttl",
+            "x-expires",
+            "x-max-length",
+            "x-max-length-bytes",
+            "x-overflow=drop-head",
+            "x-overflow=reject-publish",
+            "x-overflow=reject-publish-dlx",
+            "x-dead-letter-exchange",
+            "x-dead-letter-routing-key",
+            "x-max-priority",
+            "x-single-active-consumer",
+            "x-delivery-limit",
+        ],
+    ),
+    (Kind::Outcome, &["delivered", "redelivered", "got", "returned", "confirmed", "refused", "channel closed"]),
+];
+
+/// What was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats(BTreeMap<(Kind, &'static str), u64>);
+
+impl Stats {
+    pub(crate) fn count(&mut self, kind: Kind, what: &'static str) {
+        *self.0.entry((kind, what)).or_default() += 1;
+    }
+
+    /// How often something occurred.
+    pub fn get(&self, kind: Kind, what: &'static str) -> u64 {
+        self.0.get(&(kind, what)).copied().unwrap_or_default()
+    }
+
+    /// Takes in what another run has counted.
+    pub fn add(&mut self, other: &Stats) {
+        for (what, count) in &other.0 {
+            *self.0.entry(*what).or_default() += count;
+        }
+    }
+
+    /// What should have occurred and never did.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let all = EXPECTED.iter().flat_map(|(kind, all)| all.iter().map(|what| (*kind, *what)));
+        all.filter(|(kind, what)| self.get(*kind, what) == 0).map(|(_, what)| what).collect()
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = None;
+        for ((kind, what), count) in &self.0 {
+            if last.replace(*kind) != Some(*kind) {
+                writeln!(f, "{kind:?}:")?;
+            }
+            writeln!(f, "  {count:>10} {what}")?;
+        }
+        Ok(())
+    }
+}

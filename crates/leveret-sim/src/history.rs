@@ -3,7 +3,7 @@
 //!
 //! Owns: what clients have heard. Must not know: the model.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use crate::model::{Model, Violation};
 use crate::plan::Mode;
@@ -14,13 +14,17 @@ type Delivery = (u8, Mode, u64);
 #[derive(Debug, Default)]
 pub(crate) struct History {
     published: HashSet<u64>,
-    /// Message and life of a queue: delivered so often.
-    delivered: HashMap<(u64, u64), u32>,
+    /// Those that wait in an exchange first. That they are in a queue is not yet durable when they are delivered; so after a
+    /// crash they may get there once more.
+    delayed: HashSet<u64>,
+    /// Life of a queue and message: delivered without the flag.
+    delivered: HashSet<(u64, u64)>,
     /// What a delivery was of, until it is settled.
     held: BTreeMap<Delivery, (u64, u64)>,
     /// What was acked, and is settled for good once so many answers were heard on the channel.
-    acked: BTreeMap<(u8, Mode), Vec<(usize, (u64, u64))>>,
-    settled: BTreeSet<(u64, u64)>,
+    acked: BTreeMap<(u8, Mode), Vec<(usize, (u64, u64), u64)>>,
+    /// With the event that settled it.
+    settled: BTreeMap<(u64, u64), u64>,
 }
 
 impl History {
@@ -28,26 +32,34 @@ impl History {
         self.published.insert(id);
     }
 
+    /// The same, to an exchange that keeps it for a while.
+    pub(crate) fn publish_later(&mut self, id: u64) {
+        self.published.insert(id);
+        self.delayed.insert(id);
+    }
+
     pub(crate) fn deliver(
         &mut self,
         delivery: Delivery,
         (slot, uid, id): (u8, u64, u64),
+        event: u64,
         redelivered: bool,
         no_ack: bool,
     ) -> Result<(), Violation> {
         if !self.published.contains(&id) {
             return Err(format!("message {id} was delivered, and nobody published it"));
         }
+        self.held.remove(&delivery);
         // The same message may reach a queue of dead letters from several others.
-        if Model::is_dead(slot) {
+        if Model::is_dead(slot) || self.delayed.contains(&id) {
             return Ok(());
         }
-        let times = self.delivered.entry((uid, id)).or_default();
-        *times += 1;
-        if *times > 1 && !redelivered {
-            return Err(format!("message {id} of q{slot} is delivered for the {times}th time without the flag"));
+        // What two connections hear may come in any order.
+        if !redelivered && !self.delivered.insert((uid, id)) {
+            return Err(format!("message {id} of q{slot} is delivered again without the flag"));
         }
-        if self.settled.contains(&(uid, id)) {
+        // What was under way before it was settled may be heard behind that.
+        if self.settled.get(&(uid, id)).is_some_and(|settled| event > *settled) {
             return Err(format!("message {id} of q{slot} is delivered again after it was settled"));
         }
         if !no_ack {
@@ -57,22 +69,30 @@ impl History {
     }
 
     /// A delivery is acked, while so many answers were under way.
-    pub(crate) fn ack(&mut self, client: u8, mode: Mode, tag: u64, answers: usize) {
-        if let Some(held) = self.held.remove(&(client, mode, tag)) {
-            self.acked.entry((client, mode)).or_default().push((answers + 1, held));
+    pub(crate) fn ack(&mut self, delivery: Delivery, answers: usize, event: u64) {
+        if let Some(held) = self.held.remove(&delivery) {
+            self.acked.entry((delivery.0, delivery.1)).or_default().push((answers + 1, held, event));
         }
     }
 
     /// A channel has got an answer: what was acked before it was asked for is durable.
-    pub(crate) fn answer(&mut self, client: u8, mode: Mode) {
+    pub(crate) fn answer(&mut self, client: u8, mode: Mode, settles: bool) {
         let Some(acked) = self.acked.get_mut(&(client, mode)) else { return };
-        acked.retain_mut(|(answers, held)| {
-            *answers -= 1;
-            if *answers == 0 {
-                self.settled.insert(*held);
+        acked.retain_mut(|(answers, held, event)| {
+            if *answers > 1 {
+                *answers -= 1;
+            } else if settles {
+                *answers = 0;
+                self.settled.insert(*held, *event);
             }
             *answers > 0
         });
+    }
+
+    /// A channel is closed: its tags name nothing any more.
+    pub(crate) fn close(&mut self, client: u8, mode: Mode) {
+        self.held.retain(|(own, its, _), _| (*own, *its) != (client, mode));
+        self.acked.remove(&(client, mode));
     }
 
     /// What a client has not settled is not its any more.

@@ -33,6 +33,8 @@ pub(crate) struct ClientChannel {
     pub(crate) unacked: Vec<u64>,
     /// Those that it has settled in its transaction.
     pub(crate) in_transaction: Vec<u64>,
+    /// So many answers come before it knows what was taken back.
+    pub(crate) void_for: usize,
     /// What it is to hear next.
     pub(crate) told: VecDeque<Told>,
     content: Option<Content>,
@@ -129,7 +131,9 @@ impl Link {
                 FrameKind::Header => {
                     let header = ContentHeader::decode(frame.payload)
                         .map_err(|error| format!("a header of the broker is malformed: {error}"))?;
-                    let Some(content) = &mut channel.content else { return Err("a header without a method".into()) };
+                    let Some(content) = &mut channel.content else {
+                        return Err("a header without a method".into());
+                    };
                     content.missing = header.body_bytes;
                 }
                 FrameKind::Body => {
@@ -190,14 +194,22 @@ impl ClientChannel {
                 Ok(told.map(|told| Heard::Told(mode, told)))
             }
             ref other => match self.told.pop_front() {
-                Some(told @ Told::Answer { .. }) => Ok(Some(Heard::Told(mode, told))),
+                Some(told @ Told::Answer { .. }) => {
+                    self.void_for = self.void_for.saturating_sub(1);
+                    if matches!(other, Method::BasicRecoverOk {}) {
+                        self.unacked.clear();
+                    }
+                    Ok(Some(Heard::Told(mode, told)))
+                }
                 told => Err(format!("{mode:?}: {} instead of {told:?}", other.name())),
             },
         }
     }
 
     fn hear_content(&mut self, mode: Mode, content: &Content) -> Result<Heard, Violation> {
-        let Some(told) = self.told.pop_front() else { return Err(format!("{mode:?}: a message that is not for it")) };
+        let Some(told) = self.told.pop_front() else {
+            return Err(format!("{mode:?}: a message that is not for it"));
+        };
         let is_right = match &told {
             Told::Message { tag, redelivered, id, bytes, .. } => {
                 content.delivery == Some((*tag, *redelivered)) && content.body == body(*id, *bytes)

@@ -4,6 +4,7 @@
 //! decide: which of several consumers gets a message, and when. Which message that is, is not.
 //! Must not know: how the broker does anything.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
 
@@ -17,6 +18,12 @@ use crate::plan::{
 
 /// In place of a promise: the publish is refused.
 pub(crate) const REFUSED: u64 = u64::MAX;
+
+/// How many steps of one event are looked at when the power was cut between two of its groups.
+const TRAIL_MOST: usize = 60;
+
+/// How many messages of a queue a failure shows.
+const MESSAGES_SHOWN: usize = 6;
 
 /// What must not be.
 pub(crate) type Violation = String;
@@ -67,13 +74,14 @@ struct Entry {
     /// Only messages of the same one have an order: dead letters from different queues have none.
     lane: u16,
     journaled: bool,
-    born_ms: u64,
     deadline_ms: Option<u64>,
     is_held: bool,
     flag: Flag,
     failed: u32,
-    /// Names it in its queue.
-    place: u64,
+    /// It died while the broker was down: in which order with others, nobody can tell.
+    is_loose: bool,
+    /// Names it among all that ever were.
+    serial: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +90,6 @@ struct Queue {
     uid: u64,
     owner: Option<u8>,
     entries: Vec<Entry>,
-    next_place: u64,
     last_used_ms: u64,
 }
 
@@ -145,7 +152,7 @@ struct Consumer {
 struct Held {
     slot: u8,
     uid: u64,
-    place: u64,
+    serial: u64,
     /// The tag of its consumer, if it has one.
     consumer: Option<u32>,
 }
@@ -169,15 +176,36 @@ enum Route {
     Delayed,
 }
 
+/// What becomes of a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// A disk keeps it.
+    Durable,
+    /// It goes somewhere, or nowhere.
+    Taken,
+    /// A queue is full and does not take it.
+    Refused,
+}
+
 /// What a connection must say next, but for deliveries.
 #[derive(Clone, Debug, PartialEq)]
 enum Expected {
     Return(u64),
-    Confirm { number: u64 },
-    Refuse { number: u64 },
-    Declared { ready: usize, consumers: usize },
+    Confirm {
+        number: u64,
+    },
+    Refuse {
+        number: u64,
+    },
+    Declared {
+        ready: usize,
+        consumers: usize,
+    },
     Count(usize),
-    Get { slot: u8, no_ack: bool },
+    Get {
+        slot: u8,
+        no_ack: bool,
+    },
     CommitOk,
     Closed,
     /// Any other answer.
@@ -187,17 +215,38 @@ enum Expected {
 /// What a client will hear, on its channel, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Told {
-    Message { tag: u64, redelivered: bool, id: u64, bytes: usize, slot: u8, uid: u64, no_ack: bool },
+    Message {
+        tag: u64,
+        redelivered: bool,
+        id: u64,
+        bytes: usize,
+        slot: u8,
+        uid: u64,
+        serial: u64,
+        event: u64,
+        no_ack: bool,
+    },
     Return(u64),
     Answer {
         /// The last event that must survive a crash once this is heard.
         promise: u64,
+        /// Whether what was settled before it on its channel must.
+        settles: bool,
     },
     Closed,
 }
 
+/// What comes first of what became due while the broker was down: nobody can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Order {
+    #[default]
+    ByTime,
+    DelayedFirst,
+    ExpiryFirst,
+}
+
 /// A virtual host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Model {
     config: Rc<Config>,
     queues: BTreeMap<u8, Rc<Queue>>,
@@ -215,12 +264,24 @@ pub(crate) struct Model {
     /// Whether the last event must be in the journal.
     pub(crate) is_durable: bool,
     topology_event: u64,
-    /// Messages that somebody was told of, by queue: a disk knows that they may have been delivered.
-    heard: HashSet<(u64, u64)>,
+    last_serial: u64,
+    pub(crate) order: Order,
+    pub(crate) is_starting: bool,
+    /// Messages that somebody was told of, as they lay in a queue: a disk knows that they may have been delivered.
+    heard: HashSet<u64>,
     /// Queues that had a message delivered since the last restart in good order.
     granted: HashSet<u64>,
     /// Numbers of confirms that promise something, by client and channel.
     pub(crate) promises: BTreeMap<(u8, Mode, u64), u64>,
+}
+
+impl Snapshot {
+    /// Nobody knows what messages were delivered.
+    fn forget_flags(&mut self) {
+        for entry in self.queues.values_mut().map(Rc::make_mut).flat_map(|queue| &mut queue.entries) {
+            entry.flag = Flag::Perhaps;
+        }
+    }
 }
 
 impl Model {
@@ -239,6 +300,9 @@ impl Model {
             events: 0,
             is_durable: false,
             topology_event: 0,
+            last_serial: 0,
+            order: Order::default(),
+            is_starting: false,
             heard: HashSet::new(),
             granted: HashSet::new(),
             promises: BTreeMap::new(),
@@ -349,20 +413,20 @@ impl Model {
         let rank = if most == 0 { 0 } else { message.priority.map_or(without, |priority| priority.min(most)) };
         let time_to_live = message.expiration_ms.into_iter().chain(spec.ttl_ms).min();
         let journaled = spec.durable && (message.persistent || spec.quorum);
+        self.last_serial += 1;
+        let (serial, is_loose) = (self.last_serial, self.is_starting && lane != 0);
         let Some(queue) = self.queue_mut(slot) else { return };
-        let place = queue.next_place;
-        queue.next_place += 1;
         queue.entries.push(Entry {
             message: Rc::clone(message),
             rank,
             lane,
             journaled,
-            born_ms: now_ms,
             deadline_ms: time_to_live.map(|ms| now_ms + u64::from(ms)),
             is_held: false,
             flag: Flag::No,
             failed: 0,
-            place,
+            is_loose,
+            serial,
         });
         self.is_durable |= journaled;
     }
@@ -382,8 +446,8 @@ impl Model {
                 || spec.max_bytes.is_some_and(|most| queue.ready_bytes() > most as usize))
     }
 
-    /// Puts a message into queues; false if one of them is full and refuses.
-    fn offer(&mut self, now_ms: u64, message: &Rc<Message>, slots: &[u8]) -> bool {
+    /// Puts a message into those queues that do not refuse it, and returns them.
+    fn offer(&mut self, now_ms: u64, message: &Rc<Message>, slots: &[u8]) -> Vec<u8> {
         let refuses = |slot: &u8| {
             matches!(self.spec(*slot).overflow, Some(Overflow::Reject | Overflow::RejectDead))
                 && self.would_overflow(*slot, message.bytes)
@@ -394,10 +458,10 @@ impl Model {
                 self.letter(now_ms, slot, message, 0);
             }
         }
-        for slot in open {
+        for &slot in &open {
             self.enqueue(now_ms, slot, message, 0);
         }
-        full.is_empty()
+        open
     }
 
     /// A dead letter goes on from a queue.
@@ -423,22 +487,45 @@ impl Model {
 
     /// What happens by itself, the first of it; false if there is nothing.
     fn happen(&mut self, now_ms: u64) -> bool {
-        let due = self.delayed.iter().enumerate().filter(|(_, delayed)| delayed.due_ms <= now_ms);
-        if let Some(at) = due.min_by_key(|(at, delayed)| (delayed.due_ms, *at)).map(|(at, _)| at) {
-            let Delayed { message, .. } = Rc::make_mut(&mut self.delayed).remove(at);
-            let slots: Vec<u8> = self.targets(ExchangeName::Delayed, &message).into_iter().collect();
-            self.offer(now_ms, &message, &slots);
+        let due_in = |queue: &Rc<Queue>| {
+            queue.ready().filter_map(|entry| entry.deadline_ms).filter(|due| *due <= now_ms).min()
+        };
+        let delayed = self.delayed.iter().map(|delayed| delayed.due_ms).filter(|due| *due <= now_ms).min();
+        let first = self.queues.iter().filter_map(|(slot, queue)| Some((due_in(queue)?, *slot))).min();
+        let is_delayed = match (delayed, first, self.order) {
+            (None, _, _) | (Some(_), Some(_), Order::ExpiryFirst) => false,
+            (Some(_), None, _) | (Some(_), Some(_), Order::DelayedFirst) => true,
+            (Some(delayed), Some((first, _)), Order::ByTime) => delayed <= first,
+        };
+        if is_delayed {
+            let mut all = Vec::clone(&self.delayed);
+            all.sort_by_key(|delayed| delayed.due_ms);
+            let later = all.split_off(all.partition_point(|delayed| delayed.due_ms <= now_ms));
+            self.delayed = Rc::new(later);
+            for Delayed { message, .. } in all {
+                let slots: Vec<u8> = self.targets(ExchangeName::Delayed, &message).into_iter().collect();
+                self.offer(now_ms, &message, &slots);
+            }
+            return true;
+        }
+        if let Some((_, slot)) = first {
+            // What is due just now may still be given to a consumer.
+            let until = if self.queues[&slot].ready().any(|entry| entry.deadline_ms.is_some_and(|due| due < now_ms))
+            {
+                now_ms - 1
+            } else {
+                now_ms
+            };
+            let is_due = |entry: &Entry| !entry.is_held && entry.deadline_ms.is_some_and(|due| due <= until);
+            while let Some(at) = {
+                let due = self.queues[&slot].entries.iter().enumerate().filter(|(_, entry)| is_due(entry));
+                due.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)).map(|(at, _)| at)
+            } {
+                self.die(now_ms, slot, at);
+            }
             return true;
         }
         let slots: Vec<u8> = self.queues.keys().copied().collect();
-        for &slot in &slots {
-            let is_due = |entry: &Entry| !entry.is_held && entry.deadline_ms.is_some_and(|due| due <= now_ms);
-            let due = self.queues[&slot].entries.iter().enumerate().filter(|(_, entry)| is_due(entry));
-            if let Some((at, _)) = due.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)) {
-                self.die(now_ms, slot, at);
-                return true;
-            }
-        }
         for slot in slots {
             if self.overflows(slot)
                 && let Some(at) = self.queues[&slot].head()
@@ -498,15 +585,17 @@ impl Model {
         let taken = self.publish_to(now_ms, client, mode, &message, &route, mandatory);
         if mode == Mode::Confirm {
             let promise = match taken {
-                true if self.is_durable => self.events,
-                true => 0,
-                false => REFUSED,
+                Outcome::Durable => self.events,
+                Outcome::Taken => 0,
+                Outcome::Refused => REFUSED,
             };
             let channel = self.channel(client, mode);
             channel.last_confirm += 1;
             let number = channel.last_confirm;
             self.promises.insert((client, mode, number), promise);
-            self.expect(client, mode, if taken { Expected::Confirm { number } } else { Expected::Refuse { number } });
+            let is_refused = taken == Outcome::Refused;
+            let expected = if is_refused { Expected::Refuse { number } } else { Expected::Confirm { number } };
+            self.expect(client, mode, expected);
         }
     }
 
@@ -518,7 +607,7 @@ impl Model {
         message: &Rc<Message>,
         route: &Route,
         mandatory: bool,
-    ) -> bool {
+    ) -> Outcome {
         match route {
             Route::Queues(queues) => {
                 if queues.is_empty() && mandatory {
@@ -526,16 +615,35 @@ impl Model {
                 }
                 let is_there = |&(slot, uid): &(u8, u64)| self.queues.get(&slot).is_some_and(|it| it.uid == uid);
                 let slots: Vec<u8> = queues.iter().copied().filter(is_there).map(|(slot, _)| slot).collect();
-                self.offer(now_ms, message, &slots)
+                let taken = self.offer(now_ms, message, &slots);
+                let is_kept =
+                    |slot: &u8| self.spec(*slot).durable && (message.persistent || self.spec(*slot).quorum);
+                let outcome = match taken.iter().any(is_kept) {
+                    _ if taken.len() < slots.len() => Outcome::Refused,
+                    true => Outcome::Durable,
+                    false => Outcome::Taken,
+                };
+                // Before anything expires at once.
+                for slot in taken {
+                    while self.overflows(slot)
+                        && self.waiting_consumer(slot).is_none()
+                        && let Some(at) = self.queues[&slot].head()
+                    {
+                        self.die(now_ms, slot, at);
+                    }
+                }
+                outcome
             }
             Route::Delayed => {
-                if self.has_exchange(ExchangeName::Delayed) {
-                    let due_ms = now_ms + u64::from(message.delay_ms.unwrap_or_default());
-                    let message = Rc::clone(message);
-                    self.is_durable |= message.persistent && self.config.durable_exchanges;
-                    Rc::make_mut(&mut self.delayed).push(Delayed { due_ms, message });
+                if !self.has_exchange(ExchangeName::Delayed) {
+                    return Outcome::Taken;
                 }
-                true
+                let due_ms = now_ms + u64::from(message.delay_ms.unwrap_or_default());
+                let message = Rc::clone(message);
+                let is_kept = message.persistent && self.config.durable_exchanges;
+                self.is_durable |= is_kept;
+                Rc::make_mut(&mut self.delayed).push(Delayed { due_ms, message });
+                if is_kept { Outcome::Durable } else { Outcome::Taken }
             }
         }
     }
@@ -604,8 +712,7 @@ impl Model {
     fn settle_all(&mut self, now_ms: u64, client: u8, mode: Mode, settled: Vec<(Held, Settling)>) {
         for (held, settling) in settled {
             if let Some(tag) = held.consumer
-                && let Some(consumer) =
-                    self.consumers.iter_mut().find(|own| own.client == client && own.tag == tag)
+                && let Some(consumer) = self.consumers.iter_mut().find(|own| own.client == client && own.tag == tag)
             {
                 consumer.held = consumer.held.saturating_sub(1);
             }
@@ -622,7 +729,7 @@ impl Model {
             spec => u32::try_from(spec.delivery_limit.unwrap_or(20)).ok(),
         };
         let Some(queue) = self.queue_mut(held.slot).filter(|queue| queue.uid == held.uid) else { return };
-        let Some(at) = queue.entries.iter().position(|entry| entry.place == held.place) else { return };
+        let Some(at) = queue.entries.iter().position(|entry| entry.serial == held.serial) else { return };
         let entry = &mut queue.entries[at];
         match settling {
             Settling::Ack => {
@@ -660,9 +767,7 @@ impl Model {
         }
         let mut is_whole = true;
         for (message, route, mandatory) in publishes {
-            is_whole &= self.publish_to(now_ms, client, mode, &message, &route, mandatory);
-            // A queue drops what is too much behind each publish.
-            while self.has_overflow() && self.happen_overflow(now_ms) {}
+            is_whole &= self.publish_to(now_ms, client, mode, &message, &route, mandatory) != Outcome::Refused;
         }
         let settled = settlements.into_iter().map(|(_, held, settling)| (held, settling)).collect();
         self.settle_all(now_ms, client, mode, settled);
@@ -673,24 +778,6 @@ impl Model {
         }
     }
 
-    fn has_overflow(&self) -> bool {
-        self.queues.keys().any(|slot| self.overflows(*slot))
-    }
-
-    /// Lets the head of a queue go that is too long, unless a consumer is about to take it.
-    fn happen_overflow(&mut self, now_ms: u64) -> bool {
-        for slot in self.queues.keys().copied().collect::<Vec<_>>() {
-            if self.overflows(slot)
-                && self.waiting_consumer(slot).is_none()
-                && let Some(at) = self.queues[&slot].head()
-            {
-                self.die(now_ms, slot, at);
-                return true;
-            }
-        }
-        false
-    }
-
     pub(crate) fn declare_queue(&mut self, now_ms: u64, client: u8, slot: u8) {
         let owner = self.spec(slot).exclusive.then_some(client);
         if let Some(queue) = self.queue_mut(slot) {
@@ -698,7 +785,7 @@ impl Model {
         } else {
             self.last_uid += 1;
             let (uid, last_used_ms) = (self.last_uid, now_ms);
-            let queue = Queue { uid, owner, entries: Vec::new(), next_place: 0, last_used_ms };
+            let queue = Queue { uid, owner, entries: Vec::new(), last_used_ms };
             self.queues.insert(slot, Rc::new(queue));
             self.changed_topology(self.spec(slot).durable);
         }
@@ -781,6 +868,11 @@ impl Model {
     }
 
     fn release_channel(&mut self, now_ms: u64, client: u8, mode: Mode) {
+        // What a client held that is gone has failed.
+        self.release_channel_as(now_ms, client, mode, Settling::RejectRequeue);
+    }
+
+    fn release_channel_as(&mut self, now_ms: u64, client: u8, mode: Mode, settling: Settling) {
         let is_its = |own: &&Consumer| own.client == client && own.mode == mode;
         for tag in self.consumers.iter().filter(is_its).map(|own| own.tag).collect::<Vec<_>>() {
             self.end_consumer(now_ms, client, tag);
@@ -788,16 +880,24 @@ impl Model {
         let Some(mut channel) = self.channels.remove(&(client, mode)) else { return };
         channel.unacked.extend(channel.settlements.into_iter().map(|(tag, held, _)| (tag, held)));
         for held in channel.unacked.into_values() {
-            // What a client held that is gone has failed.
-            self.settle_one(now_ms, &held, Settling::RejectRequeue);
+            self.settle_one(now_ms, &held, settling);
         }
         self.promises.retain(|(own, its, _), _| (*own, *its) != (client, mode));
     }
 
     /// A connection is gone, whether it said so or not.
     pub(crate) fn disconnect(&mut self, now_ms: u64, client: u8) {
+        self.leave(now_ms, client, Settling::RejectRequeue);
+    }
+
+    /// The broker closes a connection because it stops: nobody has failed.
+    pub(crate) fn dismiss(&mut self, now_ms: u64, client: u8) {
+        self.leave(now_ms, client, Settling::NackRequeue);
+    }
+
+    fn leave(&mut self, now_ms: u64, client: u8, settling: Settling) {
         for mode in Mode::ALL {
-            self.release_channel(now_ms, client, mode);
+            self.release_channel_as(now_ms, client, mode, settling);
         }
         for slot in self.queues.keys().copied().collect::<Vec<_>>() {
             if self.queues[&slot].owner == Some(client) {
@@ -811,17 +911,24 @@ impl Model {
     // What the broker does.
 
     /// A message is handed out that must be the next one of its queue. False if it is not, yet.
-    fn is_next(&self, slot: u8, id: u64) -> Option<usize> {
+    fn is_next(&self, slot: u8, id: u64, source: Option<u8>) -> Option<usize> {
         let entries = &self.queues.get(&slot)?.entries;
+        // Dead letters come one after the other, and others in between, if their bodies have to be read back.
+        let has_ranks = !Self::is_dead(slot);
         let is_first = |(at, entry): &(usize, &Entry)| {
             let overtaken = |(before, other): (usize, &Entry)| {
                 !other.is_held
-                    && (other.rank > entry.rank
-                        || (other.rank == entry.rank && other.lane == entry.lane && before < *at))
+                    && ((has_ranks && other.rank > entry.rank)
+                        || (other.rank == entry.rank
+                            && other.lane == entry.lane
+                            && !(entry.is_loose && other.is_loose)
+                            && before < *at))
             };
             !entries.iter().enumerate().any(overtaken)
         };
-        let own = entries.iter().enumerate().filter(|(_, entry)| !entry.is_held && entry.message.id == id);
+        let is_from = |lane: u16| lane == 0 || source.is_none_or(|source| (lane - 1) / 32 == u16::from(source));
+        let is_it = |entry: &Entry| !entry.is_held && entry.message.id == id && is_from(entry.lane);
+        let own = entries.iter().enumerate().filter(|(_, entry)| is_it(entry));
         own.clone().find(is_first).map(|(at, _)| at)
     }
 
@@ -837,16 +944,20 @@ impl Model {
         let Some(queue) = self.queue_mut(slot) else { return Err(format!("there is no q{slot}")) };
         let uid = queue.uid;
         let entry = &mut queue.entries[at];
-        let (id, place, bytes) = (entry.message.id, entry.place, entry.message.bytes);
-        if entry.deadline_ms.is_some_and(|due| due <= now_ms && (due, entry.born_ms) != (now_ms, now_ms)) {
+        let (id, serial, bytes) = (entry.message.id, entry.serial, entry.message.bytes);
+        if entry.deadline_ms.is_some_and(|due| due < now_ms) {
             return Err(format!(
                 "message {id} of q{slot} was to expire at {} ms and is handed out at {now_ms} ms",
                 entry.deadline_ms.unwrap_or_default()
             ));
         }
         match (entry.flag, redelivered) {
-            (Flag::No, true) => return Err(format!("message {id} of q{slot} is redelivered, and never was delivered")),
-            (Flag::Yes, false) => return Err(format!("message {id} of q{slot} was delivered before and does not say so")),
+            (Flag::No, true) => {
+                return Err(format!("message {id} of q{slot} is redelivered, and never was delivered"));
+            }
+            (Flag::Yes, false) => {
+                return Err(format!("message {id} of q{slot} was delivered before and does not say so"));
+            }
             (Flag::No, false) | (Flag::Yes, true) | (Flag::Perhaps, _) => {}
         }
         let journaled = entry.journaled;
@@ -857,7 +968,7 @@ impl Model {
             self.is_durable |= journaled;
         }
         self.granted.insert(uid);
-        Ok((uid, place, bytes))
+        Ok((uid, serial, bytes))
     }
 
     /// A consumer that could be given a message of a queue.
@@ -867,11 +978,13 @@ impl Model {
         own.take(active).find(|own| own.no_ack || own.prefetch == 0 || own.held < own.prefetch)
     }
 
-    /// Follows what the broker has said after an event, and tells what clients will hear of it.
+    /// Follows what the broker has said after an event, and tells what clients will hear of it. What there was in between is
+    /// added to the trail.
     pub(crate) fn observe(
         &mut self,
         now_ms: u64,
         outputs: &mut BTreeMap<u8, VecDeque<Output>>,
+        mut trail: Option<&mut Vec<Snapshot>>,
     ) -> Result<Vec<(u8, Mode, Told)>, Violation> {
         let mut told = Vec::new();
         self.expire_queues(now_ms);
@@ -884,10 +997,19 @@ impl Model {
                     }
                     outputs.pop_front();
                     is_moving = true;
+                    if let Some(trail) = trail.as_mut().filter(|trail| trail.len() < TRAIL_MOST) {
+                        trail.push(self.snapshot());
+                    }
                 }
             }
-            if !is_moving && !self.happen(now_ms) {
+            if is_moving {
+                continue;
+            }
+            if !self.happen(now_ms) {
                 break;
+            }
+            if let Some(trail) = trail.as_mut().filter(|trail| trail.len() < TRAIL_MOST) {
+                trail.push(self.snapshot());
             }
         }
         if let Some((client, output)) = outputs.iter().find_map(|(client, all)| Some((client, all.front()?))) {
@@ -918,18 +1040,25 @@ impl Model {
         let what = match output {
             Output::Deliver { consumer, tag, message, .. } => {
                 let own = self.consumers.iter().find(|own| own.client == client && own.id == Some(*consumer));
-                format!("delivery {} of message {:?} of q{:?}", tag.number(), id_of(message.body()), own.map(|own| own.slot))
+                format!(
+                    "delivery {} of message {:?} of q{:?}",
+                    tag.number(),
+                    id_of(message.body()),
+                    own.map(|own| own.slot)
+                )
             }
-            Output::GetOk { tag, message, .. } => format!("got {} message {:?}", tag.number(), id_of(message.body())),
+            Output::GetOk { tag, message, .. } => {
+                format!("got {} message {:?}", tag.number(), id_of(message.body()))
+            }
             other => format!("{other:?}"),
         };
         let expected = self.expected.get(&client).and_then(VecDeque::front);
-        let heads: Vec<_> = self
-            .queues
-            .iter()
-            .filter_map(|(slot, queue)| Some((slot, queue.entries[queue.head()?].message.id, queue.ready_count())))
-            .collect();
-        format!("client {client}: {what}; expected {expected:?}; queues, their heads and ready messages: {heads:?}")
+        let first = |queue: &Queue| {
+            let ready = queue.ready().map(|entry| (entry.message.id, entry.rank, entry.lane));
+            ready.take(MESSAGES_SHOWN).collect::<Vec<_>>()
+        };
+        let queues: Vec<_> = self.queues.iter().map(|(slot, queue)| (slot, first(queue))).collect();
+        format!("client {client}: {what}; expected {expected:?}; ready are (message, rank, lane) {queues:?}")
     }
 
     fn mode(channel: u16) -> Option<Mode> {
@@ -972,13 +1101,13 @@ impl Model {
                     return Ok(false);
                 };
                 let Consumer { slot, no_ack, tag: consumer, .. } = self.consumers[own];
-                let Some(at) = self.is_next(slot, id) else { return Ok(false) };
+                let Some(at) = self.is_next(slot, id, source_of(message)) else { return Ok(false) };
                 if self.spec(slot).single_active
                     && self.consumers.iter().position(|other| other.slot == slot) != Some(own)
                 {
                     return Err(format!("client {client} is not the active consumer of q{slot}"));
                 }
-                let (uid, place, bytes) = self.hand_out(now_ms, slot, at, !no_ack, *redelivered)?;
+                let (uid, serial, bytes) = self.hand_out(now_ms, slot, at, !no_ack, *redelivered)?;
                 check_body(message.body(), id, bytes)?;
                 self.next_tag(client, mode, tag.number())?;
                 let tag = tag.number();
@@ -988,38 +1117,48 @@ impl Model {
                     if own.prefetch > 0 && own.held > own.prefetch {
                         return Err(format!("consumer c{consumer} of client {client} has more than it may"));
                     }
-                    let held = Held { slot, uid, place, consumer: Some(consumer) };
+                    let held = Held { slot, uid, serial, consumer: Some(consumer) };
                     self.channel(client, mode).unacked.insert(tag, held);
                 }
-                let redelivered = *redelivered;
-                told.push((client, mode, Told::Message { tag, redelivered, id, bytes, slot, uid, no_ack }));
+                let (redelivered, event) = (*redelivered, self.events);
+                told.push((
+                    client,
+                    mode,
+                    Told::Message { tag, redelivered, id, bytes, slot, uid, serial, event, no_ack },
+                ));
                 Ok(true)
             }
             Output::GetOk { channel, tag, redelivered, message, message_count, .. } => {
                 let expected = self.expected.get(&client).and_then(VecDeque::front).cloned();
-                let (Some((mode, Expected::Get { slot, no_ack })), Some(id)) = (expected, id_of(message.body())) else {
+                let (Some((mode, Expected::Get { slot, no_ack })), Some(id)) = (expected, id_of(message.body()))
+                else {
                     return Ok(false);
                 };
-                let Some(at) = self.is_next(slot, id).filter(|_| Self::mode(channel.number()) == Some(mode)) else {
+                let Some(at) = self
+                    .is_next(slot, id, source_of(message))
+                    .filter(|_| Self::mode(channel.number()) == Some(mode))
+                else {
                     return Ok(false);
                 };
-                let (uid, place, bytes) = self.hand_out(now_ms, slot, at, !no_ack, *redelivered)?;
+                let (uid, serial, bytes) = self.hand_out(now_ms, slot, at, !no_ack, *redelivered)?;
                 check_body(message.body(), id, bytes)?;
                 self.next_tag(client, mode, tag.number())?;
                 self.expected.entry(client).or_default().pop_front();
                 let tag = tag.number();
                 if !no_ack {
-                    let held = Held { slot, uid, place, consumer: None };
+                    let held = Held { slot, uid, serial, consumer: None };
                     self.channel(client, mode).unacked.insert(tag, held);
-                } else if self.is_durable {
-                    self.channel(client, mode).settled = self.events;
                 }
                 let left = self.ready_count(slot);
                 if left != *message_count as usize {
                     return Err(format!("q{slot} has {left} ready messages left, and says {message_count}"));
                 }
-                let redelivered = *redelivered;
-                told.push((client, mode, Told::Message { tag, redelivered, id, bytes, slot, uid, no_ack }));
+                let (redelivered, event) = (*redelivered, self.events);
+                told.push((
+                    client,
+                    mode,
+                    Told::Message { tag, redelivered, id, bytes, slot, uid, serial, event, no_ack },
+                ));
                 Ok(true)
             }
             Output::Return { channel, message, .. } => {
@@ -1029,8 +1168,12 @@ impl Model {
                 told.extend(is_expected.then_some((client, mode, Told::Return(id))));
                 Ok(is_expected)
             }
-            Output::Confirm { number, .. } => Ok(self.pop_expected(client, &Expected::Confirm { number: number.get() })),
-            Output::Refuse { number, .. } => Ok(self.pop_expected(client, &Expected::Refuse { number: number.get() })),
+            Output::Confirm { number, .. } => {
+                Ok(self.pop_expected(client, &Expected::Confirm { number: number.get() }))
+            }
+            Output::Refuse { number, .. } => {
+                Ok(self.pop_expected(client, &Expected::Refuse { number: number.get() }))
+            }
             Output::CloseChannel(channel, _) => {
                 let Some(mode) = Self::mode(channel.number()) else { return Ok(false) };
                 let is_expected = self.pop_expected(client, &Expected::Closed);
@@ -1043,9 +1186,11 @@ impl Model {
                 if is_expected {
                     let promise = match answer {
                         Answer::TxCommitOk if self.is_durable => self.events,
+                        Answer::BasicGetEmpty => self.topology_event,
                         _ => self.promise(client, mode),
                     };
-                    told.push((client, mode, Told::Answer { promise }));
+                    let settles = *answer != Answer::BasicGetEmpty;
+                    told.push((client, mode, Told::Answer { promise, settles }));
                 }
                 Ok(is_expected)
             }
@@ -1102,8 +1247,8 @@ impl Model {
     }
 
     /// A client has heard of a message.
-    pub(crate) fn hear(&mut self, uid: u64, id: u64) {
-        self.heard.insert((uid, id));
+    pub(crate) fn hear(&mut self, serial: u64) {
+        self.heard.insert(serial);
     }
 
     /// As a crash would find it.
@@ -1130,7 +1275,7 @@ impl Model {
             queue.last_used_ms = now_ms;
             queue.entries.retain(|entry| entry.journaled);
             for entry in &mut queue.entries {
-                let is_known = entry.is_held || self.heard.contains(&(queue.uid, entry.message.id));
+                let is_known = entry.is_held || self.heard.contains(&entry.serial);
                 entry.flag = match entry.flag {
                     _ if is_known => Flag::Yes,
                     Flag::No if !in_good_order && self.granted.contains(&queue.uid) => Flag::Perhaps,
@@ -1154,6 +1299,73 @@ impl Model {
         }
     }
 
+    /// Something between two snapshots that explains so many messages in each queue: what goes, goes in order, and so does what
+    /// comes.
+    pub(crate) fn between(
+        before: &Snapshot,
+        after: &Snapshot,
+        views: &BTreeMap<u8, (usize, usize, usize)>,
+    ) -> Snapshot {
+        let mut between = after.clone();
+        for (slot, later) in &mut between.queues {
+            let Some(earlier) = before.queues.get(slot).filter(|earlier| earlier.uid == later.uid) else {
+                continue;
+            };
+            let has = |queue: &Queue, serial: u64| queue.entries.iter().any(|entry| entry.serial == serial);
+            let journaled = |queue: &Queue| queue.entries.iter().filter(|entry| entry.journaled).count();
+            let count = views.get(slot).map_or(0, |(ready, unacked, _)| ready + unacked);
+            let missing = count.saturating_sub(journaled(later));
+            let gone = earlier.entries.iter().filter(|entry| entry.journaled && !has(later, entry.serial));
+            let mut back: Vec<Entry> = gone.cloned().collect();
+            back.sort_by_key(|entry| (entry.rank, Reverse(entry.serial)));
+            back.truncate(missing);
+            let surplus = journaled(later).saturating_sub(count);
+            let later = Rc::make_mut(later);
+            later.entries.extend(back);
+            later.entries.sort_by_key(|entry| entry.serial);
+            for _ in 0..surplus {
+                if let Some(at) = later.entries.iter().rposition(|entry| !has(earlier, entry.serial)) {
+                    later.entries.remove(at);
+                }
+            }
+        }
+        between
+    }
+
+    /// The same, where dead letters that came with the event come only now: they had been told that they would.
+    pub(crate) fn with_late_letters(&self, before: &Snapshot, after: &Snapshot, now_ms: u64) -> Snapshot {
+        let mut late = after.clone();
+        for (slot, queue) in &mut late.queues {
+            let Some(ttl_ms) = self.spec(*slot).ttl_ms else { continue };
+            let earlier = before.queues.get(slot);
+            let was_there =
+                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
+            for entry in &mut Rc::make_mut(queue).entries {
+                if entry.lane != 0 && !was_there(entry.serial) {
+                    entry.deadline_ms = Some(now_ms + u64::from(ttl_ms));
+                }
+            }
+        }
+        late
+    }
+
+    /// Nobody knows what messages were delivered before the broker started.
+    pub(crate) fn forget_flags(&mut self, snapshot: &mut Snapshot) {
+        let mut own = self.snapshot();
+        own.forget_flags();
+        snapshot.forget_flags();
+        self.queues = own.queues;
+    }
+
+    /// Whether messages are there that may have come with the event or only at the start, and will expire.
+    pub(crate) fn is_unclear(&self, before: &Snapshot, after: &Snapshot, now_ms: u64) -> bool {
+        let late = self.with_late_letters(before, after, now_ms);
+        late.queues.iter().any(|(slot, queue)| {
+            let deadlines = |queue: &Queue| queue.entries.iter().map(|entry| entry.deadline_ms).collect::<Vec<_>>();
+            after.queues.get(slot).is_none_or(|after| deadlines(after) != deadlines(queue))
+        })
+    }
+
     /// Compares the queues with what the broker says of them: their slots, ready and unacked messages.
     pub(crate) fn compare(&self, views: &BTreeMap<u8, (usize, usize, usize)>) -> Result<(), Violation> {
         let of_model = |(slot, queue): (&u8, &Rc<Queue>)| {
@@ -1172,10 +1384,24 @@ impl Model {
         self.queues.keys().copied().collect()
     }
 
+    /// Whether a queue lets its head go when it is too long. If bodies are evicted, whether a consumer takes it first depends on
+    /// where it is.
+    pub(crate) fn may_drop(&self, slot: u8) -> bool {
+        let spec = self.spec(slot);
+        (spec.max_length.is_some() || spec.max_bytes.is_some())
+            && matches!(spec.overflow, None | Some(Overflow::DropHead))
+    }
+
     /// Whether only dead letters reach a queue.
     pub(crate) fn is_dead(slot: u8) -> bool {
         slot >= ORDINARY_QUEUES
     }
+}
+
+/// The queue that a dead letter comes from.
+fn source_of(message: &leveret_broker::Message) -> Option<u8> {
+    let headers = message.decode_header().ok()?.properties.headers?;
+    headers.get("x-last-death-queue")?.as_str()?.strip_prefix('q')?.parse().ok()
 }
 
 fn check_body(found: &[u8], id: u64, bytes: usize) -> Result<(), Violation> {

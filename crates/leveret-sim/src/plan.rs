@@ -222,35 +222,115 @@ pub enum Op {
         bytes: u16,
         mandatory: bool,
     },
-    Get { client: u8, mode: Mode, queue: u8, no_ack: bool },
-    Consume { client: u8, mode: Mode, queue: u8, no_ack: bool, prefetch: u16 },
-    Cancel { client: u8, nth: u8 },
-    Settle { client: u8, mode: Mode, nth: u8, multiple: bool, settling: Settling },
-    SettleUnknown { client: u8, mode: Mode },
-    Recover { client: u8, mode: Mode },
-    EndTransaction { client: u8, commit: bool },
-    DeclareQueue { client: u8, queue: u8 },
-    CountQueue { client: u8, queue: u8 },
-    DeleteQueue { client: u8, queue: u8, if_empty: bool, if_unused: bool },
-    PurgeQueue { client: u8, queue: u8 },
-    DeclareExchange { client: u8, exchange: ExchangeName },
-    DeleteExchange { client: u8, exchange: ExchangeName },
-    BindQueue { client: u8, queue: u8, exchange: ExchangeName, key: u8 },
-    UnbindQueue { client: u8, queue: u8, exchange: ExchangeName, key: u8 },
-    CloseChannel { client: u8, mode: Mode },
-    Disconnect { client: u8, politely: bool },
-    Wait { ms: u32 },
+    Get {
+        client: u8,
+        mode: Mode,
+        queue: u8,
+        no_ack: bool,
+    },
+    Consume {
+        client: u8,
+        mode: Mode,
+        queue: u8,
+        no_ack: bool,
+        prefetch: u16,
+    },
+    Cancel {
+        client: u8,
+        nth: u8,
+    },
+    Settle {
+        client: u8,
+        mode: Mode,
+        nth: u8,
+        multiple: bool,
+        settling: Settling,
+    },
+    SettleUnknown {
+        client: u8,
+        mode: Mode,
+    },
+    Recover {
+        client: u8,
+        mode: Mode,
+    },
+    EndTransaction {
+        client: u8,
+        commit: bool,
+    },
+    DeclareQueue {
+        client: u8,
+        queue: u8,
+    },
+    CountQueue {
+        client: u8,
+        queue: u8,
+    },
+    DeleteQueue {
+        client: u8,
+        queue: u8,
+        if_empty: bool,
+        if_unused: bool,
+    },
+    PurgeQueue {
+        client: u8,
+        queue: u8,
+    },
+    DeclareExchange {
+        client: u8,
+        exchange: ExchangeName,
+    },
+    DeleteExchange {
+        client: u8,
+        exchange: ExchangeName,
+    },
+    BindQueue {
+        client: u8,
+        queue: u8,
+        exchange: ExchangeName,
+        key: u8,
+    },
+    UnbindQueue {
+        client: u8,
+        queue: u8,
+        exchange: ExchangeName,
+        key: u8,
+    },
+    CloseChannel {
+        client: u8,
+        mode: Mode,
+    },
+    Disconnect {
+        client: u8,
+        politely: bool,
+    },
+    Wait {
+        ms: u32,
+    },
     WriteJournal,
     MarkJournal,
     KeepSpares,
-    Checkpoint { units: u16 },
+    Checkpoint {
+        units: u16,
+    },
     Restart,
     /// The power is cut after so many operations of the disk, now or whenever there were as many.
-    Crash { operations: u8, now: bool, cut: Cut, cuts_of_recovery: u8 },
+    Crash {
+        operations: u8,
+        now: bool,
+        cut: Cut,
+        cuts_of_recovery: u8,
+    },
     /// One of the next syncs fails, of files or of the folder. The process ends; then the power is cut, or not.
-    FailSync { folder: bool, operations: u8, cut: Option<Cut> },
+    FailSync {
+        folder: bool,
+        operations: u8,
+        cut: Option<Cut>,
+    },
     /// So many bytes are free.
-    FillDisk { bytes: u32 },
+    FillDisk {
+        bytes: u32,
+    },
     EmptyDisk,
 }
 
@@ -443,7 +523,10 @@ fn settle(random: &mut SmallRng, config: &Config) -> Op {
 const WEIGHTS: &[Weight] = &[
     (publish, 300),
     (settle, 160),
-    (|r, c| Op::Get { client: client(r, c), mode: any_mode(r), queue: any_queue(r), no_ack: r.random_bool(0.4) }, 110),
+    (
+        |r, c| Op::Get { client: client(r, c), mode: any_mode(r), queue: any_queue(r), no_ack: r.random_bool(0.4) },
+        110,
+    ),
     (
         |r, c| Op::Consume {
             client: client(r, c),
@@ -525,10 +608,8 @@ impl Plan {
         let mut random = SmallRng::seed_from_u64(seed);
         let config = Config::random(&mut random);
         // A swarm: some steps are left out, and some are frequent.
-        let weights: Vec<u32> = WEIGHTS
-            .iter()
-            .map(|(_, weight)| weight * [0, 1, 2, 2, 2, 3, 6][random.random_range(0..7)])
-            .collect();
+        let weights: Vec<u32> =
+            WEIGHTS.iter().map(|(_, weight)| weight * [0, 1, 2, 2, 2, 3, 6][random.random_range(0..7)]).collect();
         let sum: u32 = weights.iter().sum::<u32>().max(1);
         let count = random.random_range(STEPS_LEAST..=STEPS_MOST);
         let mut steps = Vec::with_capacity(count);

@@ -21,7 +21,7 @@ use leveret_journal::{
 use leveret_testkit::disk::{Fate, SimDisk};
 use rand::Rng;
 
-use crate::model::{Model, Violation};
+use crate::model::{Model, Order, Snapshot, Violation};
 use crate::plan::{Cut, Op};
 use crate::stats::Kind;
 use crate::world::{Group, Hub, VHOSTS, World, scratch_reader};
@@ -145,8 +145,11 @@ impl World {
                 let mut whole = Stuck { batch: Batch::default(), ends: Vec::new() };
                 let most = usize::try_from(store.log.batch_bytes()).unwrap_or(usize::MAX);
                 for (at, hub) in self.hubs.iter_mut().enumerate() {
-                    let mut groups =
-                        if all { usize::MAX } else { self.luck.random_range(0..=usize::from(self.config.groups_most)) };
+                    let mut groups = if all {
+                        usize::MAX
+                    } else {
+                        self.luck.random_range(0..=usize::from(self.config.groups_most))
+                    };
                     let mut next = hub.taken;
                     while groups > 0
                         && (whole.batch.is_empty() || whole.batch.bytes() < most)
@@ -412,8 +415,24 @@ impl World {
             self.lose_power(Cut::Mixed);
             self.stats.count(Kind::Fault, "power cut in a recovery");
         }
-        let mut fold = Self::fold();
-        let (log, recovery) = self.open(&mut fold).map_err(|error| format!("the journal is not opened: {error}"))?;
+        let mut in_good_order = in_good_order;
+        let (mut fold, log, recovery) = loop {
+            let mut fold = Self::fold();
+            let error = match self.open(&mut fold) {
+                Ok((log, recovery)) => break (fold, log, recovery),
+                Err(error) => error,
+            };
+            in_good_order = false;
+            let dies = self.dies.take().filter(|(at, _, _)| self.disk.operations() >= *at);
+            match dies {
+                Some((_, cut, _)) => self.lose_power(cut),
+                None if self.disk.has_failed_sync() => {
+                    let cut = self.after_failure.take().unwrap_or(Cut::Lost);
+                    self.lose_power(cut);
+                }
+                None => return Err(format!("the journal is not opened: {error}")),
+            }
+        };
         if !recovery.damage.is_empty() {
             return Err(format!("a crash is no damage: {:?}", recovery.damage));
         }
@@ -437,7 +456,7 @@ impl World {
         let begun = vhosts.iter().map(|(stream, vhost)| Some((*stream, vhost.checkpoint()?.0)));
         self.begun = begun.chain([Some((NODE_STREAM, stated_from))]).collect();
         (self.node, self.node_sequence, self.store) = (node, node_sequence, Some(store));
-        let mut before = std::mem::take(&mut self.hubs).into_iter();
+        let (mut before, mut found_at) = (std::mem::take(&mut self.hubs).into_iter(), Vec::new());
         for name in &VHOSTS[..usize::from(self.config.vhosts)] {
             let Some(at) = vhosts.iter().position(|(_, vhost)| vhost.name().as_str() == *name) else {
                 return Err(format!("virtual host {name} is gone"));
@@ -449,21 +468,22 @@ impl World {
                 Some(mut hub) => {
                     let found = vhost.position().0;
                     let ends: Vec<u64> = hub.marks.iter().map(|(end, _)| *end).collect();
-                    let marks = std::mem::take(&mut hub.marks);
-                    let Some((_, snapshot)) = marks.into_iter().find(|(end, _)| *end == found) else {
+                    let mut marks = std::mem::take(&mut hub.marks).into_iter();
+                    let Some((_, snapshots)) = marks.find(|(end, _)| *end == found) else {
                         return Err(format!(
                             "{found} changes of virtual host {name} are found, of {}; whole are {ends:?}",
                             hub.journaled
                         ));
                     };
-                    if snapshot.events < hub.promised {
-                        let (events, promised) = (snapshot.events, hub.promised);
+                    let events = snapshots.first().map_or(0, |snapshot| snapshot.events);
+                    if events < hub.promised {
+                        let promised = hub.promised;
                         return Err(format!("event {promised} was promised, and {events} are found after a crash"));
                     }
                     if in_good_order && found != hub.journaled {
                         return Err(format!("a stop in good order has lost changes: {found} of {}", hub.journaled));
                     }
-                    hub.model.restore(snapshot, self.now_ms(), in_good_order);
+                    found_at.push(snapshots);
                     let history = hub.history.after_restart();
                     let mut started = Hub::new(stream, vhost, hub.model, scratch);
                     started.history = history;
@@ -472,9 +492,56 @@ impl World {
             };
             self.hubs.push(hub);
         }
-        // What is due at once does not wait for a client.
+        for (at, snapshots) in found_at.into_iter().enumerate() {
+            self.restore(at, snapshots, in_good_order)?;
+        }
         self.wait(Duration::ZERO)?;
         self.compare()
+    }
+
+    /// What a virtual host has found is one of these, and what is due by now.
+    fn restore(&mut self, at: usize, snapshots: Vec<Snapshot>, in_good_order: bool) -> Result<(), Violation> {
+        let (now, now_ms) = (self.now, self.now_ms());
+        // What is due at once does not wait for a client.
+        while self.hubs[at].vhost.next_timeout().is_some_and(|due| now.has_reached(due)) {
+            self.hubs[at].time_out(now, &mut self.clients);
+            self.pump(at)?;
+        }
+        let is_certain = snapshots.len() == 1;
+        let views = self.hubs[at].views();
+        let mut snapshots = snapshots;
+        if let [after, before, ..] = &snapshots[..] {
+            let model = &self.hubs[at].model;
+            let between = Model::between(before, after, &views);
+            let late =
+                snapshots.iter().chain([&between]).map(|later| model.with_late_letters(before, later, now_ms));
+            let late: Vec<_> = late.collect();
+            snapshots.push(between);
+            snapshots.extend(late);
+        }
+        let mut first_fault = None;
+        let orders = [Order::ByTime, Order::DelayedFirst, Order::ExpiryFirst];
+        let all = snapshots.iter().flat_map(|snapshot| orders.iter().map(move |order| (snapshot, *order)));
+        for (snapshot, order) in all {
+            let mut model = self.hubs[at].model.clone();
+            model.restore(snapshot.clone(), now_ms, in_good_order);
+            (model.order, model.is_starting) = (order, true);
+            model.observe(now_ms, &mut BTreeMap::new(), None)?;
+            (model.order, model.is_starting) = (Order::ByTime, false);
+            match model.compare(&views) {
+                Ok(()) => {
+                    let mut found = snapshot.clone();
+                    if !is_certain {
+                        model.forget_flags(&mut found);
+                        self.is_unclear |= model.is_unclear(&snapshots[1], snapshot, now_ms);
+                    }
+                    self.hubs[at].restored(model, found);
+                    return Ok(());
+                }
+                Err(fault) => _ = first_fault.get_or_insert(fault),
+            }
+        }
+        Err(format!("after a restart, {}", first_fault.unwrap_or_default()))
     }
 }
 

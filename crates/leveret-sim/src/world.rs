@@ -63,8 +63,11 @@ pub(crate) struct Hub {
     pub(crate) durable: u64,
     /// The last one that was taken to be written.
     pub(crate) taken: u64,
-    /// What would be there after a crash at these positions, from the last durable one on.
-    pub(crate) marks: VecDeque<(u64, Snapshot)>,
+    /// What would be there after a crash at these positions, from the last durable one on. Between two groups of one event it
+    /// is what was before the event, or what is behind it, or something in between.
+    pub(crate) marks: VecDeque<(u64, Vec<Snapshot>)>,
+    /// What was there when the model heard of something last.
+    latest: Snapshot,
     /// The last event that somebody was told of as durable.
     pub(crate) promised: u64,
     pub(crate) history: History,
@@ -79,7 +82,8 @@ pub(crate) struct Hub {
 impl Hub {
     pub(crate) fn new(stream: u32, vhost: VirtualHost, model: Model, scratch: Scratch) -> Self {
         let journaled = vhost.position().0;
-        let marks = VecDeque::from([(journaled, model.snapshot())]);
+        let latest = model.snapshot();
+        let marks = VecDeque::from([(journaled, vec![latest.clone()])]);
         Hub {
             stream,
             vhost,
@@ -91,6 +95,7 @@ impl Hub {
             durable: journaled,
             taken: journaled,
             marks,
+            latest,
             promised: 0,
             history: History::default(),
             connections: Vec::new(),
@@ -129,6 +134,33 @@ impl Hub {
             }
             progress = self.vhost.go_on(now, &mut self.effects);
         }
+    }
+
+    /// What is due is done.
+    pub(crate) fn time_out(&mut self, now: Moment, links: &mut [Client]) {
+        let progress = self.vhost.handle_timeout(now, &mut self.effects);
+        self.hand_on(now, progress, links);
+    }
+
+    /// The broker has started with this, and what is there by now is known.
+    pub(crate) fn restored(&mut self, model: Model, found: Snapshot) {
+        self.model = model;
+        self.latest = self.model.snapshot();
+        self.said.clear();
+        if let Some((_, snapshots)) = self.marks.front_mut() {
+            *snapshots = vec![found];
+        }
+    }
+
+    /// What the broker says of its queues: ready and unacked messages, and consumers.
+    pub(crate) fn views(&self) -> BTreeMap<u8, (usize, usize, usize)> {
+        let (mut cursor, mut list) = (QueueCursor::default(), Vec::new());
+        while self.vhost.list_queues(&mut cursor, u32::MAX, &mut list) == Progress::More {}
+        let views = list.iter().filter_map(|view| {
+            let slot = view.name.as_str().strip_prefix('q')?.parse().ok()?;
+            Some((slot, (view.messages_ready, view.messages_unacknowledged, view.consumers)))
+        });
+        views.collect()
     }
 
     /// The broker stops in good order.
@@ -181,6 +213,8 @@ pub(crate) struct World {
     pub(crate) after_failure: Option<crate::plan::Cut>,
     /// The journal takes nothing any more.
     pub(crate) has_failed: bool,
+    /// What there is cannot be told exactly any more: the run ends.
+    pub(crate) is_unclear: bool,
     /// All bytes that clients have received, in short.
     pub(crate) heard: u64,
     presence: Arc<Presence>,
@@ -217,6 +251,7 @@ impl World {
             dies: None,
             after_failure: None,
             has_failed: false,
+            is_unclear: false,
             heard: 0xCBF2_9CE4_8422_2325,
             presence: Arc::default(),
             settings: Arc::default(),
@@ -278,6 +313,10 @@ impl World {
         }
         self.disarm();
         self.power_cut(crate::plan::Cut::Mixed, 0)?;
+        if self.is_unclear {
+            self.stats.count(Kind::Outcome, "given up");
+            return Ok(());
+        }
         for hub in 0..self.hubs.len() {
             let client = u8::try_from(hub).unwrap_or_default();
             for slot in self.hubs[hub].model.slots() {
@@ -398,15 +437,22 @@ impl World {
     pub(crate) fn conclude(&mut self, hub: usize) -> Result<(), Violation> {
         self.pump(hub)?;
         let now_ms = self.now_ms();
-        let Hub { model, said, pending, marks, vhost, journaled, .. } = &mut self.hubs[hub];
-        let told = model.observe(now_ms, said)?;
-        said.clear();
+        let Hub { model, said, pending, marks, vhost, journaled, latest, .. } = &mut self.hubs[hub];
         let marked = marks.back().map_or(0, |(end, _)| *end);
+        let mut trail = vec![model.snapshot()];
+        let has_several = pending.iter().filter(|group| group.end > marked).nth(1).is_some();
+        let told = model.observe(now_ms, said, has_several.then_some(&mut trail))?;
+        said.clear();
+        let before = std::mem::replace(latest, model.snapshot());
         let mut has_changed = false;
-        for group in pending.iter().rev().take_while(|group| group.end > marked) {
+        for group in pending.iter().filter(|group| group.end > marked) {
             has_changed = true;
-            let at = marks.partition_point(|(end, _)| *end < group.end);
-            marks.insert(at, (group.end, model.snapshot()));
+            let mut found = vec![latest.clone()];
+            if group.end < *journaled {
+                found.push(before.clone());
+                found.extend(trail.iter().cloned());
+            }
+            marks.push_back((group.end, found));
         }
         if model.is_durable && !has_changed {
             return Err("what must survive a crash is not journaled".into());
@@ -427,6 +473,7 @@ impl World {
             let channel = link.channel(mode);
             if told == Told::Closed {
                 channel.standing = Standing::Closing;
+                self.hubs[hub].history.close(client, mode);
             }
             channel.told.push_back(told);
         }
@@ -474,15 +521,16 @@ impl World {
         let Hub { model, history, promised, .. } = &mut self.hubs[hub];
         for heard in heard {
             match heard {
-                Heard::Told(mode, Told::Message { tag, redelivered, id, slot, uid, no_ack, .. }) => {
-                    model.hear(uid, id);
-                    history.deliver((client, mode, tag), (slot, uid, id), redelivered, no_ack)?;
+                Heard::Told(mode, Told::Message { tag, redelivered, id, slot, uid, serial, event, no_ack, .. }) => {
+                    model.hear(serial);
+                    history.deliver((client, mode, tag), (slot, uid, id), event, redelivered, no_ack)?;
                 }
-                Heard::Told(mode, Told::Answer { promise }) => {
+                Heard::Told(mode, Told::Answer { promise, settles }) => {
                     *promised = promise.max(*promised);
-                    history.answer(client, mode);
+                    history.answer(client, mode, settles);
                 }
-                Heard::Told(_, Told::Return(_) | Told::Closed) => {}
+                Heard::Told(mode, Told::Closed) => history.close(client, mode),
+                Heard::Told(_, Told::Return(_)) => {}
                 Heard::Confirmed { mode, number, multiple, refused } => {
                     let numbers = if multiple { 1..=number } else { number..=number };
                     let mut any = false;
@@ -497,9 +545,11 @@ impl World {
                             *promised = promise.max(*promised);
                         }
                     }
-                    let standing = link.channel(mode).standing;
-                    if !any && standing == Standing::Open {
-                        return Err(format!("client {client} is told of publish {number}, which it was told of before"));
+                    let is_open = link.channel(mode).standing == Standing::Open && !link.is_closing;
+                    if !any && is_open {
+                        return Err(format!(
+                            "client {client} is told of publish {number}, which it was told of before"
+                        ));
                     }
                 }
                 Heard::Closed(fault) => {
@@ -651,7 +701,11 @@ impl World {
                 let delay_ms = delay_ms.filter(|_| to == To::Exchange(ExchangeName::Delayed));
                 let bytes = usize::from(bytes).max(8);
                 let message = Message { id, bytes, persistent, priority, expiration_ms, delay_ms, key };
-                self.hubs[hub].history.publish(id);
+                if to == To::Exchange(ExchangeName::Delayed) {
+                    self.hubs[hub].history.publish_later(id);
+                } else {
+                    self.hubs[hub].history.publish(id);
+                }
                 let queue_name;
                 let routing_key = KEYS[usize::from(key) % KEYS.len()];
                 let address = match to {
@@ -696,7 +750,8 @@ impl World {
             }
             Op::Consume { queue, no_ack, prefetch, .. } => {
                 let slot = queue % QUEUES;
-                if !model.may_use(client, slot) || model.consumers_of(client) >= CONSUMERS_MOST {
+                let is_open = config.evict_percent > 0 && model.may_drop(slot);
+                if is_open || !model.may_use(client, slot) || model.consumers_of(client) >= CONSUMERS_MOST {
                     return Ok(false);
                 }
                 let tag = format!("c{}", model.consume(client, mode, slot, no_ack, prefetch));
@@ -725,20 +780,24 @@ impl World {
                 self.tell(client, &[link::method(mode, &qos), link::method(mode, &consume)].concat())
             }
             Op::Settle { nth, multiple, settling, .. } => {
-                if channel.unacked.is_empty() {
+                if channel.unacked.is_empty() || channel.void_for > 0 {
                     return Ok(false);
                 }
                 let at = usize::from(nth) % channel.unacked.len();
                 let tag = channel.unacked[at];
-                let settled: Vec<u64> =
-                    if multiple { channel.unacked.drain(..=at).collect() } else { vec![channel.unacked.remove(at)] };
+                let settled: Vec<u64> = if multiple {
+                    channel.unacked.drain(..=at).collect()
+                } else {
+                    vec![channel.unacked.remove(at)]
+                };
                 if mode == Mode::Transaction {
                     channel.in_transaction.extend(&settled);
                 }
                 let answers = channel.told.iter().filter(|told| matches!(told, Told::Answer { .. })).count();
                 let is_final = mode != Mode::Transaction && settling == Settling::Ack;
                 for &tag in settled.iter().filter(|_| is_final) {
-                    self.hubs[hub].history.ack(client, mode, tag, answers);
+                    let event = self.hubs[hub].model.events;
+                    self.hubs[hub].history.ack((client, mode, tag), answers, event);
                 }
                 self.hubs[hub].model.settle(now_ms, (client, mode), tag, multiple, settling);
                 let method = match settling {
@@ -756,12 +815,15 @@ impl World {
                 self.tell(client, &link::method(mode, &ack))
             }
             Op::Recover { .. } => {
-                channel.unacked.clear();
+                let answers = channel.told.iter().filter(|told| matches!(told, Told::Answer { .. })).count();
+                channel.void_for = answers + 1;
                 model.recover(now_ms, client, mode);
                 self.tell(client, &link::method(mode, &Method::BasicRecover { requeue: true }))
             }
             Op::CloseChannel { .. } => {
                 channel.standing = Standing::Closing;
+                self.hubs[hub].history.close(client, mode);
+                let model = &mut self.hubs[hub].model;
                 model.close_channel(now_ms, client, mode);
                 let reply_text = ShortStr::truncated("");
                 let close = Method::ChannelClose { reply_code: 200, reply_text, class_id: 0, method_id: 0 };
@@ -954,7 +1016,7 @@ impl World {
             let Some(link) = &mut self.clients[at].link else { continue };
             link.connection.handle_shutdown(self.now, "shutdown", &mut link.unsent);
             self.hubs[hub].model.begin_event();
-            self.hubs[hub].model.disconnect(now_ms, client);
+            self.hubs[hub].model.dismiss(now_ms, client);
             self.pump(hub)?;
             self.hubs[hub].said.remove(&client);
             self.conclude(hub)?;
@@ -990,9 +1052,7 @@ impl World {
             for hub in 0..self.hubs.len() {
                 self.hubs[hub].model.begin_event();
                 if self.hubs[hub].vhost.next_timeout().is_some_and(|due| now.has_reached(due)) {
-                    let Hub { vhost, effects, .. } = &mut self.hubs[hub];
-                    let progress = vhost.handle_timeout(now, effects);
-                    self.hubs[hub].hand_on(now, progress, &mut self.clients);
+                    self.hubs[hub].time_out(now, &mut self.clients);
                 }
                 self.conclude(hub)?;
             }
@@ -1057,7 +1117,8 @@ impl World {
                     None => Segment::new(number),
                 };
                 hub.segment = Some(segment.clone());
-                let change = Change::MessageEnqueued { message: spill.message.clone(), queues: [].into_iter().collect() };
+                let change =
+                    Change::MessageEnqueued { message: spill.message.clone(), queues: [].into_iter().collect() };
                 let offset = hub.scratch.add(|out| change.encode(out));
                 hub.scratch.write().map_err(|error| error.to_string())?;
                 spilled.push(Spilled { spill, place: Some((segment, Place { segment: number, offset })) });
@@ -1079,13 +1140,7 @@ impl World {
     /// Compares what the broker says of its queues with the model.
     pub(crate) fn compare(&self) -> Result<(), Violation> {
         for hub in &self.hubs {
-            let (mut cursor, mut list) = (QueueCursor::default(), Vec::new());
-            while hub.vhost.list_queues(&mut cursor, u32::MAX, &mut list) == Progress::More {}
-            let views = list.iter().filter_map(|view| {
-                let slot = view.name.as_str().strip_prefix('q')?.parse().ok()?;
-                Some((slot, (view.messages_ready, view.messages_unacknowledged, view.consumers)))
-            });
-            hub.model.compare(&views.collect())?;
+            hub.model.compare(&hub.views())?;
         }
         Ok(())
     }
@@ -1164,6 +1219,10 @@ pub(crate) fn run(plan: &Plan, step: &Cell<usize>) -> Result<(Stats, u64), Viola
     for (at, next) in plan.steps.iter().enumerate() {
         step.set(at);
         world.step(next)?;
+        if world.is_unclear {
+            world.stats.count(Kind::Outcome, "given up");
+            return Ok((world.stats, world.heard));
+        }
     }
     step.set(plan.steps.len());
     world.end()?;

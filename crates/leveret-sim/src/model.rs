@@ -80,6 +80,8 @@ struct Entry {
     failed: u32,
     /// It died while the broker was down: in which order with others, nobody can tell.
     is_loose: bool,
+    /// A dead letter that gets there only at the next start.
+    is_late: bool,
     /// Names it among all that ever were.
     serial: u64,
 }
@@ -117,6 +119,8 @@ impl Queue {
 struct Topology {
     exchanges: BTreeSet<ExchangeName>,
     bindings: BTreeSet<(ExchangeName, u8, u8)>,
+    /// Names the delayed exchange among all that ever had its name.
+    delayed_uid: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -173,7 +177,7 @@ struct Channel {
 #[derive(Clone, Debug)]
 enum Route {
     Queues(Vec<(u8, u64)>),
-    Delayed,
+    Delayed { uid: u64 },
 }
 
 /// What becomes of a publish.
@@ -397,7 +401,7 @@ impl Model {
         let slots: Vec<u8> = match to {
             To::Queue(slot) => vec![slot],
             To::Exchange(ExchangeName::Delayed) if message.delay_ms.is_some_and(|delay| delay > 0) => {
-                return Route::Delayed;
+                return Route::Delayed { uid: self.topology.delayed_uid };
             }
             To::Exchange(exchange) => self.targets(exchange, message).into_iter().collect(),
             To::Nowhere => Vec::new(),
@@ -426,6 +430,7 @@ impl Model {
             flag: Flag::No,
             failed: 0,
             is_loose,
+            is_late: false,
             serial,
         });
         self.is_durable |= journaled;
@@ -634,8 +639,8 @@ impl Model {
                 }
                 outcome
             }
-            Route::Delayed => {
-                if !self.has_exchange(ExchangeName::Delayed) {
+            Route::Delayed { uid } => {
+                if !self.has_exchange(ExchangeName::Delayed) || self.topology.delayed_uid != *uid {
                     return Outcome::Taken;
                 }
                 let due_ms = now_ms + u64::from(message.delay_ms.unwrap_or_default());
@@ -825,6 +830,10 @@ impl Model {
 
     pub(crate) fn declare_exchange(&mut self, client: u8, exchange: ExchangeName) {
         if Rc::make_mut(&mut self.topology).exchanges.insert(exchange) {
+            if exchange == ExchangeName::Delayed {
+                self.last_uid += 1;
+                Rc::make_mut(&mut self.topology).delayed_uid = self.last_uid;
+            }
             self.changed_topology(self.config.durable_exchanges);
         }
         self.expect(client, Mode::Plain, Expected::Answer);
@@ -1271,10 +1280,15 @@ impl Model {
         self.topology_event = 0;
         self.queues = snapshot.queues;
         self.queues.retain(|slot, _| self.config.queues[usize::from(*slot)].durable);
-        for queue in self.queues.values_mut().map(Rc::make_mut) {
+        for (slot, queue) in &mut self.queues {
+            let queue = Rc::make_mut(queue);
             queue.last_used_ms = now_ms;
-            queue.entries.retain(|entry| entry.journaled);
+            queue.entries.retain(|entry| entry.journaled || entry.is_late);
+            let ttl_ms = self.config.queues[usize::from(*slot)].ttl_ms.map(u64::from);
             for entry in &mut queue.entries {
+                if std::mem::take(&mut entry.is_late) {
+                    entry.deadline_ms = ttl_ms.map(|ttl_ms| now_ms + ttl_ms);
+                }
                 let is_known = entry.is_held || self.heard.contains(&entry.serial);
                 entry.flag = match entry.flag {
                     _ if is_known => Flag::Yes,
@@ -1332,18 +1346,15 @@ impl Model {
         between
     }
 
-    /// The same, where dead letters that came with the event come only now: they had been told that they would.
-    pub(crate) fn with_late_letters(&self, before: &Snapshot, after: &Snapshot, now_ms: u64) -> Snapshot {
+    /// The same, where dead letters that came with the event come only at the start: it was durable that they would.
+    pub(crate) fn with_late_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
         let mut late = after.clone();
         for (slot, queue) in &mut late.queues {
-            let Some(ttl_ms) = self.spec(*slot).ttl_ms else { continue };
             let earlier = before.queues.get(slot);
             let was_there =
                 |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
             for entry in &mut Rc::make_mut(queue).entries {
-                if entry.lane != 0 && !was_there(entry.serial) {
-                    entry.deadline_ms = Some(now_ms + u64::from(ttl_ms));
-                }
+                entry.is_late = entry.lane != 0 && !was_there(entry.serial);
             }
         }
         late
@@ -1357,13 +1368,11 @@ impl Model {
         self.queues = own.queues;
     }
 
-    /// Whether messages are there that may have come with the event or only at the start, and will expire.
-    pub(crate) fn is_unclear(&self, before: &Snapshot, after: &Snapshot, now_ms: u64) -> bool {
-        let late = self.with_late_letters(before, after, now_ms);
-        late.queues.iter().any(|(slot, queue)| {
-            let deadlines = |queue: &Queue| queue.entries.iter().map(|entry| entry.deadline_ms).collect::<Vec<_>>();
-            after.queues.get(slot).is_none_or(|after| deadlines(after) != deadlines(queue))
-        })
+    /// Whether dead letters are there that may have come with the event or only at the start, and will expire.
+    pub(crate) fn is_unclear(&self, before: &Snapshot, after: &Snapshot) -> bool {
+        let late = Self::with_late_letters(before, after);
+        let expires = |slot: &u8| self.spec(*slot).ttl_ms.is_some();
+        late.queues.iter().any(|(slot, queue)| expires(slot) && queue.entries.iter().any(|entry| entry.is_late))
     }
 
     /// Compares the queues with what the broker says of them: their slots, ready and unacked messages.

@@ -511,11 +511,9 @@ impl World {
         let views = self.hubs[at].views();
         let mut snapshots = snapshots;
         if let [after, before, ..] = &snapshots[..] {
-            let model = &self.hubs[at].model;
             let between = Model::between(before, after, &views);
-            let late =
-                snapshots.iter().chain([&between]).map(|later| model.with_late_letters(before, later, now_ms));
-            let late: Vec<_> = late.collect();
+            let all = snapshots.iter().chain([&between]);
+            let late: Vec<_> = all.map(|later| Model::with_late_letters(before, later)).collect();
             snapshots.push(between);
             snapshots.extend(late);
         }
@@ -533,7 +531,7 @@ impl World {
                     let mut found = snapshot.clone();
                     if !is_certain {
                         model.forget_flags(&mut found);
-                        self.is_unclear |= model.is_unclear(&snapshots[1], snapshot, now_ms);
+                        self.is_unclear |= model.is_unclear(&snapshots[1], snapshot);
                     }
                     self.hubs[at].restored(model, found);
                     return Ok(());

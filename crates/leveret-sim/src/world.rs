@@ -605,11 +605,22 @@ impl World {
             Op::Publish { client, mode, .. }
             | Op::Get { client, mode, .. }
             | Op::Consume { client, mode, .. }
-            | Op::Settle { client, mode, .. }
             | Op::SettleUnknown { client, mode }
             | Op::Recover { client, mode }
             | Op::CloseChannel { client, mode } => {
                 let client = client % self.config.clients;
+                if !self.has_channel(client, mode)? {
+                    return Ok(false);
+                }
+                self.act_on_channel(client, mode, op)
+            }
+            Op::Settle { client, mode, .. } => {
+                // On that channel, or on another one that has something to settle.
+                let client = client % self.config.clients;
+                let Some(link) = &mut self.clients[usize::from(client)].link else { return Ok(false) };
+                let others = Mode::ALL.into_iter().filter(|other| *other != mode);
+                let mut all = [mode].into_iter().chain(others);
+                let Some(mode) = all.find(|mode| !link.channel(*mode).unacked.is_empty()) else { return Ok(false) };
                 if !self.has_channel(client, mode)? {
                     return Ok(false);
                 }

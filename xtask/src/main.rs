@@ -18,6 +18,7 @@ mod process;
 mod proof;
 mod routing;
 mod scenarios;
+mod sim;
 mod space;
 mod tally;
 mod test;
@@ -47,6 +48,15 @@ enum Command {
         /// About how long to try new cases
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u64,
+    },
+    /// The whole broker in one thread, from one seed: clients, journal, disk and clock, against a naive model
+    Sim {
+        /// The first seed
+        #[arg(default_value_t = 0)]
+        seed: u64,
+        /// How many seeds, from that one on
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seeds: u64,
     },
     /// The protocol scripts of the tests, against a broker that runs
     Conformance {
@@ -92,6 +102,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check => check::run()?,
         Command::Test { only } => test::run(&only)?,
         Command::Proof { seconds } => proof::run(Duration::from_secs(seconds))?,
+        Command::Sim { seed, seeds } => sim::run(seed, seeds)?,
         Command::Conformance { url, only, differences } => conformance::run(&url, &only, differences.as_deref())?,
         Command::Measure => {
             measure::run()?;

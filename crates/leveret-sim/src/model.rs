@@ -247,6 +247,8 @@ pub(crate) enum Order {
     ByTime,
     DelayedFirst,
     ExpiryFirst,
+    /// One message after the other, and what is too much goes in between.
+    OneByOne,
 }
 
 /// A virtual host.
@@ -492,6 +494,9 @@ impl Model {
 
     /// What happens by itself, the first of it; false if there is nothing.
     fn happen(&mut self, now_ms: u64) -> bool {
+        if self.order == Order::OneByOne && self.drop_overflow(now_ms) {
+            return true;
+        }
         let due_in = |queue: &Rc<Queue>| {
             queue.ready().filter_map(|entry| entry.deadline_ms).filter(|due| *due <= now_ms).min()
         };
@@ -500,12 +505,13 @@ impl Model {
         let is_delayed = match (delayed, first, self.order) {
             (None, _, _) | (Some(_), Some(_), Order::ExpiryFirst) => false,
             (Some(_), None, _) | (Some(_), Some(_), Order::DelayedFirst) => true,
-            (Some(delayed), Some((first, _)), Order::ByTime) => delayed <= first,
+            (Some(delayed), Some((first, _)), Order::ByTime | Order::OneByOne) => delayed <= first,
         };
         if is_delayed {
             let mut all = Vec::clone(&self.delayed);
             all.sort_by_key(|delayed| delayed.due_ms);
-            let later = all.split_off(all.partition_point(|delayed| delayed.due_ms <= now_ms));
+            let due = all.partition_point(|delayed| delayed.due_ms <= now_ms);
+            let later = all.split_off(if self.order == Order::OneByOne { 1 } else { due });
             self.delayed = Rc::new(later);
             for Delayed { message, .. } in all {
                 let slots: Vec<u8> = self.targets(ExchangeName::Delayed, &message).into_iter().collect();
@@ -530,16 +536,15 @@ impl Model {
             }
             return true;
         }
-        let slots: Vec<u8> = self.queues.keys().copied().collect();
-        for slot in slots {
-            if self.overflows(slot)
-                && let Some(at) = self.queues[&slot].head()
-            {
-                self.die(now_ms, slot, at);
-                return true;
-            }
-        }
-        false
+        self.drop_overflow(now_ms)
+    }
+
+    /// The head of a queue goes that is too long; false if there is none.
+    fn drop_overflow(&mut self, now_ms: u64) -> bool {
+        let Some(slot) = self.queues.keys().copied().find(|slot| self.overflows(*slot)) else { return false };
+        let Some(at) = self.queues[&slot].head() else { return false };
+        self.die(now_ms, slot, at);
+        true
     }
 
     /// Queues go that nobody has used for as long as they say.
@@ -1368,11 +1373,18 @@ impl Model {
         self.queues = own.queues;
     }
 
-    /// Whether dead letters are there that may have come with the event or only at the start, and will expire.
-    pub(crate) fn is_unclear(&self, before: &Snapshot, after: &Snapshot) -> bool {
-        let late = Self::with_late_letters(before, after);
-        let expires = |slot: &u8| self.spec(*slot).ttl_ms.is_some();
-        late.queues.iter().any(|(slot, queue)| expires(slot) && queue.entries.iter().any(|entry| entry.is_late))
+    /// Whether dead letters are there that may have come with the event or only at the start, and will expire; or messages of
+    /// which nobody knows how often they have failed.
+    pub(crate) fn is_unclear(&self, other: &Snapshot, found: &Snapshot) -> bool {
+        let is_different = |slot: &u8, entry: &Entry| {
+            let counterpart =
+                other.queues.get(slot).and_then(|it| it.entries.iter().find(|one| one.serial == entry.serial));
+            match counterpart {
+                Some(counterpart) => counterpart.failed != entry.failed,
+                None => entry.lane != 0 && self.spec(*slot).ttl_ms.is_some(),
+            }
+        };
+        found.queues.iter().any(|(slot, queue)| queue.entries.iter().any(|entry| is_different(slot, entry)))
     }
 
     /// Compares the queues with what the broker says of them: their slots, ready and unacked messages.

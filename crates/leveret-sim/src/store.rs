@@ -518,7 +518,7 @@ impl World {
             snapshots.extend(late);
         }
         let mut first_fault = None;
-        let orders = [Order::ByTime, Order::DelayedFirst, Order::ExpiryFirst];
+        let orders = [Order::ByTime, Order::DelayedFirst, Order::ExpiryFirst, Order::OneByOne];
         let all = snapshots.iter().flat_map(|snapshot| orders.iter().map(move |order| (snapshot, *order)));
         for (snapshot, order) in all {
             let mut model = self.hubs[at].model.clone();
@@ -531,7 +531,7 @@ impl World {
                     let mut found = snapshot.clone();
                     if !is_certain {
                         model.forget_flags(&mut found);
-                        self.is_unclear |= model.is_unclear(&snapshots[1], snapshot);
+                        self.is_unclear |= snapshots.iter().any(|other| model.is_unclear(other, snapshot));
                     }
                     self.hubs[at].restored(model, found);
                     return Ok(());

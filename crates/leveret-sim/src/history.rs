@@ -10,6 +10,9 @@ use crate::plan::Mode;
 
 type Delivery = (u8, Mode, u64);
 
+/// A message in one life of a queue that was acked by an event, and how many answers are to be heard before that is durable.
+type Acked = (usize, (u64, u64), u64);
+
 /// What clients of a virtual host have published and heard.
 #[derive(Debug, Default)]
 pub(crate) struct History {
@@ -22,7 +25,7 @@ pub(crate) struct History {
     /// What a delivery was of, until it is settled.
     held: BTreeMap<Delivery, (u64, u64)>,
     /// What was acked, and is settled for good once so many answers were heard on the channel.
-    acked: BTreeMap<(u8, Mode), Vec<(usize, (u64, u64), u64)>>,
+    acked: BTreeMap<(u8, Mode), Vec<Acked>>,
     /// With the event that settled it.
     settled: BTreeMap<(u64, u64), u64>,
 }

@@ -2,7 +2,7 @@
 //!
 //! A seed is a [`Plan`]: a configuration and a list of steps. [`check`] does the steps with the real state machines of the
 //! broker, its real journal and its real recovery, and compares what clients hear with a naive model (`model.rs`) and with
-//! rules for all histories (`history.rs`). The same plan gives the same run, byte for byte. [`shorten`] cuts a plan that fails
+//! rules for all histories (`history.rs`). The same plan gives the same run, byte for byte. [`shorten()`] cuts a plan that fails
 //! down to few steps.
 //!
 //! ```text

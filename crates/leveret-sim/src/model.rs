@@ -68,6 +68,7 @@ enum Flag {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Entry {
     message: Rc<Message>,
     rank: u8,

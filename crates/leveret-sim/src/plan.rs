@@ -33,6 +33,7 @@ pub struct Plan {
 
 /// What stays the same while a run goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is chosen for itself")]
 pub struct Config {
     /// How many virtual hosts there are.
     pub vhosts: u8,

@@ -139,34 +139,30 @@ impl World {
             return Ok(false);
         }
         let Some(store) = &mut self.store else { return Ok(false) };
-        let mut whole = match self.stuck.take() {
-            Some(stuck) => stuck,
-            None => {
-                let mut whole = Stuck { batch: Batch::default(), ends: Vec::new() };
-                let most = usize::try_from(store.log.batch_bytes()).unwrap_or(usize::MAX);
-                for (at, hub) in self.hubs.iter_mut().enumerate() {
-                    let mut groups = if all {
-                        usize::MAX
-                    } else {
-                        self.luck.random_range(0..=usize::from(self.config.groups_most))
-                    };
-                    let mut next = hub.taken;
-                    while groups > 0
-                        && (whole.batch.is_empty() || whole.batch.bytes() < most)
-                        && let Some(Group { changes, end }) = hub.pending.pop_front()
-                    {
-                        for change in changes {
-                            next += 1;
-                            whole.batch.push(hub.stream, next, |out| change.encode(out));
-                        }
-                        hub.taken = end;
-                        whole.ends.retain(|(of, _)| *of != at);
-                        whole.ends.push((at, end));
-                        groups -= 1;
+        let mut whole = if let Some(stuck) = self.stuck.take() {
+            stuck
+        } else {
+            let mut whole = Stuck { batch: Batch::default(), ends: Vec::new() };
+            let most = usize::try_from(store.log.batch_bytes()).unwrap_or(usize::MAX);
+            for (at, hub) in self.hubs.iter_mut().enumerate() {
+                let mut groups =
+                    if all { usize::MAX } else { self.luck.random_range(0..=usize::from(self.config.groups_most)) };
+                let mut next = hub.taken;
+                while groups > 0
+                    && (whole.batch.is_empty() || whole.batch.bytes() < most)
+                    && let Some(Group { changes, end }) = hub.pending.pop_front()
+                {
+                    for change in changes {
+                        next += 1;
+                        whole.batch.push(hub.stream, next, |out| change.encode(out));
                     }
+                    hub.taken = end;
+                    whole.ends.retain(|(of, _)| *of != at);
+                    whole.ends.push((at, end));
+                    groups -= 1;
                 }
-                whole
             }
+            whole
         };
         if whole.batch.is_empty() {
             return Ok(false);
@@ -210,18 +206,17 @@ impl World {
 
     /// Goes on with a checkpoint, or begins one.
     fn checkpoint(&mut self, units: u32) -> Result<bool, Violation> {
-        let mut checkpointing = match self.checkpointing.take() {
-            Some(checkpointing) => checkpointing,
-            None => {
-                if !self.flush()? {
-                    return Ok(false);
-                }
-                let (begun, living) = (BTreeMap::new(), Living::default());
-                let mut checkpointing = Checkpointing { begun, living, hub: 0, checkpoint: Checkpoint::default() };
-                let Some(stated) = self.append_to_node(self.node.restated()) else { return Ok(false) };
-                checkpointing.begun.insert(NODE_STREAM, stated);
-                checkpointing
+        let mut checkpointing = if let Some(checkpointing) = self.checkpointing.take() {
+            checkpointing
+        } else {
+            if !self.flush()? {
+                return Ok(false);
             }
+            let (begun, living) = (BTreeMap::new(), Living::default());
+            let mut checkpointing = Checkpointing { begun, living, hub: 0, checkpoint: Checkpoint::default() };
+            let Some(stated) = self.append_to_node(self.node.restated()) else { return Ok(false) };
+            checkpointing.begun.insert(NODE_STREAM, stated);
+            checkpointing
         };
         let at = checkpointing.hub;
         let goes_on = self.hubs[at].checkpoint(self.now, &mut checkpointing.checkpoint, units, &mut self.clients);
@@ -327,13 +322,11 @@ impl World {
         for link in self.clients.iter_mut().filter_map(|client| client.link.as_mut()) {
             link.connection.handle_journal_failure(now, &mut link.unsent);
         }
-        match self.after_failure.take() {
-            Some(cut) => self.power_cut(cut, 0),
-            None => {
-                self.disarm();
-                self.start(false, 0)
-            }
+        if let Some(cut) = self.after_failure.take() {
+            return self.power_cut(cut, 0);
         }
+        self.disarm();
+        self.start(false, 0)
     }
 
     /// No sync will fail.

@@ -371,8 +371,7 @@ impl World {
             return false;
         }
         let mut is_moving = false;
-        loop {
-            let Some(link) = &mut self.clients[at].link else { break };
+        while let Some(link) = &mut self.clients[at].link {
             let Hub { vhost, effects, .. } = &mut self.hubs[hub];
             let progress = vhost.handle_batch(now, id, link.connection.commands(), effects);
             is_moving |= progress == Progress::More || link.connection.commands().len() < before;

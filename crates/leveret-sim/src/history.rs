@@ -17,9 +17,6 @@ type Acked = (usize, (u64, u64), u64);
 #[derive(Debug, Default)]
 pub(crate) struct History {
     published: HashSet<u64>,
-    /// Those that wait in an exchange first. That they are in a queue is not yet durable when they are delivered; so after a
-    /// crash they may get there once more.
-    delayed: HashSet<u64>,
     /// Life of a queue and message: delivered without the flag.
     delivered: HashSet<(u64, u64)>,
     /// What a delivery was of, until it is settled.
@@ -35,12 +32,6 @@ impl History {
         self.published.insert(id);
     }
 
-    /// The same, to an exchange that keeps it for a while.
-    pub(crate) fn publish_later(&mut self, id: u64) {
-        self.published.insert(id);
-        self.delayed.insert(id);
-    }
-
     pub(crate) fn deliver(
         &mut self,
         delivery: Delivery,
@@ -54,7 +45,7 @@ impl History {
         }
         self.held.remove(&delivery);
         // The same message may reach a queue of dead letters from several others.
-        if Model::is_dead(slot) || self.delayed.contains(&id) {
+        if Model::is_dead(slot) {
             return Ok(());
         }
         // What two connections hear may come in any order.

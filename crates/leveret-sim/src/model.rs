@@ -1366,6 +1366,18 @@ impl Model {
         late
     }
 
+    /// The same, where none of those letters is there: they were of messages that no journal knows, or were not yet written.
+    pub(crate) fn without_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
+        let mut without = after.clone();
+        for (slot, queue) in &mut without.queues {
+            let earlier = before.queues.get(slot);
+            let was_there =
+                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
+            Rc::make_mut(queue).entries.retain(|entry| entry.lane == 0 || was_there(entry.serial));
+        }
+        without
+    }
+
     /// Nobody knows what messages were delivered before the broker started.
     pub(crate) fn forget_flags(&mut self, snapshot: &mut Snapshot) {
         let mut own = self.snapshot();
@@ -1399,6 +1411,15 @@ impl Model {
             return Ok(());
         }
         Err(format!("queues with (ready, unacked, consumers) are {views:?}, and should be {own:?}"))
+    }
+
+    /// Whether queues hold the same messages in the same order.
+    pub(crate) fn has_same_messages(&self, other: &Model) -> bool {
+        let messages = |model: &Model| -> Vec<(u8, Vec<u64>)> {
+            let ids = |queue: &Queue| queue.entries.iter().map(|entry| entry.message.id).collect();
+            model.queues.iter().map(|(slot, queue)| (*slot, ids(queue))).collect()
+        };
+        messages(self) == messages(other)
     }
 
     /// All queues that there are.

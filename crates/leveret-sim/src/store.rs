@@ -505,12 +505,13 @@ impl World {
         let mut snapshots = snapshots;
         if let [after, before, ..] = &snapshots[..] {
             let between = Model::between(before, after, &views);
+            let none = Model::without_letters(before, after);
             let all = snapshots.iter().chain([&between]);
             let late: Vec<_> = all.map(|later| Model::with_late_letters(before, later)).collect();
-            snapshots.push(between);
+            snapshots.extend([between, none]);
             snapshots.extend(late);
         }
-        let mut first_fault = None;
+        let (mut first_fault, mut found) = (None, None::<(Model, Snapshot)>);
         let orders = [Order::ByTime, Order::DelayedFirst, Order::ExpiryFirst, Order::OneByOne];
         let all = snapshots.iter().flat_map(|snapshot| orders.iter().map(move |order| (snapshot, *order)));
         for (snapshot, order) in all {
@@ -519,20 +520,22 @@ impl World {
             (model.order, model.is_starting) = (order, true);
             model.observe(now_ms, &mut BTreeMap::new(), None)?;
             (model.order, model.is_starting) = (Order::ByTime, false);
-            match model.compare(&views) {
-                Ok(()) => {
-                    let mut found = snapshot.clone();
-                    if !is_certain {
-                        model.forget_flags(&mut found);
-                        self.is_unclear |= snapshots.iter().any(|other| model.is_unclear(other, snapshot));
-                    }
-                    self.hubs[at].restored(model, found);
-                    return Ok(());
-                }
-                Err(fault) => _ = first_fault.get_or_insert(fault),
+            match (model.compare(&views), &found) {
+                (Ok(()), None) => found = Some((model, snapshot.clone())),
+                // Both have as many messages, but not the same, and nobody can tell which.
+                (Ok(()), Some((first, _))) => self.is_unclear |= !model.has_same_messages(first),
+                (Err(fault), _) => _ = first_fault.get_or_insert(fault),
             }
         }
-        Err(format!("after a restart, {}", first_fault.unwrap_or_default()))
+        let Some((mut model, mut found)) = found else {
+            return Err(format!("after a restart, {}", first_fault.unwrap_or_default()));
+        };
+        if !is_certain {
+            self.is_unclear |= snapshots.iter().any(|other| model.is_unclear(other, &found));
+            model.forget_flags(&mut found);
+        }
+        self.hubs[at].restored(model, found);
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::journal::{Appended, Stream};
-use crate::limits::READ_AHEAD_BYTES_MIN;
+use crate::limits::{LEAVE_AT_ONCE, READ_AHEAD_BYTES_MIN};
 use crate::memory::Memory;
 use crate::outbox::Outbox;
 
@@ -47,7 +47,7 @@ pub(crate) struct Hub {
     locked: std::sync::atomic::AtomicU64,
     /// The virtual host has an earlier deadline than before.
     rearm: Notify,
-    /// Whose client is gone has this for each hold of the lock.
+    /// Whose client is gone has some of these for each hold of the lock.
     leaving: Arc<Semaphore>,
 }
 
@@ -106,7 +106,7 @@ impl Hub {
             #[cfg(test)]
             locked: std::sync::atomic::AtomicU64::new(0),
             rearm: Notify::new(),
-            leaving: Arc::new(Semaphore::new(1)),
+            leaving: Arc::new(Semaphore::new(LEAVE_AT_ONCE as usize)),
         })
     }
 
@@ -431,14 +431,14 @@ impl Attached {
         self.hub.set_grant(user, grant);
     }
 
-    /// Waits until nobody else leaves who has something to give back, as this one has; else there is nothing to wait for. Many
-    /// clients may be gone at once, each with much to give back, and who is still there would wait behind all of them. To be
-    /// kept while others have a turn.
+    /// Waits until not too many others leave: only one that has deliveries to give back, or some that have none. Many clients may be
+    /// gone at once, and who is still there would wait behind all of them. To be kept while others have a turn.
     pub(crate) fn turn_to_leave(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
         let has_unacked = self.hub.lock().vhost.has_unacked(self.id);
-        let turn = has_unacked.then(|| Arc::clone(&self.hub.leaving).acquire_owned());
+        let turns = if has_unacked { LEAVE_AT_ONCE } else { 1 };
+        let turn = Arc::clone(&self.hub.leaving).acquire_many_owned(turns);
         // It is never closed.
-        async { turn?.await.ok() }
+        async { turn.await.ok() }
     }
 
     /// Gives back what it holds, and lets others have a turn meanwhile.
@@ -448,10 +448,8 @@ impl Attached {
             let turn = self.turn_to_leave().await;
             let progress = self.execute(&mut commands).progress;
             self.hub.journal.have_written();
-            if turn.is_some() || progress == Progress::More {
-                // This thread finds out now who else has something to do. The next one to leave would keep it from that.
-                tokio::task::yield_now().await;
-            }
+            // This thread finds out now who else has something to do. The next one to leave would keep it from that.
+            tokio::task::yield_now().await;
             drop(turn);
             if progress == Progress::Done {
                 break;

@@ -69,6 +69,9 @@ pub(crate) const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Least bytes that a queue keeps of what it delivers next, and fetches ahead, however little memory there is.
 pub(crate) const READ_AHEAD_BYTES_MIN: usize = 8 * 1024;
 
+/// Turns to leave a virtual host that there are at once. A client that is gone and holds no delivery takes one, any other all.
+pub(crate) const LEAVE_AT_ONCE: u32 = 16;
+
 /// Records of a journal that are read between two looks at the memory they take and at the clock.
 pub(crate) const RECORDS_BETWEEN_LOOKS: u64 = 4096;
 

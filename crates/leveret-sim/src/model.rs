@@ -1200,7 +1200,6 @@ impl Model {
                 let is_expected = self.accept_answer(client, mode, answer);
                 if is_expected {
                     let promise = match answer {
-                        Answer::TxCommitOk if self.is_durable => self.events,
                         Answer::BasicGetEmpty => self.topology_event,
                         _ => self.promise(client, mode),
                     };

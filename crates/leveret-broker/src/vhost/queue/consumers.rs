@@ -75,6 +75,9 @@ pub(crate) struct Consumers {
     left: usize,
 }
 
+/// A queue with no more priorities of consumers than this keeps their rings while they are empty.
+const EMPTY_RINGS_KEPT: usize = 4;
+
 /// A ring may hold this many that have left, beside as many as wait.
 const LEFT_SWEPT_FROM: usize = 64;
 
@@ -201,14 +204,18 @@ impl Consumers {
 
     /// The consumer whose turn it is, until [`Self::end_turn`].
     pub(crate) fn next_turn(&mut self) -> Option<Waiting> {
-        for level in &mut self.levels {
-            while let Some(&waiting) = level.ring.front() {
-                if self.left == 0 || self.seats.contains_key(&waiting.seat) {
-                    return Some(waiting);
-                }
-                level.ring.pop_front();
-                self.left -= 1;
+        let mut at = 0;
+        while let Some(level) = self.levels.get_mut(at) {
+            let Some(&waiting) = level.ring.front() else {
+                at += 1;
+                continue;
+            };
+            if self.left == 0 || self.seats.contains_key(&waiting.seat) {
+                return Some(waiting);
             }
+            level.ring.pop_front();
+            self.left -= 1;
+            self.forget_if_empty(at);
         }
         None
     }
@@ -220,12 +227,16 @@ impl Consumers {
         if !has_another {
             ring.pop_front();
             self.waiting -= 1;
-            // Many empty ones would be looked through at each message. The only one is needed again soon.
-            if ring.is_empty() && self.levels.len() > 1 {
-                self.levels.remove(at);
-            }
+            self.forget_if_empty(at);
         } else if ring.len() > 1 {
             ring.rotate_left(1);
+        }
+    }
+
+    /// A few empty rings are kept, as they are needed again soon; many would be looked through at each message.
+    fn forget_if_empty(&mut self, at: usize) {
+        if self.levels.len() > EMPTY_RINGS_KEPT && self.levels[at].ring.is_empty() {
+            self.levels.remove(at);
         }
     }
 
@@ -278,8 +289,13 @@ mod tests {
         for left in (1..1_000).rev() {
             assert!(consumers.next_turn().is_some());
             consumers.end_turn(false);
-            assert_eq!(consumers.levels.len(), left);
+            assert_eq!(consumers.levels.len(), left.max(EMPTY_RINGS_KEPT));
         }
+        // Whoever left is found out when its turn comes.
+        let gone: Vec<_> = (1..1_000).map(|priority| consumers.add(key(1), AckMode::Manual, priority)).collect();
+        gone.into_iter().for_each(|seat| _ = consumers.remove(seat, true));
+        assert!(consumers.next_turn().is_some());
+        assert!(consumers.levels.len() <= EMPTY_RINGS_KEPT + 1);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl VirtualHost {
         // One that dies when this hold of the lock is used up goes on in the next.
         let goes_on = queue.dying().is_empty() && self.units > 0;
         let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
-        let departure = self.departure(journaled);
+        let departure = self.departure(id, journaled);
         if let Some(message) = message.filter(|_| goes_on)
             && self.dead_letter(now, id, &message, reason, departure, effects)
         {
@@ -86,7 +86,7 @@ impl VirtualHost {
                 return;
             };
             self.units -= 1;
-            let departure = self.departure(journaled);
+            let departure = self.departure(id, journaled);
             let is_gone = self.dead_letter(now, id, &message, reason, departure, effects);
             let Some(queue) = self.queues.get_mut(id) else { return };
             queue.dying_mut().set_retry((!is_gone).then(|| now.deadline(DEAD_LETTER_RETRY)));
@@ -107,11 +107,15 @@ impl VirtualHost {
         }
     }
 
-    /// The change with which a message leaves its queue and that is made next, if the journal knows the message. It and those
-    /// after it in this hold are durable together. Whoever is given the message where it goes must not have it before, as after
-    /// a crash it would go there once more, and nobody would know that it was delivered.
-    fn departure(&self, journaled: bool) -> JournalPosition {
-        if journaled { self.position.next() } else { JournalPosition::default() }
+    /// What must be durable before anybody is given a message where it goes from a queue: else it would go there once more after
+    /// a crash, and nobody would know that it was delivered. That is the change made next, if the journal knows the message
+    /// in this queue, as it and those after it in this hold are durable together. If not, the message may have come from a
+    /// queue where the journal knew it.
+    fn departure(&self, id: QueueId, journaled: bool) -> JournalPosition {
+        if journaled {
+            return self.position.next();
+        }
+        self.queues.get(id).map(Queue::departures).unwrap_or_default()
     }
 
     /// Sends a message on from queues that are too full for it, as far as they do that.

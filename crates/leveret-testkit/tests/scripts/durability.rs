@@ -245,6 +245,71 @@ fn comes_late(declares: &str, publish: &str, ack_mode: &str) {
     ));
 }
 
+/// Also where the journal does not know it on its way.
+#[test]
+fn a_message_that_comes_over_several_queues_waits_until_it_has_left_the_first_for_good() {
+    let on = "x-message-ttl=0 x-dead-letter-exchange='' x-dead-letter-routing-key='to'";
+    let first = "x-dead-letter-exchange='' x-dead-letter-routing-key='hop'";
+    let publish = |mode: u8| {
+        format!("C: basic.publish routing-key='from' delivery-mode={mode} expiration='1000' body='late'")
+    };
+    for (hop, from, mode) in [
+        (format!("arguments={{{on}}}"), format!("arguments={{{first}}}"), 2),
+        (format!("arguments={{x-max-length=0 {on}}}"), format!("arguments={{{first}}}"), 2),
+        (format!("durable arguments={{{on}}}"), format!("arguments={{x-queue-type='quorum' {first}}}"), 1),
+    ] {
+        comes_late(
+            &format!(
+                "
+                C: queue.declare queue='to' durable
+                S: queue.declare-ok 'to' 0 0
+                C: queue.declare queue='hop' {hop}
+                S: queue.declare-ok 'hop' 0 0
+                C: queue.declare queue='from' durable {from}
+                S: queue.declare-ok 'from' 0 0
+                "
+            ),
+            &publish(mode),
+            "no-ack",
+        );
+    }
+}
+
+#[test]
+fn a_message_that_is_rejected_or_too_many_waits_until_it_has_left_its_queue_for_good() {
+    let rejected = (
+        "",
+        "C: basic.get queue='from'
+            S: basic.get-ok 1 '' 'from' 0 body='late'",
+        "C: basic.reject delivery-tag=1",
+    );
+    let too_many = ("x-max-length=1", "", "C: basic.publish routing-key='from' delivery-mode=2 body='more'");
+    for ((limit, take, leave), to) in [(rejected, "durable"), (rejected, ""), (too_many, "durable"), (too_many, "")]
+    {
+        script(&format!(
+            "
+            C: queue.declare queue='to' {to}
+            S: queue.declare-ok 'to' 0 0
+            C: queue.declare queue='from' durable arguments={{{limit} x-dead-letter-exchange='' x-dead-letter-routing-key='to'}}
+            S: queue.declare-ok 'from' 0 0
+            C: basic.publish routing-key='to' delivery-mode=2 body='first'
+            C/2: channel.open
+            S/2: channel.open-ok
+            C/2: basic.get queue='to'
+            S/2: basic.get-ok 1 '' 'to' 0 body='first'
+            C: basic.publish routing-key='from' delivery-mode=2 body='late'
+            {take}
+            journal stops
+            {leave}
+            C/2: basic.get queue='to' no-ack
+            S/2: nothing
+            journal keeps up
+            S/2: basic.get-ok 2 '' 'to' 0 body='late'
+            "
+        ));
+    }
+}
+
 /// The departure of a message that no journal knows is not waited for.
 #[test]
 fn a_transient_message_that_comes_from_a_queue_comes_at_once() {

@@ -941,7 +941,7 @@ impl Model {
             };
             !entries.iter().enumerate().any(overtaken)
         };
-        let is_from = |lane: u16| lane == 0 || source.is_none_or(|source| (lane - 1) / 32 == u16::from(source));
+        let is_from = |lane: u16| lane == 0 || source.is_none_or(|source| source_slot(lane) == Some(source));
         let is_it = |entry: &Entry| !entry.is_held && entry.message.id == id && is_from(entry.lane);
         let own = entries.iter().enumerate().filter(|(_, entry)| is_it(entry));
         own.clone().find(is_first).map(|(at, _)| at)
@@ -1365,14 +1365,21 @@ impl Model {
         late
     }
 
-    /// The same, where none of those letters is there: they were of messages that no journal knows, or were not yet written.
+    /// The same, where those of the letters are not there, or not yet, whose messages no journal knew where they died: they are
+    /// gone.
     pub(crate) fn without_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
+        let is_transient = |entry: &Entry| {
+            let source = before.queues.iter().find(|(slot, _)| source_slot(entry.lane) == Some(**slot));
+            let died =
+                source.and_then(|(_, queue)| queue.entries.iter().find(|its| its.message.id == entry.message.id));
+            died.is_some_and(|died| !died.journaled)
+        };
         let mut without = after.clone();
         for (slot, queue) in &mut without.queues {
             let earlier = before.queues.get(slot);
             let was_there =
                 |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
-            Rc::make_mut(queue).entries.retain(|entry| entry.lane == 0 || was_there(entry.serial));
+            Rc::make_mut(queue).entries.retain(|entry| was_there(entry.serial) || !is_transient(entry));
         }
         without
     }
@@ -1438,6 +1445,11 @@ impl Model {
     pub(crate) fn is_dead(slot: u8) -> bool {
         slot >= ORDINARY_QUEUES
     }
+}
+
+/// The queue that the dead letters of a lane come from.
+fn source_slot(lane: u16) -> Option<u8> {
+    u8::try_from(lane.checked_sub(1)? / 32).ok()
 }
 
 /// The queue that a dead letter comes from.

@@ -75,8 +75,11 @@ class Broker:
             assert time.monotonic() < deadline, "the broker does not stop"
 
     def is_stopped(self, thread):
-        with open(f"/proc/{self.process.pid}/task/{thread}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in "Tt"
+        # One may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            with open(f"/proc/{self.process.pid}/task/{thread}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in "Tt"
+        return False
 
     def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -432,13 +432,18 @@ impl Attached {
     }
 
     /// Waits until not too many others leave: only one that has deliveries to give back, or some that have none. Many clients may be
-    /// gone at once, and who is still there would wait behind all of them. To be kept while others have a turn.
-    pub(crate) fn turn_to_leave(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
-        let has_unacked = self.hub.lock().vhost.has_unacked(self.id);
-        let turns = if has_unacked { LEAVE_AT_ONCE } else { 1 };
-        let turn = Arc::clone(&self.hub.leaving).acquire_many_owned(turns);
-        // It is never closed.
-        async { turn.await.ok() }
+    /// gone at once, and who is still there would wait behind all of them. To be kept while others have a turn; there is none
+    /// for who has left already.
+    pub(crate) async fn turn_to_leave(&self) -> Option<OwnedSemaphorePermit> {
+        let has_unacked = || self.hub.lock().vhost.has_unacked(self.id);
+        loop {
+            let turns = if has_unacked()? { LEAVE_AT_ONCE } else { 1 };
+            let turn = Arc::clone(&self.hub.leaving).acquire_many_owned(turns).await.ok()?;
+            // While it waited, it may have been given some.
+            if turns == LEAVE_AT_ONCE || !has_unacked()? {
+                return Some(turn);
+            }
+        }
     }
 
     /// Gives back what it holds, and lets others have a turn meanwhile.

@@ -140,7 +140,7 @@ impl Peer {
                 tokio::task::yield_now().await;
             }
             let turn = match &self.attached {
-                Some(attached) if self.is_gone => attached.turn_to_leave().await,
+                Some(attached) if self.connection.is_gone() => attached.turn_to_leave().await,
                 Some(_) | None => None,
             };
             self.work(address);

@@ -578,6 +578,11 @@ impl Connection {
         }
     }
 
+    /// Whether its client is gone, or taken to be, and hears nothing any more.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
     /// Sends a heartbeat, or gives up on a silent peer.
     pub fn handle_timeout(&mut self, now: Moment, out: &mut Vec<u8>) {
         if self.deadline.is_some_and(|deadline| now.has_reached(deadline)) {

@@ -242,10 +242,10 @@ impl VirtualHost {
         }
     }
 
-    /// Whether a connection holds deliveries, which go back when it goes.
-    pub fn has_unacked(&self, connection: ConnectionId) -> bool {
-        let channels = self.sessions.get(connection).map(Session::channel_slots).unwrap_or_default();
-        channels.iter().flatten().any(|channel| !channel.unacked.is_empty())
+    /// Whether a connection holds deliveries, which go back when it goes. `None` if it has gone.
+    pub fn has_unacked(&self, connection: ConnectionId) -> Option<bool> {
+        let channels = self.sessions.get(connection)?.channel_slots();
+        Some(channels.iter().flatten().any(|channel| !channel.unacked.is_empty()))
     }
 
     /// Takes in an administrator, who may do everything, also give names that are the broker's. They stay until

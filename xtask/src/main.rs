@@ -11,6 +11,7 @@ mod clients;
 mod conformance;
 mod expiry;
 mod files;
+mod fuzz;
 mod measure;
 mod memory;
 mod peer;
@@ -31,6 +32,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
+use self::fuzz::Engine;
+
 /// The commands of Leveret's development loop.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -47,6 +50,18 @@ enum Command {
     Proof {
         /// About how long to try new cases
         #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+        /// How long to try arbitrary bytes with each target of `fuzz`
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        fuzz_seconds: u64,
+    },
+    /// Arbitrary bytes for everything that takes bytes from outside
+    Fuzz {
+        /// Only these targets; all, if none is named
+        #[arg(value_name = "TARGET")]
+        only: Vec<String>,
+        /// How long to try with each
+        #[arg(long, value_name = "N", default_value_t = 30)]
         seconds: u64,
     },
     /// The whole broker in one thread, from one seed: clients, journal, disk and clock, against a naive model
@@ -101,7 +116,8 @@ fn run(command: Command) -> Result<ExitCode> {
     let tally = match command {
         Command::Check => check::run()?,
         Command::Test { only } => test::run(&only)?,
-        Command::Proof { seconds } => proof::run(Duration::from_secs(seconds))?,
+        Command::Proof { seconds, fuzz_seconds } => proof::run(Duration::from_secs(seconds), fuzz_seconds)?,
+        Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
         Command::Sim { seed, seeds } => sim::run(seed, seeds)?,
         Command::Conformance { url, only, differences } => conformance::run(&url, &only, differences.as_deref())?,
         Command::Measure => {

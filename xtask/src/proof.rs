@@ -1,4 +1,4 @@
-//! `cargo xtask proof`: proofs that take long. Property tests with as many new cases as time allows, power cuts at every
+//! `cargo xtask proof`: proofs that take long. Property tests with as many new cases as time allows, arbitrary bytes, power cuts at every
 //! place of a simulated disk, seeds of the simulation, and a broker that is killed and whose power is cut many times.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use anyhow::Result;
 use crate::broker;
 use crate::clients::{self, Deaths};
 use crate::files::Files;
+use crate::fuzz::{self, Engine};
 use crate::process::{self, Show};
 use crate::sim;
 use crate::tally::Tally;
@@ -30,7 +31,7 @@ const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// What a round may take longer than it should.
 const ROUND_SLACK: Duration = Duration::from_mins(5);
 
-pub(crate) fn run(time: Duration) -> Result<Tally> {
+pub(crate) fn run(time: Duration, fuzz_seconds: u64) -> Result<Tally> {
     let properties = properties(&Files::read()?);
     let share = time / u32::try_from(properties.len().max(1))?;
     let mut sum = Tally::default();
@@ -38,6 +39,7 @@ pub(crate) fn run(time: Duration) -> Result<Tally> {
         sum += prove(package, names, share)?.at_least(package, names.len() as u64);
     }
     sum = sum.at_least("property tests", PROPERTIES_LEAST);
+    sum += fuzz::run(Engine::Proptest, &[], fuzz_seconds)?;
     sum += crash_everywhere()?;
     sum += sim::run(0, sim::PROOF_SEEDS)?;
     sum += clients::run_durability(&broker::build()?, DEATHS)?;

@@ -34,4 +34,6 @@ pub use node::Node;
 pub use settings::Settings;
 pub use vhost::command::{Command, Commands};
 pub use vhost::effects::{Effects, Output};
+#[cfg(any(test, feature = "naive"))]
+pub use vhost::exchange::naive;
 pub use vhost::{ConnectionId, VirtualHost};

@@ -212,6 +212,11 @@ impl Configuration {
     pub(crate) fn new(file: Option<&Path>, given: Vec<Assignment>) -> Result<Self, ConfigurationError> {
         let mut assignments = file.map_or(Ok(Vec::new()), read)?;
         assignments.extend(given);
+        Self::of(assignments)
+    }
+
+    /// The defaults, then these, in the order of their ranks.
+    fn of(mut assignments: Vec<Assignment>) -> Result<Self, ConfigurationError> {
         assignments.sort_by_key(|assignment| assignment.origin.rank());
         let mut configuration = Configuration::default();
         for rank in assignments.chunk_by(|a, b| a.origin.rank() == b.origin.rank()) {
@@ -276,8 +281,35 @@ pub(crate) fn from_environment(
     Ok(assignments)
 }
 
-/// The keys of a file; `[log.console]` and `level = "debug"` below it are `log.console.level`.
+/// Whether a file with this text, and each of these given as `--set`, is something to start with.
+///
+/// # Errors
+/// What is wrong, for people.
+pub fn is_configuration<'t>(text: &str, set: impl Iterator<Item = &'t str>) -> Result<(), String> {
+    let all = || {
+        let mut assignments = parse(Path::new("leveret.toml"), text)?;
+        for assignment in set {
+            assignments.push(Assignment::parse(Origin::Set, assignment)?);
+        }
+        Configuration::of(assignments)
+    };
+    all().map(drop).map_err(|error: ConfigurationError| error.to_string())
+}
+
 fn read(file: &Path) -> Result<Vec<Assignment>, ConfigurationError> {
+    let unreadable = |error: io::Error| ConfigurationError::Unreadable(file.into(), error.to_string());
+    let mut text = String::new();
+    File::open(file)
+        .and_then(|opened| opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+        .map_err(unreadable)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(unreadable(io::Error::other("it has more than 1 MiB")));
+    }
+    parse(file, &text)
+}
+
+/// The keys of a file; `[log.console]` and `level = "debug"` below it are `log.console.level`.
+fn parse(file: &Path, text: &str) -> Result<Vec<Assignment>, ConfigurationError> {
     fn flatten(file: &Path, name: &str, value: toml::Value, assignments: &mut Vec<Assignment>) {
         let text = match value {
             toml::Value::Table(table) => {
@@ -287,24 +319,16 @@ fn read(file: &Path) -> Result<Vec<Assignment>, ConfigurationError> {
                 }
                 return;
             }
-            toml::Value::Array(values) => values.into_iter().map(text).collect::<Vec<_>>().join(","),
-            other => text(other),
+            toml::Value::Array(values) => values.into_iter().map(written).collect::<Vec<_>>().join(","),
+            other => written(other),
         };
         assignments.push(Assignment::new(Origin::File(file.into()), name, text));
     }
-    fn text(value: toml::Value) -> String {
+    fn written(value: toml::Value) -> String {
         match value {
             toml::Value::String(text) => text,
             other => other.to_string(),
         }
-    }
-    let unreadable = |error: io::Error| ConfigurationError::Unreadable(file.into(), error.to_string());
-    let mut text = String::new();
-    File::open(file)
-        .and_then(|opened| opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-        .map_err(unreadable)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(unreadable(io::Error::other("it has more than 1 MiB")));
     }
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         ConfigurationError::NotToml(file.into(), error.to_string().replace('\n', " "))

@@ -8,6 +8,8 @@ mod direct;
 mod hash;
 mod headers;
 mod history;
+#[cfg(any(test, feature = "naive"))]
+pub mod naive;
 mod targets;
 mod topic;
 mod weighted;

@@ -4,6 +4,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use super::*;
+use crate::vhost::exchange::naive::headers_match;
 
 fn table<'v>(fields: impl IntoIterator<Item = (&'v str, Value<'v>)>) -> FieldTable {
     FieldTable::build(|t| {
@@ -393,64 +394,15 @@ fn hostile_tables_take_no_longer_than_sorting_them() {
     assert!(index.hooks.is_empty());
 }
 
-// The index against a straight loop over all bindings, with values as the Erlang terms that RabbitMQ compares.
-
-#[derive(Debug, PartialEq)]
-enum Term {
-    Atom(&'static str),
-    Integer(i128),
-    Float([u8; 8]),
-    Binary(Vec<u8>),
-    Tuple(Vec<Term>),
-    List(Vec<Term>),
-}
-
-fn term(value: Value<'_>) -> Term {
-    match value {
-        Value::Bool(flag) => Term::Atom(if flag { "true" } else { "false" }),
-        Value::Void => Term::Atom("undefined"),
-        Value::Timestamp(seconds) => Term::Integer(seconds.into()),
-        Value::F32(n) => Term::Float(f64::from(n).to_be_bytes()),
-        Value::F64(n) => Term::Float(n.to_be_bytes()),
-        Value::Decimal(scale, digits) => {
-            Term::Tuple(vec![Term::Integer(scale.into()), Term::Integer(digits.into())])
-        }
-        Value::LongStr(bytes) | Value::Bytes(bytes) => Term::Binary(bytes.to_vec()),
-        Value::Array(array) => {
-            Term::List(array.iter().map(|v| Term::Tuple(vec![Term::Atom(v.type_name()), term(v)])).collect())
-        }
-        Value::Table(table) => Term::List(
-            table
-                .iter()
-                .map(|(n, v)| Term::Tuple(vec![Term::Binary(n.to_vec()), Term::Atom(v.type_name()), term(v)]))
-                .collect(),
-        ),
-        integer => Term::Integer(integer.as_integer().unwrap().into()),
-    }
-}
+// The index against a straight loop over all bindings.
 
 #[derive(Default)]
 struct Model(Vec<(FieldTable, u32)>);
 
 impl Model {
-    fn does_match(arguments: Table<'_>, headers: &BTreeMap<&[u8], Term>) -> bool {
-        let x_match = arguments.get("x-match").and_then(Value::as_str).unwrap_or("all");
-        let with_x = x_match.ends_with("-with-x");
-        let takes = |name: &[u8]| if with_x { name != b"x-match" } else { !name.starts_with(b"x-") };
-        let mut fitting = arguments.iter().filter(|(name, _)| takes(name)).map(|(name, value)| match value {
-            Value::Void => headers.contains_key(name),
-            value => headers.get(name) == Some(&term(value)),
-        });
-        if x_match.starts_with("all") { fitting.all(|fits| fits) } else { fitting.any(|fits| fits) }
-    }
-
     fn matches(&self, headers: &FieldTable) -> Vec<u32> {
-        let headers = headers.as_table().iter().map(|(name, value)| match value {
-            Value::Timestamp(seconds) => (name, Term::Integer(i128::from(seconds) * 1000)),
-            value => (name, term(value)),
-        });
-        let headers: BTreeMap<&[u8], Term> = headers.collect();
-        let matching = self.0.iter().filter(|(arguments, _)| Self::does_match(arguments.as_table(), &headers));
+        let headers = headers.as_table();
+        let matching = self.0.iter().filter(|(arguments, _)| headers_match(arguments.as_table(), headers));
         let found: BTreeSet<u32> = matching.map(|(_, target)| *target).collect();
         found.into_iter().collect()
     }

@@ -6,6 +6,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use super::*;
+use crate::vhost::exchange::naive::topic_matches;
 
 /// The targets that a key matches, and how many steps that took, if the search stops each time after so many.
 fn search(
@@ -246,18 +247,6 @@ fn the_longest_key_has_a_place_behind_its_last_word() {
 
 // The index against a matcher that is obviously right.
 
-fn model_matches(pattern: &[&str], key: &[&str]) -> bool {
-    match (pattern, key) {
-        ([], []) => true,
-        (["#", pattern_rest @ ..], _) => (0..=key.len()).any(|taken| model_matches(pattern_rest, &key[taken..])),
-        (["*", pattern_rest @ ..], [_, key_rest @ ..]) => model_matches(pattern_rest, key_rest),
-        ([word, pattern_rest @ ..], [first, key_rest @ ..]) => {
-            word == first && model_matches(pattern_rest, key_rest)
-        }
-        ([], _) | (_, []) => false,
-    }
-}
-
 #[derive(Default)]
 struct Model(Vec<(String, u32)>);
 
@@ -269,8 +258,7 @@ impl Model {
     }
 
     fn matches(&self, routing_key: &str) -> Vec<u32> {
-        let key: Vec<_> = words(routing_key).collect();
-        let does_match = |pattern: &str| model_matches(&words(pattern).collect::<Vec<_>>(), &key);
+        let does_match = |pattern: &str| topic_matches(pattern, routing_key);
         let found: BTreeSet<_> = self.0.iter().filter(|(k, _)| does_match(k)).map(|(_, t)| *t).collect();
         found.into_iter().collect()
     }

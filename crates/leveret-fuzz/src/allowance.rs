@@ -1,0 +1,50 @@
+//! How much memory something may take, measured in this thread.
+//!
+//! Invariant: what a target compares with is made before or after, or in [`uncounted`].
+
+use allocation_counter::{AllocationInfo, measure, opt_out};
+
+/// Bytes that every target may take, however short its input.
+const BASE: u64 = 64 * 1024;
+
+/// Runs what may have twice the bytes of its input at once, and a base.
+#[track_caller]
+pub(crate) fn twice<T>(input_bytes: usize, work: impl FnOnce() -> T) -> T {
+    let (done, info) = measured(work);
+    check("at once", info.bytes_max, 2 * input_bytes as u64 + BASE, input_bytes);
+    done
+}
+
+/// Runs what may take 64 times the bytes of its input, all of its allocations together, and a base.
+#[track_caller]
+pub(crate) fn in_all<T>(input_bytes: usize, work: impl FnOnce() -> T) -> T {
+    let (done, info) = measured(work);
+    check("in all", info.bytes_total, 64 * input_bytes as u64 + BASE, input_bytes);
+    done
+}
+
+/// Runs what may have so many times the bytes of its input at once, and a base: what comes in once may go out many times.
+#[track_caller]
+pub(crate) fn at_once<T>(times: u64, input_bytes: usize, work: impl FnOnce() -> T) -> T {
+    let (done, info) = measured(work);
+    check("at once", info.bytes_max, times * input_bytes as u64 + BASE, input_bytes);
+    done
+}
+
+/// Does what a test does for itself in the midst of what is measured.
+pub(crate) fn uncounted<T>(work: impl FnOnce() -> T) -> T {
+    let mut done = None;
+    opt_out(|| done = Some(work()));
+    done.expect("it was run")
+}
+
+fn measured<T>(work: impl FnOnce() -> T) -> (T, AllocationInfo) {
+    let mut done = None;
+    let info = measure(|| done = Some(work()));
+    (done.expect("it was run"), info)
+}
+
+#[track_caller]
+fn check(how: &str, taken: u64, allowed: u64, input_bytes: usize) {
+    assert!(taken <= allowed, "{taken} bytes {how} for an input of {input_bytes}, where {allowed} are allowed");
+}

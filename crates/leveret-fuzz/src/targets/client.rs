@@ -1,0 +1,232 @@
+//! A client that has shaken hands and then sends anything: contents put together by a connection alone, and a whole broker.
+
+mod steps;
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leveret_amqp::frame::{FrameKind, split_frame};
+use leveret_amqp::{FieldTable, Method, ShortStr};
+use leveret_broker::connection::Credentials;
+use leveret_broker::names::VhostName;
+use leveret_broker::node::Origin;
+use leveret_broker::node::presence::{Presence, Present};
+use leveret_broker::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
+use leveret_broker::vhost::room::Room;
+use leveret_broker::{Connection, Moment, Node, Settings, VirtualHost};
+use leveret_testkit::{
+    Broker, Eviction, Extent, Heard, JournalPace, Lag, PolicyOrder, Stop, Variation, Windows, Wire,
+};
+
+use self::steps::{Event, Step, Steps, arguments, handshake, name};
+use crate::allowance::{at_once, twice};
+use crate::bytes::Bytes;
+
+/// A connection without a broker behind it: what a client sends is put together to commands, which are dropped.
+pub(super) fn assembly(input: &[u8]) {
+    let mut bytes = Bytes::new(input);
+    let piece_bytes = usize::from(bytes.u16() % 8192) + 1;
+    let mut sent = Vec::new();
+    for step in Steps::new(bytes) {
+        match step {
+            Step::Sent { bytes, .. } => sent.extend_from_slice(&bytes),
+            Step::Event { .. } => {}
+        }
+    }
+    let now = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1) };
+    let mut connection = opened(now);
+    let (mut carry, mut out) = (Vec::with_capacity(sent.len()), Vec::with_capacity(sent.len() + 64 * 1024));
+    twice(sent.len(), || {
+        for piece in sent.chunks(piece_bytes) {
+            carry.extend_from_slice(piece);
+            let used = connection.handle_input(now, &carry, &mut out);
+            drop(mem::take(connection.commands()));
+            carry.drain(..used);
+        }
+        assert!(connection.unfinished_bytes() <= sent.len());
+    });
+    let mut heard = &out[..];
+    while let Some(frame) = split_frame(&mut heard, u32::MAX).expect("the broker's frames are well formed") {
+        assert!(frame.kind != FrameKind::Method || Method::decode(frame.payload).is_ok());
+    }
+}
+
+/// A connection that is open, behind its handshake.
+fn opened(now: Moment) -> Connection {
+    let node = Node::with_guest();
+    let mut vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32]);
+    let mut connection = Connection::new(Arc::new(Settings::default()), [7; 32], now);
+    let (mut carry, mut out) = (VecDeque::from(handshake()), Vec::new());
+    loop {
+        let used = connection.handle_input(now, carry.make_contiguous(), &mut out);
+        carry.drain(..used);
+        if let Some(Credentials { user, password, .. }) = connection.login_request() {
+            let user = node.log_in(user, password, Origin::Loopback);
+            connection.handle_login(now, user, &mut out);
+        } else if let Some((name, user)) = connection.open_request() {
+            let (_, login) = node.open(name, user).expect("the guest may");
+            let present = Present::enter(Arc::new(Presence::default())).expect("it is the first");
+            vhost.connect(login).expect("there is room");
+            connection.handle_opened(now, Ok(present), &mut out);
+        } else {
+            break;
+        }
+    }
+    assert!(connection.take_negotiated().is_some(), "the handshake is valid");
+    drop(mem::take(connection.commands()));
+    connection
+}
+
+/// Connections of a client to a whole broker, which is restarted, short of room, and late now and then.
+pub(super) fn connection(input: &[u8]) {
+    let mut bytes = Bytes::new(input);
+    let variation = bytes.u8();
+    let mut session = Session::new(Variation {
+        byte_by_byte: false,
+        eviction: [Eviction::Never, Eviction::Always, Eviction::AtRandom][usize::from(variation % 3)],
+        lag: [Lag::None, Lag::AsLongAsPossible][usize::from(variation / 3 % 2)],
+        windows: [Windows::Wide, Windows::Narrow][usize::from(variation / 6 % 2)],
+    });
+    session.open(0);
+    let steps: Vec<_> = Steps::new(bytes).take(STEPS_MAX).collect();
+    let sent = |step: &Step| if let Step::Sent { bytes, .. } = step { bytes.len() } else { 0 };
+    let taken = input.len() + steps.iter().map(sent).sum::<usize>();
+    at_once(64, taken, || {
+        for step in steps {
+            session.step(step);
+        }
+        session.end();
+    });
+}
+
+/// So that an input takes no longer than others.
+const STEPS_MAX: usize = 400;
+
+/// A client may come back so often.
+const CONNECTIONS_MAX: u32 = 12;
+
+struct Session {
+    broker: Broker,
+    /// The name of each connection that is open.
+    open: [Option<String>; 2],
+    connections: u32,
+}
+
+impl Session {
+    fn new(variation: Variation) -> Self {
+        Session { broker: Broker::new(variation), open: [None, None], connections: 0 }
+    }
+
+    /// Shakes hands, unless it is open.
+    fn open(&mut self, nth: usize) -> Option<String> {
+        if let Some(name) = &self.open[nth] {
+            return Some(name.clone());
+        }
+        if self.connections == CONNECTIONS_MAX {
+            return None;
+        }
+        self.connections += 1;
+        let name = format!("connection {}", self.connections);
+        self.broker.connect(&name);
+        self.broker.send(&name, &handshake());
+        self.open[nth] = Some(name.clone());
+        self.hear(nth);
+        Some(name)
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Sent { connection, bytes } => {
+                let Some(name) = self.open(connection) else { return };
+                self.broker.send(&name, &bytes);
+            }
+            Step::Event { connection, event } => self.event(connection, event),
+        }
+        self.hear(0);
+        self.hear(1);
+    }
+
+    fn event(&mut self, connection: usize, event: Event) {
+        match event {
+            Event::Wait(time) => self.broker.wait(time),
+            Event::JournalStops => Wire::journal(&mut self.broker, JournalPace::Stops),
+            Event::JournalKeepsUp => Wire::journal(&mut self.broker, JournalPace::KeepsUp),
+            Event::CheckpointStep => self.broker.checkpoint(Extent::Step),
+            Event::Checkpoint => self.broker.checkpoint(Extent::Whole),
+            Event::Restart => self.restart(Stop::InGoodOrder),
+            Event::Crash => self.restart(Stop::Crash),
+            Event::ShortOfMemory => self.broker.room(Room::ShortOf { memory: true, disk: false }),
+            Event::Room => self.broker.room(Room::Enough),
+            Event::End => {
+                if let Some(name) = self.open[connection].take() {
+                    self.broker.end(&name);
+                }
+            }
+            Event::Reads(reads) => {
+                if let Some(name) = &self.open[connection] {
+                    self.broker.set_reading(name, reads);
+                }
+            }
+            Event::Policy { kind, arguments: set } => {
+                let order = match set {
+                    0 => PolicyOrder::Clear(kind, name("policy")),
+                    set => PolicyOrder::Set(policy(kind, set)),
+                };
+                // One that makes no sense is refused.
+                let _ = self.broker.policy(order);
+            }
+        }
+    }
+
+    fn restart(&mut self, stop: Stop) {
+        self.broker.restart(stop);
+        self.open = [None, None];
+    }
+
+    /// Hears all there is, which is well formed.
+    fn hear(&mut self, nth: usize) {
+        let Some(name) = &self.open[nth] else { return };
+        loop {
+            match self.broker.hear(name) {
+                Heard::Frame(FrameKind::Method, _, payload) => {
+                    assert!(Method::decode(&payload).is_ok(), "{payload:?} is no method");
+                }
+                Heard::Frame(..) | Heard::ProtocolHeader(_) => {}
+                Heard::Nothing => return,
+                Heard::End => {
+                    self.open[nth] = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whatever was sent, it can be recovered.
+    fn end(&mut self) {
+        Wire::journal(&mut self.broker, JournalPace::KeepsUp);
+        self.broker.room(Room::Enough);
+        self.restart(Stop::InGoodOrder);
+        self.broker.checkpoint(Extent::Whole);
+        self.restart(Stop::Crash);
+    }
+}
+
+fn policy(kind: PolicyKind, set: u16) -> PolicySource {
+    let arguments = arguments(set);
+    let definition = FieldTable::build(|table| {
+        for (name, value) in arguments.as_table() {
+            let name = std::str::from_utf8(name).expect("ours are text");
+            table.field(name.trim_start_matches("x-"), value);
+        }
+    });
+    PolicySource {
+        kind,
+        name: name("policy"),
+        pattern: "^[qx]".into(),
+        apply_to: ApplyTo::All,
+        priority: i64::from(set),
+        definition,
+    }
+}

@@ -1,0 +1,217 @@
+//! Exchanges that match against a straight loop over all bindings.
+
+use std::collections::BTreeSet;
+
+use leveret_amqp::{FieldTable, ShortStr, ShortString, Table, TableBuilder, Value};
+use leveret_broker::change::QueueNumber;
+use leveret_broker::naive::{headers_match, topic_matches};
+use leveret_broker::names::{ExchangeName, QueueName, VhostName};
+use leveret_broker::vhost::binding::{Binding, Destination};
+use leveret_broker::vhost::explain::Question;
+use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
+
+use crate::allowance::{at_once, in_all, uncounted};
+use crate::bytes::Bytes;
+
+const QUEUES_COUNT: u8 = 6;
+const STEPS_MAX: usize = 48;
+
+/// A virtual host with one exchange, and the bindings that it should have.
+struct Topology {
+    vhost: VirtualHost,
+    position: JournalPosition,
+    bindings: Vec<Binding>,
+}
+
+impl Topology {
+    fn new(kind: &str) -> Self {
+        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32]);
+        let mut topology = Topology { vhost, position: JournalPosition::default(), bindings: Vec::new() };
+        topology.apply(Change::ExchangeDeclared {
+            name: ExchangeName::new(ShortStr::truncated("x")),
+            kind: ShortString::from(ShortStr::truncated(kind)),
+            auto_delete: false,
+            internal: false,
+            arguments: FieldTable::default(),
+        });
+        for nth in 0..QUEUES_COUNT {
+            topology.apply(Change::QueueDeclared {
+                queue: QueueNumber(u64::from(nth) + 1),
+                name: queue(nth),
+                auto_delete: false,
+                arguments: FieldTable::default(),
+            });
+        }
+        topology
+    }
+
+    fn apply(&mut self, change: Change) {
+        let now = Moment { monotonic: std::time::Duration::ZERO, wall: std::time::Duration::ZERO };
+        self.position = self.position.next();
+        self.vhost.apply(now, self.position, change).expect("it fits to what is there");
+    }
+
+    fn bind(&mut self, to: u8, routing_key: &str, arguments: &FieldTable) {
+        let binding = Binding {
+            source: ExchangeName::new(ShortStr::truncated("x")),
+            destination: Destination::Queue(queue(to % QUEUES_COUNT)),
+            routing_key: ShortString::from(ShortStr::truncated(routing_key)),
+            arguments: arguments.as_table().sorted(),
+        };
+        if !uncounted(|| self.bindings.contains(&binding)) {
+            uncounted(|| self.bindings.push(binding.clone()));
+            self.apply(Change::Bound(binding));
+        }
+    }
+
+    fn unbind(&mut self, pick: u8) {
+        if !self.bindings.is_empty() {
+            let binding = self.bindings.swap_remove(usize::from(pick) % self.bindings.len());
+            self.apply(Change::Unbound(binding));
+        }
+    }
+
+    /// The queues that a message reaches are those that have a binding which matches.
+    fn compare(&self, routing_key: &str, headers: &FieldTable, matches: impl Fn(&Binding) -> bool) {
+        let exchange = ShortString::from(ShortStr::truncated("x"));
+        let key = ShortString::from(ShortStr::truncated(routing_key));
+        let explanation = uncounted(|| {
+            let mut question = Question::new(exchange, key, headers, None, [7; 32]);
+            loop {
+                if let Some(explanation) = self.vhost.explain(&mut question) {
+                    break explanation;
+                }
+            }
+        });
+        uncounted(|| {
+            let found: BTreeSet<_> = explanation.queues.iter().map(|queue| queue.name.clone()).collect();
+            let matching = self.bindings.iter().filter(|binding| matches(binding));
+            let expected: BTreeSet<_> = matching.map(|binding| name(&binding.destination)).collect();
+            assert_eq!(found, expected, "{routing_key:?} {headers:?} of {:?}", self.bindings);
+            assert_eq!(explanation.queue_count, explanation.queues.len());
+        });
+    }
+}
+
+fn queue(nth: u8) -> QueueName {
+    QueueName::new(ShortStr::truncated(&format!("q{nth}")))
+}
+
+fn name(destination: &Destination) -> String {
+    match destination {
+        Destination::Queue(name) => name.to_string(),
+        Destination::Exchange(name) => name.to_string(),
+    }
+}
+
+/// A key of a few words, or any text.
+fn key(bytes: &mut Bytes<'_>) -> String {
+    let how = bytes.u8();
+    if how & 1 == 0 {
+        let words = bytes.take(usize::from(how >> 1) % 8);
+        let all = ["a", "a", "b", "c", "*", "*", "#", "#", ""];
+        let words: Vec<_> = words.iter().map(|&word| all[usize::from(word) % all.len()]).collect();
+        words.join(".")
+    } else {
+        ShortStr::truncated(&String::from_utf8_lossy(bytes.short())).as_str().to_owned()
+    }
+}
+
+pub(super) fn topic(input: &[u8]) {
+    let mut topology = Topology::new("topic");
+    let mut bytes = Bytes::new(input);
+    // A word of a binding key, which may be a dot and nothing else, is a node.
+    at_once(256, input.len(), || {
+        for _ in 0..STEPS_MAX {
+            if bytes.is_empty() {
+                break;
+            }
+            match bytes.u8() % 8 {
+                0..=3 => {
+                    let (to, key) = (bytes.u8(), uncounted(|| key(&mut bytes)));
+                    topology.bind(to, &key, &FieldTable::default());
+                }
+                4 => topology.unbind(bytes.u8()),
+                _ => {
+                    let key = uncounted(|| key(&mut bytes));
+                    let matches = |binding: &Binding| topic_matches(binding.routing_key.as_str(), &key);
+                    topology.compare(&key, &FieldTable::default(), matches);
+                }
+            }
+        }
+    });
+}
+
+/// A table of few fields with few values, or any table.
+fn table(bytes: &mut Bytes<'_>, x_match: Option<&str>) -> FieldTable {
+    let how = bytes.u8();
+    if how & 1 == 1
+        && let Ok(table) = Table::check(bytes.short())
+    {
+        return FieldTable::build(|builder| {
+            if let Some(x_match) = x_match {
+                builder.field("x-match", Value::LongStr(x_match.as_bytes()));
+            }
+            builder.fields_of(table, |name| name != b"x-match");
+        });
+    }
+    FieldTable::build(|builder| {
+        if let Some(x_match) = x_match {
+            builder.field("x-match", Value::LongStr(x_match.as_bytes()));
+        }
+        for _ in 0..(how >> 1) % 6 {
+            let name = bytes.one_of(&["a", "b", "c", "x-a", "x-b", ""]);
+            field(builder, name, bytes.u8());
+        }
+    })
+}
+
+/// The values that fields have, few enough to be equal often. Some are equal only to RabbitMQ, some only to others.
+fn field(builder: &mut TableBuilder, name: &str, value: u8) {
+    match value % 16 {
+        0 => builder.field(name, Value::I8(1)),
+        1 => builder.field(name, Value::I64(1)),
+        2 => builder.field(name, Value::F32(1.0)),
+        3 => builder.field(name, Value::F64(1.0)),
+        4 => builder.field(name, Value::LongStr(b"1")),
+        5 => builder.field(name, Value::Bytes(b"1")),
+        6 => builder.field(name, Value::Timestamp(1)),
+        7 => builder.field(name, Value::I32(1000)),
+        8 => builder.field(name, Value::Bool(true)),
+        9 => builder.array(name, []),
+        10 => builder.table(name, |_| ()),
+        11 => builder.array(name, [Value::I8(1)]),
+        12 => builder.array(name, [Value::I32(1)]),
+        13 => builder.table(name, |table| _ = table.field("k", Value::I64(1))),
+        14 => builder.field(name, Value::Decimal(1, 1)),
+        _ => builder.field(name, Value::Void),
+    };
+}
+
+pub(super) fn headers(input: &[u8]) {
+    let mut topology = Topology::new("headers");
+    let mut bytes = Bytes::new(input);
+    in_all(input.len(), || {
+        for _ in 0..STEPS_MAX {
+            if bytes.is_empty() {
+                break;
+            }
+            match bytes.u8() % 8 {
+                0..=3 => {
+                    let to = bytes.u8();
+                    let x_match =
+                        bytes.one_of(&[None, Some("all"), Some("any"), Some("all-with-x"), Some("any-with-x")]);
+                    let arguments = uncounted(|| table(&mut bytes, x_match));
+                    topology.bind(to, "", &arguments);
+                }
+                4 => topology.unbind(bytes.u8()),
+                _ => {
+                    let headers = uncounted(|| table(&mut bytes, None));
+                    let matches =
+                        |binding: &Binding| headers_match(binding.arguments.as_table(), headers.as_table());
+                    topology.compare("", &headers, matches);
+                }
+            }
+        }
+    });
+}

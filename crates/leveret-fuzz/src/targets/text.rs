@@ -1,14 +1,20 @@
 //! What people and administrators write: definitions, URLs, settings.
 
+use leveret_broker::limits::PATTERN_BYTES_MAX;
 use leveret_client::Url;
 use leveret_management::definitions::Definitions;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::allowance::{at_once, in_all};
 
-/// A file of definitions.
+/// The fields of definitions that hold a pattern.
+const PATTERNS: [&[u8]; 4] = [b"\"pattern\"", b"\"configure\"", b"\"write\"", b"\"read\""];
+
+/// A file of definitions. A pattern that is compiled has a bound of its own, however short it is.
 pub(super) fn definitions(input: &[u8]) {
-    in_all(input.len(), || match Definitions::parse(input) {
+    let patterns: usize =
+        PATTERNS.iter().map(|name| input.windows(name.len()).filter(|at| at == name).count()).sum();
+    at_once(64, input.len() + patterns * PATTERN_BYTES_MAX / 16, || match Definitions::parse(input) {
         Ok(definitions) => {
             let ignored = definitions.ignored();
             assert!(ignored.iter().all(|ignored| !ignored.is_empty()));

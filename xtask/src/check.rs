@@ -1,6 +1,7 @@
 //! `cargo xtask check`: what needs no run of the broker. One line a check, and more only where one failed.
 
 mod compatibility;
+mod dependencies;
 mod tidy;
 
 use std::process::Command;
@@ -53,6 +54,7 @@ pub(crate) fn run() -> Result<Tally> {
     tally += check("formatted", || succeeds(cargo(["fmt", "--all", "--check"])))?;
     tally += check("no lint warnings", || succeeds(clippy))?;
     tally += check("documentation without warnings", || succeeds(documentation))?;
+    tally += check("licenses and sources of dependencies", dependencies::faults)?;
     tally += check("no open ends: markers, macros, ignored tests", || Ok(tidy::open_ends(&files).faults(200)))?;
     tally += check("no absolute paths of a machine", || Ok(tidy::machine_paths(&files).faults(240)))?;
     tally += check("every crate has the workspace's lints", || Ok(tidy::crates_without_lints(&files).faults(8)))?;

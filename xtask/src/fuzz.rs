@@ -5,8 +5,9 @@
 //! that takes. An input that a target does not take becomes part of the corpus, so that `cargo test` fails from then on.
 
 use std::env::consts::{ARCH, OS};
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -111,8 +112,8 @@ pub(crate) fn run(engine: Engine, only: &[String], seconds: u64) -> Result<Tally
 fn names() -> Result<Vec<String>> {
     let folder = root().join(CORPUS);
     let entries = folder.read_dir().with_context(|| format!("{} cannot be read", folder.display()))?;
-    let mut names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    let mut names = names.by_ref().collect::<Result<Vec<_>>>()?;
+    let name = |entry: io::Result<DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let mut names = entries.map(name).collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
 }

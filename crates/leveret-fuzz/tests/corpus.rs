@@ -47,9 +47,9 @@ fn no_target_takes_more_stack_for_what_is_nested_deeply() {
         ("methods", "tables in tables", deep_arguments.clone()),
         ("content", "tables in tables", header_with_table(&deep_table())),
         ("content", "arrays in arrays", header_with_table(&deep_array())),
-        ("frames", "a large frame", behind(&[255, 0], framed(&deep_arguments))),
-        ("assembly", "tables in tables", behind(&[0, 0], raw_steps(&framed(&deep_arguments)))),
-        ("connection", "tables in tables", behind(&[0], raw_steps(&framed(&deep_arguments)))),
+        ("frames", "a large frame", behind(&[255, 0], framed(1, &deep_arguments))),
+        ("assembly", "tables in tables", behind(&[0, 0], raw_steps(&framed(1, &deep_arguments)))),
+        ("connection", "tables in tables", behind(&[0], raw_steps(&framed(1, &deep_arguments)))),
         ("headers", "nothing but depth", deep_table()),
         ("topic", "many words", behind(&[0, 0, 1, 255], b"#.".repeat(DEEP))),
         ("definitions", "lists in lists", text("[", "]")),
@@ -64,6 +64,58 @@ fn no_target_takes_more_stack_for_what_is_nested_deeply() {
     ] {
         take(Target::find(target).expect("there is one"), name, &input);
     }
+}
+
+/// A content is put together from many frames, and copied once, in no more than twice what was sent.
+#[test]
+fn a_large_content_takes_no_more_than_twice_its_bytes() {
+    for body_bytes in [70_000, (1 << 20) + 1, (3 << 20) + 77] {
+        let mut sent = published(1, body_bytes as u64);
+        let mut left = body_bytes;
+        while left > 0 {
+            let piece = left.min(100_000);
+            sent.extend(body(1, piece));
+            left -= piece;
+        }
+        assemble("a large content", &sent);
+    }
+}
+
+/// Nor do contents that arrive side by side, however large they say they will be.
+#[test]
+fn contents_that_have_hardly_begun_take_no_more_than_twice_their_bytes() {
+    let channels = 2..=100;
+    let mut sent = Vec::new();
+    for channel in channels.clone() {
+        sent.extend(framed(channel, &[0, 20, 0, 10, 0]));
+        sent.extend(published(channel, 1 << 20));
+    }
+    for _ in 0..8 {
+        channels.clone().for_each(|channel| sent.extend(body(channel, 200)));
+    }
+    assemble("contents side by side", &sent);
+}
+
+fn assemble(name: &str, sent: &[u8]) {
+    let target = Target::find("assembly").expect("there is one");
+    take(target, name, &[&[0xFF, 0xFF], &raw_steps(sent)[..]].concat());
+}
+
+/// `basic.publish`, and the header of a content.
+fn published(channel: u16, body_bytes: u64) -> Vec<u8> {
+    let mut sent = framed(channel, &[0, 60, 0, 40, 0, 0, 0, 1, b'q', 0]);
+    write_frame(&mut sent, FrameKind::Header, channel, |out| {
+        out.extend_from_slice(&[0, 60, 0, 0]);
+        out.extend_from_slice(&body_bytes.to_be_bytes());
+        out.extend_from_slice(&[0, 0]);
+    });
+    sent
+}
+
+fn body(channel: u16, bytes: usize) -> Vec<u8> {
+    let mut sent = Vec::new();
+    write_frame(&mut sent, FrameKind::Body, channel, |out| out.resize(out.len() + bytes, b'x'));
+    sent
 }
 
 /// So deep that each level has about ten bytes of the stack.
@@ -104,9 +156,9 @@ fn header_with_table(table: &[u8]) -> Vec<u8> {
     [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0][..], &length, table].concat()
 }
 
-fn framed(method: &[u8]) -> Vec<u8> {
+fn framed(channel: u16, method: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    write_frame(&mut bytes, FrameKind::Method, 1, |out| out.extend_from_slice(method));
+    write_frame(&mut bytes, FrameKind::Method, channel, |out| out.extend_from_slice(method));
     bytes
 }
 

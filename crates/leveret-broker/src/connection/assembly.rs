@@ -60,6 +60,10 @@ pub(super) struct Assembled {
     pub(super) more_keys: Option<Box<[ShortString]>>,
 }
 
+/// What a content that arrives in pieces gets room for, at most, beyond its next two. A large block, which is a mapping, moves
+/// without being copied.
+const GROWTH_BYTES_MAX: usize = 64 * 1024;
+
 impl Assembly {
     /// No content yet; the bytes of one that is not complete are added up in `unfinished`.
     pub(super) fn new(unfinished: Meter) -> Self {
@@ -140,10 +144,16 @@ impl Assembly {
         let (State::AwaitingBody { bytes_left, .. } | State::Dropping { bytes_left }) = &mut self.state else {
             return Err(ClientError::NotExpected(expected));
         };
+        let bytes_wanted = *bytes_left;
         *bytes_left = bytes_left.checked_sub(payload.len() as u64).ok_or(ClientError::BodyTooLong)?;
         let is_complete = *bytes_left == 0;
         match self.state {
             State::AwaitingBody { .. } => {
+                if self.block.capacity() - self.block.len() < payload.len() {
+                    // So there is never room for more than twice what has arrived, on however many channels.
+                    let growth = (2 * payload.len() + self.block.len().min(GROWTH_BYTES_MAX)) as u64;
+                    self.block.reserve_exact(usize::try_from(growth.min(bytes_wanted)).unwrap_or(payload.len()));
+                }
                 self.block.extend_from_slice(payload);
                 self.unfinished.take(payload.len());
             }

@@ -205,6 +205,17 @@ mod tests {
     }
 
     #[test]
+    fn a_payload_may_be_as_large_as_the_negotiated_maximum_and_no_larger() {
+        let frame = |payload_bytes: usize| {
+            let mut bytes = Vec::new();
+            write_frame(&mut bytes, FrameKind::Body, 1, |out| out.resize(out.len() + payload_bytes, 7));
+            split_frame(&mut &bytes[..], 4096).map(|frame| frame.unwrap().payload.len())
+        };
+        assert_eq!(frame(4096), Ok(4096));
+        assert_eq!(frame(4097), Err(FrameError::TooLarge { kind: 3, payload_bytes: 4097, frame_max: 4096 }));
+    }
+
+    #[test]
     fn a_wrong_end_octet_is_refused() {
         let refused = FrameError::BadEnd { kind: 8, end: 0xCD, payload: Snippet::of(b"") };
         assert_eq!(split_frame(&mut &[8, 0, 0, 0, 0, 0, 0, 0xCD][..], 4096), Err(refused));

@@ -293,7 +293,9 @@ mod tests {
         }
         // Whoever left is found out when its turn comes.
         let gone: Vec<_> = (1..1_000).map(|priority| consumers.add(key(1), AckMode::Manual, priority)).collect();
-        gone.into_iter().for_each(|seat| _ = consumers.remove(seat, true));
+        for seat in gone {
+            consumers.remove(seat, true);
+        }
         assert!(consumers.next_turn().is_some());
         assert!(consumers.levels.len() <= EMPTY_RINGS_KEPT + 1);
     }

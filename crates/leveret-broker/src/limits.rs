@@ -121,6 +121,9 @@ pub const QUORUM_PRIORITY_DEFAULT: u8 = 4;
 /// How long a dead letter waits that has to be kept and that no queue takes, before it is tried again.
 pub const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 
+/// How long messages that go on from their queues wait while too much waits for the journal, before that is looked at again.
+pub(crate) const DEPARTURE_RETRY: Duration = Duration::from_millis(5);
+
 /// How far a message may go on by itself as a dead letter: how many were made of it on the way, each time rounded up to a
 /// power of two, times the square of how often it died since it was published or somebody rejected it. The first time
 /// it goes on in any case. So one message takes a bounded part of the disk, whatever queues lead to: queues that all lead to each

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use leveret_broker::access::{Grant, Login};
 use leveret_broker::limits::UNITS_PER_HOLD;
 use leveret_broker::memory::Meter;
-use leveret_broker::moment::Deadline;
+use leveret_broker::moment::{Deadline, Moment};
 use leveret_broker::names::{PolicyName, UserName};
 use leveret_broker::node::{OpenError, Vhost};
 use leveret_broker::scratch::{Spill, Spilled};
@@ -191,22 +191,30 @@ impl Hub {
     }
 
     async fn expire(&self) {
-        let mut progress = {
-            let mut state = self.lock();
-            state.armed = None;
-            let State { vhost, effects, .. } = &mut *state;
-            let progress = vhost.handle_timeout(self.clock.now(), effects);
-            self.hand_on(state, None);
-            progress
-        };
+        let mut progress = self.proceed(|vhost, now, effects| vhost.handle_timeout(now, effects), true);
         while progress == Progress::More {
             // Who is to have a turn may have to be read by this thread.
             tokio::task::yield_now().await;
-            let mut state = self.lock();
-            let State { vhost, effects, .. } = &mut *state;
-            progress = vhost.go_on(self.clock.now(), effects);
-            self.hand_on(state, None);
+            progress = self.proceed(|vhost, now, effects| vhost.go_on(now, effects), false);
         }
+    }
+
+    /// Lets a virtual host go on with what nobody asks for at the moment, for one hold of the lock.
+    fn proceed(
+        &self,
+        go_on: impl FnOnce(&mut VirtualHost, Moment, &mut Effects) -> Progress,
+        is_timer: bool,
+    ) -> Progress {
+        let room = self.journal.room();
+        let mut state = self.lock();
+        if is_timer {
+            state.armed = None;
+        }
+        let State { vhost, effects, .. } = &mut *state;
+        vhost.set_departure_room(room);
+        let progress = go_on(vhost, self.clock.now(), effects);
+        self.hand_on(state, None);
+        progress
     }
 
     /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns. Returns what the journal was
@@ -263,15 +271,9 @@ impl Hub {
 
     /// Bodies that were asked for have been read back.
     pub(crate) fn take_in(&self, bodies: &mut Vec<Fetched>) {
-        let mut state = self.lock();
-        let State { vhost, effects, .. } = &mut *state;
-        let mut progress = vhost.handle_fetched(self.clock.now(), bodies, effects);
-        self.hand_on(state, None);
+        let mut progress = self.proceed(|vhost, now, effects| vhost.handle_fetched(now, bodies, effects), false);
         while progress == Progress::More {
-            let mut state = self.lock();
-            let State { vhost, effects, .. } = &mut *state;
-            progress = vhost.go_on(self.clock.now(), effects);
-            self.hand_on(state, None);
+            progress = self.proceed(|vhost, now, effects| vhost.go_on(now, effects), false);
         }
     }
 

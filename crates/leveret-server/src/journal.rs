@@ -119,6 +119,11 @@ impl Stream {
         waiting.push((position, Arc::clone(outbox)));
     }
 
+    /// Bytes of messages that may be added now by nobody's publish.
+    pub(crate) fn room(&self) -> usize {
+        self.kept.as_ref().map_or(usize::MAX, |kept| kept.pending.room())
+    }
+
     /// How much waits to be written, and who has to wait for that.
     pub(crate) fn congestion(&self) -> Option<watch::Receiver<Congestion>> {
         self.kept.as_ref().map(|kept| kept.pending.congested())

@@ -13,11 +13,11 @@ use smallvec::smallvec;
 
 use self::deaths::{Address, Death};
 use crate::change::{Change, DeathReason, JournalPosition};
-use crate::limits::DEAD_LETTER_RETRY;
+use crate::limits::{DEAD_LETTER_RETRY, DEPARTURE_RETRY};
 use crate::message::{History, Message};
 use crate::moment::Moment;
 use crate::vhost::effects::{Effects, Fetch, FetchFor, Notice};
-use crate::vhost::queue::{Known, Position, Queue};
+use crate::vhost::queue::{Known, Position, Queue, Wait};
 use crate::vhost::route::Route;
 use crate::vhost::search::Keepers;
 use crate::vhost::{QueueId, VirtualHost};
@@ -51,7 +51,7 @@ impl VirtualHost {
             return self.settle_taken(id, position, effects);
         }
         // One that dies when this hold of the lock is used up goes on in the next.
-        let goes_on = queue.dying().is_empty() && self.units > 0;
+        let goes_on = queue.dying().is_empty() && self.units > 0 && self.departure_room > 0;
         let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
         let departure = self.departure(id, journaled);
         if let Some(message) = message.filter(|_| goes_on)
@@ -75,8 +75,11 @@ impl VirtualHost {
                 return;
             }
             // It is tried now, or as soon as its body is here: there is nothing to wake up for until then.
-            queue.dying_mut().set_retry(None);
+            queue.dying_mut().set_wait(None);
             let Some((position, reason, fetched)) = queue.dying().first() else { return };
+            if self.departure_room == 0 {
+                return queue.dying_mut().set_wait(Some(Wait::Journal(now.deadline(DEPARTURE_RETRY))));
+            }
             let known = queue.known(position);
             let journaled = known.as_ref().is_some_and(|known| known.journaled);
             let Some(message) = fetched.or(known.and_then(|known| known.message)) else {
@@ -89,7 +92,7 @@ impl VirtualHost {
             let departure = self.departure(id, journaled);
             let is_gone = self.dead_letter(now, id, &message, reason, departure, effects);
             let Some(queue) = self.queues.get_mut(id) else { return };
-            queue.dying_mut().set_retry((!is_gone).then(|| now.deadline(DEAD_LETTER_RETRY)));
+            queue.dying_mut().set_wait((!is_gone).then(|| Wait::Refused(now.deadline(DEAD_LETTER_RETRY))));
             if !is_gone {
                 return;
             }
@@ -482,6 +485,35 @@ mod tests {
         let _ = vhost.handle_fetched(at(3), &mut vec![Fetched { fetch, message: None }], &mut effects);
         assert!(!run(&mut vhost, at(3), &mut effects), "once its body is lost");
         assert_eq!(vhost.next_timeout(), None);
+    }
+
+    #[test]
+    fn letters_wait_in_their_queue_while_too_much_waits_for_the_journal() {
+        let arguments = FieldTable::build(|table| {
+            table.field("x-max-length", Value::I32(0));
+            table.field("x-dead-letter-exchange", Value::LongStr(b""));
+            table.field("x-dead-letter-routing-key", Value::LongStr(b"dead"));
+        });
+        let dead = Change::QueueDeclared {
+            queue: QueueNumber(2),
+            name: QueueName::new(ShortStr::truncated("dead")),
+            auto_delete: false,
+            arguments: FieldTable::default(),
+        };
+        let mut vhost = vhost_with(arguments, 3, Some(dead));
+        let mut effects = Effects::default();
+        let mut letters = |room, seconds| {
+            vhost.set_departure_room(room);
+            let mut progress = vhost.handle_timeout(at(seconds), &mut effects);
+            while progress == Progress::More {
+                progress = vhost.go_on(at(seconds), &mut effects);
+            }
+            (vhost.queues[vhost.queue_names["dead"]].ready(), vhost.next_timeout())
+        };
+        let wait = |seconds| Some(at(seconds).deadline(DEPARTURE_RETRY));
+        assert_eq!(letters(0, 1), (0, wait(1)));
+        assert_eq!(letters(1, 2), (1, wait(2)), "one more than there is room for");
+        assert_eq!(letters(usize::MAX, 3), (3, None));
     }
 
     fn places(fetches: &[Fetch]) -> Vec<u64> {

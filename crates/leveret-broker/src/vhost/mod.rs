@@ -161,6 +161,8 @@ pub struct VirtualHost {
     memory: Meter,
     /// Bytes that may still be handed to connections, all together.
     window_room: usize,
+    /// Bytes of messages that may still go on from queues to others before the journal has written some.
+    departure_room: usize,
     /// Connections that are to say at once what they have written.
     asked: Vec<ConnectionId>,
     /// Bytes of messages that are fetched at once for a queue.
@@ -213,6 +215,7 @@ impl VirtualHost {
             default_queue_type: DefaultQueueType::default(),
             memory,
             window_room: usize::MAX,
+            departure_room: usize::MAX,
             asked: Vec::new(),
             read_ahead: READ_AHEAD_BYTES,
             room: Room::default(),
@@ -439,6 +442,13 @@ impl VirtualHost {
     /// message in any case.
     pub fn set_window_room(&mut self, bytes: usize) {
         self.window_room = bytes;
+    }
+
+    /// Bytes of messages that may go on now from their queues to others, as dead letters or after a delay, where the journal is to
+    /// have them. Without room they wait where they are, on disk: millions may be due at once, and all that is not written is
+    /// in memory.
+    pub fn set_departure_room(&mut self, bytes: usize) {
+        self.departure_room = bytes;
     }
 
     /// Bytes of messages that a connection may have at this moment before it must have written some.

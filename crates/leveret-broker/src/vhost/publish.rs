@@ -200,6 +200,9 @@ impl VirtualHost {
         if let Some(message) = message
             && !durable_queues.is_empty()
         {
+            if departure != JournalPosition::default() {
+                self.departure_room = self.departure_room.saturating_sub(message.bytes());
+            }
             self.change(Change::MessageEnqueued { message, queues: durable_queues }, effects);
             after = self.position;
         }

@@ -320,6 +320,11 @@ impl Pending {
         }
     }
 
+    /// Bytes that may be added before publishers have to wait for what is not written. What the disk has room for is not asked.
+    pub(super) fn room(&self) -> usize {
+        self.bytes_max.saturating_sub(self.state.lock().bytes)
+    }
+
     /// Who has to wait, now and from now on.
     pub(super) fn congested(&self) -> watch::Receiver<Congestion> {
         self.congested.subscribe()

@@ -25,9 +25,26 @@ pub(crate) struct Dying {
     body_bytes: u64,
     /// All of them; those whose bodies cannot be read, too, which stay until the next start.
     messages: BTreeMap<Position, Letter>,
-    /// No queue takes the first of them; when it is tried again.
-    retry_at: Option<Deadline>,
+    /// What they wait for, other than bodies.
+    wait: Option<Wait>,
     memory: Lease,
+}
+
+/// Why none of them goes on, and when that is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// No queue takes the first.
+    Refused(Deadline),
+    /// Too much waits for the journal.
+    Journal(Deadline),
+}
+
+impl Wait {
+    pub(crate) fn until(self) -> Deadline {
+        match self {
+            Wait::Refused(at) | Wait::Journal(at) => at,
+        }
+    }
 }
 
 /// One of them.
@@ -66,7 +83,7 @@ impl Dying {
     /// None yet; what they take is added up in `meter`.
     pub(crate) fn new(meter: Meter) -> Self {
         let (order, messages) = (VecDeque::new(), BTreeMap::new());
-        Dying { order, body_bytes: 0, messages, retry_at: None, memory: Lease::new(meter) }
+        Dying { order, body_bytes: 0, messages, wait: None, memory: Lease::new(meter) }
     }
 
     /// Whether none can go on.
@@ -77,7 +94,7 @@ impl Dying {
     /// Whether no more should come before some have gone on, where that can wait.
     pub(crate) fn is_full(&self) -> bool {
         // Whoever waits for a queue to take something may wait for long.
-        self.order.len() >= READ_AHEAD_ENTRIES && self.retry_at.is_none()
+        self.order.len() >= READ_AHEAD_ENTRIES && !matches!(self.wait, Some(Wait::Refused(_)))
     }
 
     /// How many can go on.
@@ -90,14 +107,14 @@ impl Dying {
         self.body_bytes
     }
 
-    /// When the first is tried again, if no queue took it.
+    /// When the first is tried again, if it waits for more than its body.
     pub(crate) fn retry_at(&self) -> Option<Deadline> {
-        self.retry_at
+        self.wait.map(Wait::until)
     }
 
-    /// No queue takes the first one; or it has gone on.
-    pub(crate) fn set_retry(&mut self, at: Option<Deadline>) {
-        self.retry_at = at;
+    /// What the first one waits for; nothing if it has gone on.
+    pub(crate) fn set_wait(&mut self, wait: Option<Wait>) {
+        self.wait = wait;
     }
 
     pub(crate) fn contains(&self, position: Position) -> bool {
@@ -166,7 +183,7 @@ impl Dying {
     /// Takes out many at once; which they are, in the order of their positions.
     pub(crate) fn take_out(&mut self, is_meant: impl Fn(Position) -> bool) -> Vec<Position> {
         if self.order.front().is_some_and(|&first| is_meant(first)) {
-            self.retry_at = None;
+            self.wait = None;
         }
         let Dying { order, body_bytes, messages, .. } = self;
         order.retain(|&position| {
@@ -186,7 +203,7 @@ impl Dying {
         if self.order.front() == Some(&position) {
             self.order.pop_front();
             // The next one was not tried yet.
-            self.retry_at = None;
+            self.wait = None;
         } else {
             self.order.retain(|&other| other != position);
         }
@@ -261,7 +278,7 @@ mod tests {
         }
         let message = Message::new(&[0, 0], 2, 2, DeliveryMode::Persistent);
         assert!(dying.restore(Position(MANY / 2), message).is_none());
-        dying.set_retry(Some(Deadline(std::time::Duration::ZERO)));
+        dying.set_wait(Some(Wait::Refused(Deadline(std::time::Duration::ZERO))));
         let low = dying.take_out(|position| position.0 < MANY / 3);
         assert_eq!(low, (0..MANY / 3).map(Position).collect::<Vec<_>>());
         assert!(dying.retry_at().is_some(), "the first is still there");

@@ -19,7 +19,7 @@ use leveret_amqp::FieldTable;
 
 pub(crate) use self::arguments::{ArgumentError, ArgumentFault, QueueArguments, QueueType};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing, Waiting};
-pub(crate) use self::dying::Dying;
+pub(crate) use self::dying::{Dying, Wait};
 pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, Settled};
 pub(crate) use self::level::{Level, Levels, Rank};
 pub(crate) use self::settings::{DeadLetters, Overflow, QueueKeys, QueueSettings, Strategy, least_limit};

@@ -66,6 +66,9 @@ pub(crate) const TAKEN_CHANGES_KEPT: usize = 16 * 1024;
 /// as many on.
 pub(crate) const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// How often the allocator is asked to give memory back while the process takes too much.
+pub(crate) const GIVE_BACK_EVERY: Duration = Duration::from_secs(1);
+
 /// Least bytes that a queue keeps of what it delivers next, and fetches ahead, however little memory there is.
 pub(crate) const READ_AHEAD_BYTES_MIN: usize = 8 * 1024;
 

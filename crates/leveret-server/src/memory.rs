@@ -16,7 +16,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::hubs::Hubs;
-use crate::limits::{BLOCKED_AFTER, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN, SPILL_RETRY_EVERY};
+use crate::limits::{
+    BLOCKED_AFTER, GIVE_BACK_EVERY, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN, SPILL_RETRY_EVERY,
+};
 use crate::room::Rooms;
 use crate::scratch::{Outcome, Spilling};
 
@@ -104,10 +106,14 @@ impl Memory {
     /// process as a whole takes more than nine tenths of the limit.
     pub(crate) fn budget(&self) -> usize {
         let aim = self.limit / 2;
-        let excess = resident().map_or(0, |resident| resident.saturating_sub(self.limit / 10 * 9));
         // Memory that was given back to the allocator may still count as the process's. A part is for the queues whatever
         // is said; with less, nothing would go on.
-        aim.saturating_sub(excess).max(self.limit / 4)
+        aim.saturating_sub(self.excess()).max(self.limit / 4)
+    }
+
+    /// Bytes that the process takes above nine tenths of the limit.
+    fn excess(&self) -> usize {
+        resident().map_or(0, |resident| resident.saturating_sub(self.limit / 10 * 9))
     }
 }
 
@@ -124,6 +130,10 @@ pub(crate) struct Keeper {
     refused_until: Option<Instant>,
     room: Room,
     short_since: Instant,
+    /// Has the allocator give back what it keeps.
+    give_back: fn(),
+    /// Not before that.
+    give_back_at: Instant,
 }
 
 /// How much memory queues may take now.
@@ -138,17 +148,38 @@ struct Marks {
 }
 
 impl Keeper {
-    pub(crate) fn new(memory: Arc<Memory>, hubs: Arc<Hubs>, rooms: Arc<Rooms>, spilling: Option<Spilling>) -> Self {
-        let sweeps = BTreeMap::new();
-        let (refused_until, room, short_since) = (None, Room::Enough, Instant::now());
-        Keeper { memory, hubs, rooms, spilling, sweeps, refused_until, room, short_since }
+    pub(crate) fn new(
+        memory: Arc<Memory>,
+        hubs: Arc<Hubs>,
+        rooms: Arc<Rooms>,
+        spilling: Option<Spilling>,
+        give_back: fn(),
+    ) -> Self {
+        let (sweeps, now) = (BTreeMap::new(), Instant::now());
+        Keeper {
+            memory,
+            hubs,
+            rooms,
+            spilling,
+            sweeps,
+            refused_until: None,
+            room: Room::Enough,
+            short_since: now,
+            give_back,
+            give_back_at: now,
+        }
     }
 
     /// Runs as long as the server does.
     pub(crate) async fn run(mut self) {
         loop {
-            if self.room == Room::Enough && self.memory.held() <= self.memory.mark.load(Ordering::Relaxed) {
+            let is_calm =
+                self.room == Room::Enough && self.memory.held() <= self.memory.mark.load(Ordering::Relaxed);
+            if is_calm && self.memory.excess() == 0 {
                 self.memory.tell.notified().await;
+            } else if is_calm {
+                // What was freed may still be the process's.
+                let _is_told = tokio::time::timeout(GIVE_BACK_EVERY, self.memory.tell.notified()).await;
             } else {
                 // What makes room is no event here: acks, a journal that comes further, a socket that takes bytes.
                 tokio::time::sleep(MEMORY_LOOK_EVERY).await;
@@ -163,7 +194,16 @@ impl Keeper {
                     break;
                 }
             }
+            self.give_back();
             self.tell_room();
+        }
+    }
+
+    /// Has the allocator give back what was freed, if the process takes too much.
+    fn give_back(&mut self) {
+        if Instant::now() >= self.give_back_at && self.memory.excess() > 0 {
+            (self.give_back)();
+            self.give_back_at = Instant::now() + GIVE_BACK_EVERY;
         }
     }
 

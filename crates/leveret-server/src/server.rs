@@ -65,6 +65,8 @@ pub struct ServerConfig {
     pub segment_bytes: u64,
     /// How much memory the process may use. Bodies beyond it stay on disk; what cannot, makes publishers wait.
     pub memory_limit: MemoryLimit,
+    /// Has the allocator give the system what it keeps of what was freed; called when the process takes too much. Default: nothing.
+    pub give_back_memory: fn(),
     /// Bytes that must be free where the data folder is, or publishers wait; 0 for none. Default 50 MB.
     pub disk_free_limit: u64,
     /// What connections are told and held to.
@@ -123,6 +125,7 @@ impl Default for ServerConfig {
             storage: Storage::InMemory,
             segment_bytes: SEGMENT_BYTES_DEFAULT,
             memory_limit: MemoryLimit::default(),
+            give_back_memory: || {},
             disk_free_limit: DISK_FREE_LIMIT,
             settings: Settings::default(),
             first_user: FirstUser::default(),
@@ -361,7 +364,13 @@ impl Server {
         let rooms = Rooms::new(Arc::clone(&hubs), Arc::clone(&arrivals));
         let node = NodeKeeper::new(node, Arc::clone(&connections), Arc::clone(&hubs), Arc::clone(&rooms), workshop);
         let spilling = scratch.as_ref().map(ScratchThread::spilling);
-        let keeper = Keeper::new(Arc::clone(&memory), Arc::clone(&hubs), Arc::clone(&rooms), spilling);
+        let keeper = Keeper::new(
+            Arc::clone(&memory),
+            Arc::clone(&hubs),
+            Arc::clone(&rooms),
+            spilling,
+            config.give_back_memory,
+        );
         let background = vec![tokio::spawn(keeper.run())];
         let (shortage, segment_bytes) = (Arc::new(Shortage::default()), config.segment_bytes);
         let space = match (&writer, spacing) {

@@ -22,6 +22,21 @@ pub(crate) fn set_up() {
     }
 }
 
+/// Gives the system back what was freed, wherever it lies in the heap: glibc itself does so only with what lies at its end.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn give_back() {
+    #[expect(
+        unsafe_code,
+        reason = "200,000 messages that came due at once left 160 MiB of free blocks between others"
+    )]
+    // SAFETY: any thread may call it at any time.
+    let _is_any = unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators do that themselves.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn give_back() {}
+
 /// Other allocators have no such parameters.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn set_up() {}

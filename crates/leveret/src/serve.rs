@@ -139,7 +139,7 @@ impl Serve {
 pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
     let assignments = serve.assignments(matches);
     let configuration = assignments.and_then(|given| Configuration::new(serve.config.as_deref(), given));
-    let Configuration { server: config, log_level, definitions, .. } = match configuration {
+    let Configuration { server: mut config, log_level, definitions, .. } = match configuration {
         Ok(configuration) => configuration,
         Err(error) => return fail(BAD_OPTION, &error),
     };
@@ -149,6 +149,7 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
     };
     // Before the log starts a thread.
     heap::set_up();
+    config.give_back_memory = heap::give_back;
     // A log that nobody reads must not stop the broker: lines that find no room are dropped.
     let log = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
     let (level, is_terminal) = (LevelFilter::from(log_level), io::stderr().is_terminal());

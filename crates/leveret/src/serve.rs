@@ -18,6 +18,7 @@ use leveret_management::{CONTROL_SOCKET, ControlSocket};
 use leveret_server::{
     BindError, DataDirError, PROGRESS, PROGRESS_LINE, Server, ServerConfig, ServerHandle, StartError, Storage,
 };
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -311,22 +312,37 @@ fn raise_file_limit() {
     }
 }
 
-/// The signals that stop the broker.
+/// The signals that stop the broker; and SIGHUP, which does not. RabbitMQ: it is ignored. But a terminal that is closed stops
+/// what was started in it.
 struct StopSignals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+    has_terminal: bool,
 }
 
 impl StopSignals {
     fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(StopSignals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            has_terminal: io::stdin().is_terminal(),
+        })
     }
 
     async fn wait(mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => {
+                    if self.has_terminal {
+                        return "SIGHUP";
+                    }
+                    tracing::info!("SIGHUP is ignored: nothing is read again while the broker runs; SIGTERM stops it");
+                }
+            }
         }
     }
 }

@@ -29,6 +29,17 @@ fn sigterm_closes_connections_and_exits_with_0() {
     stops_in_good_order(Signal::TERM);
 }
 
+/// RabbitMQ ignores it, too. Without a terminal, somebody means to have a configuration read again.
+#[test]
+fn sighup_is_ignored_where_there_is_no_terminal() {
+    let broker = Broker::start();
+    let mut connection = Connection::open(&broker.client_url().parse().unwrap()).unwrap();
+    broker.process.signal(Signal::HUP);
+    broker.process.stderr.wait_for("SIGHUP is ignored", "the log to say so");
+    connection.open_channel().unwrap();
+    assert_eq!(broker.stop().code, Some(0));
+}
+
 #[test]
 fn sigint_closes_connections_and_exits_with_0() {
     stops_in_good_order(Signal::INT);

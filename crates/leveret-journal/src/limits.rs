@@ -19,6 +19,10 @@ pub const SPARE_BYTES_MIN: u64 = 64 * 1024;
 /// for a torn batch, and the operating system need not read what it is about to overwrite in part.
 pub const PAGE_BYTES: u64 = 4096;
 
+/// The same for a small batch where nothing was ever written: to sync the first write to a place takes half as long again on many
+/// file systems, which note that it holds something from then on.
+pub const CLEARED_BYTES: u64 = 64 * 1024;
+
 /// Bytes that an empty batch keeps room for.
 pub const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
 

@@ -18,7 +18,8 @@ use crate::format::{
 };
 use crate::keeper::Keeper;
 use crate::limits::{
-    BATCH_BYTES_KEPT, BATCH_BYTES_MAX, PAGE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SPARE_BYTES_MIN,
+    BATCH_BYTES_KEPT, BATCH_BYTES_MAX, CLEARED_BYTES, PAGE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN,
+    SPARE_BYTES_MIN,
 };
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
@@ -112,7 +113,7 @@ impl Batch {
 pub struct Log {
     disk: Arc<Folder>,
     options: Options,
-    file: Arc<dyn DiskFile>,
+    room: Room,
     generation: u64,
     salt: Salt,
     seeds: Seeds,
@@ -120,8 +121,6 @@ pub struct Log {
     map: Arc<RwLock<Map>>,
     /// Where the next batch goes.
     end: u64,
-    /// How long the file is.
-    length: u64,
     /// The journal sequence of the next record.
     next_sequence: u64,
     streams: BTreeMap<u32, StreamState>,
@@ -181,7 +180,7 @@ impl Log {
             }
             made => made,
         };
-        let (file, length) = begin_segment(&*disk, &header, spare?)?;
+        let room = begin_segment(&*disk, &header, spare?)?;
         let previous = segment_name(end.generation);
         if end.generation > 0 && !recovery.damage.iter().any(|damage| damage.file == previous) {
             end_segment(&*disk.open(&previous)?, end.offset)?;
@@ -190,13 +189,12 @@ impl Log {
         let log = Log {
             disk,
             options,
-            file,
+            room,
             generation: header.generation,
             salt,
             seeds: Seeds::new(&salt, header.generation),
             map: Arc::new(RwLock::new(map)),
             end: header.bytes() as u64,
-            length,
             next_sequence: end.next_sequence,
             streams: header.streams,
             replay: header.replay,
@@ -226,7 +224,7 @@ impl Log {
     /// the segment. More may find no room.
     pub fn batch_bytes(&self) -> u64 {
         let header = SegmentHeader::bytes_with(self.streams.len()) as u64;
-        let left = self.spares.most().saturating_sub(header).max(self.length - self.end);
+        let left = self.spares.most().saturating_sub(header).max(self.room.length - self.end);
         left.saturating_sub(BATCH_HEADER_BYTES as u64) / 16 * 15
     }
 
@@ -309,18 +307,19 @@ impl Log {
     fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {
         self.check()?;
         let needed = padded(bytes.len()) as u64;
-        if self.end + needed > self.length {
+        if self.end + needed > self.room.length {
             self.roll(needed, Size::Segment)?;
         }
         seal(bytes, self.seeds, count, self.next_sequence, self.next_sequence);
         let unpadded = bytes.len();
-        bytes.resize(with_zeros(self.end, needed, self.length), 0);
-        let written = self.file.write_at(self.end, bytes);
+        bytes.resize(self.room.with_zeros(self.end, needed), 0);
+        let written = self.room.file.write_at(self.end, bytes);
+        self.room.written = self.room.written.max(self.end + bytes.len() as u64);
         bytes.truncate(unpadded);
         match written {
             // Nobody was told, and the next try writes over what there is of it.
             Err(error) if is_full(&error) => return Err(LogError::Full(error.to_string())),
-            written => written.and_then(|()| self.file.sync()).map_err(|error| self.fail(&error))?,
+            written => written.and_then(|()| self.room.file.sync()).map_err(|error| self.fail(&error))?,
         }
         self.end += needed;
         Ok(())
@@ -345,16 +344,16 @@ impl Log {
             Err(error) if is_full(&error) => self.begin(&header, self.spare(least, size)?),
             begun => begun,
         });
-        let (file, length) = begun.map_err(|error| {
+        let room = begun.map_err(|error| {
             if is_full(&error) || has_no_descriptor(&error) {
                 LogError::Full(error.to_string())
             } else {
                 self.fail(&error)
             }
         })?;
-        let previous = std::mem::replace(&mut self.file, file);
-        if self.end < self.length {
-            end_segment(&*previous, self.end).map_err(|error| self.fail(&error))?;
+        let previous = std::mem::replace(&mut self.room, room);
+        if self.end < previous.length {
+            end_segment(&*previous.file, self.end).map_err(|error| self.fail(&error))?;
         }
         self.durable_replay.store(self.last_replay.generation, Ordering::Release);
         self.last_replay = header.replay;
@@ -362,7 +361,6 @@ impl Log {
         self.generation = header.generation;
         self.seeds = Seeds::new(&self.salt, header.generation);
         self.end = header.bytes() as u64;
-        self.length = length;
         Ok(())
     }
 
@@ -378,8 +376,8 @@ impl Log {
         }
     }
 
-    /// Begins a segment in a file, and says how long it is. If there is no room for that, the file is gone.
-    fn begin(&self, header: &SegmentHeader, spare: Spare) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+    /// Begins a segment in a file. If there is no room for that, the file is gone.
+    fn begin(&self, header: &SegmentHeader, spare: Spare) -> io::Result<Room> {
         let name = spare.name.clone();
         let begun = begin_segment(&*self.disk, header, spare);
         if let Err(error) = &begun
@@ -412,16 +410,38 @@ enum Size {
     Segment,
 }
 
-/// Makes a segment, and says how long it is. When this returns, it is there also after a power cut; before, either the
+/// The file of a segment that grows.
+struct Room {
+    file: Arc<dyn DiskFile>,
+    /// How long it is.
+    length: u64,
+    /// Up to where something was written once.
+    written: u64,
+}
+
+impl Room {
+    /// How long a write of so many bytes at an offset becomes with the zeros behind it.
+    fn with_zeros(&self, at: u64, bytes: u64) -> usize {
+        let end = at + bytes + BATCH_HEADER_BYTES as u64;
+        let is_first = end > self.written && bytes <= CLEARED_BYTES / 4;
+        let end = end.next_multiple_of(if is_first { CLEARED_BYTES } else { PAGE_BYTES }).min(self.length);
+        usize::try_from(end.saturating_sub(at).max(bytes)).unwrap_or(usize::MAX)
+    }
+}
+
+/// Makes a segment. When this returns, it is there also after a power cut; before, either the
 /// segment with its header is there, or the spare.
-fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::Result<Room> {
     let mut bytes = header.encode();
-    bytes.resize(with_zeros(0, bytes.len() as u64, spare.length), 0);
-    spare.file.write_at(0, &bytes)?;
-    spare.file.sync()?;
+    let written = if spare.is_used { spare.length } else { 0 };
+    let mut room = Room { file: spare.file, length: spare.length, written };
+    bytes.resize(room.with_zeros(0, bytes.len() as u64), 0);
+    room.written = room.written.max(bytes.len() as u64);
+    room.file.write_at(0, &bytes)?;
+    room.file.sync()?;
     disk.rename(&spare.name, &segment_name(header.generation))?;
     disk.sync_directory()?;
-    Ok((spare.file, spare.length))
+    Ok(room)
 }
 
 /// Gives back what of its room a segment has not used. Durably, as the header that says where it ends may be gone before it:
@@ -429,10 +449,4 @@ fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::R
 pub(crate) fn end_segment(file: &dyn DiskFile, end: u64) -> io::Result<()> {
     file.truncate(end)?;
     file.sync()
-}
-
-/// How long a write of so many bytes at an offset becomes with the zeros behind it, in a file that is so long.
-fn with_zeros(at: u64, bytes: u64, length: u64) -> usize {
-    let end = (at + bytes + BATCH_HEADER_BYTES as u64).next_multiple_of(PAGE_BYTES).min(length);
-    usize::try_from(end.saturating_sub(at).max(bytes)).unwrap_or(usize::MAX)
 }

@@ -55,7 +55,7 @@ pub(crate) struct Spare {
     /// How long it is.
     pub(crate) length: u64,
     /// It was a segment once; to write over what is there is cheaper than to write where nothing ever was.
-    is_used: bool,
+    pub(crate) is_used: bool,
 }
 
 /// The number of a spare file.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use super::{MemoryDisk, SMALL, append, mostly_old, open, records};
+use super::{MemoryDisk, Options, SALT, SMALL, append, mostly_old, open, records};
 use crate::{Batch, Living, LogError};
 
 #[test]
@@ -61,4 +61,30 @@ fn a_failed_sync_of_the_folder_is_the_end_whoever_asked_for_it() {
     assert!(matches!(append(&mut log, 201, 201, 10), Err(LogError::Failed(_))), "a later success proves nothing");
     assert!(matches!(log.begin_replay_at(&BTreeMap::new()), Err(LogError::Failed(_))));
     assert!(log.spares().keep(1, 1).is_err());
+}
+
+/// Where zeros end behind what was written last: a segment where nothing was written yet is full of something else.
+fn cleared(disk: &MemoryDisk) -> usize {
+    let snapshot = disk.snapshot();
+    let (_, segment) = snapshot.iter().rfind(|(name, _)| name.ends_with(".segment")).unwrap();
+    segment.iter().rposition(|&byte| byte != 0xee).map_or(0, |last| last + 1)
+}
+
+#[test]
+fn small_batches_clear_some_room_ahead_and_large_ones_a_page() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    assert_eq!(disk.files.lock().unwrap().len(), 1);
+    for file in disk.files.lock().unwrap().values() {
+        file.bytes.lock().unwrap()[0x1_0000..].fill(0xee);
+    }
+
+    append(&mut log, 1, 1, 0x8000).unwrap();
+    assert_eq!(cleared(&disk), 0x1_0000);
+    append(&mut log, 2, 2, 0x2000).unwrap();
+    assert_eq!(cleared(&disk), 0x1_0000, "there was room for it");
+    append(&mut log, 3, 3, 0x7000).unwrap();
+    assert_eq!(cleared(&disk), 0x1_2000, "a large one");
+    append(&mut log, 4, 4, 0x1000).unwrap();
+    assert_eq!(cleared(&disk), 0x2_0000);
 }

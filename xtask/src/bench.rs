@@ -2,7 +2,7 @@
 //! round measures the disk and the broker one after the other, and its ratio is one sample.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -109,11 +109,13 @@ fn journal(binary: &Path) -> Result<()> {
     let mut samples: Vec<Samples> = names.iter().map(|_| Samples::default()).collect();
     declare_many(&mut connection)?;
     for round in 0..ROUNDS {
-        let one = sync_time(&folder, BODY_BYTES + OVERHEAD_BYTES, SINGLES)?;
+        let mut bare = Bare::make(&folder, BODY_BYTES + OVERHEAD_BYTES, 3 * SINGLES)?;
         let window = sync_time(&folder, WINDOW * (BODY_BYTES + OVERHEAD_BYTES), 20)?;
-        let confirm = confirm_time(&mut connection)?;
-        let durable = declare_time(&mut connection, &format!("durable-{round}"), true)?;
-        let exclusive = declare_time(&mut connection, &format!("exclusive-{round}"), false)?;
+        let [confirm, one] = confirm_time(&mut connection, &mut bare)?;
+        let [durable, beside_durable] =
+            declare_time(&mut connection, &format!("durable-{round}"), true, &mut bare)?;
+        let [exclusive, beside_exclusive] =
+            declare_time(&mut connection, &format!("exclusive-{round}"), false, &mut bare)?;
         let before = written_bytes(&broker)?;
         let persistent = rate(&mut connection, 2, |_| "bench-0".into())?;
         let written = written_bytes(&broker)? - before;
@@ -122,8 +124,8 @@ fn journal(binary: &Path) -> Result<()> {
         #[expect(clippy::cast_precision_loss, reason = "a ratio")]
         let figures = [
             confirm / one,
-            durable / one,
-            exclusive / one,
+            durable / beside_durable,
+            exclusive / beside_exclusive,
             persistent / (WINDOW as f64 / window),
             persistent / transient,
             many / persistent,
@@ -150,32 +152,64 @@ fn journal(binary: &Path) -> Result<()> {
     Ok(fs::remove_dir_all(&folder)?)
 }
 
-/// Seconds that the disk needs to take so many bytes and sync them; the median. They go where something was written before,
+/// A file to which as many bytes are written and synced as the journal has to. They go where something was written before,
 /// as in a segment that is used again: where nothing was, many file systems take longer.
-pub(crate) fn sync_time(folder: &Path, bytes: usize, times: usize) -> Result<f64> {
-    let path = folder.join("bare");
-    let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
-    file.write_all_at(&vec![1; bytes * times], 0)?;
-    file.sync_all()?;
-    let block = vec![7; bytes];
-    let took = median(times, |nth| {
-        file.write_all_at(&block, (nth * bytes) as u64)?;
-        Ok(file.sync_data()?)
-    })?;
-    fs::remove_file(&path)?;
-    Ok(took)
+struct Bare {
+    file: File,
+    block: Vec<u8>,
+    written: u64,
 }
 
-/// The median of how many seconds each call takes.
-fn median(times: usize, mut each: impl FnMut(usize) -> Result<()>) -> Result<f64> {
-    let mut took = Vec::with_capacity(times);
-    for nth in 0..times {
-        let started = Instant::now();
-        each(nth)?;
-        took.push(started.elapsed());
+impl Bare {
+    /// With room for so many blocks.
+    fn make(folder: &Path, bytes: usize, times: usize) -> Result<Self> {
+        let path = folder.join("bare");
+        let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
+        fs::remove_file(&path)?;
+        file.write_all_at(&vec![1; bytes * times], 0)?;
+        file.sync_all()?;
+        Ok(Bare { file, block: vec![7; bytes], written: 0 })
     }
-    took.sort();
-    Ok(took.get(times / 2).copied().unwrap_or(Duration::ZERO).as_secs_f64())
+
+    /// Writes and syncs a block.
+    fn sync(&mut self) -> Result<()> {
+        self.file.write_all_at(&self.block, self.written)?;
+        self.written += self.block.len() as u64;
+        Ok(self.file.sync_data()?)
+    }
+}
+
+/// Seconds that the disk needs to take so many bytes and sync them; the median.
+pub(crate) fn sync_time(folder: &Path, bytes: usize, times: usize) -> Result<f64> {
+    let mut bare = Bare::make(folder, bytes, times)?;
+    let mut took = Vec::with_capacity(times);
+    for _ in 0..times {
+        took.push(timed(|| bare.sync())?);
+    }
+    Ok(median(took))
+}
+
+/// Seconds that a call takes, and seconds that a block takes on the bare disk; the medians. They are called in turn, as what
+/// a disk needs changes from moment to moment, and is more after a pause than without one.
+fn beside(bare: &mut Bare, mut call: impl FnMut(usize) -> Result<()>) -> Result<[f64; 2]> {
+    let (mut calls, mut syncs) = (Vec::with_capacity(SINGLES), Vec::with_capacity(SINGLES));
+    for nth in 0..SINGLES {
+        calls.push(timed(|| call(nth))?);
+        syncs.push(timed(|| bare.sync())?);
+    }
+    Ok([median(calls), median(syncs)])
+}
+
+fn timed(call: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let started = Instant::now();
+    call()?;
+    Ok(started.elapsed())
+}
+
+/// Of some times, in seconds.
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or(Duration::ZERO).as_secs_f64()
 }
 
 fn declare_many(connection: &mut Connection) -> Result<()> {
@@ -187,12 +221,12 @@ fn declare_many(connection: &mut Connection) -> Result<()> {
     Ok(channel.close()?)
 }
 
-fn confirm_time(connection: &mut Connection) -> Result<f64> {
+fn confirm_time(connection: &mut Connection, bare: &mut Bare) -> Result<[f64; 2]> {
     let mut channel = connection.open_channel()?;
     channel.confirm_select()?;
     let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() };
     let body = [7; BODY_BYTES];
-    let took = median(SINGLES, |_| {
+    let took = beside(bare, |_| {
         channel.publish(PublishTo::queue("bench-0"), &properties, &body)?;
         channel.wait_confirms(0)?;
         Ok(())
@@ -202,10 +236,10 @@ fn confirm_time(connection: &mut Connection) -> Result<f64> {
     Ok(took)
 }
 
-fn declare_time(connection: &mut Connection, name: &str, durable: bool) -> Result<f64> {
+fn declare_time(connection: &mut Connection, name: &str, durable: bool, bare: &mut Bare) -> Result<[f64; 2]> {
     let mut channel = connection.open_channel()?;
     let options = QueueOptions { durable, exclusive: !durable, ..QueueOptions::default() };
-    let took = median(SINGLES, |nth| {
+    let took = beside(bare, |nth| {
         channel.declare_queue(&format!("{name}-{nth}"), &options)?;
         Ok(())
     })?;

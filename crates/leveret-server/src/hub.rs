@@ -28,7 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::journal::{Appended, Stream};
-use crate::limits::{LEAVE_AT_ONCE, READ_AHEAD_BYTES_MIN};
+use crate::limits::{LARGE_MESSAGE_BYTES, LEAVE_AT_ONCE, READ_AHEAD_BYTES_MIN};
 use crate::memory::Memory;
 use crate::outbox::Outbox;
 
@@ -68,10 +68,20 @@ struct State {
 pub(crate) struct Turn {
     /// What the journal was given. The caller sees to it that it is written.
     pub(crate) appended: Appended,
-    /// Other connections have something to tell their clients, or the timers were set anew.
-    pub(crate) has_woken: bool,
+    pub(crate) woken: Woken,
     /// Whether there is more to do, which others should have a turn before.
     pub(crate) progress: Progress,
+}
+
+/// Who has something to do after a hold of the lock, beside the caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Woken {
+    #[default]
+    Nobody,
+    /// Other connections have something to tell their clients, or the timers were set anew.
+    Somebody,
+    /// Others have large messages to write, which takes longer than it takes another thread to be there for them.
+    WithLargeMessages,
 }
 
 impl Hub {
@@ -186,8 +196,8 @@ impl Hub {
         let mut state = self.lock();
         let State { vhost, effects, .. } = &mut *state;
         let progress = vhost.handle_batch(now, from, commands, effects);
-        let (appended, has_woken) = self.hand_on(state, Some(from));
-        Turn { appended, has_woken, progress }
+        let (appended, woken) = self.hand_on(state, Some(from));
+        Turn { appended, woken, progress }
     }
 
     async fn expire(&self) {
@@ -218,8 +228,8 @@ impl Hub {
     }
 
     /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns. Returns what the journal was
-    /// given, and whether anybody was woken.
-    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> (Appended, bool) {
+    /// given, and who was woken.
+    fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> (Appended, Woken) {
         let state = &mut *guard;
         let fetches = std::mem::take(&mut state.effects.fetches);
         let notices = std::mem::take(&mut state.effects.notices);
@@ -231,11 +241,14 @@ impl Hub {
         }
         // To be woken once the lock is released.
         let mut woken: SmallVec<[Arc<Outbox>; 8]> = SmallVec::new();
+        let mut has_large = false;
         let outboxes = &state.outboxes;
         state.effects.take_outputs(|to, outputs, bytes| {
             let Some(outbox) = outboxes.get(to) else { return };
+            let is_large = bytes >= outputs.len() * LARGE_MESSAGE_BYTES;
             if outbox.append(outputs, bytes) && caller != Some(to) {
                 woken.push(Arc::clone(outbox));
+                has_large |= is_large && bytes > 0;
             }
         });
         let held = self.meter.bytes();
@@ -259,14 +272,18 @@ impl Hub {
         if is_earlier {
             self.rearm.notify_one();
         }
-        let has_woken = is_earlier || !woken.is_empty();
+        let who = match (has_large, is_earlier || !woken.is_empty()) {
+            (true, _) => Woken::WithLargeMessages,
+            (false, true) => Woken::Somebody,
+            (false, false) => Woken::Nobody,
+        };
         for outbox in woken {
             outbox.wake();
         }
         for notice in notices {
             tracing::warn!("{notice}");
         }
-        (journaled, has_woken)
+        (journaled, who)
     }
 
     /// Bodies that were asked for have been read back.
@@ -631,7 +648,9 @@ mod tests {
         let hub = Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
         let mut client = Client::open(&hub);
         let text = ShortStr::truncated;
-        for (queue, expires_ms, has_woken) in [("a", 60_000, true), ("b", 90_000, false), ("c", 30_000, true)] {
+        let (somebody, nobody) = (Woken::Somebody, Woken::Nobody);
+        for (queue, expires_ms, woken) in [("a", 60_000, somebody), ("b", 90_000, nobody), ("c", 30_000, somebody)]
+        {
             let arguments = FieldTable::build(|table| _ = table.field("x-expires", Value::I32(expires_ms)));
             let (passive, durable, exclusive, auto_delete, nowait) = (false, true, false, false, true);
             let (ticket, queue, arguments) = (0, text(queue), arguments.as_table());
@@ -642,7 +661,49 @@ mod tests {
             let used = client.connection.handle_input(hub.clock.now(), &bytes, &mut client.written);
             assert_eq!(used, bytes.len());
             let turn = client.attached.as_ref().unwrap().execute(client.connection.commands());
-            assert_eq!(turn.has_woken, has_woken, "after {expires_ms} ms");
+            assert_eq!(turn.woken, woken, "after {expires_ms} ms");
+        }
+    }
+
+    #[test]
+    fn who_brings_large_messages_for_others_is_told_so() {
+        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
+        let hub = Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
+        let (mut consumer, mut publisher) = (Client::open(&hub), Client::open(&hub));
+        let text = ShortStr::truncated;
+        let (ticket, queue, arguments, nowait) = (0, text("q"), Table::EMPTY, true);
+        let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
+        let (consumer_tag, no_local, no_ack) = (text("c"), false, true);
+        let mut bytes = Vec::new();
+        let declare =
+            Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+        write_method(&mut bytes, 1, &declare);
+        let consume =
+            Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
+        write_method(&mut bytes, 1, &consume);
+        consumer.feed(&hub, &bytes);
+        for (count, size, woken) in [
+            (1, 16, Woken::Somebody),
+            (100, 16, Woken::Somebody),
+            (1, 1024, Woken::WithLargeMessages),
+            (100, 1024, Woken::WithLargeMessages),
+            (0, 0, Woken::Nobody),
+        ] {
+            let mut bytes = Vec::new();
+            let (exchange, routing_key) = (text(""), queue);
+            let publish =
+                Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
+            let mut header = Vec::new();
+            ContentHeader { body_bytes: size, properties: BasicProperties::default() }.encode(&mut header);
+            for _ in 0..count {
+                write_method(&mut bytes, 1, &publish);
+                write_content(&mut bytes, 1, &header, &[7; 1024][..size.try_into().unwrap()], 4096);
+            }
+            let used = publisher.connection.handle_input(hub.clock.now(), &bytes, &mut publisher.written);
+            assert_eq!(used, bytes.len());
+            let turn = publisher.attached.as_ref().unwrap().execute(publisher.connection.commands());
+            assert_eq!(turn.woken, woken, "{count} messages of {size} bytes");
+            consumer.turn(&hub);
         }
     }
 

@@ -25,6 +25,7 @@ mod room;
 mod scratch;
 mod server;
 mod space;
+mod turns;
 
 pub use admin::{Admin, ConnectionPages, NodeView, Pages};
 pub use connections::{ConnectionView, Which};

@@ -20,12 +20,13 @@ use tokio::task::JoinHandle;
 
 use crate::arrivals::{self, Arrival};
 use crate::connections::{Opened, Registered};
-use crate::hub::{Attached, Turn};
+use crate::hub::{Attached, Turn, Woken};
 use crate::journal::{Appended, Congestion};
 use crate::limits::{ARRIVING_BYTES_SMALL, LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
 use crate::node::Connected;
 use crate::outbox::Outbox;
 use crate::server::{Shared, Stop};
+use crate::turns;
 
 thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -40,8 +41,8 @@ const SHUTDOWN_REASON: &str = "broker forced connection closure with reason 'shu
 struct Brought {
     /// The journal has changes that nobody was told to write.
     is_unwritten: bool,
-    /// Others were woken, perhaps to run on this thread.
-    has_woken: bool,
+    /// Who was woken, perhaps to run on this thread.
+    woken: Woken,
 }
 
 struct Peer {
@@ -234,8 +235,10 @@ impl Peer {
                     }
                     // A client that never stops sending keeps its socket readable for ever, and who was woken on this thread waits
                     // for it. They have a turn.
-                    let Brought { is_unwritten, has_woken } = self.brought;
-                    if is_full || (is_unwritten && has_woken) {
+                    let Brought { is_unwritten, woken } = self.brought;
+                    if is_full && woken == Woken::WithLargeMessages {
+                        turns::go_on().await;
+                    } else if is_full || (is_unwritten && woken != Woken::Nobody) {
                         tokio::task::yield_now().await;
                     } else {
                         tokio::task::coop::consume_budget().await;
@@ -264,7 +267,7 @@ impl Peer {
                         self.carry = Vec::new();
                     }
                 },
-                () = outbox.filled() => {}
+                () = outbox.filled() => turns::begin().await,
                 () = relieved, if is_congested => {}
                 ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
                 () = &mut timer, if due.is_some() => {}
@@ -326,7 +329,7 @@ impl Peer {
 
     /// Reads once, and takes in what came; true if there may be more.
     fn read(&mut self, address: SocketAddr) -> bool {
-        self.brought.has_woken = false;
+        self.brought.woken = Woken::Nobody;
         READ_BUFFER.with_borrow_mut(|buffer| {
             // What is kept of a small frame goes before what is read. That of a large one stays where it is and grows:
             // copied for every read, it would cost the square of its length.
@@ -434,10 +437,10 @@ impl Peer {
             if let Some(attached) = &self.attached
                 && (self.progress == Progress::More || !self.connection.commands().is_empty())
             {
-                let Turn { appended, has_woken, progress } = attached.execute(self.connection.commands());
+                let Turn { appended, woken, progress } = attached.execute(self.connection.commands());
                 self.appended = self.appended.max(appended);
                 self.brought.is_unwritten |= appended != Appended::Nothing;
-                self.brought.has_woken |= has_woken;
+                self.brought.woken = self.brought.woken.max(woken);
                 self.progress = progress;
             }
             self.outbox.take(&mut self.outputs);

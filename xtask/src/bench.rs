@@ -67,14 +67,14 @@ pub(crate) enum Part {
     Routing,
 }
 
-pub(crate) fn run(only: Option<Part>) -> Result<()> {
+pub(crate) fn run(only: Option<Part>, with_peers: bool) -> Result<()> {
     let binary = broker::build()?;
     let is_wanted = |part| only.is_none_or(|only| only == part);
     if is_wanted(Part::Journal) {
         journal(&binary)?;
     }
     if is_wanted(Part::Perf) {
-        scenarios::run(&binary)?;
+        scenarios::run(&binary, with_peers)?;
     }
     if is_wanted(Part::Routing) {
         routing::run(&binary)?;

@@ -17,6 +17,7 @@ mod memory;
 mod peer;
 mod process;
 mod proof;
+mod rabbitmq;
 mod routing;
 mod scenarios;
 mod sim;
@@ -93,6 +94,9 @@ enum Command {
         /// Only this part
         #[arg(long, value_name = "PART")]
         only: Option<bench::Part>,
+        /// In the part `perf`, also beside RabbitMQ, which has to be installed
+        #[arg(long)]
+        with_peers: bool,
     },
     /// The two programs of clients/seed, against a broker of their own on port 5672
     #[command(hide = true)]
@@ -124,8 +128,8 @@ fn run(command: Command) -> Result<ExitCode> {
             measure::run()?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Bench { only } => {
-            bench::run(only)?;
+        Command::Bench { only, with_peers } => {
+            bench::run(only, with_peers)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Seed { python, broker } => return clients::seed::run(&python, &broker),

@@ -5,17 +5,20 @@
 //! the relay's in the same round, as what a machine can do changes from minute to minute.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use leveret_client::QueueOptions;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bench::{Samples, sync_time};
 use crate::broker::{self, Broker};
 use crate::memory::{Backlog, open};
-use crate::process::{self, Show};
+use crate::process::{self, Show, check_interrupted};
+use crate::rabbitmq::RabbitMq;
 use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
@@ -26,6 +29,9 @@ const ROUNDS: usize = 5;
 const SECONDS: &str = "2";
 const SHORT_SECONDS: &str = "0.2";
 const LOAD_DEADLINE: Duration = Duration::from_mins(2);
+/// A flood has begun once the server has worked on it for so long.
+const FLOOD_CPU: Duration = Duration::from_millis(200);
+const FLOOD_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes that a message of this size takes in the journal beside its body, about.
 const OVERHEAD_BYTES: usize = 100;
 /// Messages of a persistent queue that is filled and drained.
@@ -55,6 +61,17 @@ impl Figure {
         value.as_f64().with_context(|| format!("the report has no {self:?}: {report}"))
     }
 
+    /// What it is called in the table.
+    fn name_in(self, row: &Row) -> String {
+        match self {
+            Figure::P50 => format!("{}: half of them", row.name),
+            Figure::P99 => format!("{}: 99 of 100", row.name),
+            Figure::PublishRate if row.load.starts_with("drain") => format!("{}: filled", row.name),
+            Figure::ReceiveRate if row.load.starts_with("drain") => format!("{}: drained", row.name),
+            Figure::PublishRate | Figure::ReceiveRate | Figure::CycleRate => row.name.to_owned(),
+        }
+    }
+
     /// Whether less is better.
     fn is_time(self) -> bool {
         matches!(self, Figure::P50 | Figure::P99)
@@ -71,6 +88,9 @@ struct Row {
 
 /// The flow of the relay in messages of 16 bytes.
 const FLOW: &str = "throughput --size 16";
+
+/// Messages that come one by one.
+const LITTLE: &str = "latency --size 16 --rate 2000";
 
 /// With the share of the relay that each is to reach: at least that of a rate, at most that of a time.
 const ROWS: &[Row] = &[
@@ -185,7 +205,7 @@ const ROWS: &[Row] = &[
         figures: &[(Figure::CycleRate, 1.5)],
     },
     Row {
-        name: "filled and drained, persistent, 100 B",
+        name: "1 million of 100 B, persistent",
         load: "drain --persistent --durable --size 100",
         relay: "throughput --size 100",
         figures: &[(Figure::PublishRate, 0.28), (Figure::ReceiveRate, 0.28)],
@@ -234,6 +254,32 @@ impl Bench {
     fn of_relay(&self, options: &str) -> Result<Value> {
         report(self.load(options, &self.relay.client_url()))
     }
+
+    /// How long a few messages a second take while others flood a queue of their own.
+    fn flooded(&self, server: &Broker) -> Result<Value> {
+        let mut flood = Command::new(&self.tool);
+        flood.arg("perf").args(FLOW.split(' ')).args([
+            "--seconds",
+            "3600",
+            "--json",
+            "--url",
+            &server.client_url(),
+        ]);
+        let before = server.cpu_time()?;
+        let mut flood = flood.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let deadline = Instant::now() + FLOOD_DEADLINE;
+        while server.cpu_time()?.saturating_sub(before) < FLOOD_CPU && Instant::now() < deadline {
+            check_interrupted()?;
+            thread::sleep(Duration::from_millis(10));
+        }
+        let flooding = flood.try_wait();
+        let found = report(self.load(LITTLE, &server.client_url()));
+        // It ends in good order, and takes its queue along.
+        let _ = kill_process(Pid::from_child(&flood), Signal::INT);
+        flood.wait()?;
+        ensure!(flooding?.is_none(), "the flood has ended");
+        found
+    }
 }
 
 /// Runs a load to its end.
@@ -245,8 +291,8 @@ fn report(load: Command) -> Result<Value> {
     serde_json::from_str(line.with_context(|| format!("{what} says nothing"))?).context("a report is JSON")
 }
 
-/// Runs all loads in turn, and prints each as a share of the relay.
-pub(crate) fn run(binary: &Path) -> Result<()> {
+/// Runs all loads in turn, and prints each as a share of the relay; with peers, then of RabbitMQ.
+pub(crate) fn run(binary: &Path, with_peers: bool) -> Result<()> {
     let folder = target().join("bench-perf");
     // Of an earlier run.
     let _ = std::fs::remove_dir_all(&folder);
@@ -268,20 +314,20 @@ pub(crate) fn run(binary: &Path) -> Result<()> {
         for ((figure, goal), [ratio, ours, floor]) in row.figures.iter().zip(&samples) {
             let than = if figure.is_time() { "at most" } else { "at least" };
             let unit = if figure.is_time() { "us" } else { "/s" };
-            let name = match figure {
-                Figure::P50 => format!("{}: half of them", row.name),
-                Figure::P99 => format!("{}: 99 of 100", row.name),
-                Figure::PublishRate | Figure::ReceiveRate | Figure::CycleRate => row.name.to_owned(),
-            };
             println!(
-                "{name:<44} {ratio}   {than} {goal:.2}   {:.0} beside {:.0} {unit}",
+                "{:<44} {ratio}   {than} {goal:.2}   {:.0} beside {:.0} {unit}",
+                figure.name_in(row),
                 ours.median(),
                 floor.median()
             );
         }
     }
+    beside_flood(&bench)?;
     confirms(&bench, &folder)?;
     growth(&bench)?;
+    if with_peers {
+        beside_rabbitmq(&bench, &folder.join("rabbitmq"))?;
+    }
     drop(bench.relay);
     bench.broker.stop()?;
     Ok(std::fs::remove_dir_all(&folder)?)
@@ -289,6 +335,48 @@ pub(crate) fn run(binary: &Path) -> Result<()> {
 
 fn heading(what: &str) {
     println!("\n{:<44} {:>10} {:>10} {:>10}", format!("{ROUNDS} rounds, {what}"), "min", "median", "max");
+}
+
+/// What somebody waits who sends little while another queue is sent as much as it takes.
+fn beside_flood(bench: &Bench) -> Result<()> {
+    heading("share of the relay under the same flood");
+    let mut samples = <[Samples; 3]>::default();
+    for _ in 0..ROUNDS {
+        let floor = Figure::P99.of(&bench.flooded(&bench.relay)?)?;
+        let ours = Figure::P99.of(&bench.flooded(&bench.broker)?)?;
+        samples.iter_mut().zip([ours / floor, ours, floor]).for_each(|(samples, n)| samples.push(n));
+    }
+    let [ratio, ours, floor] = samples;
+    let name = "2,000/s of 16 B beside a flood: 99 of 100";
+    println!("{name:<44} {ratio}   at most 2.00   {:.0} beside {:.0} us", ours.median(), floor.median());
+    Ok(())
+}
+
+/// The same loads for RabbitMQ, in turn.
+fn beside_rabbitmq(bench: &Bench, folder: &Path) -> Result<()> {
+    let peer = RabbitMq::start(folder)?;
+    heading(&format!("times RabbitMQ {}", peer.version));
+    for row in ROWS {
+        let mut samples: Vec<[Samples; 3]> = row.figures.iter().map(|_| Default::default()).collect();
+        for _ in 0..ROUNDS {
+            let theirs = report(bench.load(row.load, &peer.client_url()))?;
+            let ours = bench.of_broker(row.load)?;
+            for ((figure, _), samples) in row.figures.iter().zip(&mut samples) {
+                let (ours, theirs) = (figure.of(&ours)?, figure.of(&theirs)?);
+                samples.iter_mut().zip([ours / theirs, ours, theirs]).for_each(|(samples, n)| samples.push(n));
+            }
+        }
+        for ((figure, _), [ratio, ours, theirs]) in row.figures.iter().zip(&samples) {
+            let unit = if figure.is_time() { "us" } else { "/s" };
+            println!(
+                "{:<44} {ratio}   {:.0} beside {:.0} {unit}",
+                figure.name_in(row),
+                ours.median(),
+                theirs.median()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Persistent messages, beside the disk.
@@ -366,7 +454,10 @@ fn run_shortly(binary: &Path, folder: &Path) -> Result<String> {
             ensure!(ours > 0.0 && floor > 0.0, "{}: {broker} beside {relay}", row.name);
         }
     }
+    for server in [&bench.relay, &bench.broker] {
+        ensure!(Figure::P99.of(&bench.flooded(server)?)? > 0.0, "beside a flood");
+    }
     drop(bench.relay);
     bench.broker.stop()?;
-    Ok(format!("{} loads", ROWS.len()))
+    Ok(format!("{} loads", ROWS.len() + 1))
 }

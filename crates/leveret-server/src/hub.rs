@@ -201,11 +201,11 @@ impl Hub {
     }
 
     async fn expire(&self) {
-        let mut progress = self.proceed(|vhost, now, effects| vhost.handle_timeout(now, effects), true);
+        let mut progress = self.proceed(VirtualHost::handle_timeout, true);
         while progress == Progress::More {
             // Who is to have a turn may have to be read by this thread.
             tokio::task::yield_now().await;
-            progress = self.proceed(|vhost, now, effects| vhost.go_on(now, effects), false);
+            progress = self.proceed(VirtualHost::go_on, false);
         }
     }
 
@@ -290,7 +290,7 @@ impl Hub {
     pub(crate) fn take_in(&self, bodies: &mut Vec<Fetched>) {
         let mut progress = self.proceed(|vhost, now, effects| vhost.handle_fetched(now, bodies, effects), false);
         while progress == Progress::More {
-            progress = self.proceed(|vhost, now, effects| vhost.go_on(now, effects), false);
+            progress = self.proceed(VirtualHost::go_on, false);
         }
     }
 

@@ -147,17 +147,20 @@ impl Core {
 /// What a client sends at once that publishes as fast as it can.
 fn publishes(exchange: &str, routing_key: &str, body_bytes: usize) -> Vec<u8> {
     let mut input = Vec::new();
+    for _ in 0..BATCH {
+        publish(&mut input, exchange, routing_key, body_bytes);
+    }
+    input
+}
+
+fn publish(input: &mut Vec<u8>, exchange: &str, routing_key: &str, body_bytes: usize) {
     let (exchange, routing_key) = (short(exchange), short(routing_key));
     let properties = BasicProperties { delivery_mode: Some(1), ..BasicProperties::default() };
     let mut header = Vec::new();
     ContentHeader { body_bytes: body_bytes as u64, properties }.encode(&mut header);
-    let body = vec![b'x'; body_bytes];
-    for _ in 0..BATCH {
-        let publish = Method::BasicPublish { exchange, routing_key, mandatory: false, immediate: false, ticket: 0 };
-        write_method(&mut input, 1, &publish);
-        write_content(&mut input, 1, &header, &body, 131_072);
-    }
-    input
+    let publish = Method::BasicPublish { exchange, routing_key, mandatory: false, immediate: false, ticket: 0 };
+    write_method(input, 1, &publish);
+    write_content(input, 1, &header, &vec![b'x'; body_bytes], 131_072);
 }
 
 /// From publisher to consumer, acked by being delivered.
@@ -189,6 +192,45 @@ fn publish_deliver_and_ack(bencher: Bencher<'_, '_>, ack_every: usize) {
         }
         core.feed(consumer, &acks);
     });
+}
+
+/// Into a queue, and out of it one by one.
+#[divan::bench]
+fn publish_and_get(bencher: Bencher<'_, '_>) {
+    let mut core = Core::new();
+    let (publisher, consumer) = (core.connect(), core.connect());
+    core.queue(consumer, "queue");
+    let input = publishes("", "queue", 16);
+    let mut gets = Vec::new();
+    for _ in 0..BATCH {
+        write_method(&mut gets, 1, &Method::BasicGet { ticket: 0, queue: short("queue"), no_ack: true });
+    }
+    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
+        core.feed(publisher, &input);
+        core.feed(consumer, &gets);
+    });
+}
+
+/// Through a topic exchange with so many bindings, one of which matches. The keys are too many to be remembered.
+#[divan::bench(args = [1, 10_000])]
+fn topic(bencher: Bencher<'_, '_>, bindings: usize) {
+    const KEYS: usize = 64;
+    let mut core = Core::new();
+    let (publisher, consumer) = (core.connect(), core.connect());
+    core.queue(consumer, "queue");
+    core.consumer(consumer, "queue", true);
+    for number in 0..bindings {
+        let routing_key = if number == 0 { "*.matches.#".to_owned() } else { format!("*.other-{number}.#") };
+        let (queue, exchange, arguments) = (short("queue"), short("amq.topic"), Table::EMPTY);
+        let routing_key = short(&routing_key);
+        let bind = Method::QueueBind { queue, exchange, routing_key, nowait: true, arguments, ticket: 0 };
+        core.call(consumer, &bind);
+    }
+    let mut input = Vec::new();
+    for number in 0..BATCH {
+        publish(&mut input, "amq.topic", &format!("{}.matches.it", number % KEYS), 16);
+    }
+    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| core.feed(publisher, &input));
 }
 
 /// One message into ten queues, each with a consumer.

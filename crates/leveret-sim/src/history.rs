@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::model::{Model, Violation};
-use crate::plan::Mode;
+use crate::plan::{Mode, To};
 
 type Delivery = (u8, Mode, u64);
 
@@ -17,6 +17,8 @@ type Acked = (usize, (u64, u64), u64);
 #[derive(Debug, Default)]
 pub(crate) struct History {
     published: HashSet<u64>,
+    /// Published to one queue by its name, so in no two at a time.
+    single: HashSet<u64>,
     /// Life of a queue and message: delivered without the flag.
     delivered: HashSet<(u64, u64)>,
     /// What a delivery was of, until it is settled.
@@ -28,8 +30,11 @@ pub(crate) struct History {
 }
 
 impl History {
-    pub(crate) fn publish(&mut self, id: u64) {
+    pub(crate) fn publish(&mut self, id: u64, to: To) {
         self.published.insert(id);
+        if matches!(to, To::Queue(_)) {
+            self.single.insert(id);
+        }
     }
 
     pub(crate) fn deliver(
@@ -45,7 +50,7 @@ impl History {
         }
         self.held.remove(&delivery);
         // The same message may reach a queue of dead letters from several others.
-        if Model::is_dead(slot) {
+        if Model::is_dead(slot) && !self.single.contains(&id) {
             return Ok(());
         }
         // What two connections hear may come in any order.

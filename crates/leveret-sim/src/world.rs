@@ -711,7 +711,7 @@ impl World {
                 let delay_ms = delay_ms.filter(|_| to == To::Exchange(ExchangeName::Delayed));
                 let bytes = usize::from(bytes).max(8);
                 let message = Message { id, bytes, persistent, priority, expiration_ms, delay_ms, key };
-                self.hubs[hub].history.publish(id);
+                self.hubs[hub].history.publish(id, to);
                 let queue_name;
                 let routing_key = KEYS[usize::from(key) % KEYS.len()];
                 let address = match to {

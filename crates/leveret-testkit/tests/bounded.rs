@@ -1,5 +1,6 @@
 //! Work under the lock of a virtual host is bounded, whatever a command names.
 
+use leveret_broker::JournalPosition;
 use leveret_broker::limits::{UNITS_PER_HOLD, WINDOW_BYTES_MAX};
 use leveret_testkit::{Broker, Variation, continue_script, continue_script_of, run_script};
 
@@ -21,12 +22,13 @@ fn lines(numbers: std::ops::RangeInclusive<u32>, line: impl Fn(u32) -> String) -
     numbers.map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn script_in_bounded_holds(script: &str) {
+fn script_in_bounded_holds(script: &str) -> Broker {
     let mut broker = Broker::new(Variation::ALL[0]);
     run(&mut broker, script);
     let longest = broker.longest_hold();
     assert!(longest <= MOST, "{longest} consequences of one hold");
     assert!(longest >= MOST / 4, "{longest}: this script asks for too little to show anything");
+    broker
 }
 
 /// Twenty thousand messages in `q`, durable, and all of them with a consumer on channel 2.
@@ -77,10 +79,11 @@ fn a_closed_channel_returns_everything_at_one_instant_in_bounded_holds() {
     ));
 }
 
+/// A crash finds all of it, or nothing.
 #[test]
-fn a_large_transaction_is_committed_in_bounded_holds() {
+fn a_large_transaction_is_committed_in_bounded_holds_and_journaled_as_one() {
     let publish = "C: basic.publish routing-key='q' delivery-mode=2 body=''\n".repeat(20_000);
-    script_in_bounded_holds(&format!(
+    let broker = script_in_bounded_holds(&format!(
         "
         C: queue.declare queue='q' durable
         S: queue.declare-ok 'q' 0 0
@@ -93,6 +96,7 @@ fn a_large_transaction_is_committed_in_bounded_holds() {
         S: queue.declare-ok 'q' 20000 0
         "
     ));
+    assert_eq!(broker.whole_positions(), [1, 20_001].map(JournalPosition));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use leveret_planted::{Bug, planted};
+
 use crate::change::Expiry;
 
 /// One reading of both clocks.
@@ -23,7 +25,8 @@ impl Moment {
 
     /// The deadline that lies `after` behind this moment; the end of time if that is out of range.
     pub fn deadline(self, after: Duration) -> Deadline {
-        Deadline(self.monotonic.saturating_add(after))
+        let now = if planted(Bug::TimeToLiveOnWallClock) { self.wall } else { self.monotonic };
+        Deadline(now.saturating_add(after))
     }
 
     /// The end of a time to live that begins now, for a journal: in whole milliseconds, and never too early.
@@ -46,6 +49,7 @@ impl Moment {
     /// most the whole time to live. One that has passed meanwhile lies in the past.
     pub fn restored(self, expiry: Expiry) -> Deadline {
         let end = Duration::from_millis(expiry.wall_ms);
+        let end = if planted(Bug::TimeToLiveBeginsAnew) { Duration::MAX } else { end };
         let left = end.saturating_sub(self.wall).min(Duration::from_millis(expiry.time_to_live_ms));
         Deadline(self.deadline(left).0.saturating_sub(self.wall.saturating_sub(end)))
     }

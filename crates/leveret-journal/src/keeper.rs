@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use leveret_planted::{Bug, planted};
 use roaring::RoaringTreemap;
 
 use crate::disk::{Disk, DiskFile};
@@ -120,8 +121,9 @@ impl Keeper {
         for (generation, bytes, condition) in self.reader.parts().2.read().before(replay) {
             let weight = weight(generation).min(bytes);
             lives_before |= weight > 0;
+            let is_empty = weight == 0 || planted(Bug::LivingSegmentReused);
             match condition {
-                Condition::Whole if weight == 0 => empty.push((bytes, generation)),
+                Condition::Whole if is_empty => empty.push((bytes, generation)),
                 Condition::Damaged if weight == 0 => damaged.push(generation),
                 // What is thought to lie before it may lie in it.
                 Condition::Unknown if !lives_before => damaged.push(generation),

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use leveret_planted::{Bug, planted};
 use parking_lot::RwLock;
 
 use crate::disk::{Disk, DiskFile};
@@ -248,7 +249,13 @@ impl Log {
             let last = self.streams.get(stream).map_or(0, |state| state.last);
             assert!(*first > last, "records of stream {stream} go on from {last}, not from {first}");
         }
-        self.write(&mut batch.bytes, batch.count)?;
+        match self.write(&mut batch.bytes, batch.count) {
+            Err(LogError::Full(_)) if planted(Bug::FullDiskTakenForWritten) => {
+                batch.clear();
+                return Ok(());
+            }
+            written => written?,
+        }
         let (begin, end) = (self.end - padded(batch.bytes.len()) as u64, batch.bytes() as u64);
         let begin = begin + BATCH_HEADER_BYTES as u64;
         self.map.write().add(self.generation, begin, begin + end, 0, &batch.candidates.0);
@@ -291,7 +298,8 @@ impl Log {
         let map = map.read();
         // Of a stream that has ended nothing is needed.
         let needed = self.streams.iter().filter(|(_, state)| state.replay_from != u64::MAX);
-        let first = needed.map(|(&stream, state)| map.segment_of(stream, state.replay_from)).min();
+        let needed = needed.map(|(&stream, state)| map.segment_of(stream, state.replay_from));
+        let first = if planted(Bug::ReplayBeginsTooLate) { needed.max() } else { needed.min() };
         // A stream that nobody has said anything of is needed as a whole.
         let generation = first.flatten().unwrap_or(self.replay.generation);
         if let Some(sequence) = map.first_sequence(generation)
@@ -319,10 +327,18 @@ impl Log {
         match written {
             // Nobody was told, and the next try writes over what there is of it.
             Err(error) if is_full(&error) => return Err(LogError::Full(error.to_string())),
-            written => written.and_then(|()| self.room.file.sync()).map_err(|error| self.fail(&error))?,
+            written => written.and_then(|()| self.sync()).map_err(|error| self.fail(&error))?,
         }
         self.end += needed;
         Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if planted(Bug::ConfirmBeforeSync) {
+            return Ok(());
+        }
+        let synced = self.room.file.sync();
+        if planted(Bug::FailedSyncTriedAgain) { synced.or_else(|_| self.room.file.sync()) } else { synced }
     }
 
     /// Goes on in a new segment.
@@ -440,7 +456,9 @@ fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::R
     room.file.write_at(0, &bytes)?;
     room.file.sync()?;
     disk.rename(&spare.name, &segment_name(header.generation))?;
-    disk.sync_directory()?;
+    if !planted(Bug::NoDirectorySync) {
+        disk.sync_directory()?;
+    }
     Ok(room)
 }
 

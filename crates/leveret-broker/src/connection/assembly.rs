@@ -4,6 +4,7 @@
 //! Must not know: exchanges, queues, what becomes of the message.
 
 use leveret_amqp::{BasicProperties, ContentHeader, ShortStr, ShortString, Table, Value};
+use leveret_planted::{Bug, planted};
 
 use crate::connection::reply::{ClientError, Expected};
 use crate::limits::{BODY_BYTES_MAX, SELECTED_KEYS_MAX, TTL_MAX};
@@ -145,7 +146,8 @@ impl Assembly {
             return Err(ClientError::NotExpected(expected));
         };
         let bytes_wanted = *bytes_left;
-        *bytes_left = bytes_left.checked_sub(payload.len() as u64).ok_or(ClientError::BodyTooLong)?;
+        let left = bytes_left.checked_sub(payload.len() as u64).or(planted(Bug::BodyTooLong).then_some(0));
+        *bytes_left = left.ok_or(ClientError::BodyTooLong)?;
         let is_complete = *bytes_left == 0;
         match self.state {
             State::AwaitingBody { .. } => {

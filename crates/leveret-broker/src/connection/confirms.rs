@@ -14,6 +14,8 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 
+use leveret_planted::{Bug, planted};
+
 use crate::change::JournalPosition;
 
 /// The confirms of one channel.
@@ -83,7 +85,7 @@ impl Confirms {
     /// A publish was taken care of, once the journal has reached `after`.
     pub(super) fn settle(&mut self, number: NonZeroU64, after: JournalPosition, durable: JournalPosition) {
         let number = self.in_order(number);
-        if after <= durable {
+        if after <= durable || planted(Bug::ConfirmBeforeDurable) {
             self.ready(number, self.refused_behind);
         } else {
             debug_assert!(self.waiting.back().is_none_or(|last| last.after <= after));

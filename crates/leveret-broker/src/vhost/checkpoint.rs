@@ -13,6 +13,7 @@ use std::ops::Bound;
 use std::vec;
 
 use leveret_amqp::FieldTable;
+use leveret_planted::{Bug, planted};
 use smallvec::SmallVec;
 
 use crate::change::{Change, JournalPosition, PageEntries, PageEntry, QueueNumber, QueuePosition};
@@ -148,7 +149,9 @@ impl VirtualHost {
                     };
                     let after = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
                     let next = self.exchanges.get(id).and_then(|exchange| exchange.first_binding(after)).cloned();
-                    if let Some(binding) = next.as_ref().and_then(|key| self.durable_binding(id, key)) {
+                    if let Some(binding) = next.as_ref().and_then(|key| self.durable_binding(id, key))
+                        && !planted(Bug::CheckpointWithoutBindings)
+                    {
                         self.checkpoint_part(Change::Bound(binding), checkpoint, effects);
                     }
                     checkpoint.stage = Stage::Bindings { exchanges, current: next.map(|key| (id, Some(key))) };
@@ -351,7 +354,9 @@ impl VirtualHost {
     /// Takes a message from the pages of a queue, if they have it.
     pub(super) fn apply_settled_in_pages(&mut self, queue: QueueNumber, position: QueuePosition) {
         let staged = self.restating.as_mut().and_then(|restating| restating.queues.get_mut(&queue));
-        if let Some(level) = staged.and_then(|staged| staged.levels.of_mut(position)) {
+        if let Some(level) = staged.and_then(|staged| staged.levels.of_mut(position))
+            && !planted(Bug::CheckpointKeepsAcked)
+        {
             level.settle(position);
         }
     }

@@ -9,6 +9,7 @@
 pub(super) mod deaths;
 
 use leveret_amqp::ShortString;
+use leveret_planted::{Bug, planted};
 use smallvec::smallvec;
 
 use self::deaths::{Address, Death};
@@ -53,6 +54,9 @@ impl VirtualHost {
         // One that dies when this hold of the lock is used up goes on in the next.
         let goes_on = queue.dying().is_empty() && self.units > 0 && self.departure_room > 0;
         let Some(Known { message, journaled, .. }) = queue.known(position) else { return };
+        if message.is_none() && planted(Bug::DeadLetterLost) {
+            return self.settle_taken(id, position, effects);
+        }
         let departure = self.departure(id, journaled);
         if let Some(message) = message.filter(|_| goes_on)
             && self.dead_letter(now, id, &message, reason, departure, effects)
@@ -115,6 +119,9 @@ impl VirtualHost {
     /// in this queue, as it and those after it in this hold are durable together. If not, the message may have come from a
     /// queue where the journal knew it.
     fn departure(&self, id: QueueId, journaled: bool) -> JournalPosition {
+        if planted(Bug::DeadLetterBeforeDeparture) {
+            return JournalPosition::default();
+        }
         if journaled {
             return self.position.next();
         }

@@ -47,6 +47,7 @@ use std::time::Duration;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use leveret_amqp::{ReplyCode, ShortString};
+use leveret_planted::{Bug, planted};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use slotmap::SlotMap;
@@ -270,8 +271,10 @@ impl VirtualHost {
         let is_theirs = |session: &Session| !session.is_administrator && session.login.user == *user;
         for (id, session) in self.sessions.iter_mut().filter(|(_, session)| is_theirs(session)) {
             session.login.grant = Arc::clone(grant);
-            session.allowed = Allowed::default();
-            session.routes = RouteMemory::default();
+            if !planted(Bug::PermissionsRemembered) {
+                session.allowed = Allowed::default();
+                session.routes = RouteMemory::default();
+            }
             // What was allowed before goes on, and its way is not remembered.
             if let Some(unfinished) = self.searching.get_mut(&id) {
                 unfinished.search.by_key = false;
@@ -676,7 +679,9 @@ impl VirtualHost {
         for channel in session.channel_ids() {
             self.release_channel(from, channel, settlement);
         }
-        self.work.push_back(Work::Delete(exclusive));
+        if !planted(Bug::ExclusiveQueueStays) {
+            self.work.push_back(Work::Delete(exclusive));
+        }
         self.work.push_back(Work::Leave(from, farewell));
     }
 
@@ -713,6 +718,12 @@ impl VirtualHost {
     fn change(&mut self, change: Change, effects: &mut Effects) {
         self.position = self.position.next();
         effects.changes.push(change);
+        if planted(Bug::AckBeforePublish)
+            && let [.., publish @ Change::MessageEnqueued { .. }, ack @ Change::MessageSettled { .. }] =
+                &mut effects.changes[..]
+        {
+            std::mem::swap(publish, ack);
+        }
     }
 
     /// Records that something was declared, bound or deleted.

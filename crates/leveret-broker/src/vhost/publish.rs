@@ -1,6 +1,7 @@
 //! Taking a message in: `basic.publish`, from route to queues. RabbitMQ: publishing, mandatory, confirms.
 
 use leveret_amqp::{ReplyCode, ShortString};
+use leveret_planted::{Bug, planted};
 use smallvec::SmallVec;
 
 use crate::change::{Change, Enqueued, JournalPosition};
@@ -109,7 +110,7 @@ impl VirtualHost {
         let after = self.offer(now, message, expiration_ms, route, effects);
         if let Some(number) = confirm {
             // RabbitMQ: one queue that does not take it is enough, though the others have it.
-            let output = match after {
+            let output = match after.or(planted(Bug::RefusalConfirmed).then_some(self.position)) {
                 Some(after) => Output::Confirm { channel, number, after },
                 None => Output::Refuse { channel, number },
             };
@@ -189,7 +190,7 @@ impl VirtualHost {
             let expires = time_to_live.map(|time| now.deadline(time));
             let position = queue.push(rank, Entry::new(id, body, expires, journaled));
             queue.wait_for(departure);
-            if journaled {
+            if journaled && (!planted(Bug::FanOutJournaledOnce) || durable_queues.is_empty()) {
                 let expires = time_to_live.map(|time| now.expiry(time));
                 durable_queues.push(Enqueued { queue: number, position, expires });
             }

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use leveret_amqp::{FieldTable, ShortString};
+use leveret_planted::{Bug, planted};
 
 use crate::access::{Allowed, Login};
 use crate::change::{JournalPosition, Tries};
@@ -137,7 +138,8 @@ pub(crate) enum Credit {
 impl Consumer {
     /// Whether it may get another message now.
     pub(crate) fn credit(&self, channel: &Channel, is_window_full: bool) -> Credit {
-        let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get());
+        let more = u64::from(planted(Bug::PrefetchOneTooMany));
+        let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get() + more);
         let is_counted = self.ack_mode == AckMode::Manual;
         if is_counted && (used_up(self.prefetch, self.unacked) || used_up(channel.prefetch, channel.delivered)) {
             Credit::PrefetchUsed

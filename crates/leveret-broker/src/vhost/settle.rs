@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
+use leveret_planted::{Bug, planted};
+
 use crate::change::DeathReason;
 use crate::limits::STEPS_PER_UNIT;
 use crate::moment::Moment;
@@ -43,7 +45,7 @@ impl VirtualHost {
                 return Ok(());
             }
             AckTarget::UpTo(tag) if !channel.unacked.contains(tag) => return unknown(tag.number()),
-            AckTarget::UpTo(tag) => tag.number(),
+            AckTarget::UpTo(tag) => tag.number() - u64::from(planted(Bug::MultipleAckStopsShort)),
             AckTarget::AllOutstanding => channel.unacked.last_tag(),
         };
         if let Some(transaction) = &mut channel.transaction {
@@ -82,7 +84,7 @@ impl VirtualHost {
     ) {
         let before = self.position;
         self.settle_one(now, unacked, settlement, effects);
-        if self.position != before {
+        if self.position != before && !planted(Bug::AckNotAwaited) {
             self.settled_on(from, channel);
         }
     }

@@ -3,6 +3,8 @@
 //! Owns: publishes that were routed and not enqueued, deliveries that were settled and are still unacked.
 //! What a transaction holds takes effect at commit, all of it, or at rollback not at all.
 
+use leveret_planted::{Bug, planted};
+
 use crate::connection::reply::Exception;
 use crate::limits::STEPS_PER_UNIT;
 use crate::memory::{Lease, Meter};
@@ -75,7 +77,9 @@ impl VirtualHost {
         let Some(channel) = self.channel(from, id) else { return };
         let Some(transaction) = channel.transaction.as_mut() else { return };
         let Transaction { settlements, .. } = std::mem::replace(transaction, next);
-        channel.unacked.put_back(settlements.iter().map(|&(unacked, _)| unacked));
+        if !planted(Bug::RollbackForgets) {
+            channel.unacked.put_back(settlements.iter().map(|&(unacked, _)| unacked));
+        }
         if !settlements.is_empty() {
             // All that is unacked was put in order again.
             let unacked = channel.unacked.len();

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use std::vec;
 
+use leveret_planted::{Bug, planted};
+
 use crate::change::JournalPosition;
 use crate::moment::Moment;
 use crate::names::ChannelId;
@@ -71,7 +73,8 @@ impl Work {
     /// Whether its changes are worth something only together: all of them or, after a crash, none.
     pub(super) fn is_atomic(&self) -> bool {
         match self {
-            Work::Commit { .. } | Work::DeleteExchange(_) => true,
+            Work::Commit { .. } => !planted(Bug::CommitInPieces),
+            Work::DeleteExchange(_) => true,
             Work::Settle { .. }
             | Work::Return(..)
             | Work::Cancel(..)

@@ -8,6 +8,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use leveret_planted::{Bug, planted};
+
 use super::index::{Detached, Entry, Eviction, Index, Position, Settled};
 use super::{Dying, Known};
 use crate::change::JournalPosition;
@@ -214,6 +216,9 @@ impl Level {
 
     /// After a restart: whatever was granted may have been delivered.
     pub(super) fn flag_granted(&mut self) {
+        if planted(Bug::GrantedWithoutFlag) {
+            return;
+        }
         // What will be enqueued at the places behind is new.
         self.flagged_below = self.grant.below.min(self.index.next());
     }
@@ -230,12 +235,14 @@ impl Level {
     }
 
     pub(super) fn is_redelivered(&self, position: Position) -> bool {
-        position < self.flagged_below || self.index.is_redelivered(position)
+        position < self.flagged_below || (self.index.is_redelivered(position) && !planted(Bug::RequeuedWithoutFlag))
     }
 
     /// The ready message that comes first.
     pub(super) fn head(&mut self, dying: &Dying) -> Option<Position> {
-        if let Some(&position) = self.returned.first() {
+        if let Some(&position) = self.returned.first()
+            && !planted(Bug::RequeueAtTail)
+        {
             return Some(position);
         }
         let mut found = self.index.first_from(self.cursor);
@@ -243,6 +250,9 @@ impl Level {
             found = self.index.first_from(position.next());
         }
         self.cursor = found.unwrap_or(self.index.next());
+        if planted(Bug::RequeueAtTail) {
+            return found.or(self.returned.first().copied());
+        }
         found
     }
 

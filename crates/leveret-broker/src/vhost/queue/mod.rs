@@ -16,6 +16,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use leveret_amqp::FieldTable;
+use leveret_planted::{Bug, planted};
 
 pub(crate) use self::arguments::{ArgumentError, ArgumentFault, QueueArguments, QueueType};
 pub(crate) use self::consumers::{ConsumerKey, Consumers, Priority, Seat, Sharing, Waiting};
@@ -244,7 +245,8 @@ impl Queue {
 
     fn exceeds(&self, messages: u64, bytes: u64) -> bool {
         let QueueSettings { max_length, max_length_bytes, .. } = &self.settings;
-        max_length.is_some_and(|most| messages > most) || max_length_bytes.is_some_and(|most| bytes > most)
+        let more = u64::from(planted(Bug::LengthOneTooMany));
+        max_length.is_some_and(|most| messages > most + more) || max_length_bytes.is_some_and(|most| bytes > most)
     }
 
     /// The place of a message of this priority among others. RabbitMQ: one that has none counts as 0, in quorum queues as 4.
@@ -459,6 +461,7 @@ impl Queue {
                 self.set_grant(below, next);
                 // The old one may still do for this message.
                 let after = self.granted(position).unwrap_or_default();
+                let after = if planted(Bug::DeliveryBeforeGrant) { JournalPosition::default() } else { after };
                 (after, Some(Change::DeliveryGranted { queue: self.declared.number, below }))
             }
         }

@@ -1,0 +1,140 @@
+//! Bugs that a build for tests can be made to have, one at a time: `cargo xtask planted` shows that each is found.
+//!
+//! Owns: which there are, and which one a process has. Must not know: where they are, and what finds them.
+//! Invariant: without the feature `on` and debug assertions, [`planted`] is a constant, and no bug is in the program. So a
+//! release has none, whatever features it is built with.
+//!
+//! Where a bug is, one line asks for it beside the right code:
+//!
+//! ```text
+//! if !planted(Bug::NoDirectorySync) {
+//!     disk.sync_directory()?;
+//! }
+//! ```
+
+use std::fmt;
+
+/// The variable that says by its name which bug a process has.
+pub const VARIABLE: &str = "LEVERET_PLANTED";
+
+macro_rules! bugs {
+    ($($bug:ident $name:literal $what:literal,)*) => {
+        /// Something that a programmer could do wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bug {
+            $(#[doc = $what] $bug,)*
+        }
+
+        impl Bug {
+            /// All there are.
+            pub const ALL: &[Bug] = &[$(Bug::$bug,)*];
+
+            /// How it is called.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Bug::$bug => $name,)*
+                }
+            }
+
+            /// What is wrong.
+            pub fn what(self) -> &'static str {
+                match self {
+                    $(Bug::$bug => $what,)*
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    // The journal.
+    ConfirmBeforeSync "confirm-before-sync" "A batch counts as durable when it is written, and is never synced.",
+    NoDirectorySync "no-directory-sync" "The folder is not synced when a segment got its name.",
+    TornBatchTaken "torn-batch-taken" "A start takes a batch whose header is whole without looking at the rest.",
+    ChecksumNotChecked "checksum-not-checked-on-read" "A record is handed out without a look at its checksum.",
+    FullDiskTakenForWritten "full-disk-taken-for-written" "A batch that the disk had no room for counts as written.",
+    FailedSyncTriedAgain "failed-sync-tried-again" "A sync that failed is tried again, and believed.",
+    FailedFolderSyncForgotten "failed-folder-sync-forgotten" "A folder that could not be synced is trusted the next time.",
+    LivingSegmentReused "living-segment-reused" "A segment becomes a spare though messages live in it.",
+    ReplayBeginsTooLate "replay-begins-too-late" "A start begins where the last stream needs it, not the first.",
+    // What is told when.
+    ConfirmBeforeDurable "confirm-before-durable" "A publish is confirmed before its change is durable.",
+    RefusalConfirmed "refusal-confirmed" "A publish that a full queue refuses is confirmed.",
+    AnswerOvertakes "answer-overtakes" "An answer overtakes what waits for the journal on its channel.",
+    DeliveryBeforeGrant "delivery-before-grant" "A message is handed out before its grant is durable.",
+    AckNotAwaited "ack-not-awaited" "An answer does not wait for the acks before it to be durable.",
+    BodyTooLong "body-too-long" "A body may be longer than its header says.",
+    // Queues.
+    RequeueAtTail "requeue-at-tail" "A message that comes back is delivered behind all others.",
+    RequeuedWithoutFlag "requeued-without-flag" "A message that comes back is delivered without the flag.",
+    MultipleAckStopsShort "multiple-ack-stops-short" "An ack of several leaves out the last of them.",
+    RollbackForgets "rollback-forgets" "What a transaction has settled stays settled when it is rolled back.",
+    PrefetchOneTooMany "prefetch-one-too-many" "A consumer may hold one more than its prefetch.",
+    LengthOneTooMany "length-one-too-many" "A queue may be longer by one than it says.",
+    ExclusiveQueueStays "exclusive-queue-stays" "An exclusive queue outlives its connection.",
+    DeadLetterLost "dead-letter-lost" "A dead letter whose body is not in memory goes nowhere.",
+    DeadLetterBeforeDeparture "dead-letter-before-departure" "A dead letter is handed out before it is gone for good where it died.",
+    TimeToLiveOnWallClock "time-to-live-on-wall-clock" "A deadline is counted from the wall clock.",
+    // Routing, permissions.
+    StaleRoute "stale-route" "A route is remembered after the bindings have changed.",
+    HashNeedsWord "hash-needs-word" "A # in a binding key does not stand for no word at all.",
+    PermissionsRemembered "permissions-remembered" "What a user was allowed is remembered when permissions change.",
+    PassiveDeclareUnchecked "passive-declare-unchecked" "A passive declaration asks for no permission.",
+    // What a restart finds.
+    AckBeforePublish "ack-before-publish" "An ack is replayed before the publish that stood before it.",
+    FanOutJournaledOnce "fan-out-journaled-once" "A message that goes to several queues is journaled for one of them.",
+    GrantedWithoutFlag "granted-without-flag" "What may have been delivered before a crash does not carry the flag.",
+    CommitInPieces "commit-in-pieces" "A crash may find a part of a large transaction.",
+    CheckpointKeepsAcked "checkpoint-keeps-acked" "What is acked while a checkpoint is written comes back.",
+    CheckpointWithoutBindings "checkpoint-without-bindings" "A checkpoint leaves bindings out.",
+    TimeToLiveBeginsAnew "time-to-live-begins-anew" "A time to live begins anew with each start.",
+}
+
+impl fmt::Display for Bug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether this process has a bug.
+#[cfg(not(all(feature = "on", debug_assertions)))]
+pub const fn planted(_: Bug) -> bool {
+    false
+}
+
+// A build that can plant nothing is one in which this is known when it is compiled.
+#[cfg(not(all(feature = "on", debug_assertions)))]
+const _: () = assert!(!planted(Bug::ConfirmBeforeSync));
+
+/// Whether this process has a bug.
+///
+/// # Panics
+/// If [`VARIABLE`] is set to something else than the name of one.
+#[cfg(all(feature = "on", debug_assertions))]
+pub fn planted(bug: Bug) -> bool {
+    static CHOSEN: std::sync::LazyLock<Option<Bug>> = std::sync::LazyLock::new(|| {
+        let name = std::env::var_os(VARIABLE)?;
+        let chosen = Bug::ALL.iter().find(|bug| name == bug.name());
+        Some(*chosen.unwrap_or_else(|| panic!("{VARIABLE} names no bug: {}", name.display())))
+    });
+    *CHOSEN == Some(bug)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_bug_has_a_name_of_its_own() {
+        let names: BTreeSet<_> = Bug::ALL.iter().map(|bug| bug.name()).collect();
+        assert_eq!(names.len(), Bug::ALL.len());
+        assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-')));
+    }
+
+    #[test]
+    fn nobody_has_a_bug_without_asking() {
+        assert!(Bug::ALL.iter().all(|&bug| !planted(bug)));
+    }
+}

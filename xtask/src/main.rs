@@ -15,6 +15,7 @@ mod fuzz;
 mod measure;
 mod memory;
 mod peer;
+mod planted;
 mod process;
 mod proof;
 mod rabbitmq;
@@ -74,6 +75,15 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 1)]
         seeds: u64,
     },
+    /// Bugs that one build can be made to have, and what finds each: seeds of the simulation, or a test
+    Planted {
+        /// Only these; all, if none is named
+        #[arg(value_name = "NAME")]
+        only: Vec<String>,
+        /// How many seeds each has at most
+        #[arg(long, value_name = "N", default_value_t = planted::SEEDS)]
+        seeds: u64,
+    },
     /// The protocol scripts of the tests, against a broker that runs
     Conformance {
         /// Where the broker is; the scripts log in as guest, and may delete what they find there
@@ -123,6 +133,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Proof { seconds, fuzz_seconds } => proof::run(Duration::from_secs(seconds), fuzz_seconds)?,
         Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
         Command::Sim { seed, seeds } => sim::run(seed, seeds)?,
+        Command::Planted { only, seeds } => planted::run(&only, seeds)?,
         Command::Conformance { url, only, differences } => conformance::run(&url, &only, differences.as_deref())?,
         Command::Measure => {
             measure::run()?;

@@ -1,5 +1,5 @@
 //! `cargo xtask proof`: proofs that take long. Property tests with as many new cases as time allows, arbitrary bytes, power cuts at every
-//! place of a simulated disk, seeds of the simulation, and a broker that is killed and whose power is cut many times.
+//! place of a simulated disk, seeds of the simulation, bugs that these must find, and a broker that is killed and whose power is cut many times.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use crate::broker;
 use crate::clients::{self, Deaths};
 use crate::files::Files;
 use crate::fuzz::{self, Engine};
+use crate::planted;
 use crate::process::{self, Show};
 use crate::sim;
 use crate::tally::Tally;
@@ -42,6 +43,7 @@ pub(crate) fn run(time: Duration, fuzz_seconds: u64) -> Result<Tally> {
     sum += fuzz::run(Engine::Proptest, &[], fuzz_seconds)?;
     sum += crash_everywhere()?;
     sum += sim::run(0, sim::PROOF_SEEDS)?;
+    sum += planted::run(&[], planted::SEEDS)?;
     sum += clients::run_durability(&broker::build()?, DEATHS)?;
     Ok(sum)
 }

@@ -1,0 +1,323 @@
+//! `cargo xtask planted`: bugs that one build can be made to have, one at a time, and what finds each of them.
+//!
+//! Most must be found by seeds of the simulation alone; the others lie where it does not look, and each has a test that must
+//! fail. A bug that nothing finds says that something is missing in the tests. Without a bug, the same seeds and tests of the
+//! same build must pass.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use leveret_planted::{Bug, VARIABLE};
+
+use crate::process::{self, End, Show};
+use crate::tally::{Tally, too_few};
+use crate::workspace::{cargo, target, tool};
+
+/// Seeds within which a bug must be found.
+pub(crate) const SEEDS: u64 = 2000;
+
+const BUGS_LEAST: u64 = 25;
+const BUGS_OF_SEEDS_LEAST: u64 = 18;
+
+const BUILD_DEADLINE: Duration = Duration::from_mins(15);
+/// 2,000 seeds take half a minute on two cores.
+const SEEDS_DEADLINE: Duration = Duration::from_mins(5);
+const TEST_DEADLINE: Duration = Duration::from_mins(2);
+
+/// How much of a complaint is shown.
+const COMPLAINT_CHARS: usize = 120;
+
+/// A test, by the program that it is in and its name there. A program is a file of tests in the testkit, or [`JOURNAL`].
+type Test = (&'static str, &'static str);
+
+/// The unit tests of the journal, as cargo calls them.
+const JOURNAL: &str = "leveret_journal";
+
+/// What is built once more with all bugs in it. What is built without them stands beside it, and is not built again.
+const WITH_BUGS: [&str; 5] = ["--locked", "--profile", "proof", "--features", "leveret-planted/on"];
+
+/// The test for a bug that the simulation cannot know of.
+fn test_for(bug: Bug) -> Option<Test> {
+    match bug {
+        // Nothing rots on the disk of the simulation.
+        Bug::ChecksumNotChecked => {
+            Some((JOURNAL, "tests::reader::a_rotten_byte_of_an_old_segment_takes_one_record_at_most"))
+        }
+        // Nothing comes between a name and its sync there.
+        Bug::FailedFolderSyncForgotten => {
+            Some((JOURNAL, "tests::log::a_failed_sync_of_the_folder_is_the_end_whoever_asked_for_it"))
+        }
+        // What it does fits into one hold of the lock.
+        Bug::CommitInPieces => {
+            Some(("bounded", "a_large_transaction_is_committed_in_bounded_holds_and_journaled_as_one"))
+        }
+        // Its clients keep to the protocol.
+        Bug::BodyTooLong => Some(("scripts", "hostile::a_body_longer_than_declared_is_501")),
+        // They may do everything.
+        Bug::PermissionsRemembered => Some((
+            "scripts",
+            "permissions::new_permissions_go_for_the_next_operation_though_the_route_is_remembered",
+        )),
+        Bug::PassiveDeclareUnchecked => Some(("authorization", "every_operation_needs_what_rabbitmqs_table_says")),
+        Bug::ConfirmBeforeSync
+        | Bug::NoDirectorySync
+        | Bug::TornBatchTaken
+        | Bug::FullDiskTakenForWritten
+        | Bug::FailedSyncTriedAgain
+        | Bug::LivingSegmentReused
+        | Bug::ReplayBeginsTooLate
+        | Bug::ConfirmBeforeDurable
+        | Bug::RefusalConfirmed
+        | Bug::AnswerOvertakes
+        | Bug::DeliveryBeforeGrant
+        | Bug::AckNotAwaited
+        | Bug::RequeueAtTail
+        | Bug::RequeuedWithoutFlag
+        | Bug::MultipleAckStopsShort
+        | Bug::RollbackForgets
+        | Bug::PrefetchOneTooMany
+        | Bug::LengthOneTooMany
+        | Bug::ExclusiveQueueStays
+        | Bug::DeadLetterLost
+        | Bug::DeadLetterBeforeDeparture
+        | Bug::TimeToLiveOnWallClock
+        | Bug::StaleRoute
+        | Bug::HashNeedsWord
+        | Bug::AckBeforePublish
+        | Bug::FanOutJournaledOnce
+        | Bug::GrantedWithoutFlag
+        | Bug::CheckpointKeepsAcked
+        | Bug::CheckpointWithoutBindings
+        | Bug::TimeToLiveBeginsAnew => None,
+    }
+}
+
+/// What was found, or not.
+struct Verdict {
+    is_good: bool,
+    says: String,
+    /// Seeds that were tried.
+    seeds: u64,
+}
+
+/// Tries these bugs, or all, each with so many seeds at most, or with its test.
+pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
+    let unknown = only.iter().find(|name| Bug::ALL.iter().all(|bug| bug.name() != *name));
+    let names = || Bug::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ");
+    if let Some(unknown) = unknown {
+        bail!("there is no bug {unknown}; there are {}", names());
+    }
+    let wanted: Vec<_> = Bug::ALL
+        .iter()
+        .copied()
+        .filter(|bug| only.is_empty() || only.iter().any(|name| bug.name() == name))
+        .collect();
+    let tests: Vec<_> = wanted.iter().filter_map(|&bug| test_for(bug)).collect();
+    let Some(build) = Build::make(&tests)? else { return Ok(Tally::FAILED) };
+
+    let started = Instant::now();
+    let (mut tally, mut by_seeds, mut slowest) = (Tally::default(), 0, 0);
+    for &bug in &wanted {
+        let verdict = match test_for(bug) {
+            Some(test) => build.fails(bug, test)?,
+            None => build.is_found(bug, seeds)?,
+        };
+        if verdict.is_good && test_for(bug).is_none() {
+            (by_seeds, slowest) = (by_seeds + 1, slowest.max(verdict.seeds));
+        }
+        tally += show(bug.name(), &verdict);
+        if !verdict.is_good {
+            println!("     {}", bug.what());
+        }
+    }
+    if slowest > 0 {
+        tally += show("no bug", &build.finds_nothing(slowest)?);
+    }
+    for test in tests {
+        tally += show("no bug", &build.passes(test)?);
+    }
+    let seconds = started.elapsed().as_secs();
+    let count = wanted.len();
+    println!(
+        "{count} bugs, of which seeds from 1 on have found {by_seeds}, the last by seed {slowest}; {seconds} s"
+    );
+    if only.is_empty() {
+        tally = tally.at_least("bugs", BUGS_LEAST);
+        if let Some(complaint) = too_few("bugs that seeds find", by_seeds, BUGS_OF_SEEDS_LEAST) {
+            println!("{complaint}");
+            tally += Tally::FAILED;
+        }
+    }
+    Ok(tally)
+}
+
+fn show(name: &str, Verdict { is_good, says, .. }: &Verdict) -> Tally {
+    println!("{:<6} {name:<30} {says}", if *is_good { "ok" } else { "not ok" });
+    if *is_good { Tally::PASSED } else { Tally::FAILED }
+}
+
+/// The simulation and tests, with all bugs in them.
+struct Build {
+    simulation: PathBuf,
+    /// Those of tests, by their names.
+    programs: BTreeMap<String, PathBuf>,
+}
+
+impl Build {
+    /// Nothing if it cannot be built, and it says why.
+    fn make(tests: &[Test]) -> Result<Option<Build>> {
+        let (of_journal, of_testkit): (Vec<_>, Vec<_>) = tests.iter().partition(|(program, _)| *program == JOURNAL);
+        let mut command = cargo(["build", "--package", "leveret-planted", "--package", "leveret-sim"]);
+        command.args(["--package", "leveret-testkit", "--bin", "leveret-sim"]);
+        for (file, _) in of_testkit {
+            command.args(["--test", file]);
+        }
+        let mut commands = vec![command];
+        if !of_journal.is_empty() {
+            commands.push(cargo(["test", "--no-run", "--package", "leveret-journal", "--lib"]));
+        }
+        let mut programs = BTreeMap::new();
+        for mut command in commands {
+            command.args(WITH_BUGS).args(["--message-format", "json-render-diagnostics"]);
+            let built = process::run(command, BUILD_DEADLINE, Show::Nothing)?;
+            if !built.has_succeeded() {
+                print!("{}", built.output);
+                println!("the bugs were not built: {}", built.end);
+                return Ok(None);
+            }
+            programs.extend(programs_in(&built.output));
+        }
+        // Under its own name the next build of it, without bugs, would take its place.
+        let simulation = target().join("planted/leveret-sim");
+        fs::create_dir_all(target().join("planted"))?;
+        // One that runs keeps its file, and cannot be written over.
+        let _ = fs::remove_file(&simulation);
+        fs::copy(programs.get("leveret-sim").context("cargo has built no simulation")?, &simulation)?;
+        Ok(Some(Build { simulation, programs }))
+    }
+
+    /// Whether seeds find a bug.
+    fn is_found(&self, bug: Bug, seeds: u64) -> Result<Verdict> {
+        let (output, end) = self.simulate(Some(bug), seeds)?;
+        Ok(match failure(&output) {
+            Some((seed, complaint)) => {
+                Verdict { is_good: true, says: format!("seed {seed}: {complaint}"), seeds: seed }
+            }
+            None => Verdict { is_good: false, says: format!("{seeds} seeds find nothing: {end}"), seeds },
+        })
+    }
+
+    /// Whether seeds find nothing where there is nothing.
+    fn finds_nothing(&self, seeds: u64) -> Result<Verdict> {
+        let (output, end) = self.simulate(None, seeds)?;
+        let is_good = matches!(end, End::Exited(status) if status.success());
+        let says = match failure(&output) {
+            Some((seed, complaint)) => format!("seed {seed} fails: {complaint}"),
+            None => format!("{seeds} seeds: {end}"),
+        };
+        Ok(Verdict { is_good, says, seeds })
+    }
+
+    fn simulate(&self, bug: Option<Bug>, seeds: u64) -> Result<(String, End)> {
+        let mut simulation = tool(&self.simulation);
+        let threads = thread::available_parallelism()?.to_string();
+        // The first seed that fails is the same with any number of threads.
+        simulation.args(["1", "--seeds", &seeds.to_string(), "--threads", &threads]);
+        plant(&mut simulation, bug);
+        let finished = process::run(simulation, SEEDS_DEADLINE, Show::Nothing)?;
+        Ok((finished.output, finished.end))
+    }
+
+    /// Whether a test fails because of a bug.
+    fn fails(&self, bug: Bug, test: Test) -> Result<Verdict> {
+        let (tally, end) = self.test(Some(bug), test)?;
+        let is_good = tally == Tally::FAILED;
+        let says = if is_good { format!("test {}", test.1) } else { format!("test {}: {tally}, {end}", test.1) };
+        Ok(Verdict { is_good, says, seeds: 0 })
+    }
+
+    fn passes(&self, test: Test) -> Result<Verdict> {
+        let (tally, end) = self.test(None, test)?;
+        Ok(Verdict { is_good: tally == Tally::PASSED, says: format!("test {}: {end}", test.1), seeds: 0 })
+    }
+
+    fn test(&self, bug: Option<Bug>, (program, name): Test) -> Result<(Tally, End)> {
+        let path = self.programs.get(program).with_context(|| format!("cargo has built no {program}"))?;
+        let mut test = tool(path);
+        test.args(["--exact", name]);
+        plant(&mut test, bug);
+        let finished = process::run(test, TEST_DEADLINE, Show::Nothing)?;
+        // One that is killed has told nothing.
+        let has_ended = matches!(finished.end, End::Exited(_));
+        Ok((Tally::of_cargo_test(&finished.output, has_ended), finished.end))
+    }
+}
+
+fn plant(command: &mut Command, bug: Option<Bug>) {
+    match bug {
+        Some(bug) => command.env(VARIABLE, bug.name()),
+        None => command.env_remove(VARIABLE),
+    };
+}
+
+/// The programs that cargo says it has built, by the names of their targets.
+fn programs_in(output: &str) -> BTreeMap<String, PathBuf> {
+    let of_line = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let name = message.get("target")?.get("name")?.as_str()?.to_owned();
+        Some((name, PathBuf::from(message.get("executable")?.as_str()?)))
+    };
+    output.lines().filter_map(of_line).collect()
+}
+
+/// The first seed that the simulation says has failed, and the beginning of why.
+fn failure(output: &str) -> Option<(u64, String)> {
+    let mut lines = output.lines().skip_while(|line| !line.starts_with("seed "));
+    let (seed, rest) = lines.next()?.strip_prefix("seed ")?.split_once(" fails at step ")?;
+    let (_, first) = rest.split_once(": ")?;
+    // What a panic says has several lines.
+    let rest = lines.take_while(|line| !line.starts_with("  again: "));
+    let complaint = [first].into_iter().chain(rest).collect::<Vec<_>>().join(" ");
+    let shown: String = complaint.chars().take(COMPLAINT_CHARS).collect();
+    let more = if shown.len() < complaint.len() { "…" } else { "" };
+    Some((seed.parse().ok()?, format!("{shown}{more}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_seed_that_fails_is_read_with_all_that_it_says() {
+        let output = "\
+seed 7 fails at step 12: a panic: panicked at a.rs:1:2:
+no more: none
+  again: cargo xtask sim 7
+seed 8 fails at step 1: a crash
+  again: cargo xtask sim 8
+Operation:
+";
+        let complaint = "a panic: panicked at a.rs:1:2: no more: none".to_owned();
+        assert_eq!(failure(output), Some((7, complaint)));
+        assert_eq!(failure("Operation:\n20 seeds, 7 steps\n"), None);
+        let (_, complaint) = failure(&format!("seed 1 fails at step 2: {}\n", "x".repeat(500))).unwrap();
+        assert_eq!(complaint.chars().count(), COMPLAINT_CHARS + 1);
+    }
+
+    #[test]
+    fn programs_are_told_from_libraries_and_from_what_is_no_message() {
+        let output = r#"
+   Compiling leveret-sim v0.1.0
+{"reason":"compiler-artifact","target":{"name":"leveret_sim"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"leveret-sim"},"executable":"target/sim"}
+{"reason":"build-finished","success":true}
+"#;
+        let expected = [("leveret-sim".to_owned(), PathBuf::from("target/sim"))];
+        assert_eq!(programs_in(output), expected.into());
+    }
+}

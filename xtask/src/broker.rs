@@ -117,6 +117,11 @@ impl Broker {
 
     /// Stops it with SIGTERM, and waits for its end.
     pub(crate) fn stop(mut self) -> Result<ExitStatus> {
+        self.terminate()
+    }
+
+    /// The same where something of it is still needed.
+    pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
         }

@@ -23,6 +23,7 @@ mod routing;
 mod scenarios;
 mod sim;
 mod space;
+mod stress;
 mod tally;
 mod test;
 mod workspace;
@@ -48,7 +49,7 @@ enum Command {
         #[arg(long, value_name = "SUITE")]
         only: Vec<String>,
     },
-    /// The property tests with many more cases than `test` tries
+    /// The property tests with many more cases than `test` tries, power cuts, kills, and a little stress
     Proof {
         /// About how long to try new cases
         #[arg(long, value_name = "N", default_value_t = 60)]
@@ -83,6 +84,15 @@ enum Command {
         /// How many seeds each has at most
         #[arg(long, value_name = "N", default_value_t = planted::SEEDS)]
         seeds: u64,
+        },
+    /// More than the broker can do, and clients that are none: who is starved, what is lost, what it takes
+    Stress {
+        /// How long each step lasts, about; numbers of messages go with it
+        #[arg(long, value_name = "N", default_value_t = stress::LONG_SECONDS, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+        /// Only this step
+        #[arg(long, value_name = "STEP")]
+        only: Option<stress::Step>,
     },
     /// The protocol scripts of the tests, against a broker that runs
     Conformance {
@@ -134,6 +144,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
         Command::Sim { seed, seeds } => sim::run(seed, seeds)?,
         Command::Planted { only, seeds } => planted::run(&only, seeds)?,
+        Command::Stress { seconds, only } => stress::run(Duration::from_secs(seconds), only)?,
         Command::Conformance { url, only, differences } => conformance::run(&url, &only, differences.as_deref())?,
         Command::Measure => {
             measure::run()?;

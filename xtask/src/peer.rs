@@ -11,7 +11,7 @@ use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, ShortStr};
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 const FRAME_BYTES_MAX: u32 = 131_072;
 
-/// A connection without heartbeats, with channel 1 open.
+/// A connection with channel 1 open.
 pub(crate) struct Peer {
     stream: TcpStream,
     input: Vec<u8>,
@@ -20,8 +20,13 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Logs in as guest.
+    /// Logs in as guest, without heartbeats.
     pub(crate) fn connect(address: &str) -> Result<Self> {
+        Self::connect_with(address, 0)
+    }
+
+    /// The same with a heartbeat, in seconds, which whoever has this sends.
+    pub(crate) fn connect_with(address: &str, heartbeat: u16) -> Result<Self> {
         let mut peer = Peer { stream: TcpStream::connect(address)?, input: Vec::new(), taken: 0 };
         peer.stream.set_nodelay(true)?;
         peer.stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
@@ -38,7 +43,7 @@ impl Peer {
             },
         )?;
         peer.expect("connection.tune")?;
-        peer.send(0, &Method::ConnectionTuneOk { channel_max: 2047, frame_max: FRAME_BYTES_MAX, heartbeat: 0 })?;
+        peer.send(0, &Method::ConnectionTuneOk { channel_max: 2047, frame_max: FRAME_BYTES_MAX, heartbeat })?;
         let (virtual_host, capabilities) = (ShortStr::truncated("/"), ShortStr::truncated(""));
         peer.send(0, &Method::ConnectionOpen { virtual_host, capabilities, insist: false })?;
         peer.expect("connection.open-ok")?;

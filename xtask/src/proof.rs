@@ -1,5 +1,6 @@
 //! `cargo xtask proof`: proofs that take long. Property tests with as many new cases as time allows, arbitrary bytes, power cuts at every
-//! place of a simulated disk, seeds of the simulation, bugs that these must find, and a broker that is killed and whose power is cut many times.
+//! place of a simulated disk, seeds of the simulation, bugs that these must find, a broker that is killed and whose power is cut many times,
+//! and a short form of `stress`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::fuzz::{self, Engine};
 use crate::planted;
 use crate::process::{self, Show};
 use crate::sim;
+use crate::stress;
 use crate::tally::Tally;
 use crate::workspace::cargo;
 
@@ -45,6 +47,7 @@ pub(crate) fn run(time: Duration, fuzz_seconds: u64) -> Result<Tally> {
     sum += sim::run(0, sim::PROOF_SEEDS)?;
     sum += planted::run(&[], planted::SEEDS)?;
     sum += clients::run_durability(&broker::build()?, DEATHS)?;
+    sum += stress::run(stress::SHORT, None)?;
     Ok(sum)
 }
 

@@ -111,6 +111,19 @@ impl Broker {
         Ok(threads.filter_map(|thread| thread_cpu_time(&thread.ok()?.path()).ok()).sum())
     }
 
+    /// How many times as long as alone they have taken to run, as others had the processor meanwhile.
+    pub(crate) fn crowding(&self) -> Result<f64> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process_id()))?;
+        let (mut ran, mut waited) = (0.0, 0.0);
+        // One may end meanwhile.
+        for text in threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()) {
+            let mut numbers = text.split_whitespace().filter_map(|number| number.parse::<f64>().ok());
+            ran += numbers.next().unwrap_or_default();
+            waited += numbers.next().unwrap_or_default();
+        }
+        Ok(if ran > 0.0 { (ran + waited) / ran } else { 1.0 })
+    }
+
     pub(crate) fn process_id(&self) -> u32 {
         self.child.id()
     }

@@ -16,9 +16,11 @@ use crate::process::check_interrupted;
 
 const THREADS: usize = 4;
 
+/// Connections that are held at once.
+pub(super) const CONNECTIONS: u32 = 10_000;
+
 /// Ten thousand connections send heartbeats and get them.
 pub(super) fn hold(stage: &mut Stage, time: Duration) -> Result<String> {
-    const CONNECTIONS: u32 = 10_000;
     const HEARTBEAT_SECONDS: u16 = 4;
     let before_kib = stage.memory_kib()?;
     let before = stage.sockets()?;

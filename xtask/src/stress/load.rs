@@ -18,6 +18,10 @@ use crate::peer::Peer;
 use crate::process::check_interrupted;
 
 const QUEUE: &str = "stress";
+
+/// Consumers that do not read.
+pub(super) const UNREAD_CONSUMERS: u64 = 1000;
+
 const DURABLE: QueueOptions<'_> =
     QueueOptions { durable: true, exclusive: false, auto_delete: false, arguments: Table::EMPTY };
 const PERSISTENT: u8 = 2;
@@ -180,15 +184,14 @@ fn consume(consumer_tag: &str, no_ack: bool) -> Method<'_> {
 
 /// A thousand consumers without a prefetch do not read what a publisher goes on to publish. All of it comes to one that does.
 pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
-    const CONSUMERS: usize = 1000;
     const BODY_BYTES: usize = 1024;
     const PER_SECOND: u64 = 20_000;
     let url = stage.url();
     let mut connection = connect(&url)?;
     let mut channel = connection.open_channel()?;
     channel.declare_queue(QUEUE, &DURABLE)?;
-    let mut idle = Vec::with_capacity(CONSUMERS);
-    for _ in 0..CONSUMERS {
+    let mut idle = Vec::new();
+    for _ in 0..UNREAD_CONSUMERS {
         let mut peer = Peer::connect(stage.address())?;
         // What the system keeps for them is not the broker's.
         rustix::net::sockopt::set_socket_recv_buffer_size(peer.stream(), 4096)?;
@@ -227,7 +230,7 @@ pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
     ledger.check()?;
     let held = messages - u64::from(ready);
     Ok(format!(
-        "{messages} published in {published_in:.1?} in at most {peak_mib} MiB, of which {CONSUMERS} consumers held {held}; \
+        "{messages} published in {published_in:.1?} in at most {peak_mib} MiB, of which {UNREAD_CONSUMERS} consumers held {held}; \
          all were ready {returned_in:.1?} after they had gone, and drained in {drained_in:.1?}"
     ))
 }

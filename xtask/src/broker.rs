@@ -61,20 +61,31 @@ impl Broker {
 
     /// The same with other options.
     pub(crate) fn start_with(binary: &Path, storage: &[&OsStr], port: u16, log: &Path) -> Result<Self> {
+        Self::start_within(READY_DEADLINE, binary, storage, port, log)
+    }
+
+    /// The same where it may take longer.
+    pub(crate) fn start_within(
+        deadline: Duration,
+        binary: &Path,
+        options: &[&OsStr],
+        port: u16,
+        log: &Path,
+    ) -> Result<Self> {
         let mut command = Command::new(binary);
-        command.args(storage);
+        command.args(options);
         command.args(["--amqp-port", &port.to_string()]);
-        Self::await_ready(command, log)
+        Self::await_ready(command, deadline, log)
     }
 
     /// Starts the relay. It has no good order in which to stop.
     pub(crate) fn start_relay(binary: &Path, log: &Path) -> Result<Self> {
         let mut command = Command::new(binary);
         command.args(["--port", "0"]);
-        Self::await_ready(command, log)
+        Self::await_ready(command, READY_DEADLINE, log)
     }
 
-    fn await_ready(mut command: Command, log: &Path) -> Result<Self> {
+    fn await_ready(mut command: Command, deadline: Duration, log: &Path) -> Result<Self> {
         if let Some(folder) = log.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -84,7 +95,7 @@ impl Broker {
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let stdout = child.stdout.take().context("the broker has no output")?;
-        let (stdout, line) = match ready_line(stdout, started + READY_DEADLINE) {
+        let (stdout, line) = match ready_line(stdout, started, deadline) {
             Ok(ready) => ready,
             Err(error) => {
                 let _ = child.kill();
@@ -111,8 +122,8 @@ impl Broker {
         Ok(threads.filter_map(|thread| thread_cpu_time(&thread.ok()?.path()).ok()).sum())
     }
 
-    /// How many times as long as alone they have taken to run, as others had the processor meanwhile.
-    pub(crate) fn crowding(&self) -> Result<f64> {
+    /// How many times as long as alone its threads took to run: they had to wait for each other, too, and for those of others.
+    pub(crate) fn run_delay(&self) -> Result<f64> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.process_id()))?;
         let (mut ran, mut waited) = (0.0, 0.0);
         // One may end meanwhile.
@@ -135,18 +146,30 @@ impl Broker {
 
     /// The same where something of it is still needed.
     pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
-        if let Some(status) = self.child.try_wait()? {
+        self.terminate_within(STOP_DEADLINE)
+    }
+
+    /// The same with another deadline. Whoever misses it is killed.
+    pub(crate) fn terminate_within(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        if let Some(status) = self.ended()? {
             return Ok(status);
         }
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
-        let deadline = Instant::now() + STOP_DEADLINE;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait()? {
+        let asked = Instant::now();
+        while asked.elapsed() < deadline {
+            if let Some(status) = self.ended()? {
                 return Ok(status);
             }
             thread::sleep(Duration::from_millis(5));
         }
-        bail!("the broker did not stop within {} s of SIGTERM", STOP_DEADLINE.as_secs())
+        self.child.kill()?;
+        self.child.wait()?;
+        bail!("the broker did not stop within {:.1} s of SIGTERM, and was killed", deadline.as_secs_f64())
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 }
 
@@ -172,7 +195,7 @@ impl Drop for Broker {
     }
 }
 
-fn ready_line(stdout: ChildStdout, deadline: Instant) -> Result<(ChildStdout, String)> {
+fn ready_line(stdout: ChildStdout, started: Instant, deadline: Duration) -> Result<(ChildStdout, String)> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut stdout = stdout;
@@ -189,9 +212,9 @@ fn ready_line(stdout: ChildStdout, deadline: Instant) -> Result<(ChildStdout, St
                 ensure!(!line.is_empty(), "the broker ended before it was ready");
                 return Ok((stdout, line));
             }
-            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(RecvTimeoutError::Timeout) if started.elapsed() < deadline => {}
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                bail!("the broker was not ready within {} s", READY_DEADLINE.as_secs())
+                bail!("the broker was not ready within {} s", deadline.as_secs())
             }
         }
     }

@@ -49,6 +49,7 @@ pub(crate) fn run(binary: &Path) -> Tally {
 pub(crate) struct Peak {
     process: u32,
     kib: Arc<AtomicU64>,
+    looks: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     looking: Option<JoinHandle<()>>,
 }
@@ -56,20 +57,29 @@ pub(crate) struct Peak {
 impl Peak {
     pub(crate) fn watch(process: u32) -> Self {
         let (kib, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (peak, stopped) = (Arc::clone(&kib), Arc::clone(&stop));
+        let looks = Arc::<AtomicU64>::default();
+        let (peak, count, stopped) = (Arc::clone(&kib), Arc::clone(&looks), Arc::clone(&stop));
         let looking = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                peak.fetch_max(anonymous_kib(process).unwrap_or_default(), Ordering::Relaxed);
+                if let Ok(kib) = anonymous_kib(process) {
+                    peak.fetch_max(kib, Ordering::Relaxed);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
                 thread::sleep(LOOK_EVERY);
             }
         });
-        Peak { process, kib, stop, looking: Some(looking) }
+        Peak { process, kib, looks, stop, looking: Some(looking) }
     }
 
     /// The greatest since the last time, in KiB.
     pub(crate) fn take(&self) -> u64 {
         let now = anonymous_kib(self.process).unwrap_or_default();
         self.kib.swap(0, Ordering::Relaxed).max(now)
+    }
+
+    /// How often it was looked at.
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
     }
 }
 

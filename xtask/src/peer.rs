@@ -22,14 +22,14 @@ pub(crate) struct Peer {
 impl Peer {
     /// Logs in as guest, without heartbeats.
     pub(crate) fn connect(address: &str) -> Result<Self> {
-        Self::connect_with(address, 0)
+        Self::connect_with(address, 0, ANSWER_DEADLINE)
     }
 
-    /// The same with a heartbeat, in seconds, which whoever has this sends.
-    pub(crate) fn connect_with(address: &str, heartbeat: u16) -> Result<Self> {
+    /// The same with a heartbeat, in seconds, which whoever has this sends, and that long for each answer.
+    pub(crate) fn connect_with(address: &str, heartbeat: u16, answer_within: Duration) -> Result<Self> {
         let mut peer = Peer { stream: TcpStream::connect(address)?, input: Vec::new(), taken: 0 };
         peer.stream.set_nodelay(true)?;
-        peer.stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
+        peer.stream.set_read_timeout(Some(answer_within))?;
         peer.write(&PROTOCOL_HEADER)?;
         peer.expect("connection.start")?;
         let properties = FieldTable::build(|_| {});

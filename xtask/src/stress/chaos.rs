@@ -1,4 +1,7 @@
 //! A proxy between clients and the broker through which nothing goes well.
+//!
+//! Owns: which connection has which trouble, and which of them came to it.
+//! Must not know: what it carries.
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
@@ -32,6 +35,9 @@ const TROUBLES: [Trouble; 5] =
 /// Bytes after which a connection is cut, at most: some cuts are in the handshake, some in messages.
 const CUT_AFTER_MAX: usize = 200_000;
 
+/// Both ends together say less than this before the first message.
+const HANDSHAKE_BYTES_MAX: usize = 3000;
+
 const LATE_BY: Duration = Duration::from_millis(30);
 const SLOW_BYTES: usize = 512;
 const SLOW_EVERY: Duration = Duration::from_millis(5);
@@ -50,21 +56,22 @@ pub(super) struct Proxy {
 struct Shared {
     target: SocketAddr,
     is_over: AtomicBool,
-    carried: [AtomicUsize; TROUBLES.len()],
+    /// Connections that came to their trouble, by its number.
+    troubled: [AtomicUsize; TROUBLES.len()],
 }
 
-/// How many connections had which trouble.
+/// How many connections came to which trouble.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Carried([usize; TROUBLES.len()]);
+pub(super) struct Troubled([usize; TROUBLES.len()]);
 
-impl Carried {
-    /// Whether each trouble was there.
+impl Troubled {
+    /// Whether each was there.
     pub(super) fn is_complete(self) -> bool {
         self.0.iter().all(|&count| count > 0)
     }
 }
 
-impl fmt::Display for Carried {
+impl fmt::Display for Troubled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [single_bytes, reset, half_open, slow_reader, late] = self.0;
         write!(
@@ -80,16 +87,16 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { target, is_over: AtomicBool::new(false), carried: Default::default() });
+        let shared = Arc::new(Shared { target, is_over: AtomicBool::new(false), troubled: Default::default() });
         let theirs = Arc::clone(&shared);
         let accepting = Some(thread::spawn(move || accept(&listener, &theirs)));
         Ok(Proxy { address, shared, accepting })
     }
 
     /// Closes everything that is left.
-    pub(super) fn stop(mut self) -> Carried {
+    pub(super) fn stop(mut self) -> Troubled {
         self.end();
-        Carried(std::array::from_fn(|nth| self.shared.carried[nth].load(Ordering::Relaxed)))
+        Troubled(std::array::from_fn(|nth| self.shared.troubled[nth].load(Ordering::Relaxed)))
     }
 
     fn end(&mut self) {
@@ -120,18 +127,18 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             }
         };
         let nth = nth % TROUBLES.len();
-        shared.carried[nth].fetch_add(1, Ordering::Relaxed);
         let cut_after = rand::rng().random_range(1..CUT_AFTER_MAX);
         let shared = Arc::clone(shared);
         carrying.push(thread::spawn(move || {
             // A socket that cannot be set up is one that is closed.
-            let _ = carry(&client, TROUBLES[nth], cut_after, &shared);
+            let has_come = carry(&client, TROUBLES[nth], cut_after, &shared);
+            shared.troubled[nth].fetch_add(usize::from(has_come.unwrap_or_default()), Ordering::Relaxed);
         }));
     }
 }
 
-/// Carries bytes both ways until either end has enough.
-fn carry(client: &TcpStream, trouble: Trouble, cut_after: usize, shared: &Shared) -> Result<()> {
+/// Carries bytes both ways until either end has enough. Gives whether it came to its trouble.
+fn carry(client: &TcpStream, trouble: Trouble, cut_after: usize, shared: &Shared) -> Result<bool> {
     let broker = TcpStream::connect(shared.target)?;
     for socket in [client, &broker] {
         // An accepted socket may have inherited this from its listener.
@@ -143,7 +150,13 @@ fn carry(client: &TcpStream, trouble: Trouble, cut_after: usize, shared: &Shared
     if trouble == Trouble::SlowReader {
         rustix::net::sockopt::set_socket_recv_buffer_size(&broker, 4096)?;
     }
-    let line = Line { trouble, is_cut: AtomicBool::new(false), is_over: AtomicBool::new(false), shared };
+    let line = Line {
+        trouble,
+        is_cut: AtomicBool::new(false),
+        is_over: AtomicBool::new(false),
+        carried: AtomicUsize::new(0),
+        shared,
+    };
     thread::scope(|scope| {
         scope.spawn(|| line.carry(client, &broker, Way::Up { cut_after }));
         scope.spawn(|| line.carry(&broker, client, Way::Down));
@@ -153,7 +166,7 @@ fn carry(client: &TcpStream, trouble: Trouble, cut_after: usize, shared: &Shared
             rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
         }
     }
-    Ok(())
+    Ok(line.has_come_to_trouble())
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -171,10 +184,22 @@ struct Line<'s> {
     is_cut: AtomicBool,
     /// Both directions end.
     is_over: AtomicBool,
+    /// Bytes, up and down together.
+    carried: AtomicUsize,
     shared: &'s Shared,
 }
 
 impl Line<'_> {
+    /// It was cut, or has carried more than a handshake.
+    fn has_come_to_trouble(&self) -> bool {
+        match self.trouble {
+            Trouble::Reset | Trouble::HalfOpen => self.is_cut.load(Ordering::Relaxed),
+            Trouble::SingleBytes | Trouble::SlowReader | Trouble::Late => {
+                self.carried.load(Ordering::Relaxed) > HANDSHAKE_BYTES_MAX
+            }
+        }
+    }
+
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed) || self.shared.is_over.load(Ordering::Relaxed)
     }
@@ -212,12 +237,12 @@ impl Line<'_> {
             if !buffer[..count].chunks(piece).all(|piece| self.write(to, piece)) {
                 break;
             }
+            self.carried.fetch_add(count, Ordering::Relaxed);
             left -= count;
             if left == 0 {
-                match self.trouble {
-                    Trouble::HalfOpen => self.is_cut.store(true, Ordering::Relaxed),
-                    Trouble::Reset => break,
-                    Trouble::SingleBytes | Trouble::SlowReader | Trouble::Late => {}
+                self.is_cut.store(true, Ordering::Relaxed);
+                if self.trouble == Trouble::Reset {
+                    break;
                 }
             }
         }

@@ -1,4 +1,7 @@
 //! Many connections at once, and many one after the other.
+//!
+//! Owns: connections that have nothing to say but that they are there.
+//! Must not know: messages.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -6,11 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use leveret_amqp::frame::{FrameKind, HEARTBEAT, write_frame};
-use leveret_amqp::{Method, ShortStr, Table};
+use leveret_amqp::{Method, PROTOCOL_HEADER, ShortStr, Table};
 
-use super::{LOOK_EVERY, PATIENCE, SLACK, Stage, wait_until};
+use super::stage::{Files, PATIENCE, Stage, check_shares};
+use super::witness::Waits;
 use crate::peer::Peer;
 use crate::process::check_interrupted;
 
@@ -19,76 +23,112 @@ const THREADS: usize = 4;
 /// Connections that are held at once.
 pub(super) const CONNECTIONS: u32 = 10_000;
 
+/// They do next to nothing, so nobody has to wait for them.
+pub(super) const WAITS: Waits = Waits { p99: Duration::from_millis(10), max: Duration::from_millis(100) };
+
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
+
+/// How often each of them says that it is there: twice in an interval.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+const OPENED_WITHIN: Duration = Duration::from_secs(10);
+const CLOSED_WITHIN: Duration = Duration::from_secs(5);
+
+/// In which one comes and goes, with a queue of its own.
+const SERVED_WITHIN: Duration = Duration::from_millis(500);
+
+/// How many files more the journal may happen to have open.
+const JOURNAL_FILES_MORE: u64 = 8;
+
+const HEAP_KEEPS_KIB: u64 = 4 * 1024;
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What one of them may take.
+const CONNECTION_BYTES_MAX: u64 = 16 * 1024;
+
+/// A connection that says that it is there.
+struct Held {
+    stream: TcpStream,
+    /// Heartbeats of the broker.
+    heard: usize,
+}
+
 /// Ten thousand connections send heartbeats and get them.
 pub(super) fn hold(stage: &mut Stage, time: Duration) -> Result<String> {
-    const HEARTBEAT_SECONDS: u16 = 4;
-    let before_kib = stage.memory_kib()?;
-    let before = stage.sockets()?;
+    let before_kib = stage.settled_memory_kib()?;
+    let before = stage.settled_files(Files::Sockets)?;
     let address = stage.address().to_owned();
     let started = Instant::now();
-    let mut sockets = Vec::with_capacity(CONNECTIONS as usize);
+    let mut held = Vec::with_capacity(CONNECTIONS as usize);
     // Who is there already says so while others come.
-    let mut said = Instant::now();
-    let mut heard = 0;
-    while sockets.len() < CONNECTIONS as usize {
-        let peer = Peer::connect_with(&address, HEARTBEAT_SECONDS)
-            .with_context(|| format!("connection {} of {CONNECTIONS}", sockets.len() + 1))?;
+    let mut say_at = started + SAY_EVERY;
+    while held.len() < CONNECTIONS as usize {
+        let peer = Peer::connect_with(&address, u16::try_from(HEARTBEAT_EVERY.as_secs())?, PATIENCE)
+            .with_context(|| format!("connection {} of {CONNECTIONS}", held.len() + 1))?;
         let stream = peer.into_stream();
         stream.set_nonblocking(true)?;
-        sockets.push(stream);
-        if said.elapsed() > Duration::from_secs(1) {
-            heard += live(&mut sockets)?;
-            said = Instant::now();
+        held.push(Held { stream, heard: 0 });
+        if Instant::now() > say_at {
+            held.iter_mut().try_for_each(Held::live)?;
+            say_at += SAY_EVERY;
         }
         check_interrupted()?;
     }
-    let opened_in = started.elapsed();
-    // Long enough to be given up if heartbeats were not heard.
-    let hold = time.max(Duration::from_secs(3 * u64::from(HEARTBEAT_SECONDS)));
-    let started = Instant::now();
-    let opened_heard = heard;
-    while started.elapsed() < hold {
-        thread::sleep(Duration::from_secs(1));
-        heard += live(&mut sockets)?;
-        check_interrupted()?;
+    let opened_in = stage.check_time("to open them", started.elapsed(), OPENED_WITHIN)?;
+    for connection in &mut held {
+        connection.heard = 0;
     }
-    let each = (heard - opened_heard) / CONNECTIONS as usize;
-    ensure!(each > 0, "the broker sends no heartbeats");
-    let held_kib = stage.memory_kib()?;
+    // Who is not heard for two intervals is given up.
+    let hold = time.max(HEARTBEAT_EVERY * 5 / 2);
     let started = Instant::now();
-    drop(sockets);
-    wait_until("their sockets to be closed", || Ok(stage.sockets()? <= before))?;
-    let closed_in = started.elapsed();
-    let after_kib = settled(|| stage.memory_kib())?;
+    while started.elapsed() < hold {
+        held.iter_mut().try_for_each(Held::live)?;
+        say_at += SAY_EVERY;
+        while Instant::now() < say_at.min(started + hold) {
+            check_interrupted()?;
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+    held.iter_mut().try_for_each(Held::live)?;
+    let heard = held.iter().map(|connection| connection.heard);
+    let due = usize::try_from(hold.as_secs() / HEARTBEAT_EVERY.as_secs())?;
+    stage.check_count("heartbeats came to one", heard.clone().min().unwrap_or_default(), due)?;
+    let shares = check_shares("heartbeats to each", heard)?;
+    let each_bytes = stage.memory_kib()?.saturating_sub(before_kib) * 1024 / u64::from(CONNECTIONS);
+    ensure!(
+        each_bytes <= CONNECTION_BYTES_MAX,
+        "each takes {each_bytes} bytes, at most {CONNECTION_BYTES_MAX} are allowed"
+    );
+    drop(held);
+    let closed_in = stage
+        .wait_until("their sockets to be closed", CLOSED_WITHIN, || Ok(stage.files(Files::Sockets)? <= before))?;
+    let after_kib = stage.settled_memory_kib()?;
     Ok(format!(
-        "{CONNECTIONS} opened in {opened_in:.1?}, {} bytes each, {each} heartbeats to each in {hold:.0?}; closed in \
-         {closed_in:.1?}, {} MiB before and {} after",
-        held_kib.saturating_sub(before_kib) * 1024 / u64::from(CONNECTIONS),
+        "{CONNECTIONS} opened in {opened_in}, {each_bytes} bytes each, {shares} in {hold:.0?}; closed in {closed_in}, {} MiB before \
+         and {} after",
         before_kib / 1024,
         after_kib / 1024
     ))
 }
 
-/// Says a heartbeat on each, and gives how many were heard. All must be open.
-fn live(sockets: &mut [TcpStream]) -> Result<usize> {
-    let mut input = [0; 1024];
-    let mut heard = 0;
-    for socket in sockets {
-        ensure!(socket.write(&HEARTBEAT)? == HEARTBEAT.len(), "a socket does not take a heartbeat");
-        match socket.read(&mut input) {
-            Ok(0) => anyhow::bail!("the broker has closed a connection that sends heartbeats"),
+impl Held {
+    /// Says a heartbeat, and counts those that came. It must be open.
+    fn live(&mut self) -> Result<()> {
+        let mut input = [0; 1024];
+        ensure!(self.stream.write(&HEARTBEAT)? == HEARTBEAT.len(), "a socket does not take a heartbeat");
+        match self.stream.read(&mut input) {
+            Ok(0) => bail!("the broker has closed a connection that sends heartbeats"),
             Ok(count) => {
-                ensure!(
-                    input[..count].chunks(HEARTBEAT.len()).all(|frame| frame == HEARTBEAT),
-                    "not only heartbeats"
-                );
-                heard += count / HEARTBEAT.len();
+                let mut frames = input[..count].chunks(HEARTBEAT.len());
+                ensure!(frames.all(|frame| frame == HEARTBEAT), "not only heartbeats came");
+                self.heard += count / HEARTBEAT.len();
+                Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
-    Ok(heard)
 }
 
 /// How a connection of the churn ends.
@@ -110,10 +150,10 @@ fn come_and_go(address: &str, ending: Ending) -> Result<()> {
     let reset = |stream: TcpStream| rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
     if let Ending::EarlyReset = ending {
         let mut stream = TcpStream::connect(address)?;
-        stream.write_all(&leveret_amqp::PROTOCOL_HEADER)?;
+        stream.write_all(&PROTOCOL_HEADER)?;
         return Ok(reset(stream)?);
     }
-    let mut peer = Peer::connect(address)?;
+    let mut peer = Peer::connect_with(address, 0, PATIENCE)?;
     let queue = ShortStr::EMPTY;
     peer.send(
         1,
@@ -162,66 +202,68 @@ fn come_and_go(address: &str, ending: Ending) -> Result<()> {
     Ok(())
 }
 
-/// Goes through so many connections, no faster than that.
-fn churn_through(address: &str, connections: u32, per_second: u32) -> Result<Duration> {
+/// Goes through so many connections, no faster than that. Gives how long it took, and the longest of each ending.
+fn churn_through(
+    address: &str,
+    connections: u32,
+    per_second: u32,
+) -> Result<(Duration, [Duration; ENDINGS.len()])> {
     let (next, started) = (AtomicU32::new(0), Instant::now());
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS)
-            .map(|_| {
-                scope.spawn(|| {
-                    loop {
-                        let nth = next.fetch_add(1, Ordering::Relaxed);
-                        if nth >= connections {
-                            return Ok::<_, anyhow::Error>(());
-                        }
-                        let due = started + Duration::from_secs(1) * nth / per_second;
-                        thread::sleep(due.saturating_duration_since(Instant::now()));
-                        check_interrupted()?;
-                        let ending = ENDINGS[nth as usize % ENDINGS.len()];
-                        come_and_go(address, ending).with_context(|| format!("connection {nth}, {ending:?}"))?;
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().try_for_each(|thread| thread.join().ok().context("a thread panicked")?)
+    let go_on = || {
+        let mut longest = [Duration::ZERO; ENDINGS.len()];
+        loop {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            if nth >= connections {
+                return Ok::<_, anyhow::Error>(longest);
+            }
+            let due = started + Duration::from_secs(1) * nth / per_second;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            check_interrupted()?;
+            let (began, ending) = (Instant::now(), nth as usize % ENDINGS.len());
+            come_and_go(address, ENDINGS[ending])
+                .with_context(|| format!("connection {nth}, {:?}", ENDINGS[ending]))?;
+            longest[ending] = longest[ending].max(began.elapsed());
+        }
+    };
+    let longest = thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(go_on)).collect();
+        threads.into_iter().try_fold([Duration::ZERO; ENDINGS.len()], |longest, thread| {
+            let more = thread.join().ok().context("a thread panicked")??;
+            Ok::<_, anyhow::Error>(std::array::from_fn(|nth| longest[nth].max(more[nth])))
+        })
     })?;
-    Ok(started.elapsed())
+    Ok((started.elapsed(), longest))
 }
 
 /// 500 connections a second, of which three in four end badly, leave nothing behind.
 pub(super) fn churn(stage: &mut Stage, time: Duration) -> Result<String> {
     const PER_SECOND: u32 = 500;
-    const WARM_UP: u32 = 2000;
+    const WARM_UP: u32 = 1000;
     let address = stage.address().to_owned();
     // Memory that the first connections take is kept for later ones.
     churn_through(&address, WARM_UP, PER_SECOND)?;
-    let sockets = settled(|| stage.sockets())?;
-    let before_kib = settled(|| stage.memory_kib())?;
+    let sockets = stage.settled_files(Files::Sockets)?;
+    let others = stage.settled_files(Files::Others)?;
+    let before_kib = stage.settled_memory_kib()?;
     let connections = u32::try_from(time.as_secs())? * PER_SECOND;
-    let took = churn_through(&address, connections, PER_SECOND)?;
-    let rate = f64::from(connections) / took.as_secs_f64();
-    ensure!(rate * f64::from(SLACK) > f64::from(PER_SECOND), "only {rate:.0} connections a second");
-    wait_until("sockets to be as many as before", || Ok(stage.sockets()? <= sockets))?;
-    let after_kib = settled(|| stage.memory_kib())?;
+    let (took, longest) = churn_through(&address, connections, PER_SECOND)?;
+    let took = stage.check_time("all of them", took, time)?;
+    for (ending, longest) in ENDINGS.iter().zip(longest) {
+        stage.check_time(&format!("one that ends with {ending:?}"), longest, SERVED_WITHIN)?;
+    }
+    let longest = longest.map(|longest| longest.as_millis());
+    stage.wait_until("sockets to be as many as before", CLOSED_WITHIN, || {
+        Ok(stage.files(Files::Sockets)? <= sockets)
+    })?;
+    let others_after = stage.settled_files(Files::Others)?;
+    ensure!(others_after <= others + JOURNAL_FILES_MORE, "{others_after} other files are open, and {others} were");
+    let after_kib = stage.settled_memory_kib()?;
     // A twentieth, and what the heap of this machine happens to keep.
-    let may_kib = before_kib + before_kib / 20 + 4 * 1024;
+    let may_kib = before_kib + before_kib / 20 + HEAP_KEEPS_KIB;
     ensure!(after_kib <= may_kib, "memory is at {after_kib} KiB, and was at {before_kib}");
     Ok(format!(
-        "{connections} at {rate:.0}/s; memory {before_kib} KiB before and {after_kib} after, sockets {sockets} and {}",
-        stage.sockets()?
+        "{connections} in {took}, by ending at most {longest:?} ms; memory {before_kib} KiB before and {after_kib} after, sockets \
+         {sockets} and {}, other files {others} and {others_after}",
+        stage.files(Files::Sockets)?
     ))
-}
-
-/// A figure once it has not changed for a while.
-fn settled<T: PartialEq + Copy>(figure: impl Fn() -> Result<T>) -> Result<T> {
-    let started = Instant::now();
-    let (mut last, mut since) = (figure()?, Instant::now());
-    while since.elapsed() < LOOK_EVERY * 20 && started.elapsed() < PATIENCE {
-        thread::sleep(LOOK_EVERY);
-        let now = figure()?;
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-    }
-    Ok(last)
 }

@@ -1,6 +1,10 @@
 //! What was published, confirmed and received, message by message.
+//!
+//! Owns: which messages are lost, and which came twice.
+//! Must not know: sockets, time.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use leveret_client::{Confirm, Verdict};
 
 /// Bytes of a body that say whose message it is, and which.
 pub(super) const STAMP_BYTES: usize = 16;
@@ -63,19 +67,45 @@ impl Ledger {
         Ok(before)
     }
 
-    pub(super) fn confirmed(&mut self, stamp: Stamp) -> Result<()> {
-        self.mark(stamp, CONFIRMED).map(drop)
+    /// What a broker says of the messages of a channel, of which `first` is the number of the first. It has no reason to refuse
+    /// any. Gives how many are confirmed.
+    pub(super) fn confirmed(&mut self, producer: usize, first: usize, confirms: &[Confirm]) -> Result<usize> {
+        let mut count = 0;
+        for confirm in confirms {
+            ensure!(confirm.verdict == Verdict::Acked, "producer {producer} is told {confirm:?}");
+            // Confirms are counted from 1.
+            for number in confirm.first - 1..confirm.last {
+                self.mark(Stamp { producer, number: first + usize::try_from(number)? }, CONFIRMED)?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Notes down a message as it came.
+    pub(super) fn delivered(&mut self, body: &[u8], redelivered: bool) -> Result<()> {
+        self.received(Stamp::read(body).context("a message without a stamp")?, redelivered)
     }
 
     /// A message comes without the flag `redelivered` once, whoever notes it down first.
-    pub(super) fn received(&mut self, stamp: Stamp, redelivered: bool) -> Result<()> {
+    fn received(&mut self, stamp: Stamp, redelivered: bool) -> Result<()> {
         let before = self.mark(stamp, if redelivered { RECEIVED } else { RECEIVED | FRESH })?;
         ensure!(before & FRESH == 0 || redelivered, "{stamp:?} came twice as if for the first time");
         Ok(())
     }
 
+    fn of_each(&self, wanted: u8) -> impl Iterator<Item = usize> {
+        self.messages.iter().map(move |messages| messages.iter().filter(|&mark| mark & wanted != 0).count())
+    }
+
+    /// How many messages of each producer were confirmed.
     pub(super) fn confirmed_of_each(&self) -> impl Iterator<Item = usize> {
-        self.messages.iter().map(|messages| messages.iter().filter(|&mark| mark & CONFIRMED != 0).count())
+        self.of_each(CONFIRMED)
+    }
+
+    /// How many of each came.
+    pub(super) fn received_of_each(&self) -> impl Iterator<Item = usize> {
+        self.of_each(RECEIVED)
     }
 
     /// What somebody else has noted down. Nobody received what the other did.
@@ -122,6 +152,10 @@ impl Ledger {
 mod tests {
     use super::*;
 
+    const fn acked(first: u64, last: u64) -> Confirm {
+        Confirm { first, last, verdict: Verdict::Acked }
+    }
+
     const fn stamp(producer: usize, number: usize) -> Stamp {
         Stamp { producer, number }
     }
@@ -129,8 +163,9 @@ mod tests {
     #[test]
     fn what_was_confirmed_and_never_came_is_lost_and_what_was_not_is_not() {
         let mut ledger = Ledger::new(2);
+        assert_eq!(ledger.confirmed(1, 0, &[acked(1, 4)]).unwrap(), 4);
+        assert_eq!(ledger.confirmed(1, 4, &[acked(1, 1), acked(2, 6)]).unwrap(), 6);
         for number in 0..10 {
-            ledger.confirmed(stamp(1, number)).unwrap();
             if number != 7 {
                 ledger.received(stamp(1, number), false).unwrap();
             }
@@ -143,6 +178,24 @@ mod tests {
         );
         ledger.received(stamp(1, 7), false).unwrap();
         assert_eq!(ledger.check().unwrap(), Sums { confirmed: 10, received: 11 });
+    }
+
+    #[test]
+    fn a_message_that_is_refused_is_a_fault() {
+        let refused = Confirm { verdict: Verdict::Nacked, ..acked(2, 2) };
+        assert!(Ledger::new(1).confirmed(0, 0, &[acked(1, 1), refused]).is_err());
+    }
+
+    #[test]
+    fn a_gap_is_found_wherever_it_is() {
+        let mut ledger = Ledger::new(2);
+        for number in [0, 1, 2, 4] {
+            ledger.received(stamp(1, number), false).unwrap();
+        }
+        assert!(ledger.check_without_gaps().is_err());
+        ledger.received(stamp(1, 3), false).unwrap();
+        ledger.check_without_gaps().unwrap();
+        assert_eq!(ledger.received_of_each().collect::<Vec<_>>(), [0, 5]);
     }
 
     #[test]

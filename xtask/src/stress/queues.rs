@@ -1,64 +1,125 @@
 //! A hundred thousand durable queues.
+//!
+//! Owns: their names, and what they may take.
+//! Must not know: messages.
 
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use leveret_client::QueueOptions;
 
-use super::load::connect;
-use super::{Stage, check_time};
+use super::stage::{Limits, Stage, Took, check_shares};
+use super::{DURABLE, LONG_SECONDS, connect};
 use crate::process::check_interrupted;
 
-/// What they may take in memory.
-pub(super) const LIMIT_MIB: u64 = 1024;
-
-const QUEUES: usize = 100_000;
 const CONNECTIONS: usize = 50;
+
+/// So many in the long form, in this time, in so much memory; in proportion in a shorter one.
+const QUEUES: u64 = 100_000;
 const DECLARED_WITHIN: Duration = Duration::from_mins(1);
-const STARTED_WITHIN: Duration = Duration::from_secs(10);
+const MEMORY_KIB: u64 = 1024 * 1024;
 
-/// One queue in so many is looked for after the restart.
-const LOOKED_FOR: usize = 10;
+/// What a broker takes without any.
+const EMPTY_KIB: u64 = 32 * 1024;
 
-/// Each connection declares its share one after the other, waits for each answer, and gives how many it has declared.
-fn each(url: &str, step: usize, passive: bool) -> Result<Duration> {
-    let started = Instant::now();
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..CONNECTIONS)
-            .map(|first| {
-                scope.spawn(move || {
-                    let mut connection = connect(url)?;
-                    let mut channel = connection.open_channel()?;
-                    for number in (first..QUEUES / step).step_by(CONNECTIONS) {
-                        let queue = format!("queue-{}", number * step);
-                        if passive {
-                            channel.check_queue(&queue)?;
-                        } else {
-                            let options = QueueOptions { durable: true, ..QueueOptions::default() };
-                            channel.declare_queue(&queue, &options)?;
-                        }
-                        check_interrupted()?;
-                    }
-                    Ok(connection.close()?)
-                })
-            })
-            .collect();
-        threads.into_iter().try_for_each(|thread| thread.join().ok().context("a thread panicked")?)
-    })
-    .map(|()| started.elapsed())
+/// In which a connection has the answer to one question.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+
+fn share(whole: u64, time: Duration) -> u64 {
+    whole * time.as_secs().min(LONG_SECONDS) / LONG_SECONDS
 }
 
-pub(super) fn declare_and_restart(stage: &mut Stage) -> Result<String> {
-    let declared_in = each(&stage.url(), 1, false)?;
-    check_time("declaring them", declared_in, DECLARED_WITHIN)?;
-    let declaring_mib = stage.take_peak_kib() / 1024;
-    let started_in = stage.restart()?;
-    check_time("the restart", started_in, STARTED_WITHIN)?;
-    let found_in = each(&stage.url(), LOOKED_FOR, true)?;
-    let serving_mib = stage.take_peak_kib() / 1024;
+pub(super) fn limits(time: Duration, others: Limits) -> Limits {
+    Limits { option_mib: MEMORY_KIB / 1024, peak_kib: EMPTY_KIB + share(MEMORY_KIB - EMPTY_KIB, time), ..others }
+}
+
+/// What is asked about each queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    Declare,
+    /// Whether it is there.
+    Passive,
+}
+
+/// How connections fared that asked about all queues.
+struct Asked {
+    took: Took,
+    longest_answer: Took,
+    shares: String,
+}
+
+impl Asked {
+    /// Each connection asks for its share of the queues, one after the other, and waits for each answer.
+    fn about(stage: &Stage, queues: usize, ask: Ask, stated: Duration) -> Result<Self> {
+        let url = stage.url();
+        let started = Instant::now();
+        // Until one of them is done, all have as much to ask.
+        let answered: [AtomicUsize; CONNECTIONS] = std::array::from_fn(|_| AtomicUsize::new(0));
+        let at_first_end = OnceLock::new();
+        let longest = thread::scope(|scope| {
+            let (url, answered, at_first_end) = (&url, &answered, &at_first_end);
+            let threads: Vec<_> = (0..CONNECTIONS)
+                .map(|first| {
+                    scope.spawn(move || {
+                        let numbers = (first..queues).step_by(CONNECTIONS);
+                        let longest = ask_each(url, ask, numbers, &answered[first])?;
+                        at_first_end.get_or_init(|| answered.each_ref().map(|count| count.load(Ordering::Relaxed)));
+                        Ok::<_, anyhow::Error>(longest)
+                    })
+                })
+                .collect();
+            threads.into_iter().try_fold(Duration::ZERO, |longest, thread| {
+                Ok::<_, anyhow::Error>(longest.max(thread.join().ok().context("a thread panicked")??))
+            })
+        })?;
+        let took = stage.check_time("to ask about all of them", started.elapsed(), stated)?;
+        let longest_answer = stage.check_time("one answer", longest, ANSWERED_WITHIN)?;
+        let answers = at_first_end.into_inner().context("nobody is done")?;
+        let shares = check_shares("answers to each connection", answers)?;
+        Ok(Asked { took, longest_answer, shares })
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Asked { took, longest_answer, shares } = self;
+        write!(f, "{took} (one answer at most {longest_answer}; {shares} when the first was done)")
+    }
+}
+
+/// Gives the longest time that an answer took.
+fn ask_each(url: &str, ask: Ask, numbers: impl Iterator<Item = usize>, answered: &AtomicUsize) -> Result<Duration> {
+    let mut connection = connect(url)?;
+    let mut channel = connection.open_channel()?;
+    let mut longest = Duration::ZERO;
+    for number in numbers {
+        let queue = format!("queue-{number}");
+        let asked = Instant::now();
+        match ask {
+            Ask::Declare => channel.declare_queue(&queue, &DURABLE)?,
+            Ask::Passive => channel.check_queue(&queue)?,
+        };
+        longest = longest.max(asked.elapsed());
+        answered.fetch_add(1, Ordering::Relaxed);
+        check_interrupted()?;
+    }
+    connection.close()?;
+    Ok(longest)
+}
+
+pub(super) fn declare_and_restart(stage: &mut Stage, time: Duration) -> Result<String> {
+    let queues = usize::try_from(share(QUEUES, time))?;
+    let stated = DECLARED_WITHIN.min(time);
+    let declared = Asked::about(stage, queues, Ask::Declare, stated)?;
+    let declaring_mib = stage.take_peak_mib();
+    let restarted = stage.restart()?;
+    let found = Asked::about(stage, queues, Ask::Passive, stated)?;
+    let serving_mib = stage.take_peak_mib();
     Ok(format!(
-        "{QUEUES} declared over {CONNECTIONS} connections in {declared_in:.1?} ({declaring_mib} MiB), restarted in {started_in:.1?} \
-         ({serving_mib} MiB), one in {LOOKED_FOR} found in {found_in:.1?}"
+        "{queues} declared over {CONNECTIONS} connections in {declared} ({declaring_mib} MiB), restarted in {restarted}, all \
+         found in {found} ({serving_mib} MiB)"
     ))
 }

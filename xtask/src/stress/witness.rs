@@ -1,5 +1,8 @@
 //! A client that asks and one that answers, who have nothing to do with the load; and a thread that only sleeps, to know how
 //! late one is on this machine whatever the broker does.
+//!
+//! Owns: the requests of the pair, how long each took, and what is too long.
+//! Must not know: the load.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use leveret_client::{
-    AckMode, BasicProperties, Connection, ConsumeOptions, ConsumerEvent, PublishTo, QueueOptions, Url,
+    AckMode, BasicProperties, Connection, ConsumeOptions, ConsumerEvent, PublishTo, QueueOptions,
 };
 
-use super::PATIENCE;
+use super::{PATIENCE, connect};
 
 /// A request is due so often. Its latency counts from there, so what is held up while one waits is in the figures, too.
 const DUE_EVERY: Duration = Duration::from_millis(10);
@@ -25,23 +28,43 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long the thread sleeps that only sleeps.
 const NAP: Duration = Duration::from_millis(5);
 
+/// How long the pair may wait on a quiet machine, at the 99th percentile and ever.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waits {
+    pub(super) p99: Duration,
+    pub(super) max: Duration,
+}
+
 /// Times of one kind, sorted.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Latencies(Vec<Duration>);
+struct Latencies(Vec<Duration>);
 
 /// What the pair and the sleeper have measured.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Measured {
     /// From when a request was due to its answer.
-    pub(super) requests: Latencies,
+    requests: Latencies,
     /// How much longer naps were than they should be.
-    pub(super) naps: Latencies,
+    naps: Latencies,
 }
 
 impl Measured {
-    pub(super) fn add(&mut self, more: Measured) {
-        self.requests.add(more.requests);
-        self.naps.add(more.naps);
+    fn sort(&mut self) {
+        self.requests.0.sort_unstable();
+        self.naps.0.sort_unstable();
+    }
+
+    /// Fails if they waited for longer than that, stretched; what others on this machine do is not the broker's fault.
+    pub(super) fn check(&self, waits: Waits, stretch: impl Fn(Duration) -> Result<Duration>) -> Result<()> {
+        for (what, percent, stated) in [("p99", 99, waits.p99), ("max", 100, waits.max)] {
+            let (took, may_take) =
+                (self.requests.percentile(percent), stretch(stated)? + self.naps.percentile(percent));
+            ensure!(
+                took < may_take,
+                "the unrelated pair was starved: {what} {took:.1?}, at most {may_take:.1?} here"
+            );
+        }
+        Ok(())
     }
 
     pub(super) fn figures(&self) -> String {
@@ -56,13 +79,8 @@ impl Measured {
 }
 
 impl Latencies {
-    fn add(&mut self, more: Latencies) {
-        self.0.extend(more.0);
-        self.0.sort_unstable();
-    }
-
-    /// Of latencies that were added.
-    pub(super) fn percentile(&self, percent: usize) -> Duration {
+    /// Of sorted ones.
+    fn percentile(&self, percent: usize) -> Duration {
         let at = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
         self.0.get(at).copied().unwrap_or_default()
     }
@@ -83,7 +101,7 @@ pub(super) struct Pair {
 impl Pair {
     /// Once the first answer is there.
     pub(super) fn start(url: &str) -> Result<Self> {
-        let url: Url = format!("{url}?heartbeat=0").parse()?;
+        let url = format!("{url}?heartbeat=0");
         let (is_over, measured) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Measured>>::default());
         let answered = Arc::new(AtomicU64::new(0));
         let mut answering = connect(&url)?;
@@ -118,9 +136,9 @@ impl Pair {
     }
 
     pub(super) fn so_far(&self) -> String {
-        let mut sorted = Measured::default();
-        sorted.add(self.measured.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        sorted.figures()
+        let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        measured.sort();
+        measured.figures()
     }
 
     /// Ends them, and gives what they have measured.
@@ -129,8 +147,9 @@ impl Pair {
         for thread in self.threads.drain(..) {
             thread.join().ok().context("one of the unrelated pair panicked")??;
         }
-        let measured = std::mem::take(&mut *self.measured.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut measured = std::mem::take(&mut *self.measured.lock().unwrap_or_else(PoisonError::into_inner));
         ensure!(!measured.requests.0.is_empty(), "the unrelated pair has measured nothing");
+        measured.sort();
         Ok(measured)
     }
 }
@@ -139,12 +158,6 @@ impl Drop for Pair {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
-}
-
-fn connect(url: &Url) -> Result<Connection> {
-    let mut connection = Connection::open(url)?;
-    connection.set_answer_timeout(PATIENCE);
-    Ok(connection)
 }
 
 fn answer(connection: &mut Connection, is_over: &AtomicBool) -> Result<()> {
@@ -186,6 +199,11 @@ fn ask(
         answered.store(number, Ordering::Relaxed);
         due += DUE_EVERY;
     }
+    // Those that were due and not even sent have waited, too.
+    while due < Instant::now() {
+        measured.lock().unwrap_or_else(PoisonError::into_inner).requests.0.push(due.elapsed());
+        due += DUE_EVERY;
+    }
     Ok(())
 }
 
@@ -202,14 +220,29 @@ fn nap(is_over: &AtomicBool, measured: &Mutex<Measured>) {
 mod tests {
     use super::*;
 
+    fn ms(times: impl IntoIterator<Item = u64>) -> Latencies {
+        Latencies(times.into_iter().map(Duration::from_millis).collect())
+    }
+
     #[test]
-    fn percentiles_are_those_of_all_that_was_added() {
-        let mut latencies = Latencies::default();
-        let ms = |range: std::ops::RangeInclusive<u64>| Latencies(range.rev().map(Duration::from_millis).collect());
-        assert_eq!(latencies.percentile(99), Duration::ZERO);
-        latencies.add(ms(51..=100));
-        latencies.add(ms(1..=50));
+    fn percentiles_are_those_of_all() {
+        assert_eq!(Latencies::default().percentile(99), Duration::ZERO);
+        let latencies = ms(1..=100);
         let at = |percent| latencies.percentile(percent).as_millis();
         assert_eq!((at(50), at(99), at(100)), (50, 99, 100));
+    }
+
+    #[test]
+    fn one_request_that_waits_too_long_is_enough() {
+        let waits = Waits { p99: Duration::from_millis(50), max: Duration::from_millis(500) };
+        let check = |requests| {
+            let mut measured = Measured { requests, naps: ms([3]) };
+            measured.sort();
+            measured.check(waits, |stated| Ok(stated * 2)).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(ms([102; 200])), Ok(()));
+        assert!(check(ms([103; 200])).unwrap_err().contains("p99 103.0ms, at most 103.0ms"));
+        assert_eq!(check(ms([1002].into_iter().chain([1; 200]))), Ok(()));
+        assert!(check(ms([1003].into_iter().chain([1; 200]))).unwrap_err().contains("max 1.0s, at most 1.0s"));
     }
 }

@@ -1,0 +1,163 @@
+//! More messages than are consumed.
+//!
+//! Owns: producers that do not stop, a consumer that cannot follow, and a backlog that does not fit.
+//! Must not know: how a connection goes wrong.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use leveret_client::{BasicProperties, ConsumeOptions, ConsumerEvent, PublishTo};
+
+use super::ledger::{Ledger, Stamp};
+use super::stage::{Stage, check_shares};
+use super::{DURABLE, LONG_SECONDS, PERSISTENT, QUEUE, connect, drain};
+use crate::memory::Backlog;
+use crate::process::check_interrupted;
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A producer that does not stop has a place in its window of confirms again within this time, and a consumer its next
+/// message.
+const SERVED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Ten producers publish two hundred times as much as one consumer takes, who needs a millisecond for each message.
+pub(super) fn overload(stage: &mut Stage, time: Duration) -> Result<String> {
+    const PRODUCERS: usize = 10;
+    const PACE: Duration = Duration::from_millis(1);
+    let url = stage.url();
+    connect(&url)?.open_channel()?.declare_queue(QUEUE, &DURABLE)?;
+    let ledger = Mutex::new(Ledger::new(PRODUCERS));
+    let mut received = Ledger::new(PRODUCERS);
+    let is_over = AtomicBool::new(false);
+    let (waits, consumed) = thread::scope(|scope| {
+        let (url, is_over, ledger) = (&url, &is_over, &ledger);
+        let producers: Vec<_> =
+            (0..PRODUCERS).map(|producer| scope.spawn(move || produce(url, producer, is_over, ledger))).collect();
+        let consumer = scope.spawn(|| consume_slowly(url, PACE, is_over, &mut received));
+        let started = Instant::now();
+        while started.elapsed() < time && !consumer.is_finished() && check_interrupted().is_ok() {
+            thread::sleep(LOOK_EVERY);
+        }
+        is_over.store(true, Ordering::Relaxed);
+        let consumed = consumer.join().ok().context("the consumer panicked")??;
+        let waits: Result<Vec<_>> =
+            producers.into_iter().map(|producer| producer.join().ok().context("a producer panicked")?).collect();
+        Ok::<_, anyhow::Error>((waits?, consumed))
+    })?;
+    check_interrupted()?;
+    let waited = waits.into_iter().max().unwrap_or_default();
+    let waited = stage.check_time("the longest wait of a producer for confirms", waited, SERVED_WITHIN)?;
+    let starved = stage.check_time("the longest wait of the consumer", consumed.longest_wait, SERVED_WITHIN)?;
+    let (due, consumed) = (usize::try_from(time.as_nanos() / PACE.as_nanos())?, consumed.count);
+    stage.check_count("messages came to the consumer", consumed, due)?;
+    let mut ledger = ledger.into_inner().ok().context("somebody panicked")?;
+    let shares = check_shares("confirmed of each producer", ledger.confirmed_of_each())?;
+    let started = Instant::now();
+    let drained = drain(&url, &mut received)?;
+    let drained_in = stage.check_time("the drain", started.elapsed(), time)?;
+    ledger.add(received);
+    let sums = ledger.check()?;
+    let rate = sums.confirmed as u64 / time.as_secs().max(1);
+    Ok(format!(
+        "{} confirmed ({rate}/s), {shares} of {PRODUCERS}, who waited for at most {waited}; {consumed} consumed of {due} due, \
+         with waits of at most {starved}; then {drained} more in {drained_in}; none lost",
+        sums.confirmed
+    ))
+}
+
+/// Publishes numbered messages with confirms until it is over, and gives how long it has waited for room in its window.
+fn produce(url: &str, producer: usize, is_over: &AtomicBool, ledger: &Mutex<Ledger>) -> Result<Duration> {
+    const WINDOW: usize = 1000;
+    const BATCH: usize = WINDOW / 2;
+    /// As much as the disk has room for in a minute, and many times what the consumer takes.
+    const PER_SECOND: u32 = 20_000;
+    yield_to_others();
+    let mut connection = connect(url)?;
+    let mut channel = connection.open_channel()?;
+    channel.confirm_select()?;
+    let properties = BasicProperties { delivery_mode: Some(PERSISTENT), ..BasicProperties::default() };
+    let mut body = vec![b'x'; 100];
+    let mut confirmed = Vec::new();
+    let (mut number, mut longest_wait) = (0, Duration::ZERO);
+    let mut is_last = false;
+    let mut due = Instant::now();
+    while !is_last {
+        is_last = is_over.load(Ordering::Relaxed);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        due += Duration::from_secs(BATCH as u64) / PER_SECOND;
+        let started = Instant::now();
+        for _ in 0..BATCH {
+            Stamp { producer, number }.write(&mut body);
+            channel.publish(PublishTo::queue(QUEUE), &properties, &body)?;
+            number += 1;
+        }
+        confirmed.extend(channel.wait_confirms(if is_last { 0 } else { WINDOW })?);
+        longest_wait = longest_wait.max(started.elapsed());
+    }
+    ensure!(channel.take_returned().is_none(), "a message came back");
+    let count = ledger.lock().ok().context("somebody panicked")?.confirmed(producer, 0, &confirmed)?;
+    ensure!(count == number, "of {number} messages of producer {producer}, {count} are confirmed");
+    Ok(longest_wait)
+}
+
+/// Lets the broker, and the unrelated pair, have the processor first: this load would come from other machines, and is not
+/// what is measured. It is a pity where the system does not want that, and no more.
+fn yield_to_others() {
+    let _ = rustix::process::nice(10);
+}
+
+/// What came to a consumer.
+struct Consumed {
+    count: usize,
+    longest_wait: Duration,
+}
+
+/// Takes messages in manual mode, each in its turn of `pace`.
+fn consume_slowly(url: &str, pace: Duration, is_over: &AtomicBool, ledger: &mut Ledger) -> Result<Consumed> {
+    let mut connection = connect(url)?;
+    let mut channel = connection.open_channel()?;
+    channel.qos(50)?;
+    channel.consume(QUEUE, &ConsumeOptions::default())?;
+    let (mut due, mut since) = (Instant::now(), Instant::now());
+    let mut consumed = Consumed { count: 0, longest_wait: Duration::ZERO };
+    while !is_over.load(Ordering::Relaxed) {
+        let event = channel.next_event(LOOK_EVERY)?;
+        consumed.longest_wait = consumed.longest_wait.max(since.elapsed());
+        let Some(ConsumerEvent::Delivery(delivery)) = event else { continue };
+        since = Instant::now();
+        ledger.delivered(&delivery.message.body, delivery.redelivered)?;
+        channel.ack(delivery.delivery_tag)?;
+        channel.flush()?;
+        consumed.count += 1;
+        due += pace;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    channel.close()?;
+    connection.close()?;
+    Ok(consumed)
+}
+
+/// So many messages that they do not fit, drained in order.
+pub(super) fn backlog(stage: &mut Stage, time: Duration) -> Result<String> {
+    const WHOLE: u64 = 5_000_000;
+    let time = time.min(Duration::from_secs(LONG_SECONDS));
+    let backlog = Backlog { messages: WHOLE * time.as_secs() / LONG_SECONDS, body_bytes: 100, queues: 1 };
+    let mut connection = connect(&stage.url())?;
+    backlog.declare(&mut connection, true)?;
+    let started = Instant::now();
+    backlog.fill(&mut connection, PERSISTENT)?;
+    let filled_in = stage.check_time("to fill it", started.elapsed(), time)?;
+    let fill_mib = stage.take_peak_mib();
+    let started = Instant::now();
+    backlog.drain(&mut connection)?;
+    let drained_in = stage.check_time("to drain it", started.elapsed(), time)?;
+    let drain_mib = stage.take_peak_mib();
+    connection.close()?;
+    Ok(format!(
+        "{} messages filled in {filled_in} ({fill_mib} MiB), drained in order in {drained_in} ({drain_mib} MiB)",
+        backlog.messages
+    ))
+}

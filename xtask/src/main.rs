@@ -57,6 +57,9 @@ enum Command {
         /// How long to try arbitrary bytes with each target of `fuzz`
         #[arg(long, value_name = "N", default_value_t = 10)]
         fuzz_seconds: u64,
+        /// How long each step of `stress` lasts, about
+        #[arg(long, value_name = "N", default_value_t = stress::SHORT_SECONDS, value_parser = clap::value_parser!(u64).range(1..))]
+        stress_seconds: u64,
     },
     /// Arbitrary bytes for everything that takes bytes from outside
     Fuzz {
@@ -140,7 +143,9 @@ fn run(command: Command) -> Result<ExitCode> {
     let tally = match command {
         Command::Check => check::run()?,
         Command::Test { only } => test::run(&only)?,
-        Command::Proof { seconds, fuzz_seconds } => proof::run(Duration::from_secs(seconds), fuzz_seconds)?,
+        Command::Proof { seconds, fuzz_seconds, stress_seconds } => {
+            proof::run(Duration::from_secs(seconds), fuzz_seconds, Duration::from_secs(stress_seconds))?
+        }
         Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
         Command::Sim { seed, seeds } => sim::run(seed, seeds)?,
         Command::Planted { only, seeds } => planted::run(&only, seeds)?,

@@ -34,7 +34,7 @@ const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// What a round may take longer than it should.
 const ROUND_SLACK: Duration = Duration::from_mins(5);
 
-pub(crate) fn run(time: Duration, fuzz_seconds: u64) -> Result<Tally> {
+pub(crate) fn run(time: Duration, fuzz_seconds: u64, stress: Duration) -> Result<Tally> {
     let properties = properties(&Files::read()?);
     let share = time / u32::try_from(properties.len().max(1))?;
     let mut sum = Tally::default();
@@ -47,7 +47,7 @@ pub(crate) fn run(time: Duration, fuzz_seconds: u64) -> Result<Tally> {
     sum += sim::run(0, sim::PROOF_SEEDS)?;
     sum += planted::run(&[], planted::SEEDS)?;
     sum += clients::run_durability(&broker::build()?, DEATHS)?;
-    sum += stress::run(stress::SHORT, None)?;
+    sum += stress::run(stress, None)?;
     Ok(sum)
 }
 

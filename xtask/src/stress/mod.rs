@@ -39,7 +39,7 @@ use crate::workspace::target;
 
 /// How long steps last by hand, and in CI.
 pub(crate) const LONG_SECONDS: u64 = 60;
-pub(crate) const SHORT: Duration = Duration::from_secs(6);
+pub(crate) const SHORT_SECONDS: u64 = 6;
 
 /// What the broker is told that it may take in most steps. It may take a tenth more.
 const LIMIT_MIB: u64 = 256;

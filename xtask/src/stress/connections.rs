@@ -40,7 +40,7 @@ const SERVED_WITHIN: Duration = Duration::from_millis(500);
 /// How many files more the journal may happen to have open.
 const JOURNAL_FILES_MORE: u64 = 8;
 
-const HEAP_KEEPS_KIB: u64 = 4 * 1024;
+const HEAP_KEEPS_KIB: u64 = 2 * 1024;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 

@@ -162,6 +162,12 @@ fn play(step: Step, binary: &Path, time: Duration, folder: &Path) -> Result<Stri
     Ok(figures)
 }
 
+/// Bytes of each of so many bodies, so that all of them are twice as much as the broker may hold, in the short form, too.
+fn body_bytes(messages: usize) -> usize {
+    const LEAST: usize = 100;
+    (usize::try_from(2 * LIMIT_MIB * 1024 * 1024).unwrap_or(usize::MAX) / messages.max(1)).max(LEAST)
+}
+
 /// A connection whose client hangs if an answer takes too long.
 fn connect(url: &str) -> Result<Connection> {
     let mut connection = Connection::open(&url.parse::<Url>()?)?;

@@ -13,7 +13,7 @@ use leveret_client::{BasicProperties, ConsumeOptions, ConsumerEvent, PublishTo};
 
 use super::ledger::{Ledger, Stamp};
 use super::stage::{Stage, check_shares};
-use super::{DURABLE, LONG_SECONDS, PERSISTENT, QUEUE, connect, drain};
+use super::{DURABLE, LONG_SECONDS, PERSISTENT, QUEUE, body_bytes, connect, drain};
 use crate::memory::Backlog;
 use crate::process::check_interrupted;
 
@@ -23,19 +23,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// message.
 const SERVED_WITHIN: Duration = Duration::from_secs(1);
 
+const PRODUCERS: usize = 10;
+
+/// What each of them publishes: as much as the disk has room for in a minute, and many times what the consumer takes.
+const PER_SECOND: u32 = 20_000;
+
 /// Ten producers publish two hundred times as much as one consumer takes, who needs a millisecond for each message.
 pub(super) fn overload(stage: &mut Stage, time: Duration) -> Result<String> {
-    const PRODUCERS: usize = 10;
     const PACE: Duration = Duration::from_millis(1);
     let url = stage.url();
     connect(&url)?.open_channel()?.declare_queue(QUEUE, &DURABLE)?;
     let ledger = Mutex::new(Ledger::new(PRODUCERS));
     let mut received = Ledger::new(PRODUCERS);
     let is_over = AtomicBool::new(false);
+    let body_bytes = body_bytes(usize::try_from(u64::from(PER_SECOND) * time.as_secs())? * PRODUCERS);
     let (waits, consumed) = thread::scope(|scope| {
         let (url, is_over, ledger) = (&url, &is_over, &ledger);
-        let producers: Vec<_> =
-            (0..PRODUCERS).map(|producer| scope.spawn(move || produce(url, producer, is_over, ledger))).collect();
+        let producers: Vec<_> = (0..PRODUCERS)
+            .map(|producer| scope.spawn(move || produce(url, producer, body_bytes, is_over, ledger)))
+            .collect();
         let consumer = scope.spawn(|| consume_slowly(url, PACE, is_over, &mut received));
         let started = Instant::now();
         while started.elapsed() < time && !consumer.is_finished() && check_interrupted().is_ok() {
@@ -62,24 +68,28 @@ pub(super) fn overload(stage: &mut Stage, time: Duration) -> Result<String> {
     let sums = ledger.check()?;
     let rate = sums.confirmed as u64 / time.as_secs().max(1);
     Ok(format!(
-        "{} confirmed ({rate}/s), {shares} of {PRODUCERS}, who waited for at most {waited}; {consumed} consumed of {due} due, \
+        "{} of {body_bytes} bytes confirmed ({rate}/s), {shares} of {PRODUCERS}, who waited for at most {waited}; {consumed} consumed of {due} due, \
          with waits of at most {starved}; then {drained} more in {drained_in}; none lost",
         sums.confirmed
     ))
 }
 
 /// Publishes numbered messages with confirms until it is over, and gives how long it has waited for room in its window.
-fn produce(url: &str, producer: usize, is_over: &AtomicBool, ledger: &Mutex<Ledger>) -> Result<Duration> {
+fn produce(
+    url: &str,
+    producer: usize,
+    body_bytes: usize,
+    is_over: &AtomicBool,
+    ledger: &Mutex<Ledger>,
+) -> Result<Duration> {
     const WINDOW: usize = 1000;
     const BATCH: usize = WINDOW / 2;
-    /// As much as the disk has room for in a minute, and many times what the consumer takes.
-    const PER_SECOND: u32 = 20_000;
     yield_to_others();
     let mut connection = connect(url)?;
     let mut channel = connection.open_channel()?;
     channel.confirm_select()?;
     let properties = BasicProperties { delivery_mode: Some(PERSISTENT), ..BasicProperties::default() };
-    let mut body = vec![b'x'; 100];
+    let mut body = vec![b'x'; body_bytes];
     let mut confirmed = Vec::new();
     let (mut number, mut longest_wait) = (0, Duration::ZERO);
     let mut is_last = false;
@@ -144,7 +154,8 @@ fn consume_slowly(url: &str, pace: Duration, is_over: &AtomicBool, ledger: &mut 
 pub(super) fn backlog(stage: &mut Stage, time: Duration) -> Result<String> {
     const WHOLE: u64 = 5_000_000;
     let time = time.min(Duration::from_secs(LONG_SECONDS));
-    let backlog = Backlog { messages: WHOLE * time.as_secs() / LONG_SECONDS, body_bytes: 100, queues: 1 };
+    let messages = WHOLE * time.as_secs() / LONG_SECONDS;
+    let backlog = Backlog { messages, body_bytes: body_bytes(usize::try_from(messages)?), queues: 1 };
     let mut connection = connect(&stage.url())?;
     backlog.declare(&mut connection, true)?;
     let started = Instant::now();
@@ -157,7 +168,7 @@ pub(super) fn backlog(stage: &mut Stage, time: Duration) -> Result<String> {
     let drain_mib = stage.take_peak_mib();
     connection.close()?;
     Ok(format!(
-        "{} messages filled in {filled_in} ({fill_mib} MiB), drained in order in {drained_in} ({drain_mib} MiB)",
-        backlog.messages
+        "{messages} messages of {} bytes filled in {filled_in} ({fill_mib} MiB), drained in order in {drained_in} ({drain_mib} MiB)",
+        backlog.body_bytes
     ))
 }

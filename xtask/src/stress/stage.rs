@@ -77,6 +77,8 @@ struct Life {
     peak: Peak,
     peak_kib: u64,
     witness: Pair,
+    /// Whether it was told to stop.
+    is_over: bool,
 }
 
 impl Life {
@@ -88,7 +90,9 @@ impl Life {
         let broker = Broker::start_within(STARTED_WITHIN * SLACK * CROWDING_MAX, binary, &options, 0, &log)?;
         let peak = Peak::watch(broker.process_id());
         let witness = Pair::start(&broker.client_url()).context("the unrelated pair")?;
-        Ok(Life { broker, log, crowding, peak, peak_kib: 0, witness })
+        let life = Life { broker, log, crowding, peak, peak_kib: 0, witness, is_over: false };
+        life.check_time("the start", life.broker.start_took, STARTED_WITHIN)?;
+        Ok(life)
     }
 
     /// Others explain what took longer only as far as they took the processors, and the broker had to wait for one.
@@ -99,6 +103,14 @@ impl Life {
     /// How long something may take that would take so long on a quiet machine.
     fn stretch(&self, stated: Duration) -> Result<Duration> {
         Ok(stated.mul_f64(f64::from(SLACK) * self.crowding()?))
+    }
+
+    /// Fails if something took five times as long as it should have, on a machine as busy as this one was.
+    fn check_time(&self, what: &str, took: Duration, stated: Duration) -> Result<Took> {
+        let may_take = self.stretch(stated)?;
+        let took = Took { took, stated };
+        ensure!(took.took <= may_take, "{what} took {took}, at most {may_take:.1?} here");
+        Ok(took)
     }
 
     fn take_peak_kib(&mut self) -> u64 {
@@ -115,6 +127,7 @@ impl Life {
         let (crowding, stop_within) = (self.crowding()?, self.stretch(STOPPED_WITHIN)?);
         let figures = format!("{}; crowding {crowding:.1}", measured.figures());
         let waits = measured.check(limits.waits, |stated| self.stretch(stated));
+        self.is_over = true;
         let status = self.broker.terminate_within(stop_within)?;
         ensure!(status.success(), "the broker ended with {status}");
         let log = fs::read_to_string(&self.log)?;
@@ -156,8 +169,11 @@ impl Stage {
     }
 
     fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if self.life.is_over {
+            return error;
+        }
         match self.life.broker.ended() {
-            Ok(Some(status)) => error.context(format!("the broker ended with {status}")),
+            Ok(Some(status)) => error.context(format!("the broker ended by itself with {status}")),
             Ok(None) => error.context(format!("after {}", self.life.witness.so_far())),
             Err(unknown) => error.context(unknown),
         }
@@ -198,15 +214,12 @@ impl Stage {
     pub(super) fn restart(&mut self) -> Result<Took> {
         self.figures.push(self.life.end(self.limits)?);
         self.life = Life::start(&self.binary, &self.folder, self.figures.len() + 1, self.limits)?;
-        self.check_time("the restart", self.life.broker.start_took, STARTED_WITHIN)
+        Ok(Took { took: self.life.broker.start_took, stated: STARTED_WITHIN })
     }
 
-    /// Fails if something took five times as long as it should have, on a machine as busy as this one was.
+    /// The same as [`Life::check_time`], of the life that there is.
     pub(super) fn check_time(&self, what: &str, took: Duration, stated: Duration) -> Result<Took> {
-        let may_take = self.life.stretch(stated)?;
-        let took = Took { took, stated };
-        ensure!(took.took <= may_take, "{what} took {took}, at most {may_take:.1?} here");
-        Ok(took)
+        self.life.check_time(what, took, stated)
     }
 
     /// Fails if less than a fifth is there of what was due in some time, on a machine as busy as this one was.

@@ -16,14 +16,12 @@ use rustix::net::RecvFlags;
 
 use super::ledger::{Ledger, Stamp};
 use super::stage::{PATIENCE, Stage, check_shares};
-use super::{DURABLE, PERSISTENT, QUEUE, connect, drain};
+use super::{DURABLE, PERSISTENT, QUEUE, body_bytes, connect, drain};
 use crate::peer::Peer;
 use crate::process::check_interrupted;
 
 /// Consumers that do not read.
 pub(super) const CONSUMERS: u64 = 1000;
-
-const BODY_BYTES: usize = 1024;
 
 /// In which clients that are gone give back what they held.
 const RETURNED_WITHIN: Duration = Duration::from_secs(5);
@@ -61,8 +59,8 @@ pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
     let idle: Vec<_> = (0..CONSUMERS).map(|_| consumer(stage.address())).collect::<Result<_>>()?;
     channel.confirm_select()?;
     let properties = BasicProperties { delivery_mode: Some(PERSISTENT), ..BasicProperties::default() };
-    let mut body = vec![b'x'; BODY_BYTES];
     let messages = PER_SECOND * usize::try_from(time.as_secs())?;
+    let mut body = vec![b'x'; body_bytes(messages)];
     let started = Instant::now();
     let mut ledger = Ledger::new(1);
     for number in 0..messages {
@@ -89,8 +87,9 @@ pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
     let sums = ledger.check()?;
     ensure!(sums.confirmed == messages, "{} of {messages} messages are confirmed", sums.confirmed);
     Ok(format!(
-        "{messages} published in {published_in} in at most {peak_mib} MiB, of which {CONSUMERS} consumers held {}, each of them \
+        "{messages} of {} bytes published in {published_in} in at most {peak_mib} MiB, of which {CONSUMERS} consumers held {}, each of them \
          some; all were ready {returned_in} after they had gone, and drained in {drained_in}; none lost",
+        body.len(),
         messages - ready
     ))
 }
@@ -113,6 +112,8 @@ struct Deaf {
 pub(super) fn deaf(stage: &mut Stage, time: Duration) -> Result<String> {
     const CLIENTS: usize = 10;
     const PER_SECOND: u128 = 1000;
+    let all = usize::try_from(time.as_millis() * PER_SECOND / 1000)?;
+    let body_bytes = body_bytes(all * CLIENTS);
     let url = stage.url();
     connect(&url)?.open_channel()?.declare_queue(QUEUE, &DURABLE)?;
     let mut deaf = Vec::with_capacity(CLIENTS);
@@ -128,7 +129,7 @@ pub(super) fn deaf(stage: &mut Stage, time: Duration) -> Result<String> {
     while started.elapsed() < time {
         let due = usize::try_from(started.elapsed().as_millis() * PER_SECOND / 1000)?;
         for (producer, client) in deaf.iter_mut().enumerate() {
-            client.say(producer, due);
+            client.say(producer, due, body_bytes);
             match client.stream.write(&client.unsent) {
                 Ok(count) => drop(client.unsent.drain(..count)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => stuck += 1,
@@ -138,7 +139,6 @@ pub(super) fn deaf(stage: &mut Stage, time: Duration) -> Result<String> {
         check_interrupted()?;
         thread::sleep(Duration::from_millis(5));
     }
-    let due = usize::try_from(time.as_millis() * PER_SECOND / 1000)?;
     let silent = deaf.iter().filter(|client| !has_input(&client.stream)).count();
     ensure!(silent == 0, "{silent} of {CLIENTS} clients were given nothing");
     let peak_mib = stage.take_peak_mib();
@@ -152,20 +152,20 @@ pub(super) fn deaf(stage: &mut Stage, time: Duration) -> Result<String> {
     // The broker took what they sent in its order, and gave back what it had delivered to them.
     ledger.check_without_gaps()?;
     let shares = check_shares("there of each client", ledger.received_of_each())?;
-    stage.check_count("messages of one are there", ledger.received_of_each().min().unwrap_or_default(), due)?;
+    stage.check_count("messages of one are there", ledger.received_of_each().min().unwrap_or_default(), all)?;
     Ok(format!(
-        "{shares} of {CLIENTS} that read nothing, {due} due of each, without a gap, in at most {peak_mib} MiB; gone in {gone_in}; \
+        "{shares} of {CLIENTS} that read nothing, {all} of {body_bytes} bytes due of each, without a gap, in at most {peak_mib} MiB; gone in {gone_in}; \
          {stuck} times a socket was full"
     ))
 }
 
 impl Deaf {
     /// Has all messages said that are due. One that is not taken from any more says no more.
-    fn say(&mut self, producer: usize, due: usize) {
+    fn say(&mut self, producer: usize, due: usize, body_bytes: usize) {
         const UNSENT_BYTES_MAX: usize = 1 << 20;
         let properties = BasicProperties { delivery_mode: Some(PERSISTENT), ..BasicProperties::default() };
         let mut header = Vec::new();
-        ContentHeader { body_bytes: BODY_BYTES as u64, properties }.encode(&mut header);
+        ContentHeader { body_bytes: body_bytes as u64, properties }.encode(&mut header);
         let publish = Method::BasicPublish {
             ticket: 0,
             exchange: ShortStr::EMPTY,
@@ -173,7 +173,7 @@ impl Deaf {
             mandatory: false,
             immediate: false,
         };
-        let mut body = [b'x'; BODY_BYTES];
+        let mut body = vec![b'x'; body_bytes];
         while self.next < due && self.unsent.len() < UNSENT_BYTES_MAX {
             Stamp { producer, number: self.next }.write(&mut body);
             write_method(&mut self.unsent, 1, &publish);

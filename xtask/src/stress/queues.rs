@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use leveret_client::Connection;
 
 use super::stage::{Limits, Stage, Took, check_shares};
 use super::{DURABLE, LONG_SECONDS, connect};
@@ -55,18 +56,24 @@ impl Asked {
     /// Each connection asks for its share of the queues, one after the other, and waits for each answer.
     fn about(stage: &Stage, queues: usize, ask: Ask, stated: Duration) -> Result<Self> {
         let url = stage.url();
+        // All begin at once, or who comes first is far ahead.
+        let connections = (0..CONNECTIONS).map(|_| connect(&url)).collect::<Result<Vec<_>>>()?;
         let started = Instant::now();
         // Until one of them is done, all have as much to ask.
         let answered: [AtomicUsize; CONNECTIONS] = std::array::from_fn(|_| AtomicUsize::new(0));
         let at_first_end = OnceLock::new();
         let longest = thread::scope(|scope| {
-            let (url, answered, at_first_end) = (&url, &answered, &at_first_end);
-            let threads: Vec<_> = (0..CONNECTIONS)
-                .map(|first| {
+            let (answered, at_first_end) = (&answered, &at_first_end);
+            let threads: Vec<_> = connections
+                .into_iter()
+                .enumerate()
+                .map(|(first, connection)| {
                     scope.spawn(move || {
                         let numbers = (first..queues).step_by(CONNECTIONS);
-                        let longest = ask_each(url, ask, numbers, &answered[first])?;
-                        at_first_end.get_or_init(|| answered.each_ref().map(|count| count.load(Ordering::Relaxed)));
+                        let longest = ask_each(connection, ask, numbers, &answered[first])?;
+                        at_first_end.get_or_init(|| {
+                            (started.elapsed(), answered.each_ref().map(|count| count.load(Ordering::Relaxed)))
+                        });
                         Ok::<_, anyhow::Error>(longest)
                     })
                 })
@@ -77,8 +84,13 @@ impl Asked {
         })?;
         let took = stage.check_time("to ask about all of them", started.elapsed(), stated)?;
         let longest_answer = stage.check_time("one answer", longest, ANSWERED_WITHIN)?;
-        let answers = at_first_end.into_inner().context("nobody is done")?;
-        let shares = check_shares("answers to each connection", answers)?;
+        let (after, answers) = at_first_end.into_inner().context("nobody is done")?;
+        // In less time, who gets a processor decides. The longest answer is judged all the same.
+        let shares = if after >= ANSWERED_WITHIN {
+            check_shares("answers to each connection", answers)?
+        } else {
+            format!("{} answers to each at least", answers.iter().min().copied().unwrap_or_default())
+        };
         Ok(Asked { took, longest_answer, shares })
     }
 }
@@ -91,8 +103,12 @@ impl fmt::Display for Asked {
 }
 
 /// Gives the longest time that an answer took.
-fn ask_each(url: &str, ask: Ask, numbers: impl Iterator<Item = usize>, answered: &AtomicUsize) -> Result<Duration> {
-    let mut connection = connect(url)?;
+fn ask_each(
+    mut connection: Connection,
+    ask: Ask,
+    numbers: impl Iterator<Item = usize>,
+    answered: &AtomicUsize,
+) -> Result<Duration> {
     let mut channel = connection.open_channel()?;
     let mut longest = Duration::ZERO;
     for number in numbers {

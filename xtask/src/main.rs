@@ -87,7 +87,7 @@ enum Command {
         /// How many seeds each has at most
         #[arg(long, value_name = "N", default_value_t = planted::SEEDS)]
         seeds: u64,
-        },
+    },
     /// More than the broker can do, and clients that are none: who is starved, what is lost, what it takes
     Stress {
         /// How long each step lasts, about; numbers of messages go with it

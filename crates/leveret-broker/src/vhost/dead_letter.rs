@@ -290,17 +290,20 @@ mod tests {
 
     use super::*;
     use crate::change::{Enqueued, JournalPosition, QueueNumber, QueuePosition};
+    use crate::limits::READ_AHEAD_ENTRIES;
     use crate::moment::Deadline;
-    use crate::names::{ChannelId, QueueName};
+    use crate::names::{ChannelId, ConsumerTag, QueueName};
     use crate::vhost::Progress;
     use crate::vhost::checkpoint::Checkpoint;
-    use crate::vhost::command::{Command, Commands, DeclareQueue, Existence, Wait};
-    use crate::vhost::effects::Fetched;
+    use crate::vhost::command::{
+        AckMode, Command, Commands, Consume, ConsumerId, DeclareQueue, Existence, QueueRef, Wait,
+    };
+    use crate::vhost::effects::{Fetched, Output};
     use crate::vhost::fixtures::{at, connect, empty_vhost, evict, message};
     use crate::vhost::queue::Standing;
 
     /// A queue `q` after a restart, with so many messages in it, and what else happened to it.
-    fn vhost_with(arguments: FieldTable, messages: u64, more: Option<Change>) -> VirtualHost {
+    fn vhost_with(arguments: FieldTable, messages: u64, more: impl IntoIterator<Item = Change>) -> VirtualHost {
         let mut vhost = empty_vhost();
         let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
         let mut changes = vec![Change::QueueDeclared { queue, name, auto_delete: false, arguments }];
@@ -521,6 +524,44 @@ mod tests {
         assert_eq!(letters(0, 1), (0, wait(1)));
         assert_eq!(letters(1, 2), (1, wait(2)), "one more than there is room for");
         assert_eq!(letters(usize::MAX, 3), (3, None));
+    }
+
+    /// That may take long, where the disk has little room.
+    #[test]
+    fn what_is_alive_is_delivered_while_as_many_letters_as_may_wait_for_the_journal() {
+        let arguments = FieldTable::build(|table| {
+            table.field("x-dead-letter-exchange", Value::LongStr(b""));
+            table.field("x-dead-letter-routing-key", Value::LongStr(b"dead"));
+        });
+        let letters = (0..READ_AHEAD_ENTRIES as u64).map(|place| (QueuePosition(place), DeathReason::Rejected));
+        let condemned = Change::MessagesCondemned { queue: QueueNumber(1), messages: letters.collect() };
+        let dead = Change::QueueDeclared {
+            queue: QueueNumber(2),
+            name: QueueName::new(ShortStr::truncated("dead")),
+            auto_delete: false,
+            arguments: FieldTable::default(),
+        };
+        let mut vhost = vhost_with(arguments, READ_AHEAD_ENTRIES as u64 + 1, [condemned, dead]);
+        let mut effects = Effects::default();
+        vhost.set_departure_room(0);
+        let _ = run(&mut vhost, at(1), &mut effects);
+        assert_eq!(vhost.queues[vhost.queue_names["dead"]].ready(), 0);
+
+        let from = connect(&mut vhost);
+        let (channel, consumer) = (ChannelId::new(1).unwrap(), ConsumerId { slot: 0, number: 1 });
+        let (queue, ack_mode, wait) =
+            (QueueRef::Named(ShortStr::truncated("q").into()), AckMode::Manual, Wait::NoWait);
+        let (tag, arguments) = (ConsumerTag::new(ShortStr::truncated("c")), FieldTable::default());
+        let consume = Consume { consumer, tag, queue, ack_mode, exclusive: false, wait, arguments };
+        let mut commands = Commands::default();
+        commands.push(Command::OpenChannel(channel));
+        commands.push(Command::Consume(channel, Box::new(consume)));
+        let _ = vhost.handle_batch(at(1), from, &mut commands, &mut effects);
+        let mut delivered = 0;
+        effects.take_outputs(|_, outputs, _| {
+            delivered += outputs.iter().filter(|output| matches!(output, Output::Deliver { .. })).count();
+        });
+        assert_eq!(delivered, 1);
     }
 
     fn places(fetches: &[Fetch]) -> Vec<u64> {

@@ -4,7 +4,7 @@ use leveret_amqp::Table;
 use slotmap::SlotMap;
 
 use crate::access::Permission;
-use crate::change::{Change, JournalPosition};
+use crate::change::{Change, DeathReason, JournalPosition};
 use crate::limits::{UNITS_PER_RUN, WINDOW_BYTES_MAX};
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
@@ -187,15 +187,20 @@ impl VirtualHost {
         }
         while self.units > 0 {
             let Some(queue) = self.queues.get_mut(id) else { break };
-            if queue.parked.is_some() || !queue.consumers.any_waiting() || queue.dying().is_full() {
+            if queue.parked.is_some() || !queue.consumers.any_waiting() {
                 break;
             }
             let Some(head) = queue.head() else { break };
-            self.units -= 1;
-            if acts_alone && self.expire_if(now, id, head, effects) {
-                continue;
+            let may_die = !queue.dying().is_full();
+            if !acts_alone || !self.is_late(now, id, head) {
+                self.units -= 1;
+                self.deliver_head(now, id, head, effects);
+            } else if may_die {
+                self.units -= 1;
+                self.discard_ready(now, id, head, DeathReason::Expired, effects);
+            } else {
+                break;
             }
-            self.deliver_head(now, id, head, effects);
         }
         if acts_alone {
             self.expire(now, id, effects);

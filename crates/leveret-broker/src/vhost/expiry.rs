@@ -30,15 +30,11 @@ impl VirtualHost {
         true
     }
 
-    /// Lets the head expire instead of being delivered, if its deadline has passed: at its deadline it may still be
-    /// delivered, which is what a time to live of 0 is for.
-    pub(super) fn expire_if(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) -> bool {
-        let Some(queue) = self.queues.get(id).filter(|queue| queue.has_expiring()) else { return false };
-        let deadline = queue.known(head).and_then(|known| known.expires);
-        let is_late = deadline.is_some_and(|deadline| now.monotonic > deadline.0);
-        if is_late {
-            self.discard_ready(now, id, head, DeathReason::Expired, effects);
-        }
-        is_late
+    /// Whether the head has to expire instead of being delivered, as its deadline has passed: at its deadline it may still
+    /// be delivered, which is what a time to live of 0 is for.
+    pub(super) fn is_late(&self, now: Moment, id: QueueId, head: Position) -> bool {
+        let queue = self.queues.get(id).filter(|queue| queue.has_expiring());
+        let deadline = queue.and_then(|queue| queue.known(head)).and_then(|known| known.expires);
+        deadline.is_some_and(|deadline| now.monotonic > deadline.0)
     }
 }

@@ -320,9 +320,10 @@ impl Pending {
         }
     }
 
-    /// Bytes that may be added before publishers have to wait for what is not written. What the disk has room for is not asked.
+    /// Bytes that may be added by nobody's publish before publishers would have to wait for what is not written. None while the
+    /// disk has room for acks and checkpoints only.
     pub(super) fn room(&self) -> usize {
-        self.bytes_max.saturating_sub(self.state.lock().bytes)
+        if self.is_scarce() { 0 } else { self.bytes_max.saturating_sub(self.state.lock().bytes) }
     }
 
     /// Who has to wait, now and from now on.

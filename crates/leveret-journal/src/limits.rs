@@ -23,6 +23,9 @@ pub const PAGE_BYTES: u64 = 4096;
 /// file systems, which note that it holds something from then on.
 pub const CLEARED_BYTES: u64 = 64 * 1024;
 
+/// Up to so many bytes, a batch is a small one.
+pub const SMALL_BATCH_BYTES: u64 = CLEARED_BYTES / 4;
+
 /// Bytes that an empty batch keeps room for.
 pub const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
 

@@ -20,7 +20,7 @@ use crate::format::{
 use crate::keeper::Keeper;
 use crate::limits::{
     BATCH_BYTES_KEPT, BATCH_BYTES_MAX, CLEARED_BYTES, PAGE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN,
-    SPARE_BYTES_MIN,
+    SMALL_BATCH_BYTES, SPARE_BYTES_MIN,
 };
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
@@ -322,6 +322,7 @@ impl Log {
         let unpadded = bytes.len();
         bytes.resize(self.room.with_zeros(self.end, needed), 0);
         let written = self.room.file.write_at(self.end, bytes);
+        // Also if the disk has no room for it: the next try is content with a page.
         self.room.written = self.room.written.max(self.end + bytes.len() as u64);
         bytes.truncate(unpadded);
         match written {
@@ -431,7 +432,7 @@ struct Room {
     file: Arc<dyn DiskFile>,
     /// How long it is.
     length: u64,
-    /// Up to where something was written once.
+    /// Up to where something was written once, or tried to be.
     written: u64,
 }
 
@@ -439,7 +440,7 @@ impl Room {
     /// How long a write of so many bytes at an offset becomes with the zeros behind it.
     fn with_zeros(&self, at: u64, bytes: u64) -> usize {
         let end = at + bytes + BATCH_HEADER_BYTES as u64;
-        let is_first = end > self.written && bytes <= CLEARED_BYTES / 4;
+        let is_first = end > self.written && bytes <= SMALL_BATCH_BYTES;
         let end = end.next_multiple_of(if is_first { CLEARED_BYTES } else { PAGE_BYTES }).min(self.length);
         usize::try_from(end.saturating_sub(at).max(bytes)).unwrap_or(usize::MAX)
     }
@@ -449,10 +450,12 @@ impl Room {
 /// segment with its header is there, or the spare.
 fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::Result<Room> {
     let mut bytes = header.encode();
-    let written = if spare.is_used { spare.length } else { 0 };
-    let mut room = Room { file: spare.file, length: spare.length, written };
+    // A page behind it: where a disk has room for little else, that goes to batches.
+    let mut room = Room { file: spare.file, length: spare.length, written: spare.length };
     bytes.resize(room.with_zeros(0, bytes.len() as u64), 0);
-    room.written = room.written.max(bytes.len() as u64);
+    if !spare.is_used {
+        room.written = bytes.len() as u64;
+    }
     room.file.write_at(0, &bytes)?;
     room.file.sync()?;
     disk.rename(&spare.name, &segment_name(header.generation))?;

@@ -76,12 +76,13 @@ fn small_batches_clear_some_room_ahead_and_large_ones_a_page() {
     let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
     assert_eq!(disk.files.lock().unwrap().len(), 1);
     for file in disk.files.lock().unwrap().values() {
-        file.bytes.lock().unwrap()[0x1_0000..].fill(0xee);
+        assert_eq!(file.bytes.lock().unwrap().len(), 1 << 20);
+        file.bytes.lock().unwrap()[0x1000..].fill(0xee);
     }
 
-    append(&mut log, 1, 1, 0x8000).unwrap();
+    append(&mut log, 1, 1, 0x2000).unwrap();
     assert_eq!(cleared(&disk), 0x1_0000);
-    append(&mut log, 2, 2, 0x2000).unwrap();
+    append(&mut log, 2, 2, 0x8000).unwrap();
     assert_eq!(cleared(&disk), 0x1_0000, "there was room for it");
     append(&mut log, 3, 3, 0x7000).unwrap();
     assert_eq!(cleared(&disk), 0x1_2000, "a large one");

@@ -42,15 +42,19 @@ mod tests {
         let notify = Arc::new(Notify::new());
         let (to_reader, at_reader) = mpsc::channel();
         let (to_sender, at_sender) = mpsc::channel();
+        let (ready, is_ready) = mpsc::channel();
         let reader = runtime.spawn({
             let notify = Arc::clone(&notify);
             async move {
-                notify.notified().await;
+                let notified = notify.notified();
+                ready.send(()).unwrap();
+                notified.await;
                 begin().await;
                 to_sender.send(()).unwrap();
                 at_reader.recv_timeout(DEADLINE)
             }
         });
+        is_ready.recv_timeout(DEADLINE).unwrap();
         let sender = runtime.spawn(async move {
             notify.notify_one();
             go_on().await;

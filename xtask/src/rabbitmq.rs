@@ -10,12 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
 use crate::peer::Peer;
 use crate::process::check_interrupted;
 
 const READY_DEADLINE: Duration = Duration::from_mins(2);
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A node that runs until this is dropped.
 pub(crate) struct RabbitMq {
@@ -51,6 +52,9 @@ impl RabbitMq {
             .env("RABBITMQ_LOG_BASE", folder.join("log"))
             .env("RABBITMQ_PID_FILE", folder.join("pid"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", &plugins)
+            // Of the machine's there is nothing to be taken.
+            .env("RABBITMQ_CONFIG_FILE", folder.join("none"))
+            .env("RABBITMQ_CONF_ENV_FILE", folder.join("none"))
             .env("HOME", folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -80,7 +84,15 @@ impl RabbitMq {
 
 impl Drop for RabbitMq {
     fn drop(&mut self) {
-        // The script that was run has others run for it.
+        // The script that was run has others run for it, some of them in a session of their own.
+        let pid = fs::read_to_string(self.folder.join("pid")).ok().and_then(|pid| pid.trim().parse().ok());
+        if let Some(node) = pid.and_then(Pid::from_raw) {
+            let _ = kill_process(node, Signal::KILL);
+            let deadline = Instant::now() + STOP_DEADLINE;
+            while test_kill_process(node).is_ok() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);

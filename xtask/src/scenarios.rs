@@ -5,7 +5,7 @@
 //! the relay's in the same round, as what a machine can do changes from minute to minute.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -266,19 +266,41 @@ impl Bench {
             &server.client_url(),
         ]);
         let before = server.cpu_time()?;
-        let mut flood = flood.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let flood = flood.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut flood = Flood(flood);
         let deadline = Instant::now() + FLOOD_DEADLINE;
-        while server.cpu_time()?.saturating_sub(before) < FLOOD_CPU && Instant::now() < deadline {
+        while server.cpu_time()?.saturating_sub(before) < FLOOD_CPU {
             check_interrupted()?;
+            ensure!(Instant::now() < deadline, "the flood does not begin");
             thread::sleep(Duration::from_millis(10));
         }
-        let flooding = flood.try_wait();
-        let found = report(self.load(LITTLE, &server.client_url()));
-        // It ends in good order, and takes its queue along.
-        let _ = kill_process(Pid::from_child(&flood), Signal::INT);
-        flood.wait()?;
-        ensure!(flooding?.is_none(), "the flood has ended");
-        found
+        let found = report(self.load(LITTLE, &server.client_url()))?;
+        flood.end()?;
+        Ok(found)
+    }
+}
+
+/// A load that goes on until this ends.
+struct Flood(Child);
+
+impl Flood {
+    /// Ends it in good order: it takes its queue along.
+    fn end(&mut self) -> Result<()> {
+        ensure!(self.0.try_wait()?.is_none(), "the flood has ended before");
+        kill_process(Pid::from_child(&self.0), Signal::INT)?;
+        let deadline = Instant::now() + FLOOD_DEADLINE;
+        while self.0.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "the flood does not end");
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

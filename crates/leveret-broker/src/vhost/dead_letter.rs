@@ -318,6 +318,12 @@ mod tests {
         vhost
     }
 
+    /// A durable queue for letters, `dead`.
+    fn dead_declared() -> Change {
+        let (queue, name) = (QueueNumber(2), QueueName::new(ShortStr::truncated("dead")));
+        Change::QueueDeclared { queue, name, auto_delete: false, arguments: FieldTable::default() }
+    }
+
     /// One that keeps so many dead letters until an exchange takes them that is not there.
     fn vhost_that_keeps(letters: u64) -> VirtualHost {
         let arguments = FieldTable::build(|table| {
@@ -504,13 +510,7 @@ mod tests {
             table.field("x-dead-letter-exchange", Value::LongStr(b""));
             table.field("x-dead-letter-routing-key", Value::LongStr(b"dead"));
         });
-        let dead = Change::QueueDeclared {
-            queue: QueueNumber(2),
-            name: QueueName::new(ShortStr::truncated("dead")),
-            auto_delete: false,
-            arguments: FieldTable::default(),
-        };
-        let mut vhost = vhost_with(arguments, 3, Some(dead));
+        let mut vhost = vhost_with(arguments, 3, [dead_declared()]);
         let mut effects = Effects::default();
         let mut letters = |room, seconds| {
             vhost.set_departure_room(room);
@@ -535,13 +535,7 @@ mod tests {
         });
         let letters = (0..READ_AHEAD_ENTRIES as u64).map(|place| (QueuePosition(place), DeathReason::Rejected));
         let condemned = Change::MessagesCondemned { queue: QueueNumber(1), messages: letters.collect() };
-        let dead = Change::QueueDeclared {
-            queue: QueueNumber(2),
-            name: QueueName::new(ShortStr::truncated("dead")),
-            auto_delete: false,
-            arguments: FieldTable::default(),
-        };
-        let mut vhost = vhost_with(arguments, READ_AHEAD_ENTRIES as u64 + 1, [condemned, dead]);
+        let mut vhost = vhost_with(arguments, READ_AHEAD_ENTRIES as u64 + 1, [condemned, dead_declared()]);
         let mut effects = Effects::default();
         vhost.set_departure_room(0);
         let _ = run(&mut vhost, at(1), &mut effects);

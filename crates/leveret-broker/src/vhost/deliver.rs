@@ -191,15 +191,16 @@ impl VirtualHost {
                 break;
             }
             let Some(head) = queue.head() else { break };
-            let may_die = !queue.dying().is_full();
-            if !acts_alone || !self.is_late(now, id, head) {
-                self.units -= 1;
-                self.deliver_head(now, id, head, effects);
-            } else if may_die {
-                self.units -= 1;
+            let is_full = queue.dying().is_full();
+            let is_late = acts_alone && self.is_late(now, id, head);
+            if is_late && is_full {
+                break;
+            }
+            self.units -= 1;
+            if is_late {
                 self.discard_ready(now, id, head, DeathReason::Expired, effects);
             } else {
-                break;
+                self.deliver_head(now, id, head, effects);
             }
         }
         if acts_alone {

@@ -114,7 +114,8 @@ impl Batch {
 pub struct Log {
     disk: Arc<Folder>,
     options: Options,
-    room: Room,
+    /// Where it is.
+    segment: SegmentFile,
     generation: u64,
     salt: Salt,
     seeds: Seeds,
@@ -181,7 +182,7 @@ impl Log {
             }
             made => made,
         };
-        let room = begin_segment(&*disk, &header, spare?)?;
+        let segment = begin_segment(&*disk, &header, spare?)?;
         let previous = segment_name(end.generation);
         if end.generation > 0 && !recovery.damage.iter().any(|damage| damage.file == previous) {
             end_segment(&*disk.open(&previous)?, end.offset)?;
@@ -190,7 +191,7 @@ impl Log {
         let log = Log {
             disk,
             options,
-            room,
+            segment,
             generation: header.generation,
             salt,
             seeds: Seeds::new(&salt, header.generation),
@@ -225,7 +226,7 @@ impl Log {
     /// the segment. More may find no room.
     pub fn batch_bytes(&self) -> u64 {
         let header = SegmentHeader::bytes_with(self.streams.len()) as u64;
-        let left = self.spares.most().saturating_sub(header).max(self.room.length - self.end);
+        let left = self.spares.most().saturating_sub(header).max(self.segment.length - self.end);
         left.saturating_sub(BATCH_HEADER_BYTES as u64) / 16 * 15
     }
 
@@ -315,15 +316,15 @@ impl Log {
     fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {
         self.check()?;
         let needed = padded(bytes.len()) as u64;
-        if self.end + needed > self.room.length {
+        if self.end + needed > self.segment.length {
             self.roll(needed, Size::Segment)?;
         }
         seal(bytes, self.seeds, count, self.next_sequence, self.next_sequence);
         let unpadded = bytes.len();
-        bytes.resize(self.room.with_zeros(self.end, needed), 0);
-        let written = self.room.file.write_at(self.end, bytes);
+        bytes.resize(self.segment.with_zeros(self.end, needed), 0);
+        let written = self.segment.file.write_at(self.end, bytes);
         // Also if the disk has no room for it: the next try is content with a page.
-        self.room.written = self.room.written.max(self.end + bytes.len() as u64);
+        self.segment.written = self.segment.written.max(self.end + bytes.len() as u64);
         bytes.truncate(unpadded);
         match written {
             // Nobody was told, and the next try writes over what there is of it.
@@ -338,8 +339,8 @@ impl Log {
         if planted(Bug::ConfirmBeforeSync) {
             return Ok(());
         }
-        let synced = self.room.file.sync();
-        if planted(Bug::FailedSyncTriedAgain) { synced.or_else(|_| self.room.file.sync()) } else { synced }
+        let synced = self.segment.file.sync();
+        if planted(Bug::FailedSyncTriedAgain) { synced.or_else(|_| self.segment.file.sync()) } else { synced }
     }
 
     /// Goes on in a new segment.
@@ -361,14 +362,14 @@ impl Log {
             Err(error) if is_full(&error) => self.begin(&header, self.spare(least, size)?),
             begun => begun,
         });
-        let room = begun.map_err(|error| {
+        let segment = begun.map_err(|error| {
             if is_full(&error) || has_no_descriptor(&error) {
                 LogError::Full(error.to_string())
             } else {
                 self.fail(&error)
             }
         })?;
-        let previous = std::mem::replace(&mut self.room, room);
+        let previous = std::mem::replace(&mut self.segment, segment);
         if self.end < previous.length {
             end_segment(&*previous.file, self.end).map_err(|error| self.fail(&error))?;
         }
@@ -394,7 +395,7 @@ impl Log {
     }
 
     /// Begins a segment in a file. If there is no room for that, the file is gone.
-    fn begin(&self, header: &SegmentHeader, spare: Spare) -> io::Result<Room> {
+    fn begin(&self, header: &SegmentHeader, spare: Spare) -> io::Result<SegmentFile> {
         let name = spare.name.clone();
         let begun = begin_segment(&*self.disk, header, spare);
         if let Err(error) = &begun
@@ -428,7 +429,7 @@ enum Size {
 }
 
 /// The file of a segment that grows.
-struct Room {
+struct SegmentFile {
     file: Arc<dyn DiskFile>,
     /// How long it is.
     length: u64,
@@ -436,7 +437,7 @@ struct Room {
     written: u64,
 }
 
-impl Room {
+impl SegmentFile {
     /// How long a write of so many bytes at an offset becomes with the zeros behind it.
     fn with_zeros(&self, at: u64, bytes: u64) -> usize {
         let end = at + bytes + BATCH_HEADER_BYTES as u64;
@@ -448,21 +449,21 @@ impl Room {
 
 /// Makes a segment. When this returns, it is there also after a power cut; before, either the
 /// segment with its header is there, or the spare.
-fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::Result<Room> {
+fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::Result<SegmentFile> {
     let mut bytes = header.encode();
     // A page behind it: where a disk has room for little else, that goes to batches.
-    let mut room = Room { file: spare.file, length: spare.length, written: spare.length };
-    bytes.resize(room.with_zeros(0, bytes.len() as u64), 0);
+    let mut segment = SegmentFile { file: spare.file, length: spare.length, written: spare.length };
+    bytes.resize(segment.with_zeros(0, bytes.len() as u64), 0);
     if !spare.is_used {
-        room.written = bytes.len() as u64;
+        segment.written = bytes.len() as u64;
     }
-    room.file.write_at(0, &bytes)?;
-    room.file.sync()?;
+    segment.file.write_at(0, &bytes)?;
+    segment.file.sync()?;
     disk.rename(&spare.name, &segment_name(header.generation))?;
     if !planted(Bug::NoDirectorySync) {
         disk.sync_directory()?;
     }
-    Ok(room)
+    Ok(segment)
 }
 
 /// Gives back what of its room a segment has not used. Durably, as the header that says where it ends may be gone before it:

@@ -26,6 +26,7 @@ pub(crate) async fn begin() {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::{Arc, mpsc};
     use std::time::Duration;
 
@@ -46,7 +47,8 @@ mod tests {
         let reader = runtime.spawn({
             let notify = Arc::clone(&notify);
             async move {
-                let notified = notify.notified();
+                let mut notified = pin!(notify.notified());
+                notified.as_mut().enable();
                 ready.send(()).unwrap();
                 notified.await;
                 begin().await;

@@ -1,5 +1,5 @@
-//! The part of `cargo xtask bench` in which `leveret perf` loads the broker and the relay in turn, and the suite `perf`, which runs
-//! the same loads shortly.
+//! The part of `cargo xtask bench` in which `leveret perf` loads the broker and the relay in turn, and RabbitMQ if that is asked for; and
+//! the suite `perf`, which runs the same loads shortly.
 //!
 //! The relay (`crates/leveret-perf/examples/relay.rs`) does what no broker can do without. A figure of the broker is a share of
 //! the relay's in the same round, as what a machine can do changes from minute to minute.
@@ -321,27 +321,12 @@ pub(crate) fn run(binary: &Path, with_peers: bool) -> Result<()> {
     let bench = Bench::start(binary, &folder, SECONDS, DRAINED)?;
     heading("share of the relay");
     for row in ROWS {
-        let mut samples: Vec<[Samples; 3]> = row.figures.iter().map(|_| Default::default()).collect();
-        for _ in 0..ROUNDS {
-            let relay = bench.of_relay(row.relay)?;
-            let broker = bench.of_broker(row.load)?;
-            for ((figure, _), samples) in row.figures.iter().zip(&mut samples) {
-                // The relay is not filled and drained: what goes through it counts once.
-                let floor = if row.load.starts_with("drain") { Figure::ReceiveRate } else { *figure };
-                let floor = if row.load.contains("--consumers 0") { Figure::ReceiveRate } else { floor };
-                let (ours, floor) = (figure.of(&broker)?, floor.of(&relay)?);
-                samples.iter_mut().zip([ours / floor, ours, floor]).for_each(|(samples, n)| samples.push(n));
-            }
-        }
-        for ((figure, goal), [ratio, ours, floor]) in row.figures.iter().zip(&samples) {
-            let than = if figure.is_time() { "at most" } else { "at least" };
-            let unit = if figure.is_time() { "us" } else { "/s" };
-            println!(
-                "{:<44} {ratio}   {than} {goal:.2}   {:.0} beside {:.0} {unit}",
-                figure.name_in(row),
-                ours.median(),
-                floor.median()
-            );
+        // The relay is not filled and drained, and forwards what it takes: what goes through it counts once.
+        let is_one_way = row.load.starts_with("drain") || row.load.contains("--consumers 0");
+        let floor = |figure| if is_one_way { Figure::ReceiveRate } else { figure };
+        let found = in_turn(row.figures, floor, || bench.of_relay(row.relay), || bench.of_broker(row.load))?;
+        for (&(figure, goal), samples) in row.figures.iter().zip(&found) {
+            show(&figure.name_in(row), figure, Some(goal), samples);
         }
     }
     beside_flood(&bench)?;
@@ -355,6 +340,32 @@ pub(crate) fn run(binary: &Path, with_peers: bool) -> Result<()> {
     Ok(std::fs::remove_dir_all(&folder)?)
 }
 
+/// Runs two loads in turn. For each figure: what the second reached as a share of the first, both themselves; which figure of
+/// the first it is compared with, `floor` says.
+fn in_turn(
+    figures: &[(Figure, f64)],
+    floor: impl Fn(Figure) -> Figure,
+    first: impl Fn() -> Result<Value>,
+    second: impl Fn() -> Result<Value>,
+) -> Result<Vec<[Samples; 3]>> {
+    let mut found: Vec<[Samples; 3]> = figures.iter().map(|_| Default::default()).collect();
+    for _ in 0..ROUNDS {
+        let (first, second) = (first()?, second()?);
+        for (&(figure, _), samples) in figures.iter().zip(&mut found) {
+            let (floor, ours) = (floor(figure).of(&first)?, figure.of(&second)?);
+            samples.iter_mut().zip([ours / floor, ours, floor]).for_each(|(samples, n)| samples.push(n));
+        }
+    }
+    Ok(found)
+}
+
+/// Prints a row of the table.
+fn show(name: &str, figure: Figure, goal: Option<f64>, [ratio, ours, floor]: &[Samples; 3]) {
+    let (than, unit) = if figure.is_time() { ("at most", "us") } else { ("at least", "/s") };
+    let goal = goal.map_or_else(String::new, |goal| format!("   {than} {goal:.2}"));
+    println!("{name:<44} {ratio}{goal}   {:.0} beside {:.0} {unit}", ours.median(), floor.median());
+}
+
 fn heading(what: &str) {
     println!("\n{:<44} {:>10} {:>10} {:>10}", format!("{ROUNDS} rounds, {what}"), "min", "median", "max");
 }
@@ -362,15 +373,12 @@ fn heading(what: &str) {
 /// What somebody waits who sends little while another queue is sent as much as it takes.
 fn beside_flood(bench: &Bench) -> Result<()> {
     heading("share of the relay under the same flood");
-    let mut samples = <[Samples; 3]>::default();
-    for _ in 0..ROUNDS {
-        let floor = Figure::P99.of(&bench.flooded(&bench.relay)?)?;
-        let ours = Figure::P99.of(&bench.flooded(&bench.broker)?)?;
-        samples.iter_mut().zip([ours / floor, ours, floor]).for_each(|(samples, n)| samples.push(n));
+    let figures = [(Figure::P99, 2.0)];
+    let found =
+        in_turn(&figures, |figure| figure, || bench.flooded(&bench.relay), || bench.flooded(&bench.broker))?;
+    for ((figure, goal), samples) in figures.into_iter().zip(&found) {
+        show("2,000/s of 16 B beside a flood: 99 of 100", figure, Some(goal), samples);
     }
-    let [ratio, ours, floor] = samples;
-    let name = "2,000/s of 16 B beside a flood: 99 of 100";
-    println!("{name:<44} {ratio}   at most 2.00   {:.0} beside {:.0} us", ours.median(), floor.median());
     Ok(())
 }
 
@@ -379,23 +387,10 @@ fn beside_rabbitmq(bench: &Bench, folder: &Path) -> Result<()> {
     let peer = RabbitMq::start(folder)?;
     heading(&format!("times RabbitMQ {}", peer.version));
     for row in ROWS {
-        let mut samples: Vec<[Samples; 3]> = row.figures.iter().map(|_| Default::default()).collect();
-        for _ in 0..ROUNDS {
-            let theirs = report(bench.load(row.load, &peer.client_url()))?;
-            let ours = bench.of_broker(row.load)?;
-            for ((figure, _), samples) in row.figures.iter().zip(&mut samples) {
-                let (ours, theirs) = (figure.of(&ours)?, figure.of(&theirs)?);
-                samples.iter_mut().zip([ours / theirs, ours, theirs]).for_each(|(samples, n)| samples.push(n));
-            }
-        }
-        for ((figure, _), [ratio, ours, theirs]) in row.figures.iter().zip(&samples) {
-            let unit = if figure.is_time() { "us" } else { "/s" };
-            println!(
-                "{:<44} {ratio}   {:.0} beside {:.0} {unit}",
-                figure.name_in(row),
-                ours.median(),
-                theirs.median()
-            );
+        let theirs = || report(bench.load(row.load, &peer.client_url()));
+        let found = in_turn(row.figures, |figure| figure, theirs, || bench.of_broker(row.load))?;
+        for (&(figure, _), samples) in row.figures.iter().zip(&found) {
+            show(&figure.name_in(row), figure, None, samples);
         }
     }
     Ok(())

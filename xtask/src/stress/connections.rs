@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use leveret_amqp::frame::{FrameKind, HEARTBEAT, write_frame};
 use leveret_amqp::{Method, PROTOCOL_HEADER, ShortStr, Table};
 
+use super::consume;
 use super::stage::{Files, PATIENCE, Stage, check_shares};
 use super::witness::Waits;
 use crate::peer::Peer;
@@ -176,19 +177,7 @@ fn come_and_go(address: &str, ending: Ending) -> Result<()> {
             peer.expect("connection.close-ok")?;
         }
         Ending::Silence => {
-            peer.send(
-                1,
-                &Method::BasicConsume {
-                    ticket: 0,
-                    queue,
-                    consumer_tag: ShortStr::EMPTY,
-                    no_local: false,
-                    no_ack: false,
-                    exclusive: false,
-                    nowait: false,
-                    arguments: Table::EMPTY,
-                },
-            )?;
+            peer.send(1, &consume(queue))?;
             peer.expect("basic.consume-ok")?;
         }
         Ending::EarlyReset => {}

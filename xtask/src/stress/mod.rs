@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
+use leveret_amqp::{Method, ShortStr, Table};
 use leveret_client::{AckMode, Connection, ConsumeOptions, ConsumerEvent, QueueOptions, Url};
 use rustix::process::{Resource, getrlimit};
 
@@ -48,7 +49,7 @@ const LIMIT_MIB: u64 = 256;
 const WAITS: Waits = Waits { p99: Duration::from_millis(50), max: Duration::from_millis(200) };
 
 const DURABLE: QueueOptions<'_> =
-    QueueOptions { durable: true, exclusive: false, auto_delete: false, arguments: leveret_amqp::Table::EMPTY };
+    QueueOptions { durable: true, exclusive: false, auto_delete: false, arguments: Table::EMPTY };
 const PERSISTENT: u8 = 2;
 
 /// The queue of most steps.
@@ -173,6 +174,20 @@ fn connect(url: &str) -> Result<Connection> {
     let mut connection = Connection::open(&url.parse::<Url>()?)?;
     connection.set_answer_timeout(PATIENCE);
     Ok(connection)
+}
+
+/// A consumer that acks.
+fn consume(queue: ShortStr<'_>) -> Method<'_> {
+    Method::BasicConsume {
+        ticket: 0,
+        queue,
+        consumer_tag: ShortStr::EMPTY,
+        no_local: false,
+        no_ack: false,
+        exclusive: false,
+        nowait: false,
+        arguments: Table::EMPTY,
+    }
 }
 
 /// Takes all that is in the queue, and notes it down.

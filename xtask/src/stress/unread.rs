@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use leveret_amqp::frame::{write_content, write_method};
-use leveret_amqp::{BasicProperties, ContentHeader, Method, ShortStr, Table};
+use leveret_amqp::{BasicProperties, ContentHeader, Method, ShortStr};
 use leveret_client::PublishTo;
 use rustix::net::RecvFlags;
 
 use super::ledger::{Ledger, Stamp};
 use super::stage::{PATIENCE, Stage, check_shares};
-use super::{DURABLE, PERSISTENT, QUEUE, body_bytes, connect, drain};
+use super::{DURABLE, PERSISTENT, QUEUE, body_bytes, connect, consume, drain};
 use crate::peer::Peer;
 use crate::process::check_interrupted;
 
@@ -26,25 +26,12 @@ pub(super) const CONSUMERS: u64 = 1000;
 /// In which clients that are gone give back what they held.
 const RETURNED_WITHIN: Duration = Duration::from_secs(5);
 
-fn consume() -> Method<'static> {
-    Method::BasicConsume {
-        ticket: 0,
-        queue: ShortStr::truncated(QUEUE),
-        consumer_tag: ShortStr::EMPTY,
-        no_local: false,
-        no_ack: false,
-        exclusive: false,
-        nowait: false,
-        arguments: Table::EMPTY,
-    }
-}
-
 /// A consumer without a prefetch that has read nothing yet but the answer to its question.
 fn consumer(address: &str) -> Result<Peer> {
     let mut peer = Peer::connect_with(address, 0, PATIENCE)?;
     // What the system keeps for it is not the broker's.
     rustix::net::sockopt::set_socket_recv_buffer_size(peer.stream(), 4096)?;
-    peer.send(1, &consume())?;
+    peer.send(1, &consume(ShortStr::truncated(QUEUE)))?;
     peer.expect("basic.consume-ok")?;
     Ok(peer)
 }

@@ -149,14 +149,8 @@ pub fn write_frame(out: &mut Vec<u8>, kind: FrameKind, channel: u16, write: impl
     out.push(FRAME_END);
 }
 
-/// Appends a frame with this payload.
-fn write_whole_frame(out: &mut Vec<u8>, kind: FrameKind, channel: u16, payload: &[u8]) {
-    out.extend_from_slice(&frame_head(kind, channel, payload.len()));
-    out.extend_from_slice(payload);
-    out.push(FRAME_END);
-}
-
 /// What comes before a payload of so many bytes.
+#[inline]
 pub fn frame_head(kind: FrameKind, channel: u16, payload_bytes: usize) -> [u8; FRAME_HEAD_BYTES] {
     let [c0, c1] = channel.to_be_bytes();
     let [l0, l1, l2, l3] = u32::try_from(payload_bytes).unwrap_or(u32::MAX).to_be_bytes();
@@ -171,12 +165,18 @@ pub fn write_method(out: &mut Vec<u8>, channel: u16, method: &Method<'_>) {
 /// Appends header and body frames of a content whose header payload is already encoded.
 ///
 /// The body is cut so that no frame is larger than `frame_max`; an empty body has no frame. AMQP 0-9-1 §4.2.6.
+#[inline]
 pub fn write_content(out: &mut Vec<u8>, channel: u16, header: &[u8], body: &[u8], frame_max: u32) {
     out.reserve(header.len() + body.len() + 2 * FRAME_OVERHEAD_BYTES);
-    write_whole_frame(out, FrameKind::Header, channel, header);
+    out.extend_from_slice(&frame_head(FrameKind::Header, channel, header.len()));
+    out.extend_from_slice(header);
     for piece in body.chunks(frame_max as usize - FRAME_OVERHEAD_BYTES) {
-        write_whole_frame(out, FrameKind::Body, channel, piece);
+        // The end of the frame before, and the head of this one.
+        let [k, c0, c1, l0, l1, l2, l3] = frame_head(FrameKind::Body, channel, piece.len());
+        out.extend_from_slice(&[FRAME_END, k, c0, c1, l0, l1, l2, l3]);
+        out.extend_from_slice(piece);
     }
+    out.push(FRAME_END);
 }
 
 #[cfg(test)]

@@ -205,12 +205,12 @@ impl Connection {
         let (consumer_tag, route) = (consumer_tag.as_short_str(), message.route());
         let payload_bytes = 4 + 1 + consumer_tag.as_str().len() + 8 + 1 + route.len();
         out.reserve(payload_bytes + FRAME_OVERHEAD_BYTES);
-        out.extend_from_slice(&frame_head(FrameKind::Method, channel.number(), payload_bytes));
         // basic.deliver is 60.60; its last two arguments are the route of the message as it is.
-        out.extend_from_slice(&[0, 60, 0, 60, consumer_tag.length_octet()]);
+        let [k, c0, c1, l0, l1, l2, l3] = frame_head(FrameKind::Method, channel.number(), payload_bytes);
+        out.extend_from_slice(&[k, c0, c1, l0, l1, l2, l3, 0, 60, 0, 60, consumer_tag.length_octet()]);
         out.extend_from_slice(consumer_tag.as_str().as_bytes());
-        out.extend_from_slice(&tag.number().to_be_bytes());
-        out.push(redelivered.into());
+        let [n0, n1, n2, n3, n4, n5, n6, n7] = tag.number().to_be_bytes();
+        out.extend_from_slice(&[n0, n1, n2, n3, n4, n5, n6, n7, redelivered.into()]);
         out.extend_from_slice(route);
         out.push(FRAME_END);
         self.content(channel, message, out);

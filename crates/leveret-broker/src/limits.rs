@@ -45,8 +45,9 @@ pub const STEPS_PER_UNIT: usize = 16;
 /// Steps that a look-up counts which leads anywhere in memory: a node of a topic, a header that a binding requires.
 pub const STEPS_PER_LOOKUP: usize = 4;
 
-/// Bytes of properties that a connection remembers to know again: what is longer is decoded each time.
-pub const REMEMBERED_PROPERTIES_BYTES: usize = 256;
+/// Bytes of route and content header of a publish that a connection remembers to know the next one again: what is longer is
+/// decoded each time.
+pub const REMEMBERED_PUBLISH_BYTES: usize = 512;
 
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;

@@ -1,16 +1,16 @@
 //! A publish of which every frame is there: method, header and body in one go.
 //!
-//! Owns: what the last publishes of the connection had in common with the next one, so that it is checked once.
+//! Owns: what the last publish of the connection has in common with the next one, so that it is checked once.
 //! Must not know: what is wrong with a publish. Whatever is not whole, or out of the ordinary in any way, is left as it is,
 //! for the frames to be taken one by one.
 
-use leveret_amqp::frame::split_frame;
+use leveret_amqp::frame::{FRAME_HEAD_BYTES, split_frame};
 use leveret_amqp::{BasicProperties, ContentHeader, FrameKind};
 
 use crate::connection::Connection;
 use crate::connection::assembly::{Assembled, KEPT_BLOCK_BYTES, parse_expiration};
 use crate::connection::reply::Expected;
-use crate::limits::REMEMBERED_PROPERTIES_BYTES;
+use crate::limits::REMEMBERED_PUBLISH_BYTES;
 use crate::message::{DeliveryMode, Message};
 use crate::names::ChannelId;
 use crate::vhost::replies::PSEUDO_QUEUE;
@@ -21,99 +21,106 @@ const BASIC_PUBLISH: &[u8] = &[0, 60, 0, 40];
 /// Class and weight of a content header.
 const BASIC_CONTENT: &[u8] = &[0, 60, 0, 0];
 
-/// What a whole publish consists of.
-struct Whole<'i> {
-    channel: ChannelId,
-    /// Exchange and routing key, with their length octets.
-    route: &'i [u8],
-    flags: u8,
-    /// The payload of the header frame.
-    header: &'i [u8],
-    body: &'i [u8],
-}
-
-/// What was found in order last.
-#[derive(Debug)]
+/// The last publish that was in order, so that one that differs from it in nothing but its body is known again.
+#[derive(Debug, Default)]
 pub(super) struct Familiar {
-    /// Exchange and routing key that are text.
-    route: Vec<u8>,
-    /// Property flags and properties that ask for nothing unusual.
-    properties: Vec<u8>,
-    ordinary: Ordinary,
+    /// What came before the size of its body: the method frame, and the header frame up to there.
+    before_size: Vec<u8>,
+    /// What came behind it: the rest of the header frame.
+    behind_size: Vec<u8>,
+    /// The block of its message up to the body: exchange, routing key, payload of the header.
+    block: Vec<u8>,
+    /// None at first.
+    facts: Option<Facts>,
 }
 
-/// What the broker needs of such properties.
+/// What the broker needs of a publish beside its block.
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    channel: ChannelId,
+    mandatory: bool,
+    /// Where the payload of the header begins in the block.
+    header_at: u16,
+    properties: Ordinary,
+}
+
+/// What the broker needs of properties that ask for nothing unusual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ordinary {
     delivery_mode: DeliveryMode,
     expiration_ms: Option<u64>,
 }
 
-impl Default for Familiar {
-    /// Two empty names, and no properties: as long as nothing was found, that is in order. What is no route and no properties at
-    /// all is not.
-    fn default() -> Self {
-        let ordinary = Ordinary { delivery_mode: DeliveryMode::Transient, expiration_ms: None };
-        Familiar { route: vec![0, 0], properties: vec![0, 0], ordinary }
-    }
-}
-
-impl<'i> Whole<'i> {
-    /// Takes one off the front of the input. If there is none, what is left of the input is nothing to go on with.
-    fn split(input: &mut &'i [u8], frame_max: u32) -> Option<Self> {
-        if !input.get(7..)?.starts_with(BASIC_PUBLISH) {
-            return None;
-        }
-        let method = split_frame(input, frame_max).ok()??;
-        let header = split_frame(input, frame_max).ok()??;
-        let is_content = (method.kind, header.kind) == (FrameKind::Method, FrameKind::Header);
-        if !is_content || header.channel != method.channel {
-            return None;
-        }
-        let body_bytes =
-            header.payload.strip_prefix(BASIC_CONTENT)?.first_chunk().copied().map(u64::from_be_bytes)?;
+impl Familiar {
+    /// Takes a publish off the front of the input that has only another body than the last one.
+    fn recognize<'i>(&self, input: &mut &'i [u8], frame_max: u32) -> Option<(Facts, &'i [u8])> {
+        let facts = self.facts?;
+        let rest = input.strip_prefix(&self.before_size[..])?;
+        let (&size, rest) = rest.split_first_chunk()?;
+        let mut rest = rest.strip_prefix(&self.behind_size[..])?;
         let mut body = &[][..];
+        let body_bytes = u64::from_be_bytes(size);
         if body_bytes > 0 {
-            let frame = split_frame(input, frame_max).ok()??;
+            let frame = split_frame(&mut rest, frame_max).ok()??;
             let is_all = frame.kind == FrameKind::Body && frame.payload.len() as u64 == body_bytes;
-            if !is_all || frame.channel != method.channel {
+            if !is_all || frame.channel != facts.channel.number() {
                 return None;
             }
             body = frame.payload;
         }
+        *input = rest;
+        Some((facts, body))
+    }
+
+    /// Remembers what the publish at the front of the input has but its body, if that is there and in order.
+    fn learn(&mut self, input: &[u8], frame_max: u32) -> Option<()> {
+        if !input.get(FRAME_HEAD_BYTES..)?.starts_with(BASIC_PUBLISH) {
+            return None;
+        }
+        let mut rest = input;
+        let method = split_frame(&mut rest, frame_max).ok()??;
+        let header_frame = rest;
+        let header = split_frame(&mut rest, frame_max).ok()??;
+        let is_content = (method.kind, header.kind) == (FrameKind::Method, FrameKind::Header);
+        if !is_content || header.channel != method.channel || !header.payload.starts_with(BASIC_CONTENT) {
+            return None;
+        }
         // Before the route comes a ticket that means nothing any more.
         let (&flags, route) = method.payload.get(6..)?.split_last()?;
+        let mandatory = match flags {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
         let channel = ChannelId::new(method.channel)?;
-        Some(Whole { channel, route, flags, header: header.payload, body })
+        let known = self.facts.map(|facts| (&self.block[..usize::from(facts.header_at)], facts.properties));
+        if known.is_none_or(|(known, _)| known != route) && !is_route(route) {
+            return None;
+        }
+        let size_at = input.len() - header_frame.len() + FRAME_HEAD_BYTES + BASIC_CONTENT.len();
+        let (before_size, behind_size) = (&input[..size_at], &input[size_at + 8..input.len() - rest.len()]);
+        let properties = match known.filter(|_| self.behind_size == behind_size) {
+            Some((_, properties)) => properties,
+            None => ordinary(&ContentHeader::decode(header.payload).ok()?.properties)?,
+        };
+        for (kept, parts) in [
+            (&mut self.before_size, &[before_size][..]),
+            (&mut self.behind_size, &[behind_size]),
+            (&mut self.block, &[route, header.payload]),
+        ] {
+            kept.clear();
+            parts.iter().for_each(|part| kept.extend_from_slice(part));
+        }
+        let header_at = u16::try_from(route.len()).ok()?;
+        self.facts = Some(Facts { channel, mandatory, header_at, properties });
+        Some(())
     }
-}
 
-impl Familiar {
-    fn knows_route(&mut self, route: &[u8]) -> bool {
-        if self.route == route {
-            return true;
+    /// Forgets one that takes too much to be kept.
+    fn forget_large(&mut self) {
+        if self.block.len() > REMEMBERED_PUBLISH_BYTES {
+            *self = Familiar::default();
         }
-        let is_text = is_route(route);
-        if is_text {
-            self.route.clear();
-            self.route.extend_from_slice(route);
-        }
-        is_text
-    }
-
-    /// What is needed of the properties in the payload of a content header, if they are ordinary.
-    fn ordinary(&mut self, header: &[u8]) -> Option<Ordinary> {
-        let properties = header.get(12..)?;
-        if self.properties == properties {
-            return Some(self.ordinary);
-        }
-        let ordinary = ordinary(&ContentHeader::decode(header).ok()?.properties)?;
-        if properties.len() <= REMEMBERED_PROPERTIES_BYTES {
-            self.properties.clear();
-            self.properties.extend_from_slice(properties);
-            self.ordinary = ordinary;
-        }
-        Some(ordinary)
     }
 }
 
@@ -151,27 +158,30 @@ impl Connection {
     }
 
     fn whole_publish(&mut self, input: &mut &[u8]) -> Option<()> {
-        let Whole { channel, route, flags, header, body } = Whole::split(input, self.frame_max)?;
-        let is_ready = self.channels.open(channel)?.assembly.expected() == Expected::Method;
-        let mandatory = match flags {
-            0 => false,
-            1 => true,
-            _ => return None,
+        let recognized = self.familiar.recognize(input, self.frame_max);
+        let (Facts { channel, mandatory, header_at, properties }, body) = match recognized {
+            Some(recognized) => recognized,
+            None => {
+                self.familiar.learn(input, self.frame_max)?;
+                self.familiar.recognize(input, self.frame_max)?
+            }
         };
-        if !is_ready || body.len() as u64 > self.channels.max_message_size || !self.familiar.knows_route(route) {
+        let is_ready = self.channels.open(channel)?.assembly.expected() == Expected::Method;
+        if !is_ready || body.len() as u64 > self.channels.max_message_size {
             return None;
         }
-        let Ordinary { delivery_mode, expiration_ms } = self.familiar.ordinary(header)?;
-        let header_at = u16::try_from(route.len()).ok()?;
-        let body_at = u32::try_from(route.len() + header.len()).ok()?;
+        let body_at = u32::try_from(self.familiar.block.len()).ok()?;
+        let size_at = usize::from(header_at) + BASIC_CONTENT.len();
         let block = &mut self.channels.room;
         block.clear();
-        for part in [route, header, body] {
-            block.extend_from_slice(part);
-        }
+        block.extend_from_slice(&self.familiar.block);
+        block[size_at..size_at + 8].copy_from_slice(&(body.len() as u64).to_be_bytes());
+        block.extend_from_slice(body);
+        let Ordinary { delivery_mode, expiration_ms } = properties;
         let message = Message::new(block, header_at, body_at, delivery_mode);
         block.clear();
         block.shrink_to(KEPT_BLOCK_BYTES);
+        self.familiar.forget_large();
         self.publish(channel, Assembled { message, mandatory, expiration_ms, more_keys: None });
         Some(())
     }
@@ -180,18 +190,6 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_in_order_before_anything_was_found_is_so_by_itself() {
-        let mut familiar = Familiar::default();
-        assert!(is_route(&familiar.route) && familiar.knows_route(b"\0\0"));
-        assert!(!familiar.knows_route(b"") && !familiar.knows_route(b"\0"));
-        let header = |properties: &[u8]| [BASIC_CONTENT, &[0; 8], properties].concat();
-        assert!(familiar.ordinary(&header(b"")).is_none() && familiar.ordinary(&header(b"\0")).is_none());
-        let decoded = Familiar { properties: Vec::new(), ..Familiar::default() }.ordinary(&header(b"\0\0"));
-        assert_eq!(familiar.ordinary(&header(b"\0\0")), decoded);
-        assert!(decoded.is_some());
-    }
 
     #[test]
     fn a_route_is_two_short_strings_of_text() {

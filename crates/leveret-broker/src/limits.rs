@@ -30,6 +30,10 @@ pub const UNITS_PER_HOLD: u32 = 4096;
 /// Units of work that a queue does before the next command begins, or before another queue has its turn.
 pub const UNITS_PER_RUN: u32 = UNITS_PER_HOLD / 4;
 
+/// Messages of a series that are put into a queue before it delivers any of them: enough that it pays to look things up once, and
+/// few enough that they are still in the processor's cache then.
+pub const SERIES_LYING_MAX: usize = 64;
+
 /// Units of work that freeing a page of messages counts.
 pub const UNITS_PER_FREED_PAGE: u32 = 32;
 

@@ -5,7 +5,7 @@ use slotmap::SlotMap;
 
 use crate::access::Permission;
 use crate::change::{Change, DeathReason, JournalPosition};
-use crate::limits::{UNITS_PER_RUN, WINDOW_BYTES_MAX};
+use crate::limits::UNITS_PER_RUN;
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
 use crate::names::ChannelId;
@@ -265,7 +265,8 @@ impl VirtualHost {
             let own = queue.settle_head(head).and_then(|settled| settled.message);
             rewritten.or(own)
         };
-        let is_starved = end_turn(queue, recipient, window, &mut self.window_room);
+        let credit = recipient.use_window(window, &mut self.window_room);
+        end_turn(queue, recipient.consumer, credit);
         if let Some(message) = message {
             let consumer = key.consumer;
             effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
@@ -276,7 +277,7 @@ impl VirtualHost {
         if let Some(queue) = settled {
             self.change(Change::MessageSettled { queue, position: head }, effects);
         }
-        if is_starved {
+        if credit == Credit::WindowFull {
             self.starve(key.connection, key.consumer);
         }
         if let Some(timeout) = timeout.filter(|_| is_manual) {
@@ -285,33 +286,51 @@ impl VirtualHost {
     }
 
     /// Gives a message that no journal knows to the consumer whose turn it is, and that settles what it gets by getting it,
-    /// without having put it into the queue. If that cannot be, returns it.
+    /// without having put it into the queue; and so the next ones, as long as there are any and they can be given. Returns the
+    /// one that cannot be.
     pub(super) fn hand_through(
         &mut self,
         id: QueueId,
-        message: Message,
+        mut message: Message,
+        mut next: impl FnMut() -> Option<Message>,
         departure: JournalPosition,
         effects: &mut Effects,
     ) -> Option<Message> {
-        let window_max = self.window_max();
-        let Some(queue) = self.queues.get_mut(id) else { return Some(message) };
-        let (key, recipient) = match next_served(queue, &mut self.sessions, window_max) {
-            Served::Next(key, recipient) if recipient.consumer.ack_mode == AckMode::Automatic => (key, recipient),
-            Served::Starved(key) => {
+        loop {
+            let window_max = self.window_max();
+            let Some(queue) = self.queues.get_mut(id) else { return Some(message) };
+            let (key, mut recipient) = match next_served(queue, &mut self.sessions, window_max) {
+                Served::Next(key, recipient) if recipient.consumer.ack_mode == AckMode::Automatic => (key, recipient),
+                Served::Starved(key) => {
+                    self.starve(key.connection, key.consumer);
+                    return Some(message);
+                }
+                Served::Next(..) | Served::Nobody => return Some(message),
+            };
+            let (consumer, channel, redelivered) = (key.consumer, recipient.consumer.channel, false);
+            let after = queue.departures().max(departure);
+            let outputs = effects.outputs(key.connection);
+            let is_alone = queue.consumers.is_one_waiting();
+            // One that is alone has turn after turn.
+            let (left, credit) = loop {
+                let tag = recipient.channel.unacked.next_tag();
+                let credit = recipient.use_window(window_bytes(&message), &mut self.window_room);
+                outputs.push(Output::Deliver { channel, consumer, tag, redelivered, after, message });
+                self.units = self.units.saturating_sub(1);
+                match next() {
+                    Some(another) if is_alone && credit == Credit::Available => message = another,
+                    left => break (left, credit),
+                }
+            };
+            end_turn(queue, recipient.consumer, credit);
+            if credit == Credit::WindowFull {
                 self.starve(key.connection, key.consumer);
-                return Some(message);
             }
-            Served::Next(..) | Served::Nobody => return Some(message),
-        };
-        let (tag, channel) = (recipient.channel.unacked.next_tag(), recipient.consumer.channel);
-        let is_starved = end_turn(queue, recipient, window_bytes(&message), &mut self.window_room);
-        let (consumer, redelivered, after) = (key.consumer, false, queue.departures().max(departure));
-        effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
-        self.units = self.units.saturating_sub(1);
-        if is_starved {
-            self.starve(key.connection, key.consumer);
+            match left {
+                Some(left) => message = left,
+                None => return None,
+            }
         }
-        None
     }
 
     /// What handing out a journaled message rests on: a grant of its queue, which is renewed if need be.
@@ -506,15 +525,10 @@ fn next_served<'s>(
     if credit == Credit::WindowFull { Served::Starved(key) } else { Served::Nobody }
 }
 
-/// A consumer was given a message of so many bytes, as windows count them; true if it waits for its window now.
-fn end_turn(queue: &mut Queue, recipient: Recipient<'_>, window: usize, window_room: &mut usize) -> bool {
-    let Recipient { consumer, channel, window: used } = recipient;
-    used.deliveries += window;
-    *window_room = window_room.saturating_sub(window);
-    let credit = consumer.credit(channel, used.is_full((*window_room).min(WINDOW_BYTES_MAX)));
+/// A consumer has had its turn, and has this credit now.
+fn end_turn(queue: &mut Queue, consumer: &mut Consumer, credit: Credit) {
     consumer.waiting = credit == Credit::Available;
     queue.consumers.end_turn(consumer.waiting);
-    credit == Credit::WindowFull
 }
 
 /// Argument `x-priority` of `basic.consume`: any integer. RabbitMQ: consumer priorities.

@@ -272,7 +272,7 @@ pub enum Notice {
 /// What follows from a batch of commands. Reused from batch to batch, so that its buffers are, too.
 #[derive(Debug, Default)]
 pub struct Effects {
-    groups: Vec<Group>,
+    groups: Vec<Outputs>,
     /// Groups in use; those behind it keep their buffers for later.
     used: usize,
     group_of: SecondaryMap<ConnectionId, usize>,
@@ -287,30 +287,41 @@ pub struct Effects {
     pub notices: Vec<Notice>,
 }
 
+/// What one connection has to tell its client.
 #[derive(Debug)]
-struct Group {
+pub(crate) struct Outputs {
     to: ConnectionId,
     outputs: Vec<Output>,
     /// Bytes of the messages in them, as windows count them.
     bytes: usize,
 }
 
+impl Outputs {
+    pub(crate) fn push(&mut self, output: Output) {
+        self.bytes += output.window().bytes();
+        self.outputs.push(output);
+    }
+}
+
 impl Effects {
     pub(crate) fn push(&mut self, to: ConnectionId, output: Output) {
+        self.outputs(to).push(output);
+    }
+
+    /// What a connection has to tell so far, to add to it.
+    pub(crate) fn outputs(&mut self, to: ConnectionId) -> &mut Outputs {
         let group = match self.group_of.get(to) {
             Some(&group) => group,
             None => self.new_group(to),
         };
-        let group = &mut self.groups[group];
-        group.bytes += output.window().bytes();
-        group.outputs.push(output);
+        &mut self.groups[group]
     }
 
     fn new_group(&mut self, to: ConnectionId) -> usize {
         let group = self.used;
         match self.groups.get_mut(group) {
             Some(reused) => reused.to = to,
-            None => self.groups.push(Group { to, outputs: Vec::new(), bytes: 0 }),
+            None => self.groups.push(Outputs { to, outputs: Vec::new(), bytes: 0 }),
         }
         self.used += 1;
         self.group_of.insert(to, group);

@@ -31,6 +31,7 @@ pub(crate) mod replies;
 pub mod room;
 mod route;
 mod search;
+mod series;
 mod session;
 mod settle;
 mod timeout;
@@ -301,6 +302,9 @@ impl VirtualHost {
             }
             if self.must_wait(from, commands, effects) {
                 break;
+            }
+            if self.publish_series(from, commands, effects) {
+                continue;
             }
             let Some(command) = commands.queue.pop_front() else { break };
             self.units = self.units.saturating_sub(1);

@@ -182,7 +182,7 @@ impl VirtualHost {
             let Some(mut body) = body else { continue };
             // What is begun is done before anybody is handed anything.
             if !journaled && expiration_ms.is_none() && !self.is_working && queue.is_open_way() {
-                let Some(kept) = self.hand_through(queue_id, body, departure, effects) else { continue };
+                let Some(kept) = self.hand_through(queue_id, body, || None, departure, effects) else { continue };
                 body = kept;
             }
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };

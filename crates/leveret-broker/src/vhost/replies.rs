@@ -23,6 +23,11 @@ pub(super) fn is_reply_address(name: &str) -> bool {
     name.strip_prefix(PSEUDO_QUEUE).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// Whether the exchange and the routing key of a message may lead to somebody who waits for replies.
+pub(super) fn may_be_reply(message: &Message) -> bool {
+    message.is_to_default_exchange() && message.route()[2..].starts_with(PSEUDO_QUEUE.as_bytes())
+}
+
 impl VirtualHost {
     /// `basic.consume` of the pseudo-queue.
     pub(super) fn consume_replies(
@@ -65,7 +70,7 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> bool {
         // Few messages are replies, and this looks at all.
-        if more_keys.is_none() && !message.route()[2..].starts_with(PSEUDO_QUEUE.as_bytes()) {
+        if more_keys.is_none() && !may_be_reply(message) {
             return false;
         }
         let mut any = self.deliver_reply(message.routing_key(), message, effects);

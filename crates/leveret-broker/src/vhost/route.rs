@@ -45,7 +45,7 @@ pub(super) enum Way {
 }
 
 impl RouteMemory {
-    fn recall(&self, key: &[u8], version: u64) -> Option<&Route> {
+    pub(super) fn recall(&self, key: &[u8], version: u64) -> Option<&Route> {
         let known = self.remembered.iter().find(|known| *known.key == *key)?;
         let is_valid = |valid_for| valid_for == version || planted(Bug::StaleRoute);
         known.version.is_none_or(is_valid).then_some(&known.route)

@@ -163,6 +163,13 @@ impl Recipient<'_> {
     pub(crate) fn credit(&self, window_max: usize) -> Credit {
         self.consumer.credit(self.channel, self.window.is_full(window_max))
     }
+
+    /// The consumer was given a message of so many bytes, as windows count them. Returns the credit that it has now.
+    pub(crate) fn use_window(&mut self, bytes: usize, window_room: &mut usize) -> Credit {
+        self.window.deliveries += bytes;
+        *window_room = window_room.saturating_sub(bytes);
+        self.credit((*window_room).min(WINDOW_BYTES_MAX))
+    }
 }
 
 impl Session {

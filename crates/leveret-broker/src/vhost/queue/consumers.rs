@@ -191,6 +191,11 @@ impl Consumers {
         self.waiting > 0
     }
 
+    /// Whether that is one consumer, which has turn after turn.
+    pub(crate) fn is_one_waiting(&self) -> bool {
+        self.waiting == 1
+    }
+
     /// Puts a consumer at the end of its ring.
     pub(crate) fn wait_for_turn(&mut self, waiting: Waiting, priority: Priority) {
         self.level(priority).ring.push_back(waiting);

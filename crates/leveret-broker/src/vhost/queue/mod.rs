@@ -662,6 +662,13 @@ impl Queue {
             && !self.acts_alone()
     }
 
+    /// Whether it treats all messages alike that no journal knows: none is refused, expires, or goes before others.
+    pub(crate) fn takes_all_alike(&self) -> bool {
+        let QueueArguments { queue_type, max_priority, .. } = self.declared.arguments;
+        let has_levels = queue_type != QueueType::Classic || max_priority > 0;
+        !self.acts_alone() && !has_levels && self.settings.message_ttl.is_none()
+    }
+
     /// Whether anything may happen in it but that it delivers.
     pub(crate) fn acts_alone(&self) -> bool {
         let QueueSettings { expires, max_length, max_length_bytes, .. } = &self.settings;

@@ -93,6 +93,11 @@ fn test_for(bug: Bug) -> Option<Test> {
         | Bug::GrantedWithoutFlag
         | Bug::CheckpointKeepsAcked
         | Bug::CheckpointWithoutBindings
+        | Bug::SeriesInTransaction
+        | Bug::SeriesNotJournaled
+        | Bug::PropertiesOfBefore
+        | Bug::CreditForOne
+        | Bug::AcksBehindUnknownTag
         | Bug::TimeToLiveBeginsAnew => None,
     }
 }

@@ -30,9 +30,13 @@ pub const UNITS_PER_HOLD: u32 = 4096;
 /// Units of work that a queue does before the next command begins, or before another queue has its turn.
 pub const UNITS_PER_RUN: u32 = UNITS_PER_HOLD / 4;
 
-/// Messages of a series that are put into a queue before it delivers any of them: enough that it pays to look things up once, and
-/// few enough that they are still in the processor's cache then.
+/// Messages of a series that the virtual host puts into a queue before that delivers any of them: enough that it pays to look
+/// things up once, and few enough that they are still in the processor's cache then. Clients notice nothing.
 pub const SERIES_LYING_MAX: usize = 64;
+
+/// Acks of one delivery each, one tag after the other, that a connection makes one command of. It is executed as a whole, so a
+/// hold of the lock may take so many units more. Clients notice nothing.
+pub const ACKS_AT_ONCE: u8 = 64;
 
 /// Units of work that freeing a page of messages counts.
 pub const UNITS_PER_FREED_PAGE: u32 = 32;
@@ -49,9 +53,9 @@ pub const STEPS_PER_UNIT: usize = 16;
 /// Steps that a look-up counts which leads anywhere in memory: a node of a topic, a header that a binding requires.
 pub const STEPS_PER_LOOKUP: usize = 4;
 
-/// Bytes of route and content header of a publish that a connection remembers to know the next one again: what is longer is
-/// decoded each time.
-pub const REMEMBERED_PUBLISH_BYTES: usize = 512;
+/// Bytes of route and content header of a publish that a connection remembers, twice, to know the next one again. One with more is
+/// taken in frame by frame. Clients notice nothing.
+pub const REMEMBERED_PUBLISH_BYTES: usize = 1024;
 
 /// (exchange, routing key) pairs whose queues a connection remembers.
 pub const ROUTES_REMEMBERED: usize = 4;

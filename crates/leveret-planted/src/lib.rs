@@ -75,6 +75,12 @@ bugs! {
     DeadLetterLost "dead-letter-lost" "A dead letter whose body is not in memory goes nowhere.",
     DeadLetterBeforeDeparture "dead-letter-before-departure" "A dead letter is handed out before it is gone for good where it died.",
     TimeToLiveOnWallClock "time-to-live-on-wall-clock" "A deadline is counted from the wall clock.",
+    // What is looked up once for many.
+    SeriesInTransaction "series-in-transaction" "What is published one after the other on a transactional channel is not held back.",
+    SeriesNotJournaled "series-not-journaled" "What is published one after the other to a durable queue is not journaled.",
+    PropertiesOfBefore "properties-of-before" "A publish has the properties of the one before it.",
+    CreditForOne "credit-for-one" "Several acks give back credit for one delivery.",
+    AcksBehindUnknownTag "acks-behind-unknown-tag" "An ack of a tag that is unknown is passed over.",
     // Routing, permissions.
     StaleRoute "stale-route" "A route is remembered after the bindings have changed.",
     HashNeedsWord "hash-needs-word" "A # in a binding key does not stand for no word at all.",

@@ -61,6 +61,64 @@ fn acking_everything_at_once_is_done_in_bounded_holds() {
     ));
 }
 
+/// What is rejected takes more units than one, as it goes on: also the last of a hold.
+#[test]
+fn rejecting_everything_at_once_is_done_in_bounded_holds() {
+    for (routing_key, dead) in [("dead", 6000), ("nowhere", 0)] {
+        let publish = "C: basic.publish routing-key='q' delivery-mode=2 body=''\n".repeat(6000);
+        let deliver = lines(1..=6000, |tag| format!("S/2: basic.deliver 't' {tag}"));
+        script_in_bounded_holds(&format!(
+            "
+            C: queue.declare queue='dead' durable
+            S: queue.declare-ok 'dead' 0 0
+            C: queue.declare queue='q' durable arguments={{x-dead-letter-exchange='' x-dead-letter-routing-key='{routing_key}'}}
+            S: queue.declare-ok 'q' 0 0
+            {publish}
+            C/2: basic.consume queue='q' consumer-tag='t'
+            S/2: basic.consume-ok 't'
+            {deliver}
+            C/2: basic.nack multiple
+            C/2: basic.recover requeue
+            S/2: basic.recover-ok
+            C: queue.declare queue='dead' durable
+            S: queue.declare-ok 'dead' {dead} 0
+            C/2: basic.cancel consumer-tag='t'
+            S/2: basic.cancel-ok 't'
+            C: queue.delete queue='q' if-empty
+            S: queue.delete-ok 0
+            "
+        ));
+    }
+}
+
+/// All of it arrives at once, and more than fits into a hold.
+#[test]
+fn ten_thousand_publishes_and_acks_in_a_row_are_done_in_bounded_holds() {
+    let publish = |body| format!("C+: basic.publish routing-key='q' body='{body}'\n");
+    let publishes = lines(1..=9_999, publish);
+    let deliveries = lines(1..=10_000, |tag| format!("S/2: basic.deliver 't' {tag} body='{tag}'"));
+    let more_deliveries = lines(1..=10_000, |nth| format!("S/2: basic.deliver 't' {} body='{nth}'", nth + 10_000));
+    let acks = lines(1..=9_999, |tag| format!("C+/2: basic.ack delivery-tag={tag}"));
+    script_in_bounded_holds(&format!(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        {publishes}
+        C: basic.publish routing-key='q' body='10000'
+        C/2: basic.consume queue='q' consumer-tag='t'
+        S/2: basic.consume-ok 't'
+        {deliveries}
+        {acks}
+        C/2: basic.ack delivery-tag=10000
+        C/2: basic.recover requeue
+        S/2: basic.recover-ok
+        {publishes}
+        C: basic.publish routing-key='q' body='10000'
+        {more_deliveries}
+        "
+    ));
+}
+
 /// Nobody sees the queue half returned: the next command finds all of it, and in its order.
 #[test]
 fn a_closed_channel_returns_everything_at_one_instant_in_bounded_holds() {

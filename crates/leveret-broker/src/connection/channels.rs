@@ -7,7 +7,7 @@
 //! keep the order of their questions.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU8, NonZeroU64};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -626,7 +626,7 @@ fn existence(passive: bool) -> Existence {
 /// Tag 0 means "all outstanding" with `multiple`, and nothing without.
 fn ack_target(delivery_tag: u64, multiple: bool) -> Result<AckTarget, ClientError> {
     match (NonZeroU64::new(delivery_tag).map(DeliveryTag), multiple) {
-        (Some(tag), false) => Ok(AckTarget::One(tag)),
+        (Some(tag), false) => Ok(AckTarget::Each { first: tag, count: NonZeroU8::MIN }),
         (Some(tag), true) => Ok(AckTarget::UpTo(tag)),
         (None, true) => Ok(AckTarget::AllOutstanding),
         (None, false) => Err(ClientError::ZeroDeliveryTag),

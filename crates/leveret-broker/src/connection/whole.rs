@@ -6,6 +6,7 @@
 
 use leveret_amqp::frame::{FRAME_HEAD_BYTES, split_frame};
 use leveret_amqp::{BasicProperties, ContentHeader, FrameKind};
+use leveret_planted::{Bug, planted};
 
 use crate::connection::Connection;
 use crate::connection::assembly::{Assembled, KEPT_BLOCK_BYTES, parse_expiration};
@@ -79,7 +80,6 @@ impl Familiar {
         }
         let mut rest = input;
         let method = split_frame(&mut rest, frame_max).ok()??;
-        let header_frame = rest;
         let header = split_frame(&mut rest, frame_max).ok()??;
         let is_content = (method.kind, header.kind) == (FrameKind::Method, FrameKind::Header);
         if !is_content || header.channel != method.channel || !header.payload.starts_with(BASIC_CONTENT) {
@@ -93,34 +93,33 @@ impl Familiar {
             _ => return None,
         };
         let channel = ChannelId::new(method.channel)?;
+        let header_at = u16::try_from(route.len()).ok()?;
+        let properties_bytes = header.payload.get(BASIC_CONTENT.len() + 8..)?;
+        if route.len() + header.payload.len() > REMEMBERED_PUBLISH_BYTES {
+            return None;
+        }
         let known = self.facts.map(|facts| (&self.block[..usize::from(facts.header_at)], facts.properties));
         if known.is_none_or(|(known, _)| known != route) && !is_route(route) {
             return None;
         }
-        let size_at = input.len() - header_frame.len() + FRAME_HEAD_BYTES + BASIC_CONTENT.len();
-        let (before_size, behind_size) = (&input[..size_at], &input[size_at + 8..input.len() - rest.len()]);
-        let properties = match known.filter(|_| self.behind_size == behind_size) {
+        // The end octet of the frame behind them is the last byte.
+        let learnt = &input[..input.len() - rest.len()];
+        let (before, behind_size) = learnt.split_at(learnt.len() - 1 - properties_bytes.len());
+        let before_size = &before[..before.len() - 8];
+        let properties = match known.filter(|_| self.behind_size == behind_size || planted(Bug::PropertiesOfBefore))
+        {
             Some((_, properties)) => properties,
             None => ordinary(&ContentHeader::decode(header.payload).ok()?.properties)?,
         };
-        for (kept, parts) in [
-            (&mut self.before_size, &[before_size][..]),
-            (&mut self.behind_size, &[behind_size]),
-            (&mut self.block, &[route, header.payload]),
-        ] {
+        for (kept, part) in
+            [(&mut self.before_size, before_size), (&mut self.behind_size, behind_size), (&mut self.block, route)]
+        {
             kept.clear();
-            parts.iter().for_each(|part| kept.extend_from_slice(part));
+            kept.extend_from_slice(part);
         }
-        let header_at = u16::try_from(route.len()).ok()?;
+        self.block.extend_from_slice(header.payload);
         self.facts = Some(Facts { channel, mandatory, header_at, properties });
         Some(())
-    }
-
-    /// Forgets one that takes too much to be kept.
-    fn forget_large(&mut self) {
-        if self.block.len() > REMEMBERED_PUBLISH_BYTES {
-            *self = Familiar::default();
-        }
     }
 }
 
@@ -158,14 +157,11 @@ impl Connection {
     }
 
     fn whole_publish(&mut self, input: &mut &[u8]) -> Option<()> {
-        let recognized = self.familiar.recognize(input, self.frame_max);
-        let (Facts { channel, mandatory, header_at, properties }, body) = match recognized {
-            Some(recognized) => recognized,
-            None => {
-                self.familiar.learn(input, self.frame_max)?;
-                self.familiar.recognize(input, self.frame_max)?
-            }
-        };
+        let recognized = self.familiar.recognize(input, self.frame_max).or_else(|| {
+            self.familiar.learn(input, self.frame_max)?;
+            self.familiar.recognize(input, self.frame_max)
+        });
+        let (Facts { channel, mandatory, header_at, properties }, body) = recognized?;
         let is_ready = self.channels.open(channel)?.assembly.expected() == Expected::Method;
         if !is_ready || body.len() as u64 > self.channels.max_message_size {
             return None;
@@ -181,7 +177,6 @@ impl Connection {
         let message = Message::new(block, header_at, body_at, delivery_mode);
         block.clear();
         block.shrink_to(KEPT_BLOCK_BYTES);
-        self.familiar.forget_large();
         self.publish(channel, Assembled { message, mandatory, expiration_ms, more_keys: None });
         Some(())
     }
@@ -189,7 +184,72 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use leveret_amqp::frame::{write_content, write_method};
+    use leveret_amqp::{FieldTable, Method, ShortStr, Value};
+
     use super::*;
+
+    const FRAME_MAX: u32 = 4096;
+
+    fn publish(channel: u16, key: &str, properties: BasicProperties<'_>, body: &[u8]) -> Vec<u8> {
+        let (mut bytes, mut header, text) = (Vec::new(), Vec::new(), ShortStr::truncated);
+        let (exchange, routing_key, mandatory, immediate) = (text(""), text(key), false, false);
+        write_method(
+            &mut bytes,
+            channel,
+            &Method::BasicPublish { ticket: 0, exchange, routing_key, mandatory, immediate },
+        );
+        ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
+        write_content(&mut bytes, channel, &header, body, FRAME_MAX);
+        bytes
+    }
+
+    /// The body that is recognized, and how many bytes are left.
+    fn recognized(familiar: &Familiar, mut input: &[u8]) -> Option<(Vec<u8>, usize)> {
+        let (_, body) = familiar.recognize(&mut input, FRAME_MAX)?;
+        Some((body.to_vec(), input.len()))
+    }
+
+    #[test]
+    fn only_a_publish_that_differs_in_its_body_alone_is_recognized() {
+        let (none, first) = (BasicProperties::default(), publish(1, "q", BasicProperties::default(), b"one"));
+        let mut familiar = Familiar::default();
+        assert_eq!(recognized(&familiar, &first), None, "nothing was learnt");
+        familiar.learn(&first, FRAME_MAX).unwrap();
+        for body in [&b"one"[..], b"another", b""] {
+            let bytes = [publish(1, "q", none, body), b"rest".to_vec()].concat();
+            assert_eq!(recognized(&familiar, &bytes), Some((body.to_vec(), 4)));
+            assert_eq!(recognized(&familiar, &bytes[..bytes.len() - 5]), None, "not all of it is there");
+        }
+        let priority = BasicProperties { priority: Some(1), ..none };
+        for other in
+            [publish(2, "q", none, b"one"), publish(1, "r", none, b"one"), publish(1, "q", priority, b"one")]
+        {
+            assert_eq!(recognized(&familiar, &other), None);
+        }
+        // Each octet counts, but for those of the body and of the ticket; a size that is not that of the body is none, either.
+        for at in 0..first.len() {
+            let mut changed = first.clone();
+            changed[at] ^= 1;
+            let is_body = (first.len() - 4..first.len() - 1).contains(&at);
+            assert_eq!(recognized(&familiar, &changed).is_some(), is_body, "octet {at}");
+        }
+        let several = publish(1, "q", none, &[7; 5000]);
+        assert_eq!(recognized(&familiar, &several), None, "a body of several frames");
+    }
+
+    #[test]
+    fn what_is_large_is_not_remembered() {
+        let mut familiar = Familiar::default();
+        let key = "k".repeat(255);
+        let headers = FieldTable::build(|table| _ = table.field(&key, Value::LongStr(&[7; 900])));
+        let large = BasicProperties { headers: Some(headers.as_table()), ..BasicProperties::default() };
+        assert_eq!(familiar.learn(&publish(1, "q", large, b""), FRAME_MAX), None);
+        assert!(familiar.facts.is_none());
+        familiar.learn(&publish(1, "q", BasicProperties::default(), b""), FRAME_MAX).unwrap();
+        let kept = familiar.before_size.capacity() + familiar.behind_size.capacity() + familiar.block.capacity();
+        assert!(kept <= 3 * REMEMBERED_PUBLISH_BYTES, "{kept} bytes");
+    }
 
     #[test]
     fn a_route_is_two_short_strings_of_text() {

@@ -1,11 +1,12 @@
 //! What a connection asks of its virtual host, decoded and checked as far as that is possible without it.
 
 use std::collections::VecDeque;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU8, NonZeroU64};
 
 use leveret_amqp::{FieldTable, ShortString};
 
 use crate::connection::reply::Exception;
+use crate::limits::ACKS_AT_ONCE;
 use crate::message::Message;
 use crate::names::{ChannelId, ConsumerTag};
 use crate::vhost::effects::{Answer, Window};
@@ -46,9 +47,11 @@ impl Commands {
         self.queue.len()
     }
 
-    /// Appends a command.
+    /// Appends a command. An ack that goes on where the last one ended becomes part of it.
     pub fn push(&mut self, command: Command) {
-        self.queue.push_back(command);
+        if !self.queue.back_mut().is_some_and(|last| last.absorb(&command)) {
+            self.queue.push_back(command);
+        }
     }
 }
 
@@ -66,8 +69,13 @@ impl DeliveryTag {
 /// What an ack, nack or reject settles. On the wire tag 0 with `multiple` means "all": here it is a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckTarget {
-    /// This delivery.
-    One(DeliveryTag),
+    /// So many deliveries from this one on, each by itself.
+    Each {
+        /// The first of them.
+        first: DeliveryTag,
+        /// How many tags.
+        count: NonZeroU8,
+    },
     /// This delivery and all before it on the channel.
     UpTo(DeliveryTag),
     /// Every delivery outstanding on the channel.
@@ -178,6 +186,30 @@ pub enum Command {
 pub(crate) const BASIC_PUBLISH: (u16, u16) = (60, 40);
 
 impl Command {
+    /// Takes in the command that comes next, if both are acks of one delivery each and its tag is the next one. Queues deliver
+    /// behind both then, so a client that acks what it cannot have been given yet may be told so sooner.
+    fn absorb(&mut self, next: &Command) -> bool {
+        let &Command::Settle(
+            channel,
+            AckTarget::Each { first: next, count: NonZeroU8::MIN },
+            Settlement::Ack,
+            SettledBy::Ack,
+        ) = next
+        else {
+            return false;
+        };
+        let Command::Settle(known, AckTarget::Each { first, count }, Settlement::Ack, SettledBy::Ack) = self else {
+            return false;
+        };
+        let goes_on = *known == channel
+            && count.get() < ACKS_AT_ONCE
+            && first.number().checked_add(count.get().into()) == Some(next.number());
+        if goes_on {
+            *count = count.saturating_add(1);
+        }
+        goes_on
+    }
+
     /// Whether it may change the way that messages take through exchanges.
     pub(crate) fn changes_bindings(&self) -> bool {
         matches!(

@@ -196,11 +196,12 @@ impl VirtualHost {
             if is_late && is_full {
                 break;
             }
-            self.units -= 1;
             if is_late {
+                self.units -= 1;
                 self.discard_ready(now, id, head, DeathReason::Expired, effects);
             } else {
-                self.deliver_head(now, id, head, effects);
+                let most = if acts_alone { 1 } else { self.units };
+                self.units -= self.deliver_heads(now, id, head, most, effects).max(1);
             }
         }
         if acts_alone {
@@ -222,67 +223,91 @@ impl VirtualHost {
         }
     }
 
-    /// Gives the head of a queue to the consumer whose turn it is.
-    fn deliver_head(&mut self, now: Moment, id: QueueId, head: Position, effects: &mut Effects) {
-        let window_max = self.window_max();
-        let Some(queue) = self.queues.get_mut(id) else { return };
+    /// Gives the head of a queue to the consumer whose turn it is, and what comes behind, at most so many, as long as it is
+    /// that one's turn. Returns how many it was given.
+    fn deliver_heads(
+        &mut self,
+        now: Moment,
+        id: QueueId,
+        mut head: Position,
+        most: u32,
+        effects: &mut Effects,
+    ) -> u32 {
+        let (window_max, next_change) = (self.window_max(), self.position.next());
+        let Some(queue) = self.queues.get_mut(id) else { return 0 };
         let (key, mut recipient) = match next_served(queue, &mut self.sessions, window_max) {
             Served::Next(key, recipient) => (key, recipient),
-            Served::Starved(key) => return self.starve(key.connection, key.consumer),
-            Served::Nobody => return,
+            Served::Starved(key) => {
+                self.starve(key.connection, key.consumer);
+                return 0;
+            }
+            Served::Nobody => return 0,
         };
-        let tries = queue.told_tries(head);
+        let (consumer, channel) = (key.consumer, recipient.consumer.channel);
         let is_manual = recipient.consumer.ack_mode == AckMode::Manual;
-        let Some(entry) = queue.entry(head) else { return };
-        let Body::Resident(message) = &entry.body else {
-            queue.parked = Some(head);
-            let wanted = queue.stored_from(head, self.read_ahead).into_iter();
-            let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
-            effects.fetches.extend(wanted.map(fetch));
-            return;
-        };
-        let (journaled, body_bytes) = (entry.journaled, entry.body_bytes);
-        let rewritten = tries.map(|tries| with_tries(message, tries));
-        let window = window_bytes(rewritten.as_ref().unwrap_or(message));
-        // What is settled at once leaves the queue with its message.
-        let shared = (is_manual && rewritten.is_none()).then(|| message.clone());
-        let redelivered = queue.is_redelivered(head);
-        let (after, granted) =
-            if journaled { queue.grant(head, self.position.next()) } else { (queue.departures(), None) };
-        let Recipient { consumer, channel: state, .. } = &mut recipient;
-        let (tag, channel) = (state.unacked.next_tag(), consumer.channel);
-        let timeout = consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
-        let mut settled = None;
-        let message = if is_manual {
-            queue.take_head(head, body_bytes);
-            consumer.unacked += 1;
-            state.delivered += 1;
-            let (tag, delivered_ms, consumer) = (tag.number(), now.monotonic_ms(), Some(key.consumer));
-            state.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
-            rewritten.or(shared)
-        } else {
-            settled = journaled.then_some(queue.declared.number);
-            let own = queue.settle_head(head).and_then(|settled| settled.message);
-            rewritten.or(own)
-        };
-        let credit = recipient.use_window(window, &mut self.window_room);
-        end_turn(queue, recipient.consumer, credit);
-        if let Some(message) = message {
-            let consumer = key.consumer;
-            effects.push(key.connection, Output::Deliver { channel, consumer, tag, redelivered, after, message });
+        let timeout = recipient.consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
+        let is_alone = queue.consumers.is_one_waiting();
+        let outputs = effects.outputs(key.connection);
+        let (mut delivered, mut credit) = (0, Credit::Available);
+        let (mut wanted, mut granted, mut settled) = (Vec::new(), None, None);
+        // A change comes behind what it belongs to, and before all else.
+        while delivered < most && credit == Credit::Available && granted.is_none() && settled.is_none() {
+            let tries = queue.told_tries(head);
+            let Some(entry) = queue.entry(head) else { break };
+            let Body::Resident(message) = &entry.body else {
+                queue.parked = Some(head);
+                wanted = queue.stored_from(head, self.read_ahead);
+                break;
+            };
+            let (journaled, body_bytes) = (entry.journaled, entry.body_bytes);
+            let rewritten = tries.map(|tries| with_tries(message, tries));
+            let window = window_bytes(rewritten.as_ref().unwrap_or(message));
+            // What is settled at once leaves the queue with its message.
+            let shared = (is_manual && rewritten.is_none()).then(|| message.clone());
+            let redelivered = queue.is_redelivered(head);
+            let after;
+            (after, granted) = if journaled { queue.grant(head, next_change) } else { (queue.departures(), None) };
+            let tag = recipient.channel.unacked.next_tag();
+            let message = if is_manual {
+                queue.take_head(head, body_bytes);
+                recipient.consumer.unacked += 1;
+                recipient.channel.delivered += 1;
+                let (tag, delivered_ms, consumer) = (tag.number(), now.monotonic_ms(), Some(consumer));
+                recipient.channel.unacked.push(Unacked { tag, delivered_ms, queue: id, position: head, consumer });
+                rewritten.or(shared)
+            } else {
+                settled = journaled.then_some((queue.declared.number, head));
+                let own = queue.settle_head(head).and_then(|settled| settled.message);
+                rewritten.or(own)
+            };
+            credit = recipient.use_window(window, &mut self.window_room);
+            if let Some(message) = message {
+                outputs.push(Output::Deliver { channel, consumer, tag, redelivered, after, message });
+            }
+            delivered += 1;
+            match queue.head().filter(|_| is_alone) {
+                Some(next) => head = next,
+                None => break,
+            }
         }
+        if delivered > 0 {
+            end_turn(queue, recipient.consumer, credit);
+        }
+        let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
+        effects.fetches.extend(wanted.into_iter().map(fetch));
         if let Some(change) = granted {
             self.change(change, effects);
         }
-        if let Some(queue) = settled {
-            self.change(Change::MessageSettled { queue, position: head }, effects);
+        if let Some((queue, position)) = settled {
+            self.change(Change::MessageSettled { queue, position }, effects);
         }
         if credit == Credit::WindowFull {
             self.starve(key.connection, key.consumer);
         }
-        if let Some(timeout) = timeout.filter(|_| is_manual) {
+        if let Some(timeout) = timeout.filter(|_| is_manual && delivered > 0) {
             self.arm_channel(key.connection, channel, now.deadline(timeout));
         }
+        delivered
     }
 
     /// Gives a message that no journal knows to the consumer whose turn it is, and that settles what it gets by getting it,
@@ -300,7 +325,9 @@ impl VirtualHost {
             let window_max = self.window_max();
             let Some(queue) = self.queues.get_mut(id) else { return Some(message) };
             let (key, mut recipient) = match next_served(queue, &mut self.sessions, window_max) {
-                Served::Next(key, recipient) if recipient.consumer.ack_mode == AckMode::Automatic => (key, recipient),
+                Served::Next(key, recipient) if recipient.consumer.ack_mode == AckMode::Automatic => {
+                    (key, recipient)
+                }
                 Served::Starved(key) => {
                     self.starve(key.connection, key.consumer);
                     return Some(message);
@@ -465,7 +492,7 @@ impl VirtualHost {
             queue.settle_taken(getting.position);
         }
         if let Some(channel) = self.sessions.get_mut(to).and_then(|session| session.channel(getting.channel)) {
-            let _is_manual = channel.unacked.take(getting.tag);
+            let _is_manual = channel.unacked.take(getting.tag.number());
         }
         self.get_head(now, to, getting.channel, getting.queue, getting.ack_mode, effects);
     }

@@ -291,7 +291,7 @@ pub struct Effects {
 #[derive(Debug)]
 pub(crate) struct Outputs {
     to: ConnectionId,
-    outputs: Vec<Output>,
+    list: Vec<Output>,
     /// Bytes of the messages in them, as windows count them.
     bytes: usize,
 }
@@ -299,7 +299,7 @@ pub(crate) struct Outputs {
 impl Outputs {
     pub(crate) fn push(&mut self, output: Output) {
         self.bytes += output.window().bytes();
-        self.outputs.push(output);
+        self.list.push(output);
     }
 }
 
@@ -321,7 +321,7 @@ impl Effects {
         let group = self.used;
         match self.groups.get_mut(group) {
             Some(reused) => reused.to = to,
-            None => self.groups.push(Outputs { to, outputs: Vec::new(), bytes: 0 }),
+            None => self.groups.push(Outputs { to, list: Vec::new(), bytes: 0 }),
         }
         self.used += 1;
         self.group_of.insert(to, group);
@@ -329,11 +329,13 @@ impl Effects {
     }
 
     /// Hands out what each connection has to tell its client, in the order in which the connections first came
-    /// up, and the bytes of the messages in it. What `take` leaves in the buffer is dropped.
+    /// up, and the bytes of the messages in it. What `take` leaves in the buffer is dropped. Who has nothing to tell is left out.
     pub fn take_outputs(&mut self, mut take: impl FnMut(ConnectionId, &mut Vec<Output>, usize)) {
         for group in &mut self.groups[..self.used] {
-            take(group.to, &mut group.outputs, std::mem::take(&mut group.bytes));
-            group.outputs.clear();
+            if !group.list.is_empty() {
+                take(group.to, &mut group.list, std::mem::take(&mut group.bytes));
+            }
+            group.list.clear();
             self.group_of.remove(group.to);
         }
         self.used = 0;

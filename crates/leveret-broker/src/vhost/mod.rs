@@ -429,6 +429,7 @@ impl VirtualHost {
     }
 
     fn end_hold(&mut self, effects: &mut Effects) {
+        debug_assert!(self.units <= UNITS_PER_HOLD, "more is left than there was");
         for connection in self.asked.drain(..) {
             effects.push(connection, Output::TellWritten);
         }

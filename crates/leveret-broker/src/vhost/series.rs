@@ -1,9 +1,14 @@
 //! A series: publishes of one channel that follow one another and go the same way into one queue. What holds for all of
 //! them is looked up once.
 //!
+//! Confirms come behind all deliveries of a series, should one client hear both. What may make a publish wait is asked before the
+//! first: that changes between holds of the lock, and not within one but for windows, which a series then fills by no more than
+//! one hold does.
+//!
 //! Must not know: what is out of the ordinary in a publish, or in its queue. All of that is left as it is, for
 //! [`VirtualHost::publish`].
 
+use leveret_planted::{Bug, planted};
 use smallvec::SmallVec;
 
 use crate::change::JournalPosition;
@@ -14,6 +19,7 @@ use crate::vhost::command::{Command, Commands, Publish};
 use crate::vhost::effects::{Effects, Output};
 use crate::vhost::queue::{Entry, Queue, Rank};
 use crate::vhost::replies::may_be_reply;
+use crate::vhost::session::Channel;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
 /// What publishes have in common.
@@ -29,7 +35,8 @@ struct Series {
 
 impl Series {
     fn goes_on_with(&self, command: &Command) -> bool {
-        let Command::Publish(Publish { channel, message, more_keys: None, expiration_ms: None, .. }) = command else {
+        let Command::Publish(Publish { channel, message, more_keys: None, expiration_ms: None, .. }) = command
+        else {
             return false;
         };
         let is_journaled = self.is_durable && message.delivery_mode() == DeliveryMode::Persistent;
@@ -84,18 +91,22 @@ impl VirtualHost {
     }
 
     fn begin_series(&mut self, from: ConnectionId, commands: &Commands) -> Option<Series> {
-        let next = commands.queue.front()?;
-        let Command::Publish(Publish { channel, message, .. }) = next else { return None };
+        let Command::Publish(publish) = commands.queue.front()? else { return None };
+        let Publish { channel, message, more_keys: None, expiration_ms: None, .. } = publish else { return None };
         if !self.searching.is_empty() || may_be_reply(message) {
             return None;
         }
         let session = self.sessions.get_mut(from)?;
-        session.channel(*channel).filter(|channel| !channel.failed && channel.transaction.is_none())?;
+        let holds_nothing_back =
+            |channel: &&mut Channel| channel.transaction.is_none() || planted(Bug::SeriesInTransaction);
+        session.channel(*channel).filter(|channel| !channel.failed).filter(holds_nothing_back)?;
         // A route without a queue, or with several, is nothing for a series.
-        let &[queue_id] = &session.routes.recall(message.route(), self.bindings_version)?[..] else { return None };
-        let queue = self.queues.get(queue_id).filter(|queue| queue.takes_all_alike())?;
-        let (channel, route) = (*channel, SmallVec::from_slice(message.route()));
-        let series = Series { channel, route, queue: queue_id, is_durable: queue.declared.durable };
-        series.goes_on_with(next).then_some(series)
+        let &[id] = &session.routes.recall(message.route(), self.bindings_version)?[..] else { return None };
+        let queue = self.queues.get(id).filter(|queue| queue.takes_all_alike())?;
+        let is_durable = queue.declared.durable && !planted(Bug::SeriesNotJournaled);
+        if is_durable && message.delivery_mode() == DeliveryMode::Persistent {
+            return None;
+        }
+        Some(Series { channel: *channel, route: SmallVec::from_slice(message.route()), queue: id, is_durable })
     }
 }

@@ -421,7 +421,7 @@ impl Outstanding {
     }
 
     /// Takes one delivery out; `None` if it was taken back.
-    pub(crate) fn take(&mut self, tag: DeliveryTag) -> Result<Option<Unacked>, UnknownTag> {
+    pub(crate) fn take(&mut self, tag: u64) -> Result<Option<Unacked>, UnknownTag> {
         let Some(at) = self.find(tag) else {
             return if self.is_forgotten(tag) { Ok(None) } else { Err(UnknownTag) };
         };
@@ -456,8 +456,14 @@ impl Outstanding {
 
     /// Takes out the oldest delivery, if its tag is at most this.
     pub(crate) fn take_first(&mut self, up_to: u64) -> Option<Unacked> {
+        self.take_first_if(up_to, |_| true)
+    }
+
+    /// The same, if it is one of those that are wanted.
+    pub(crate) fn take_first_if(&mut self, up_to: u64, wanted: impl Fn(&Unacked) -> bool) -> Option<Unacked> {
         while let Some(first) = self.deliveries.front()
             && first.unacked.tag <= up_to
+            && (first.state != DeliveryState::Outstanding || wanted(&first.unacked))
         {
             let Delivery { unacked, state } = self.deliveries.pop_front()?;
             self.shrink();
@@ -480,7 +486,7 @@ impl Outstanding {
     }
 
     /// Whether a delivery may be settled.
-    pub(crate) fn contains(&self, tag: DeliveryTag) -> bool {
+    pub(crate) fn contains(&self, tag: u64) -> bool {
         self.find(tag).is_some() || self.is_forgotten(tag)
     }
 
@@ -517,14 +523,15 @@ impl Outstanding {
         self.sweep();
     }
 
-    fn is_forgotten(&self, tag: DeliveryTag) -> bool {
-        tag.number() <= self.forgotten
+    fn is_forgotten(&self, tag: u64) -> bool {
+        tag <= self.forgotten
     }
 
-    fn find(&self, tag: DeliveryTag) -> Option<usize> {
-        let tag = tag.number();
-        let at = match self.deliveries.front() {
-            Some(front) if front.unacked.tag == tag => 0,
+    fn find(&self, tag: u64) -> Option<usize> {
+        // Without gaps, the first says where all others are.
+        let near = usize::try_from(tag.checked_sub(self.deliveries.front()?.unacked.tag)?).ok()?;
+        let at = match self.deliveries.get(near) {
+            Some(there) if there.unacked.tag == tag => near,
             _ => self.deliveries.binary_search_by_key(&tag, |delivery| delivery.unacked.tag).ok()?,
         };
         (self.deliveries[at].state != DeliveryState::Settled).then_some(at)
@@ -561,16 +568,12 @@ mod tests {
         outstanding
     }
 
-    fn tag(number: u64) -> DeliveryTag {
-        DeliveryTag(NonZeroU64::new(number).unwrap())
-    }
-
     #[test]
     fn a_tag_is_taken_once() {
         let mut outstanding = outstanding(3);
-        assert!(matches!(outstanding.take(tag(2)), Ok(Some(_))));
-        assert_eq!(outstanding.take(tag(2)).err(), Some(UnknownTag), "twice");
-        assert_eq!(outstanding.take(tag(4)).err(), Some(UnknownTag), "never given");
+        assert!(matches!(outstanding.take(2), Ok(Some(_))));
+        assert_eq!(outstanding.take(2).err(), Some(UnknownTag), "twice");
+        assert_eq!(outstanding.take(4).err(), Some(UnknownTag), "never given");
         let rest: Vec<_> = std::iter::from_fn(|| outstanding.take_first(u64::MAX)).map(|taken| taken.tag).collect();
         assert_eq!(rest, [1, 3]);
         assert!(outstanding.is_empty());
@@ -580,10 +583,10 @@ mod tests {
     fn a_delivery_that_is_never_settled_does_not_keep_the_holes_behind_it() {
         let mut outstanding = outstanding(10_000);
         for number in 2..=10_000 {
-            assert!(matches!(outstanding.take(tag(number)), Ok(Some(_))));
+            assert!(matches!(outstanding.take(number), Ok(Some(_))));
         }
         assert!(outstanding.deliveries.len() <= 2 * HOLES_SWEPT_FROM);
-        assert!(matches!(outstanding.take(tag(1)), Ok(Some(_))));
+        assert!(matches!(outstanding.take(1), Ok(Some(_))));
         assert!(outstanding.is_empty());
     }
 
@@ -593,9 +596,9 @@ mod tests {
         let tags = |outstanding: &Outstanding| outstanding.iter().map(|unacked| unacked.tag).collect::<Vec<_>>();
         assert_eq!(tags(&outstanding.take_back(|consumer| consumer == CONSUMER)), [1, 3, 5]);
         assert_eq!(tags(&outstanding), [2, 4]);
-        assert!(outstanding.contains(tag(5)));
-        assert!(matches!(outstanding.take(tag(3)), Ok(None)));
-        assert_eq!(outstanding.take(tag(3)).err(), Some(UnknownTag));
+        assert!(outstanding.contains(5));
+        assert!(matches!(outstanding.take(3), Ok(None)));
+        assert_eq!(outstanding.take(3).err(), Some(UnknownTag));
         let rest: Vec<_> = std::iter::from_fn(|| outstanding.take_first(5)).map(|taken| taken.tag).collect();
         assert_eq!(rest, [2, 4]);
         assert!(outstanding.is_empty() && outstanding.deliveries.is_empty());
@@ -619,12 +622,12 @@ mod tests {
         assert!(outstanding.deliveries.len() <= TAKEN_BACK_KEPT + 1, "{}", outstanding.deliveries.len());
         assert_eq!(outstanding.len(), 1);
         for number in [2, 50_000, 100_001] {
-            assert!(outstanding.contains(tag(number)));
-            assert!(matches!(outstanding.take(tag(number)), Ok(None)), "{number}");
+            assert!(outstanding.contains(number));
+            assert!(matches!(outstanding.take(number), Ok(None)), "{number}");
         }
-        assert_eq!(outstanding.take(tag(100_001)).err(), Some(UnknownTag), "one that is kept is settled once");
-        assert_eq!(outstanding.take(tag(100_002)).err(), Some(UnknownTag), "never given");
-        assert!(matches!(outstanding.take(tag(1)), Ok(Some(_))));
+        assert_eq!(outstanding.take(100_001).err(), Some(UnknownTag), "one that is kept is settled once");
+        assert_eq!(outstanding.take(100_002).err(), Some(UnknownTag), "never given");
+        assert!(matches!(outstanding.take(1), Ok(Some(_))));
         assert!(outstanding.take_first(u64::MAX).is_none() && outstanding.deliveries.is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! What becomes of deliveries: ack, nack, reject, recover.
 
-use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
+use std::ops::RangeInclusive;
 
 use leveret_planted::{Bug, planted};
 
@@ -9,10 +9,10 @@ use crate::change::DeathReason;
 use crate::limits::STEPS_PER_UNIT;
 use crate::moment::Moment;
 use crate::names::ChannelId;
-use crate::vhost::command::{AckTarget, Settlement, Wait};
+use crate::vhost::command::{AckTarget, ConsumerId, Settlement, Wait};
 use crate::vhost::effects::{Answer, Effects};
 use crate::vhost::refusal::Refusal;
-use crate::vhost::session::Unacked;
+use crate::vhost::session::{Unacked, UnknownTag};
 use crate::vhost::tries::Failure;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, VirtualHost};
@@ -33,18 +33,11 @@ impl VirtualHost {
         };
         let unknown = |tag: u64| Err(Refusal::UnknownDeliveryTag { tag });
         let up_to = match target {
-            AckTarget::One(tag) => {
-                let Ok(taken) = channel.unacked.take(tag) else { return unknown(tag.number()) };
-                let Some(unacked) = taken else { return Ok(()) };
-                if let Some(transaction) = &mut channel.transaction {
-                    transaction.settlements.push((unacked, settlement));
-                } else {
-                    self.settle_on(now, from, id, unacked, settlement, effects);
-                    self.give_credit(from, id, unacked);
-                }
-                return Ok(());
+            AckTarget::Each { first, count } => {
+                let tags = first.number()..=first.number().saturating_add(u64::from(count.get()) - 1);
+                return self.settle_each(now, from, id, tags, settlement, effects);
             }
-            AckTarget::UpTo(tag) if !channel.unacked.contains(tag) => return unknown(tag.number()),
+            AckTarget::UpTo(tag) if !channel.unacked.contains(tag.number()) => return unknown(tag.number()),
             AckTarget::UpTo(tag) => tag.number() - u64::from(planted(Bug::MultipleAckStopsShort)),
             AckTarget::AllOutstanding => channel.unacked.last_tag(),
         };
@@ -61,6 +54,82 @@ impl VirtualHost {
             Settlement::Requeue | Settlement::Fail => self.work.push_back(settle),
         }
         Ok(())
+    }
+
+    /// Settles deliveries one by one, up to the first that there is not. They are few enough not to look at what is left of this hold
+    /// of the lock.
+    fn settle_each(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        id: ChannelId,
+        tags: RangeInclusive<u64>,
+        settlement: Settlement,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        // The first has taken its unit with the command.
+        let mut paid = true;
+        // Who is owed credit, and for how many.
+        let mut owed: Option<(ConsumerId, u64)> = None;
+        let mut result = Ok(());
+        for tag in tags {
+            self.spend(usize::from(!std::mem::take(&mut paid)));
+            let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { break };
+            let unacked = match channel.unacked.take(tag) {
+                Ok(Some(unacked)) => unacked,
+                Ok(None) => continue,
+                Err(UnknownTag) if planted(Bug::AcksBehindUnknownTag) => continue,
+                Err(UnknownTag) => {
+                    result = Err(Refusal::UnknownDeliveryTag { tag });
+                    break;
+                }
+            };
+            if let Some(transaction) = &mut channel.transaction {
+                transaction.settlements.push((unacked, settlement));
+                continue;
+            }
+            self.settle_on(now, from, id, unacked, settlement, effects);
+            let Some(consumer) = unacked.consumer else { continue };
+            match &mut owed {
+                Some((known, count)) if *known == consumer => *count += 1,
+                before => {
+                    if let Some((known, count)) = before.replace((consumer, 1)) {
+                        self.give_credit(from, id, known, count);
+                    }
+                }
+            }
+        }
+        if let Some((consumer, count)) = owed {
+            self.give_credit(from, id, consumer, count);
+        }
+        result
+    }
+
+    /// Settles the oldest deliveries of a channel up to a tag, as many as were given to one consumer one after the other and as
+    /// this hold of the lock allows; false if there are none.
+    pub(super) fn settle_oldest(
+        &mut self,
+        now: Moment,
+        from: ConnectionId,
+        id: ChannelId,
+        up_to: u64,
+        settlement: Settlement,
+        effects: &mut Effects,
+    ) -> bool {
+        let (mut whose, mut count) = (None, 0);
+        while count == 0 || self.units > 0 {
+            let Some(channel) = self.sessions.get_mut(from).and_then(|session| session.channel(id)) else { break };
+            let is_theirs = |unacked: &Unacked| whose.is_none_or(|whose| whose == unacked.consumer);
+            let Some(unacked) = channel.unacked.take_first_if(up_to, is_theirs) else { break };
+            // Whoever asks has paid for the first.
+            self.spend(usize::from(count > 0));
+            self.settle_on(now, from, id, unacked, settlement, effects);
+            (whose, count) = (Some(unacked.consumer), count + 1);
+        }
+        if let Some(consumer) = whose.flatten() {
+            self.give_credit(from, id, consumer, count);
+        }
+        count > 0
     }
 
     /// `basic.recover`: all that is unacked on the channel goes back to its queues.
@@ -112,36 +181,35 @@ impl VirtualHost {
         }
     }
 
-    /// A settled delivery makes room for another one, for its consumer or for all of its channel.
-    pub(super) fn give_credit(&mut self, from: ConnectionId, channel_id: ChannelId, unacked: Unacked) {
-        let Some(id) = unacked.consumer else { return };
+    /// So many settled deliveries make room for others, for their consumer or for all of its channel.
+    pub(super) fn give_credit(&mut self, from: ConnectionId, channel_id: ChannelId, id: ConsumerId, count: u64) {
+        let count = if planted(Bug::CreditForOne) { count.min(1) } else { count };
         let Some(session) = self.sessions.get_mut(from) else { return };
-        let mut whole_channel = BTreeSet::new();
+        let mut was_full = false;
         if let Some(channel) = session.channel(channel_id) {
-            let was_full = channel.prefetch.is_some_and(|limit| channel.delivered >= limit.get());
-            channel.delivered = channel.delivered.saturating_sub(1);
+            was_full = channel.prefetch.is_some_and(|limit| channel.delivered >= limit.get());
+            channel.delivered = channel.delivered.saturating_sub(count);
             if let Entry::Occupied(mut former) = channel.former.entry(id) {
-                former.get_mut().unacked -= 1;
+                former.get_mut().unacked -= count;
                 if former.get().unacked == 0 {
                     former.remove();
                 }
             }
-            if was_full {
-                whole_channel.clone_from(&channel.consumers);
-            }
         }
         if let Some(consumer) = session.consumer(id) {
-            consumer.unacked = consumer.unacked.saturating_sub(1);
+            consumer.unacked = consumer.unacked.saturating_sub(count);
             if consumer.unacked == 0 {
                 let (queue, seat) = (consumer.queue, consumer.seat);
                 self.hand_over(queue, seat);
             }
         }
-        if whole_channel.is_empty() {
-            self.offer_turn(from, id);
+        if !was_full {
+            return self.offer_turn(from, id);
         }
-        self.spend(whole_channel.len() / STEPS_PER_UNIT);
-        for consumer in whole_channel {
+        let channel = self.sessions.get_mut(from).and_then(|session| session.channel(channel_id));
+        let consumers = channel.map(|channel| channel.consumers.clone()).unwrap_or_default();
+        self.spend(consumers.len() / STEPS_PER_UNIT);
+        for consumer in consumers {
             self.offer_turn(from, consumer);
         }
     }

@@ -150,7 +150,7 @@ impl VirtualHost {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU64;
+    use std::num::{NonZeroU8, NonZeroU64};
 
     use leveret_amqp::{FieldTable, ShortStr, ShortString, Value};
     use smallvec::smallvec;
@@ -332,7 +332,8 @@ mod tests {
         let _ = scene.begin(Command::Cancel(channel(), CONSUMER, tag, Wait::Answer));
         for left in [2, 1] {
             let tag = scene.channel().unacked.iter().next().unwrap().tag;
-            let target = AckTarget::One(DeliveryTag(NonZeroU64::new(tag).unwrap()));
+            let first = DeliveryTag(NonZeroU64::new(tag).unwrap());
+            let target = AckTarget::Each { first, count: NonZeroU8::MIN };
             let _ = scene.begin(Command::Settle(channel(), target, Settlement::Requeue, SettledBy::Reject));
             assert_eq!(scene.channel().former[&CONSUMER].unacked, left);
         }

@@ -151,14 +151,11 @@ impl VirtualHost {
         }
     }
 
-    /// Does one unit of a piece of work; false if there was nothing left of it.
+    /// Goes on with a piece of work by one step, whose first unit is paid for; false if there was nothing left of it.
     fn work_once(&mut self, now: Moment, work: &mut Work, effects: &mut Effects) -> bool {
         match work {
             Work::Settle { from, channel, up_to, settlement } => {
-                let state = self.sessions.get_mut(*from).and_then(|session| session.channel(*channel));
-                let Some(unacked) = state.and_then(|state| state.unacked.take_first(*up_to)) else { return false };
-                self.settle_on(now, *from, *channel, unacked, *settlement, effects);
-                self.give_credit(*from, *channel, unacked);
+                return self.settle_oldest(now, *from, *channel, *up_to, *settlement, effects);
             }
             Work::Return(outstanding, settlement) => {
                 let Some(unacked) = outstanding.take_first(u64::MAX) else { return false };
@@ -170,7 +167,9 @@ impl VirtualHost {
                     self.settled_on(*from, *channel);
                 } else if let Some((unacked, settlement)) = settlements.next() {
                     self.settle_on(now, *from, *channel, unacked, settlement, effects);
-                    self.give_credit(*from, *channel, unacked);
+                    if let Some(consumer) = unacked.consumer {
+                        self.give_credit(*from, *channel, consumer, 1);
+                    }
                 } else {
                     self.end_commit(*from, *channel, *is_whole, effects);
                     return false;

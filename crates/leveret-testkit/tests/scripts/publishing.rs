@@ -155,3 +155,113 @@ fn a_remembered_route_follows_the_queue_of_that_name() {
         ",
     );
 }
+
+/// What several publishes have in common is looked up once; what they do not is not taken for it.
+#[test]
+fn publishes_that_arrive_together_may_differ_in_anything() {
+    script(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: queue.declare queue='r'
+        S: queue.declare-ok 'r' 0 0
+        C+: basic.publish routing-key='q' body='1'
+        C+: basic.publish routing-key='q' body='2'
+        C+: basic.publish routing-key='q' body=''
+        C+: basic.publish routing-key='q' body=5000*x
+        C+: basic.publish routing-key='r' body='r1'
+        C+: basic.publish routing-key='r' body='r2' priority=3
+        C+: basic.publish routing-key='r' body='r3' priority=4
+        C+: basic.publish routing-key='r' body='r4' message-id='m'
+        C+: basic.publish routing-key='nowhere' mandatory body='back'
+        C+: basic.publish routing-key='nowhere' body='gone'
+        C+: basic.publish routing-key='q' body='p' delivery-mode=2
+        C+: basic.publish routing-key='q' body='t'
+        C+: basic.publish routing-key='q' headers={CC=['r']} body='both'
+        C: basic.publish routing-key='q' mandatory body='last'
+        S: basic.return 312 'NO_ROUTE' '' 'nowhere' body='back'
+        C: basic.consume queue='q' consumer-tag='c' no-ack
+        S: basic.consume-ok 'c'
+        S: basic.deliver 'c' 1 '' 'q' body='1'
+        S: basic.deliver 'c' 2 '' 'q' body='2'
+        S: basic.deliver 'c' 3 '' 'q' body=''
+        S: basic.deliver 'c' 4 '' 'q' body=5000*x
+        S: basic.deliver 'c' 5 '' 'q' body='p' delivery-mode=2
+        S: basic.deliver 'c' 6 '' 'q' body='t'
+        S: basic.deliver 'c' 7 '' 'q' body='both' headers={CC=['r']}
+        S: basic.deliver 'c' 8 '' 'q' body='last'
+        C: basic.consume queue='r' consumer-tag='d' no-ack
+        S: basic.consume-ok 'd'
+        S: basic.deliver 'd' 9 '' 'r' body='r1'
+        S: basic.deliver 'd' 10 '' 'r' body='r2' priority=3
+        S: basic.deliver 'd' 11 '' 'r' body='r3' priority=4
+        S: basic.deliver 'd' 12 '' 'r' body='r4' message-id='m'
+        S: basic.deliver 'd' 13 '' 'q' body='both' headers={CC=['r']}
+        ",
+    );
+}
+
+#[test]
+fn of_publishes_that_arrive_together_a_consumer_gets_as_many_as_it_may_have() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.qos prefetch-count=2
+        S: basic.qos-ok
+        C: basic.consume queue='q' consumer-tag='a'
+        S: basic.consume-ok 'a'
+        C+/2: basic.publish routing-key='q' body='1'
+        C+/2: basic.publish routing-key='q' body='2'
+        C+/2: basic.publish routing-key='q' body='3'
+        C+/2: basic.get queue='q' no-ack
+        C+/2: basic.publish routing-key='q' body='4'
+        C/2: basic.publish routing-key='q' body='5'
+        S: basic.deliver 'a' 1 body='1'
+        S: basic.deliver 'a' 2 body='2'
+        S/2: basic.get-ok 1 '' 'q' 0 body='3'
+        C+: basic.ack delivery-tag=1
+        C: basic.ack delivery-tag=2
+        S: basic.deliver 'a' 3 body='4'
+        S: basic.deliver 'a' 4 body='5'
+        ",
+    );
+}
+
+#[test]
+fn the_same_publish_means_what_its_channel_is_at_the_time() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C/3: tx.select
+        S/3: tx.select-ok
+        C+: basic.publish routing-key='q' body='1'
+        C+/2: basic.publish routing-key='q' body='2'
+        C+: basic.publish routing-key='q' body='3'
+        C+/3: basic.publish routing-key='q' body='in a transaction'
+        C+/3: basic.publish routing-key='q' body='in a transaction'
+        C/2: basic.publish routing-key='q' body='4'
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 4 0
+        C+/3: tx.rollback
+        C+/2: basic.publish exchange='none' routing-key='q' body='a fault'
+        C+/2: basic.publish routing-key='q' body='dropped'
+        C: basic.publish routing-key='q' body='5'
+        S/3: tx.rollback-ok
+        S/2: channel.close 404 \"NOT_FOUND - no exchange 'none' in vhost '/'\" 60 40
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 5 0
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 '' 'q' 4 body='1'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 2 '' 'q' 3 body='2'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 3 '' 'q' 2 body='3'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 4 '' 'q' 1 body='4'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 5 '' 'q' 0 body='5'
+        ",
+    );
+}

@@ -176,3 +176,68 @@ fn settling_a_message_of_a_deleted_queue_is_no_error() {
         ",
     );
 }
+
+#[test]
+fn acks_that_arrive_together_count_up_to_the_first_unknown_tag() {
+    after_three_deliveries(
+        "
+        C+: basic.ack delivery-tag=1
+        C+: basic.ack delivery-tag=2
+        C+: basic.ack delivery-tag=2
+        C: basic.ack delivery-tag=3
+        S: channel.close 406 'PRECONDITION_FAILED - unknown delivery tag 2'
+        C/2: basic.get queue='q' no-ack
+        S/2: basic.get-ok 1 redelivered '' 'q' 0 body='3'
+        ",
+    );
+    after_three_deliveries(
+        "
+        C+: basic.ack delivery-tag=2
+        C+: basic.ack delivery-tag=3
+        C: basic.ack delivery-tag=4
+        S: channel.close 406 'PRECONDITION_FAILED - unknown delivery tag 4'
+        C/2: basic.get queue='q' no-ack
+        S/2: basic.get-ok 1 redelivered '' 'q' 0 body='1'
+        ",
+    );
+}
+
+#[test]
+fn acks_that_arrive_together_make_room_for_as_many() {
+    after_three_deliveries(
+        "
+        C+: basic.publish routing-key='q' body='4'
+        C+: basic.publish routing-key='q' body='5'
+        C: basic.publish routing-key='q' body='6'
+        S: nothing
+        C+: basic.ack delivery-tag=1
+        C+: basic.ack delivery-tag=2
+        C: basic.nack delivery-tag=3
+        S: basic.deliver 't' 4 body='4'
+        S: basic.deliver 't' 5 body='5'
+        S: basic.deliver 't' 6 body='6'
+        ",
+    );
+}
+
+#[test]
+fn acks_that_arrive_together_in_a_transaction_are_undone_together() {
+    after_three_deliveries(
+        "
+        C: tx.select
+        S: tx.select-ok
+        C+: basic.ack delivery-tag=1
+        C+: basic.ack delivery-tag=2
+        C+: basic.ack delivery-tag=3
+        C: tx.rollback
+        S: tx.rollback-ok
+        C: basic.ack delivery-tag=3
+        C: tx.commit
+        S: tx.commit-ok
+        C: basic.recover requeue
+        S: basic.recover-ok
+        S: basic.deliver 't' 4 redelivered body='1'
+        S: basic.deliver 't' 5 redelivered body='2'
+        ",
+    );
+}

@@ -95,6 +95,15 @@ pub struct QueueSpec {
     pub delivery_limit: Option<i8>,
 }
 
+impl QueueSpec {
+    /// Whether it has the same in it when many messages arrive at once and when one is handed out after the other, before a crash,
+    /// too: none is too many, and no journal is to know them.
+    pub(crate) fn takes_all_at_once(&self, persistent: bool) -> bool {
+        let is_limited = self.max_length.is_some() || self.max_bytes.is_some();
+        !is_limited && !(self.durable && (persistent || self.quorum))
+    }
+}
+
 /// What a full queue does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Overflow {
@@ -222,6 +231,9 @@ pub enum Op {
         delay_ms: Option<u32>,
         bytes: u16,
         mandatory: bool,
+        /// So many more like it arrive together with it, if they go straight to a queue that takes them all and keeps them in memory.
+        #[serde(default)]
+        more: u8,
     },
     Get {
         client: u8,
@@ -489,17 +501,26 @@ fn publish(random: &mut SmallRng, config: &Config) -> Op {
         // But for the one of dead letters.
         _ => To::Exchange(ExchangeName::ALL[random.random_range(0..ExchangeName::ALL.len() - 1)]),
     };
+    let (client, mode) = (client(random, config), publishing_mode(random));
+    let key = random.random_range(0..KEYS.len()).try_into().unwrap_or_default();
+    let persistent = random.random_bool(0.8);
+    let priority = sometimes(random, 30, |random| random.random_range(0..9));
+    let expiration_ms = sometimes(random, 12, |random| *[0, 1, 100, 3000, 60_000].choose(random).unwrap_or(&100));
+    let delay_ms = sometimes(random, 70, |random| random.random_range(1..5000));
+    let bytes = if random.random_bool(0.03) { random.random_range(8..6000) } else { random.random_range(8..120) };
+    let mandatory = random.random_bool(0.1);
     Op::Publish {
-        client: client(random, config),
-        mode: publishing_mode(random),
+        client,
+        mode,
         to,
-        key: random.random_range(0..KEYS.len()).try_into().unwrap_or_default(),
-        persistent: random.random_bool(0.8),
-        priority: sometimes(random, 30, |random| random.random_range(0..9)),
-        expiration_ms: sometimes(random, 12, |random| *[0, 1, 100, 3000, 60_000].choose(random).unwrap_or(&100)),
-        delay_ms: sometimes(random, 70, |random| random.random_range(1..5000)),
-        bytes: if random.random_bool(0.03) { random.random_range(8..6000) } else { random.random_range(8..120) },
-        mandatory: random.random_bool(0.1),
+        key,
+        persistent,
+        priority,
+        expiration_ms,
+        delay_ms,
+        bytes,
+        mandatory,
+        more: if bytes % 3 == 0 { u8::try_from(bytes % 8).unwrap_or_default() } else { 0 },
     }
 }
 

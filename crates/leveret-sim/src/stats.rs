@@ -24,6 +24,7 @@ const EXPECTED: &[(Kind, &[&str])] = &[
             "publish",
             "publish, confirmed",
             "publish in a transaction",
+            "publishes that arrive together",
             "get",
             "consume",
             "cancel",

@@ -705,13 +705,11 @@ impl World {
         };
         model.begin_event();
         match *op {
-            Op::Publish { to, key, persistent, priority, expiration_ms, delay_ms, bytes, mandatory, .. } => {
-                self.next_message += 1;
-                let id = self.next_message;
+            Op::Publish {
+                to, key, persistent, priority, expiration_ms, delay_ms, bytes, mandatory, more, ..
+            } => {
                 let delay_ms = delay_ms.filter(|_| to == To::Exchange(ExchangeName::Delayed));
                 let bytes = usize::from(bytes).max(8);
-                let message = Message { id, bytes, persistent, priority, expiration_ms, delay_ms, key };
-                self.hubs[hub].history.publish(id, to);
                 let queue_name;
                 let routing_key = KEYS[usize::from(key) % KEYS.len()];
                 let address = match to {
@@ -722,7 +720,6 @@ impl World {
                     To::Exchange(exchange) => (exchange.name(), routing_key),
                     To::Nowhere => ("nowhere", ""),
                 };
-                self.hubs[hub].model.publish(now_ms, (client, mode), message, to, mandatory);
                 let table = FieldTable::build(|table| {
                     if to == To::Exchange(ExchangeName::Headers) {
                         let [k, l] = headers(key);
@@ -740,8 +737,25 @@ impl World {
                     expiration: expiration.as_ref().map(String::as_bytes),
                     ..BasicProperties::default()
                 };
-                let bytes = link::publish(mode, address, mandatory, properties, &body(id, bytes));
-                self.tell(client, &bytes)
+                let spec = match to {
+                    To::Queue(slot) => config.queues.get(usize::from(slot)),
+                    To::Exchange(_) | To::Nowhere => None,
+                };
+                let more = if spec.is_some_and(|spec| spec.takes_all_at_once(persistent)) { more } else { 0 };
+                if more > 0 {
+                    self.stats.count(Kind::Operation, "publishes that arrive together");
+                }
+                let mut said = Vec::new();
+                for _ in 0..=more {
+                    self.next_message += 1;
+                    let id = self.next_message;
+                    let message = Message { id, bytes, persistent, priority, expiration_ms, delay_ms, key };
+                    let hub = &mut self.hubs[hub];
+                    hub.history.publish(id, to);
+                    hub.model.publish(now_ms, (client, mode), message, to, mandatory);
+                    said.extend(link::publish(mode, address, mandatory, properties, &body(id, bytes)));
+                }
+                self.tell(client, &said)
             }
             Op::Get { queue, no_ack, .. } => {
                 let (slot, spec) = (queue % QUEUES, &config.queues[usize::from(queue % QUEUES)]);

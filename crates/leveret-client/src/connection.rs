@@ -13,6 +13,7 @@ use leveret_amqp::{
 
 use crate::channel::Channel;
 use crate::error::{Error, Reply, Scope};
+use crate::interrupt::{Interrupt, Interruption};
 use crate::limits::{ANSWER_TIMEOUT, OUTPUT_BYTES_KEPT};
 use crate::raw::RawConnection;
 use crate::state::{Answer, ChannelState, Courtesy, Life};
@@ -86,6 +87,15 @@ impl Drop for Connection {
 impl Connection {
     /// Connects, logs in and opens the virtual host of the URL.
     pub fn open(url: &Url) -> Result<Self, Error> {
+        Self::open_with(url, None)
+    }
+
+    /// The same, unless it is interrupted; and so is every wait after that. The attempt to connect itself, over TCP, is not.
+    pub fn open_unless(url: &Url, interrupt: Interrupt) -> Result<Self, Error> {
+        Self::open_with(url, Some(interrupt))
+    }
+
+    fn open_with(url: &Url, interrupt: Option<Interrupt>) -> Result<Self, Error> {
         let whole = url.connection_timeout;
         let patience = Patience { deadline: Instant::now() + whole, whole };
         let mut connection = Connection {
@@ -100,6 +110,7 @@ impl Connection {
             scratch: Vec::new(),
             says_goodbye: false,
         };
+        connection.set_interrupt(interrupt);
         connection.shake_hands(url, patience)?;
         connection.says_goodbye = true;
         Ok(connection)
@@ -108,6 +119,11 @@ impl Connection {
     /// What the broker says of itself: `product`, `version`, `capabilities` and more.
     pub fn server_properties(&self) -> Table<'_> {
         self.server_properties.as_table()
+    }
+
+    /// Changes what ends a wait early.
+    pub fn set_interrupt(&mut self, interrupt: Option<Interrupt>) {
+        self.wire.set_interrupt(interrupt);
     }
 
     /// Changes how long an answer may take.
@@ -141,10 +157,12 @@ impl Connection {
     /// Writes everything out that was sent so far.
     pub fn flush(&mut self) -> Result<(), Error> {
         let mut progress = Instant::now();
+        let mut interruption = Interruption::default();
         while self.wire.output_bytes() > 0 {
             match self.wire.write_some() {
                 Ok(Written::Something) => progress = Instant::now(),
                 Ok(Written::Nothing) => {
+                    self.wire.check_interrupt(&mut interruption, Instant::now())?;
                     // Perhaps the broker waits for us to read.
                     while self.poll()? && matches!(self.wire.write_at_once(), Ok(Written::Nothing)) {}
                     if progress.elapsed() >= self.answer_timeout {

@@ -79,6 +79,9 @@ pub enum Error {
         /// How long we waited.
         after: Duration,
     },
+    /// Whoever waited does not want to any more: [`Interrupt`](crate::Interrupt).
+    #[error("interrupted")]
+    Interrupted,
     /// Two heartbeat intervals went by without a byte.
     #[error("nothing heard from the broker for {} s, so the connection counts as dead", silence.as_secs_f32())]
     Dead {
@@ -134,7 +137,9 @@ impl Error {
                 "check that host and port of the URL are those of an AMQP 0-9-1 broker"
             }
             Error::NameTooLong(_) => "use at most 255 bytes",
-            Error::MessageTooLarge(_) | Error::NoChannel(_) | Error::NotConfirming => return None,
+            Error::Interrupted | Error::MessageTooLarge(_) | Error::NoChannel(_) | Error::NotConfirming => {
+                return None;
+            }
         })
     }
 }

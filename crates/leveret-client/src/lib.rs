@@ -28,6 +28,7 @@ mod confirms;
 mod connection;
 mod error;
 mod heartbeat;
+mod interrupt;
 pub mod limits;
 mod message;
 mod raw;
@@ -39,6 +40,7 @@ pub use channel::{AckMode, Channel, ConsumeOptions, DeleteOnly, ExchangeOptions,
 pub use confirms::{Confirm, Verdict};
 pub use connection::{ChannelId, Connection};
 pub use error::{Error, Reply, Scope};
+pub use interrupt::Interrupt;
 pub use leveret_amqp::{BasicProperties, FieldTable, ShortString, Table, Value};
 pub use message::{CancelledBy, ConsumerEvent, DeclaredQueue, Delivery, Got, Message, Returned};
 pub use raw::RawConnection;

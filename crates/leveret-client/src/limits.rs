@@ -27,6 +27,9 @@ pub const OUTPUT_BYTES_KEPT: usize = 64 * 1024;
 /// read would otherwise wait for ever.
 pub(crate) const WRITE_STALL: Duration = Duration::from_millis(100);
 
+/// How often a wait looks whether it is interrupted, where it can be.
+pub(crate) const INTERRUPT_LOOK_UP: Duration = Duration::from_millis(20);
+
 /// Bytes that one read of the socket takes at most.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 

@@ -12,7 +12,8 @@ use leveret_amqp::frame::{HEARTBEAT, split_frame};
 
 use crate::error::Error;
 use crate::heartbeat::Heartbeat;
-use crate::limits::{FRAME_BYTES_MAX, READ_BYTES, WRITE_STALL};
+use crate::interrupt::{Interrupt, Interruption};
+use crate::limits::{FRAME_BYTES_MAX, INTERRUPT_LOOK_UP, READ_BYTES, WRITE_STALL};
 
 #[derive(Debug)]
 pub(crate) struct Wire {
@@ -26,6 +27,7 @@ pub(crate) struct Wire {
     written: usize,
     frame_max: u32,
     heartbeat: Heartbeat,
+    interrupt: Option<Interrupt>,
 }
 
 /// How a write went.
@@ -51,6 +53,7 @@ impl Wire {
             written: 0,
             frame_max: FRAME_BYTES_MAX,
             heartbeat: Heartbeat::off(Instant::now()),
+            interrupt: None,
         })
     }
 
@@ -58,6 +61,16 @@ impl Wire {
     pub(crate) fn tune(&mut self, frame_max: u32, heartbeat: Option<Duration>) {
         self.frame_max = frame_max;
         self.heartbeat.start(heartbeat);
+    }
+
+    pub(crate) fn set_interrupt(&mut self, interrupt: Option<Interrupt>) {
+        self.interrupt = interrupt;
+    }
+
+    /// Whether a wait has ended early.
+    pub(crate) fn check_interrupt(&self, interruption: &mut Interruption, now: Instant) -> Result<(), Error> {
+        let is_due = self.interrupt.as_ref().is_some_and(|interrupt| interruption.is_due(interrupt, now));
+        if is_due { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     pub(crate) fn frame_max(&self) -> u32 {
@@ -101,10 +114,13 @@ impl Wire {
 
     /// Waits for bytes until `deadline`, and sends heartbeats meanwhile. `false` when none came.
     pub(crate) fn await_bytes(&mut self, deadline: Instant) -> Result<bool, Error> {
+        let mut interruption = Interruption::default();
         loop {
             let now = Instant::now();
+            self.check_interrupt(&mut interruption, now)?;
             self.send_heartbeat_if_due(now)?;
             let until = self.heartbeat.next().map_or(deadline, |next| next.min(deadline));
+            let until = if self.interrupt.is_some() { until.min(now + INTERRUPT_LOOK_UP) } else { until };
             if self.read(until.saturating_duration_since(now))? {
                 return Ok(true);
             }
@@ -204,6 +220,8 @@ fn is_would_block(kind: ErrorKind) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     use leveret_amqp::FrameKind;
@@ -246,6 +264,17 @@ mod tests {
         let (mut wire, peer) = pair(Duration::from_millis(20));
         let error = wire.await_bytes(Instant::now() + Duration::from_secs(20)).unwrap_err();
         assert!(matches!(error, Error::Dead { silence } if silence == Duration::from_millis(40)), "{error}");
+        drop(peer);
+    }
+
+    #[test]
+    fn an_interrupted_wait_ends_before_its_deadline() {
+        let (mut wire, peer) = pair(Duration::from_mins(10));
+        let raised = Arc::new(AtomicBool::new(false));
+        wire.set_interrupt(Some(Interrupt::new(Arc::clone(&raised), Duration::ZERO)));
+        let waiting = thread::spawn(move || wire.await_bytes(Instant::now() + Duration::from_mins(5)));
+        raised.store(true, Ordering::Relaxed);
+        assert!(matches!(waiting.join().unwrap(), Err(Error::Interrupted)));
         drop(peer);
     }
 

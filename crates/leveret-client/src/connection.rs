@@ -154,6 +154,11 @@ impl Connection {
         self.channels.contains_key(&id).then(|| Channel::new(self, id))
     }
 
+    /// Handles what the broker sent without waiting for more: whether the connection is still open, as far as it has said.
+    pub fn check(&mut self) -> Result<(), Error> {
+        self.poll().map(drop)
+    }
+
     /// Writes everything out that was sent so far.
     pub fn flush(&mut self) -> Result<(), Error> {
         let mut progress = Instant::now();

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use leveret_client::Interrupt;
+
 /// How often those who wait for the start look up.
-const START_LOOK_UP: Duration = Duration::from_millis(1);
+pub(crate) const START_LOOK_UP: Duration = Duration::from_millis(1);
 
 /// The counts of one worker.
 #[derive(Debug, Default)]
@@ -120,7 +122,7 @@ pub(crate) struct Board {
     consumers_start_ns: AtomicU64,
     consumers_end: AtomicBool,
     /// The run has failed: everybody goes home without a word.
-    is_given_up: AtomicBool,
+    is_given_up: Arc<AtomicBool>,
 }
 
 impl Board {
@@ -137,7 +139,7 @@ impl Board {
             producers_end: AtomicBool::new(false),
             consumers_start_ns: AtomicU64::new(0),
             consumers_end: AtomicBool::new(false),
-            is_given_up: AtomicBool::new(false),
+            is_given_up: Arc::default(),
         }
     }
 
@@ -177,9 +179,22 @@ impl Board {
         self.producers_start_ns.store(now_ns, Ordering::Release);
     }
 
+    /// When publishing began.
+    pub(crate) fn producers_start_ns(&self) -> Option<u64> {
+        started(&self.producers_start_ns)
+    }
+
     /// Waits until publishing begins, and says when that was; `None` when the run was given up.
     pub(crate) fn await_producers_start(&self) -> Option<u64> {
-        self.await_start(&self.producers_start_ns)
+        loop {
+            if self.is_given_up() {
+                return None;
+            }
+            match self.producers_start_ns() {
+                None => thread::sleep(START_LOOK_UP),
+                start_ns => return start_ns,
+            }
+        }
     }
 
     /// Lets those consume who wait for it. `now_ns` is not 0.
@@ -187,19 +202,9 @@ impl Board {
         self.consumers_start_ns.store(now_ns, Ordering::Release);
     }
 
-    /// Waits until those who waited may consume, and says when that was; `None` when the run was given up.
-    pub(crate) fn await_consumers_start(&self) -> Option<u64> {
-        self.await_start(&self.consumers_start_ns)
-    }
-
-    fn await_start(&self, start_ns: &AtomicU64) -> Option<u64> {
-        loop {
-            match start_ns.load(Ordering::Acquire) {
-                _ if self.is_given_up() => return None,
-                0 => thread::sleep(START_LOOK_UP),
-                start_ns => return Some(start_ns),
-            }
-        }
+    /// When those who waited might consume.
+    pub(crate) fn consumers_start_ns(&self) -> Option<u64> {
+        started(&self.consumers_start_ns)
     }
 
     pub(crate) fn end_producers(&self) {
@@ -222,9 +227,18 @@ impl Board {
         self.is_given_up.store(true, Ordering::Release);
     }
 
+    /// Ends the waits of connections when the run has failed.
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        Interrupt::new(Arc::clone(&self.is_given_up), Duration::ZERO)
+    }
+
     pub(crate) fn is_given_up(&self) -> bool {
         self.is_given_up.load(Ordering::Acquire)
     }
+}
+
+fn started(start_ns: &AtomicU64) -> Option<u64> {
+    Some(start_ns.load(Ordering::Acquire)).filter(|start_ns| *start_ns > 0)
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use leveret_client::{Connection, DeleteOnly, Error, QueueOptions, Url};
 
 use crate::board::Board;
-use crate::failure::Failure;
+use crate::failure::{Failure, Unfinished};
 use crate::latency::Latencies;
+use crate::limits::LAST_PATIENCE;
 use crate::load::{End, join, say, telling};
 use crate::open_files::allow_connections;
 use crate::report::Outcome;
@@ -42,21 +43,28 @@ pub struct Churn {
 
 impl Churn {
     /// Runs it.
-    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
+    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Unfinished> {
         if self.parallel == 0 {
-            return Err(Failure::Options("somebody has to open and close: use at least one thread".into()));
+            return Err(Failure::Options("somebody has to open and close: --parallel is at least 1".into()).into());
         }
-        allow_connections(self.parallel.saturating_mul(2))?;
+        allow_connections(self.parallel.saturating_mul(2), "--parallel")?;
+        run.check_broker()?;
         let board = Board::new(self.parallel);
         let timeout = run.timeout;
         thread::scope(|scope| {
             let (mut supervisor, news) = Supervisor::new(run, &board);
+            supervisor.instead_of_published = Some("cycles");
             let (url, board, prefix) = (&supervisor.url(), &board, &unique_prefix());
             let threads: Vec<_> = (0..self.parallel)
                 .map(|index| {
                     let (news, url) = (news.clone(), url.clone());
                     let queue = format!("{prefix}-{index}");
-                    scope.spawn(move || telling(&news, || self.cycle(index, &url, timeout, board, &queue, &news)))
+                    let of = move || format!("thread {}", index + 1);
+                    scope.spawn(move || {
+                        telling(&news, of, Latencies::default(), |latencies| {
+                            self.cycle(index, &url, timeout, board, &queue, &news, latencies)
+                        })
+                    })
                 })
                 .collect();
             drop(news);
@@ -65,11 +73,14 @@ impl Churn {
                 board.give_up();
             }
             let mut latencies = Latencies::default();
-            threads.into_iter().filter_map(join).for_each(|theirs| latencies.add(&theirs));
-            supervised?;
+            threads.into_iter().map(join).for_each(|theirs| latencies.add(&theirs));
+            if supervised.is_err() && self.thing == (Thing::Queues { durable: true }) {
+                // The reason counts; what is there goes as far as it can.
+                let _ = delete_queues(url, (0..self.parallel).map(|index| format!("{prefix}-{index}")));
+            }
             let totals = board.totals();
             let time = Duration::from_nanos(totals.published_ns.saturating_sub(supervisor.start_ns()));
-            Ok(Outcome {
+            let outcome = Outcome {
                 seconds: time.as_secs_f64(),
                 interrupted: supervisor.interrupted,
                 cycles: Some(totals.published),
@@ -78,7 +89,11 @@ impl Churn {
                 samples: supervisor.take_samples(),
                 latency_curve: latencies.curve(),
                 ..Outcome::default()
-            })
+            };
+            match supervised {
+                Ok(()) => Ok(outcome),
+                Err(failure) => Err(supervisor.unfinished(failure, outcome)),
+            }
         })
     }
 
@@ -103,6 +118,7 @@ impl Churn {
         )
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that a thread of a run gets")]
     fn cycle(
         &self,
         index: usize,
@@ -111,14 +127,14 @@ impl Churn {
         board: &Board,
         queue: &str,
         news: &Sender<News>,
-    ) -> Result<Latencies, Error> {
-        let mut connection = Connection::open(url)?;
+        latencies: &mut Latencies,
+    ) -> Result<(), Error> {
+        let mut connection = Connection::open_unless(url, board.interrupt())?;
         connection.set_answer_timeout(timeout);
         let channel = connection.open_channel()?.id();
-        let mut latencies = Latencies::default();
         say(news, News::Ready);
         if board.await_producers_start().is_none() {
-            return Ok(latencies);
+            return Ok(());
         }
         let counters = board.worker(index);
         let count_max = match self.end {
@@ -133,7 +149,7 @@ impl Churn {
             let begun_ns = board.now_ns();
             match self.thing {
                 Thing::Connections => {
-                    let mut one = Connection::open(url)?;
+                    let mut one = Connection::open_unless(url, board.interrupt())?;
                     one.set_answer_timeout(timeout);
                     one.close()?;
                 }
@@ -152,6 +168,17 @@ impl Churn {
         }
         connection.close()?;
         say(news, News::ProducerEnded { index, sent: done });
-        Ok(latencies)
+        Ok(())
     }
+}
+
+/// Deletes queues that a broken connection may have left.
+fn delete_queues(url: &Url, queues: impl Iterator<Item = String>) -> Result<(), Error> {
+    let mut connection = Connection::open(&Url { connection_timeout: LAST_PATIENCE, ..url.clone() })?;
+    connection.set_answer_timeout(LAST_PATIENCE);
+    let mut channel = connection.open_channel()?;
+    for queue in queues {
+        channel.delete_queue(&queue, DeleteOnly::default())?;
+    }
+    connection.close()
 }

@@ -3,6 +3,7 @@
 use leveret_amqp::{Method, ShortStr};
 use leveret_client::Error;
 
+use crate::board::Board;
 use crate::lane::Lane;
 use crate::latency::Latencies;
 use crate::scan::{Arrived, Event};
@@ -22,13 +23,13 @@ pub(crate) struct Findings {
 
 /// A consumer that is connected.
 #[derive(Debug)]
-pub(crate) struct Consumer<'b> {
+pub(crate) struct Consumer<'b, 'f> {
     lane: Lane<'b>,
     /// Its queues, and the number that stands for each.
     queues: Vec<(u32, String)>,
     /// How many messages one ack settles; 0 for no acks.
     ack_every: u64,
-    findings: Findings,
+    findings: &'f mut Findings,
     unacked: Unacked,
     /// How many of its consumers have begun, and how many have ended.
     begun: usize,
@@ -65,14 +66,19 @@ impl Findings {
     }
 }
 
-impl<'b> Consumer<'b> {
-    pub(crate) fn new(lane: Lane<'b>, queues: Vec<(u32, String)>, ack_every: u64, findings: Findings) -> Self {
+impl<'b, 'f> Consumer<'b, 'f> {
+    pub(crate) fn new(
+        lane: Lane<'b>,
+        queues: Vec<(u32, String)>,
+        ack_every: u64,
+        findings: &'f mut Findings,
+    ) -> Self {
         Consumer { lane, queues, ack_every, findings, unacked: Unacked::default(), begun: 0, ended: 0 }
     }
 
-    /// Gives what it found out.
-    pub(crate) fn into_findings(self) -> Findings {
-        self.findings
+    /// Waits until it may consume. `false` when the run was given up.
+    pub(crate) fn await_start(&mut self) -> Result<bool, Error> {
+        Ok(self.lane.await_start(Board::consumers_start_ns)?.is_some())
     }
 
     /// Consumes until the end of the run, and takes what the broker has sent until then. `tell_ready` is called when all its

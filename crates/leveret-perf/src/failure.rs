@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use leveret_client::Error;
 
+use crate::report::Outcome;
+
 /// Why a run came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -14,6 +16,17 @@ pub enum Failure {
     /// The broker refused something, went away, or was not there.
     #[error(transparent)]
     Broker(#[from] Error),
+    /// The same, of one connection of many.
+    #[error("{error} (connection of {of})")]
+    Connection {
+        /// For example `producer 2`.
+        of: String,
+        /// What happened to it.
+        error: Error,
+    },
+    /// The user ended the run before its load began.
+    #[error("ended before the load began")]
+    Interrupted,
     /// The broker made no progress for too long.
     #[error("the broker made no progress for {} s: {what}", after.as_secs_f32())]
     Stalled {
@@ -40,11 +53,27 @@ impl Failure {
     /// What the user can do about it: a clause without capital and full stop.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
-            Failure::Broker(error) => error.advice(),
+            Failure::Broker(error) | Failure::Connection { error, .. } => error.advice(),
             Failure::Stalled { .. } => Some("look at the broker's log, or allow it more time with --timeout"),
             Failure::Held { .. } => Some("free memory or disk of the broker, or allow it more time with --timeout"),
             Failure::Process(_) => Some("give --pid the number of a process that runs on this machine"),
-            Failure::Options(_) | Failure::System(_) => None,
+            Failure::Options(_) | Failure::Interrupted | Failure::System(_) => None,
         }
+    }
+}
+
+/// A run that did not come to its end.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// Why not.
+    pub failure: Failure,
+    /// What was measured until then; `None` if the load had not begun.
+    pub outcome: Option<Box<Outcome>>,
+}
+
+impl<F: Into<Failure>> From<F> for Unfinished {
+    /// Before the load began.
+    fn from(failure: F) -> Self {
+        Unfinished { failure: failure.into(), outcome: None }
     }
 }

@@ -13,7 +13,7 @@ use leveret_client::{Channel, Connection, Error, RawConnection, Url};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::board::{Board, Counters};
+use crate::board::{Board, Counters, START_LOOK_UP};
 use crate::limits::LOOK_UP;
 use crate::scan::{Event, Scanner};
 
@@ -40,10 +40,11 @@ impl<'b> Lane<'b> {
         counters: Arc<Counters>,
         prepare: impl FnOnce(&mut Channel<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let mut connection = Connection::open(url)?;
+        let mut connection = Connection::open_unless(url, board.interrupt())?;
         let mut channel = connection.open_channel()?;
         prepare(&mut channel)?;
         let number = channel.id().get();
+        connection.set_interrupt(None);
         Lane::over(connection.into_raw()?, number, board, counters)
     }
 
@@ -178,6 +179,20 @@ impl<'b> Lane<'b> {
         }
     }
 
+    /// Waits for a start, and says when it was; `None` when the run was given up. A broker that hangs up meanwhile is an error.
+    pub(crate) fn await_start(&mut self, start_ns: impl Fn(&Board) -> Option<u64>) -> Result<Option<u64>, Error> {
+        while !self.board.is_given_up() {
+            if let Some(start_ns) = start_ns(self.board) {
+                return Ok(Some(start_ns));
+            }
+            self.read_within(START_LOOK_UP)?;
+            if let Some(event) = self.poll_event()? {
+                return Err(Error::Unexpected(format!("{event:?} before the start")));
+            }
+        }
+        Ok(None)
+    }
+
     /// Waits until the answer that `is_answer` knows has come. Other events are dropped. `false` when the run was given up.
     pub(crate) fn await_answer(&mut self, is_answer: impl Fn(&Event) -> bool) -> Result<bool, Error> {
         while !self.board.is_given_up() {
@@ -231,14 +246,36 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn part_of_a_message_is_progress_in_both_directions() {
+    /// A lane of this board, and the other end of its socket.
+    fn lane(board: &Board) -> (Lane<'_>, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut peer, _) = listener.accept().unwrap();
-        let board = Board::new(1);
         let raw = RawConnection { stream, input: Vec::new(), frame_max: 4096, blocked: None };
-        let mut lane = Lane::over(raw, 1, &board, board.worker(0)).unwrap();
+        (Lane::over(raw, 1, board, board.worker(0)).unwrap(), listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn who_waits_for_a_start_notices_a_broker_that_hangs_up() {
+        let board = Board::new(1);
+        let (mut lane, mut peer) = lane(&board);
+        let reply_text = ShortStr::truncated("CONNECTION_FORCED - bye");
+        let mut bytes = Vec::new();
+        let close = Method::ConnectionClose { reply_code: 320, reply_text, class_id: 0, method_id: 0 };
+        write_method(&mut bytes, 0, &close);
+        peer.write_all(&bytes).unwrap();
+        drop(peer);
+        let error = lane.await_start(Board::consumers_start_ns).unwrap_err();
+        assert_eq!(error.to_string(), "320 CONNECTION_FORCED - bye");
+        board.start_consumers(7);
+        assert_eq!(lane.await_start(Board::consumers_start_ns).unwrap(), Some(7));
+        board.give_up();
+        assert_eq!(lane.await_start(Board::consumers_start_ns).unwrap(), None);
+    }
+
+    #[test]
+    fn part_of_a_message_is_progress_in_both_directions() {
+        let board = Board::new(1);
+        let (mut lane, mut peer) = lane(&board);
         assert_eq!(board.totals().steps(), 0);
         lane.write_some(b"part").unwrap();
         let written = board.totals().steps();

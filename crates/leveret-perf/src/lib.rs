@@ -30,7 +30,7 @@ mod verify;
 mod window;
 
 pub use churn::{Churn, Thing};
-pub use failure::Failure;
+pub use failure::{Failure, Unfinished};
 pub use idle::Idle;
 pub use latency::LatencySummary;
 pub use load::{End, Load, Measure, Take};

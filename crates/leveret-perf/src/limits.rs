@@ -6,6 +6,13 @@ use std::time::Duration;
 /// [`Failure::Stalled`](crate::Failure::Stalled).
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a broker may make no progress after Ctrl-C, and how long it has for taking away what a failed run has declared.
+/// Enforced by whoever watches a run.
+pub const LAST_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often connections that are only held are looked at: whether they are still open.
+pub(crate) const HELD_LOOK_UP: Duration = Duration::from_millis(200);
+
 /// How long a thread waits for its socket before it looks whether the run is over.
 pub(crate) const LOOK_UP: Duration = Duration::from_millis(20);
 

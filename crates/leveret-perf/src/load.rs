@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::board::{Board, Totals};
 use crate::consumer::{Consumer, Findings};
-use crate::failure::Failure;
+use crate::failure::{Failure, Unfinished};
 use crate::lane::Lane;
 use crate::latency::Latencies;
 use crate::limits::{FLOWS_MAX, NAMES_MAX, PREPARED_BYTES_MAX, WINDOW_MAX, WRITE_BYTES};
@@ -24,7 +24,7 @@ use crate::publishes::{Publishes, Shape, StampPlace};
 use crate::report::Outcome;
 use crate::schedule::Schedule;
 use crate::stamp::STAMP_BYTES;
-use crate::supervise::{Goal, News, Run, Sample, Supervisor, rate};
+use crate::supervise::{Goal, News, Run, Supervisor, rate};
 use crate::topology::{Declared, QueueShape, Routes, Topology, Users, share};
 use crate::verify::{Refused, Seen, Stream, Verification, check};
 use crate::window::Window;
@@ -95,60 +95,84 @@ pub struct Load {
 
 impl Load {
     /// Runs the load. What it declares is deleted in any case.
-    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
+    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Unfinished> {
         self.check_options()?;
-        allow_connections(self.producers.saturating_add(self.consumers))?;
+        allow_connections(self.producers.saturating_add(self.consumers), "--producers, --consumers or --queues")?;
+        run.check_broker()?;
         let users = match self.take {
             Take::ByGet => Users::Getters,
             Take::Meanwhile | Take::Afterwards if self.consumers == 0 => Users::PublishersOnly,
             Take::Meanwhile | Take::Afterwards if self.verify => Users::VerifiedConsumers,
             Take::Meanwhile | Take::Afterwards => Users::Consumers,
         };
-        let declared = Declared::new(&run.url, run.timeout, &self.topology, &self.queue_shape, users)?;
+        let declared = Declared::new(run, &self.topology, &self.queue_shape, users)?;
         let board = Board::new(self.producers + self.consumers);
         let timeout = run.timeout;
-        let outcome: Result<_, Failure> = thread::scope(|scope| {
-            let (supervisor, news) = Supervisor::new(run, &board);
+        let outcome: Result<_, Unfinished> = thread::scope(|scope| {
+            let (mut supervisor, news) = Supervisor::new(run, &board);
             let url = supervisor.url();
             let consumers: Vec<_> = (0..self.consumers)
                 .map(|index| {
                     let (news, declared, board, url) = (news.clone(), &declared, &board, url.clone());
-                    scope.spawn(move || telling(&news, || self.consume(index, &url, board, declared, &news)))
+                    let of = move || format!("consumer {}", index + 1);
+                    let found = self.nothing_found();
+                    scope.spawn(move || {
+                        telling(&news, of, found, |found| self.consume(index, &url, board, declared, &news, found))
+                    })
                 })
                 .collect();
             let producers: Vec<_> = (0..self.producers)
                 .map(|index| {
                     let (news, declared, board, url) = (news.clone(), &declared, &board, url.clone());
+                    let of = move || format!("producer {}", index + 1);
                     scope.spawn(move || {
-                        telling(&news, || self.produce(index, &url, board, declared, &news, timeout))
+                        telling(&news, of, Latencies::default(), |latencies| {
+                            self.produce(index, &url, board, declared, &news, timeout, latencies)
+                        })
                     })
                 })
                 .collect();
             drop(news);
-            let supervised = self.supervise(supervisor, &board, &declared);
+            let supervised = self.supervise(&mut supervisor, &board, &declared);
             if supervised.is_err() {
                 board.give_up();
             }
             let mut latencies = Latencies::default();
             let mut all_seen = Vec::new();
             for producer in producers {
-                if let Some(theirs) = join(producer).filter(|_| self.measure == Measure::Confirms) {
+                let theirs = join(producer);
+                if self.measure == Measure::Confirms {
                     latencies.add(&theirs);
                 }
             }
             for consumer in consumers {
-                let Some(findings) = join(consumer) else { continue };
+                let findings = join(consumer);
                 all_seen.extend(findings.seen);
                 if let Some(theirs) = findings.latencies {
                     latencies.add(&theirs);
                 }
             }
-            let supervised = supervised?;
-            Ok(self.outcome(supervised, &declared, &latencies, all_seen))
+            let mut outcome = self.outcome(&mut supervisor, &board, &latencies);
+            match supervised {
+                Ok(supervised) => {
+                    outcome.verify = self.verification(&supervised, &declared, all_seen, outcome.interrupted);
+                    Ok(outcome)
+                }
+                Err(failure) => Err(supervisor.unfinished(failure, outcome)),
+            }
         });
-        let deleted = declared.delete();
-        let mut outcome = outcome?;
-        let left = deleted?;
+        let mut outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(unfinished) => {
+                // The first reason counts; what was declared goes as far as it can.
+                let _ = declared.delete_soon();
+                return Err(unfinished);
+            }
+        };
+        let left = match declared.delete() {
+            Ok(left) => left,
+            Err(error) => return Err(Unfinished { failure: error.into(), outcome: Some(Box::new(outcome)) }),
+        };
         if let Some(verification) = &mut outcome.verify
             && !self.may_leave(outcome.interrupted)
         {
@@ -161,18 +185,26 @@ impl Load {
         let refuse = |why: String| Err(Failure::Options(why));
         let stamped = self.is_stamped();
         if stamped && self.body_bytes < STAMP_BYTES {
-            return refuse(format!("a message needs at least {STAMP_BYTES} bytes to carry its number and time"));
+            let what = if self.verify { "number" } else { "time" };
+            return refuse(format!(
+                "--size is at least {STAMP_BYTES} bytes where a message carries its {what}, and {} is less",
+                self.body_bytes
+            ));
         }
         if self.prefetch > 0 && u64::from(self.prefetch) < self.ack_every {
-            return refuse(
-                "with a prefetch below the number of messages that are acked at once, nothing would move".into(),
-            );
+            return refuse(format!(
+                "--prefetch {} is below --ack-every {}, with which nothing would move",
+                self.prefetch, self.ack_every
+            ));
         }
         if self.prefetch > 0 && self.ack_every == 0 {
-            return refuse("a prefetch counts only messages that are acked".into());
+            return refuse("--prefetch counts only messages that are acked: give --ack-every, too".into());
         }
         if self.confirm_window > WINDOW_MAX {
-            return refuse(format!("at most {WINDOW_MAX} publishes may be unconfirmed"));
+            return refuse(format!(
+                "at most {WINDOW_MAX} publishes may be unconfirmed, and {} are more",
+                self.confirm_window
+            ));
         }
         let queue_type = self.queue_shape.arguments.as_table().get("x-queue-type").and_then(Value::as_str);
         if let Some(type_) = queue_type.filter(|type_| !self.queue_shape.durable && *type_ != "classic") {
@@ -180,18 +212,23 @@ impl Load {
         }
         let keys = self.topology.key_count();
         if keys == 0 || self.topology.queue_count() == 0 || self.producers == 0 || self.rate == Some(0) {
-            return refuse("a load needs at least one producer, one queue and one message a second".into());
+            return refuse("--producers, --queues, --routing-keys and --rate are at least 1".into());
         }
         if self.topology.name_count() > NAMES_MAX {
-            return refuse(format!("a run has at most {NAMES_MAX} queues, routing keys or bindings"));
+            return refuse(format!("--queues, --routing-keys and --bindings are at most {NAMES_MAX}"));
         }
         if keys.saturating_mul(self.producers) > FLOWS_MAX {
-            return refuse(format!("producers times routing keys must not exceed {FLOWS_MAX}"));
+            return refuse(format!(
+                "--producers times --routing-keys (--queues without them) is at most {FLOWS_MAX}, and {} times {keys} is more",
+                self.producers
+            ));
         }
         let keys_each = share(0, self.producers, keys).len();
         if keys_each.saturating_mul(self.body_bytes) > PREPARED_BYTES_MAX {
             return refuse(format!(
-                "routing keys times size must not exceed {PREPARED_BYTES_MAX} bytes for a producer"
+                "--size times the routing keys or queues of a producer is at most {PREPARED_BYTES_MAX} bytes, and {} times \
+                 {keys_each} is more",
+                self.body_bytes
             ));
         }
         Ok(())
@@ -210,7 +247,8 @@ impl Load {
         }
     }
 
-    /// What a producer's thread does; gives the latencies of its confirms.
+    /// What a producer's thread does; takes the latencies of its confirms.
+    #[expect(clippy::too_many_arguments, reason = "all that a thread of a run gets")]
     fn produce(
         &self,
         index: usize,
@@ -219,7 +257,8 @@ impl Load {
         declared: &Declared,
         news: &Sender<News>,
         timeout: Duration,
-    ) -> Result<Latencies, Error> {
+        latencies: &mut Latencies,
+    ) -> Result<(), Error> {
         let lane = Lane::open(url, board, board.worker(index), |channel| {
             if self.confirm_window > 0 { channel.confirm_select() } else { Ok(()) }
         })?;
@@ -252,21 +291,33 @@ impl Load {
             lane,
         };
         say(news, News::Ready);
-        let Some(start_ns) = board.await_producers_start() else {
-            return Ok(producer.latencies);
+        let Some(start_ns) = producer.lane.await_start(Board::producers_start_ns)? else {
+            return Ok(());
         };
         producer.schedule = self.rate.map(|rate| Schedule::new(start_ns, rate, index, self.producers));
         if let End::Time(time) = self.end {
             let end_ns = start_ns.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
             producer.set_end(end_ns, timeout);
         }
-        producer.run()?;
+        let ran = producer.run();
+        *latencies = producer.latencies;
+        ran?;
         say(news, News::Refused(producer.refused));
         say(news, News::ProducerEnded { index, sent: producer.sent });
-        Ok(producer.latencies)
+        Ok(())
     }
 
-    /// What a consumer's thread does; gives what it found out.
+    /// What a consumer knows at first.
+    fn nothing_found(&self) -> Findings {
+        let is_timed = matches!(self.measure, Measure::EndToEnd | Measure::Gets);
+        Findings {
+            body_bytes: self.body_bytes as u64,
+            seen: self.verify.then(Seen::default),
+            latencies: is_timed.then(Latencies::default),
+        }
+    }
+
+    /// What a consumer's thread does; adds to what it found out.
     fn consume(
         &self,
         index: usize,
@@ -274,32 +325,27 @@ impl Load {
         board: &Board,
         declared: &Declared,
         news: &Sender<News>,
-    ) -> Result<Findings, Error> {
+        found: &mut Findings,
+    ) -> Result<(), Error> {
         let lane = Lane::open(url, board, board.worker(self.producers + index), |channel| {
             if self.prefetch > 0 { channel.qos(self.prefetch) } else { Ok(()) }
         })?;
         let queues = share(index, self.consumers, declared.queues.len());
         let number = |queue| u32::try_from(queue).unwrap_or(u32::MAX);
-        let is_timed = matches!(self.measure, Measure::EndToEnd | Measure::Gets);
-        let findings = Findings {
-            body_bytes: self.body_bytes as u64,
-            seen: self.verify.then(Seen::default),
-            latencies: is_timed.then(Latencies::default),
-        };
         let queues = queues.iter().map(|&queue| (number(queue), declared.queues[queue].clone())).collect();
-        let mut consumer = Consumer::new(lane, queues, self.ack_every, findings);
+        let mut consumer = Consumer::new(lane, queues, self.ack_every, found);
         match self.take {
             Take::Meanwhile => consumer.run(|| say(news, News::Ready))?,
             Take::Afterwards | Take::ByGet => {
                 say(news, News::Ready);
-                if board.await_consumers_start().is_none() {
-                    return Ok(consumer.into_findings());
+                if !consumer.await_start()? {
+                    return Ok(());
                 }
                 if self.take == Take::ByGet { consumer.get_all() } else { consumer.run(|| {}) }?;
             }
         }
         say(news, News::ConsumerEnded);
-        Ok(consumer.into_findings())
+        Ok(())
     }
 
     /// How many messages a producer sends at most.
@@ -343,7 +389,7 @@ impl Load {
     /// Begins and ends what the threads do.
     fn supervise(
         &self,
-        mut supervisor: Supervisor<'_, '_>,
+        supervisor: &mut Supervisor<'_, '_>,
         board: &Board,
         declared: &Declared,
     ) -> Result<Supervised, Failure> {
@@ -378,7 +424,6 @@ impl Load {
         let refused = std::mem::take(&mut supervisor.tally.refused);
         let refused_copies = refused.copies(&expected);
         let owed = if self.consumers > 0 { expected.values().sum::<u64>() - refused_copies } else { 0 };
-        let mut is_interrupted = supervisor.interrupted;
         let interrupted = supervisor.interrupted_flag();
         // Whoever wants to know that nothing is lost, wants to know it in the end.
         let is_awaited_anyway = self.verify && self.take == Take::Meanwhile;
@@ -393,16 +438,15 @@ impl Load {
                 },
             );
             if arrived.is_ok() && self.verify && refused_copies > 0 {
-                arrived = self.await_empty_queues(&mut supervisor, declared);
+                arrived = self.await_empty_queues(supervisor, declared);
             }
-            is_interrupted |= supervisor.interrupted;
             match arrived {
                 // What is missing is lost, which is what verifying is for.
                 Err(Failure::Stalled { .. }) if self.verify => {}
                 other => other?,
             }
         }
-        let samples = supervisor.take_samples();
+        supervisor.end_samples();
         board.end_consumers();
         if !board.is_given_up() {
             supervisor.watch(
@@ -410,18 +454,7 @@ impl Load {
                 |_, tally| tally.consumers_ended == self.consumers,
             )?;
         }
-        let totals = board.totals();
-        let timed = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
-        Ok(Supervised {
-            publishing: timed(publishing_ns, totals.published_ns),
-            consuming: timed(consuming_ns, totals.received_ns),
-            whole: timed(publishing_ns, totals.published_ns.max(totals.received_ns)),
-            totals,
-            expected,
-            refused,
-            samples,
-            is_interrupted,
-        })
+        Ok(Supervised { expected, refused })
     }
 
     /// Whether nobody wants to know what is still in the queues.
@@ -432,7 +465,7 @@ impl Load {
     /// Waits until consumers were sent all that is in the queues. As many as are owed have arrived; but where some of them were
     /// refused and arrived anyway, others are still to come.
     fn await_empty_queues(&self, supervisor: &mut Supervisor<'_, '_>, declared: &Declared) -> Result<(), Failure> {
-        let mut connection = Connection::open(&supervisor.url())?;
+        let mut connection = Connection::open_unless(&supervisor.url(), supervisor.interrupt())?;
         let mut channel = connection.open_channel()?;
         let interrupted = supervisor.interrupted_flag();
         let mut are_empty = Ok(false);
@@ -450,28 +483,21 @@ impl Load {
         Ok(connection.close()?)
     }
 
-    fn outcome(
-        &self,
-        supervised: Supervised,
-        declared: &Declared,
-        latencies: &Latencies,
-        mut all_seen: Vec<Seen>,
-    ) -> Outcome {
-        let Supervised { totals, publishing, consuming, whole, expected, refused, samples, is_interrupted } =
-            supervised;
-        if declared.routes == Routes::Anywhere {
-            all_seen = all_seen.into_iter().map(Seen::without_queues).collect();
-        }
-        let verification = (self.verify && self.consumers > 0).then(|| {
-            if self.may_leave(is_interrupted) {
-                Verification { lost: 0, ..check(all_seen, &expected, &refused) }
-            } else {
-                check(all_seen, &expected, &refused)
-            }
-        });
+    /// What was measured, however the run went.
+    fn outcome(&self, supervisor: &mut Supervisor<'_, '_>, board: &Board, latencies: &Latencies) -> Outcome {
+        let totals = board.totals();
+        let timed = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
+        let publishing_ns = supervisor.start_ns();
+        let consuming_ns = match self.take {
+            Take::Meanwhile => publishing_ns,
+            Take::Afterwards | Take::ByGet => board.consumers_start_ns().unwrap_or(publishing_ns),
+        };
+        let whole = timed(publishing_ns, totals.published_ns.max(totals.received_ns));
+        let (publishing, consuming) =
+            (timed(publishing_ns, totals.published_ns), timed(consuming_ns, totals.received_ns));
         Outcome {
             seconds: whole.as_secs_f64(),
-            interrupted: is_interrupted,
+            interrupted: supervisor.interrupted,
             published: Some(totals.published),
             confirmed: (self.confirm_window > 0).then_some(totals.confirmed),
             nacked: (self.confirm_window > 0).then_some(totals.nacked),
@@ -481,24 +507,35 @@ impl Load {
             receive_rate: (self.consumers > 0).then(|| rate(totals.received, consuming)),
             held_seconds: Duration::from_nanos(totals.held_ns).as_secs_f64(),
             latency_us: latencies.summary(),
-            verify: verification,
-            samples,
+            samples: supervisor.take_samples(),
             latency_curve: latencies.curve(),
             ..Outcome::default()
         }
     }
+
+    /// What is wrong with what arrived, if somebody wants to know.
+    fn verification(
+        &self,
+        supervised: &Supervised,
+        declared: &Declared,
+        mut all_seen: Vec<Seen>,
+        is_interrupted: bool,
+    ) -> Option<Verification> {
+        if !self.verify || self.consumers == 0 {
+            return None;
+        }
+        if declared.routes == Routes::Anywhere {
+            all_seen = all_seen.into_iter().map(Seen::without_queues).collect();
+        }
+        let found = check(all_seen, &supervised.expected, &supervised.refused);
+        Some(if self.may_leave(is_interrupted) { Verification { lost: 0, ..found } } else { found })
+    }
 }
 
-/// What came of supervising a load.
+/// What a load that came to its end has published.
 struct Supervised {
-    totals: Totals,
-    publishing: Duration,
-    consuming: Duration,
-    whole: Duration,
     expected: BTreeMap<Stream, u64>,
     refused: Refused,
-    samples: Vec<Sample>,
-    is_interrupted: bool,
 }
 
 fn publishes_missing(totals: &Totals) -> String {
@@ -516,9 +553,17 @@ pub(crate) fn say(news: &Sender<News>, what: News) {
     let _ = news.send(what);
 }
 
-/// Runs a thread's work and tells the supervisor if it fails.
-pub(crate) fn telling<T>(news: &Sender<News>, work: impl FnOnce() -> Result<T, Error>) -> Option<T> {
-    work().map_err(|error| say(news, News::Failed(error))).ok()
+/// Runs a thread's work, which adds to what it has found, and tells the supervisor if it fails: `of` says whose it is.
+pub(crate) fn telling<T>(
+    news: &Sender<News>,
+    of: impl FnOnce() -> String,
+    mut found: T,
+    work: impl FnOnce(&mut T) -> Result<(), Error>,
+) -> T {
+    if let Err(error) = work(&mut found) {
+        say(news, News::Failed { of: of(), error });
+    }
+    found
 }
 
 /// What a thread of a run gave; its panic becomes ours.

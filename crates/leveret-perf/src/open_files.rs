@@ -7,17 +7,18 @@ use crate::limits::CONNECTIONS_MAX;
 #[cfg(unix)]
 const OTHER_FILES: u64 = 64;
 
-/// Makes sure that there may be so many connections.
-pub(crate) fn allow_connections(connections: usize) -> Result<(), Failure> {
+/// Makes sure that there may be so many connections. `options` names those that say how many.
+pub(crate) fn allow_connections(connections: usize, options: &str) -> Result<(), Failure> {
     if connections > CONNECTIONS_MAX {
-        return Err(Failure::Options(format!("a run has at most {CONNECTIONS_MAX} connections")));
+        let why = format!("a run has at most {CONNECTIONS_MAX} connections: give fewer {options}");
+        return Err(Failure::Options(why));
     }
-    allow_files(connections)
+    allow_files(connections, options)
 }
 
 /// Asks the system for as many open files as connections need.
 #[cfg(unix)]
-fn allow_files(connections: usize) -> Result<(), Failure> {
+fn allow_files(connections: usize, options: &str) -> Result<(), Failure> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let needed = connections as u64 + OTHER_FILES;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -25,8 +26,9 @@ fn allow_files(connections: usize) -> Result<(), Failure> {
         return Ok(());
     }
     if let Some(maximum) = maximum.filter(|&maximum| maximum < needed) {
-        let why =
-            format!("the system allows this process {maximum} open files, and {connections} connections need more");
+        let why = format!(
+            "the system allows this process {maximum} open files, and {connections} connections need more: give fewer {options}, or raise it"
+        );
         return Err(Failure::Options(why));
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
@@ -35,6 +37,6 @@ fn allow_files(connections: usize) -> Result<(), Failure> {
 
 /// Elsewhere there is no such limit.
 #[cfg(not(unix))]
-fn allow_files(_: usize) -> Result<(), Failure> {
+fn allow_files(_: usize, _: &str) -> Result<(), Failure> {
     Ok(())
 }

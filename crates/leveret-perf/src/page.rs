@@ -39,7 +39,8 @@ impl Report {
              td,th{{padding:.2em 1em .2em 0;text-align:left;font-weight:normal}}\
              svg{{max-width:100%;height:auto}}pre{{overflow:auto}}</style>\n<h1>{title}</h1>\n<table>\n"
         );
-        for (name, value) in self.rows() {
+        let error = self.error.clone().map(|error| ("error", error));
+        for (name, value) in self.rows().into_iter().chain(error) {
             put(&mut page, format_args!("<tr><th>{name}</th><td>{}</td></tr>\n", escaped(&value)));
         }
         page += "</table>\n";
@@ -156,7 +157,7 @@ mod tests {
     use crate::supervise::Sample;
 
     fn report(outcome: Outcome) -> Report {
-        Report { scenario: "latency", options: serde_json::json!({"queue": "<b>&"}), outcome }
+        Report { scenario: "latency", options: serde_json::json!({"queue": "<b>&"}), error: None, outcome }
     }
 
     #[test]
@@ -173,6 +174,12 @@ mod tests {
         assert_eq!(page.matches("<svg").count(), 2);
         assert!(page.contains("received") && page.contains("percentile") && page.contains("&lt;b&gt;&amp;"));
         assert!(!page.contains("src=") && !page.contains("href=") && !page.contains("<script"));
+    }
+
+    #[test]
+    fn a_page_of_a_run_that_failed_says_so() {
+        let failed = Report { error: Some("406 <no>".to_owned()), ..report(Outcome::default()) };
+        assert!(failed.to_html().contains("<tr><th>error</th><td>406 &lt;no&gt;</td></tr>"));
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub struct Report {
     pub scenario: &'static str,
     /// Its options as an object.
     pub options: Value,
+    /// Why the run failed, if it did: then its figures are those until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// What came of it.
     #[serde(flatten)]
     pub outcome: Outcome,

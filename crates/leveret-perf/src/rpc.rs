@@ -10,7 +10,7 @@ use leveret_amqp::{BasicProperties, ContentHeader, DecodeError, Method, ShortStr
 use leveret_client::{Connection, Error, Url};
 
 use crate::board::Board;
-use crate::failure::Failure;
+use crate::failure::{Failure, Unfinished};
 use crate::lane::Lane;
 use crate::latency::Latencies;
 use crate::limits::{PREPARED_BYTES_MAX, WRITE_BYTES};
@@ -56,29 +56,38 @@ struct Replies {
 
 impl Rpc {
     /// Runs it.
-    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Failure> {
+    pub fn run(&self, run: &mut Run<'_>) -> Result<Outcome, Unfinished> {
         if self.clients == 0 || self.outstanding == 0 || (self.servers == 0 && self.server_queue.is_none()) {
-            return Err(Failure::Options(
-                "requests need a client, a server, and one that may be outstanding".into(),
-            ));
+            let why = "requests need at least one of --clients, --servers and --outstanding, each";
+            return Err(Failure::Options(why.to_owned()).into());
         }
         if self.body_bytes > PREPARED_BYTES_MAX {
-            return Err(Failure::Options(format!("a request has at most {PREPARED_BYTES_MAX} bytes")));
+            return Err(Failure::Options(format!("--size is at most {PREPARED_BYTES_MAX} bytes")).into());
         }
-        allow_connections(self.clients.saturating_add(self.own_servers()))?;
+        allow_connections(self.clients.saturating_add(self.own_servers()), "--clients or --servers")?;
+        run.check_broker()?;
         if let Some(queue) = &self.server_queue {
-            let mut connection = Connection::open(&run.url)?;
+            let mut connection = Connection::open_unless(&run.url, run.interrupt())?;
             connection.open_channel()?.check_queue(queue)?;
             connection.close()?;
             return self.run_at(run, queue);
         }
         let users = if self.verify { Users::VerifiedConsumers } else { Users::Consumers };
         let (topology, shape) = (Topology::Queues(1), QueueShape::default());
-        let declared = Declared::new(&run.url, run.timeout, &topology, &shape, users)?;
+        let declared = Declared::new(run, &topology, &shape, users)?;
         let outcome = self.run_at(run, &declared.queues[0]);
-        let deleted = declared.delete();
-        let mut outcome = outcome?;
-        let left = deleted?;
+        let mut outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(unfinished) => {
+                // The first reason counts; what was declared goes as far as it can.
+                let _ = declared.delete_soon();
+                return Err(unfinished);
+            }
+        };
+        let left = match declared.delete() {
+            Ok(left) => left,
+            Err(error) => return Err(Unfinished { failure: error.into(), outcome: Some(Box::new(outcome)) }),
+        };
         if let Some(verification) = &mut outcome.verify {
             verification.handle_left(left);
         }
@@ -90,19 +99,26 @@ impl Rpc {
         if self.server_queue.is_some() { 0 } else { self.servers }
     }
 
-    fn run_at(&self, run: &mut Run<'_>, queue: &str) -> Result<Outcome, Failure> {
+    fn run_at(&self, run: &mut Run<'_>, queue: &str) -> Result<Outcome, Unfinished> {
         let board = Board::new(self.clients + self.own_servers());
         thread::scope(|scope| {
             let (mut supervisor, news) = Supervisor::new(run, &board);
             let (url, board) = (&supervisor.url(), &board);
             for index in 0..self.own_servers() {
                 let (news, url) = (news.clone(), url.clone());
-                scope.spawn(move || telling(&news, || serve(self.clients + index, &url, board, queue, &news)));
+                let of = move || format!("server {}", index + 1);
+                scope.spawn(move || {
+                    telling(&news, of, (), |()| serve(self.clients + index, &url, board, queue, &news));
+                });
             }
             let clients: Vec<_> = (0..self.clients)
                 .map(|index| {
                     let (news, url) = (news.clone(), url.clone());
-                    scope.spawn(move || telling(&news, || self.ask(index, &url, board, queue, &news)))
+                    let of = move || format!("client {}", index + 1);
+                    let found = Replies { seen: self.verify.then(Seen::default), ..Replies::default() };
+                    scope.spawn(move || {
+                        telling(&news, of, found, |found| self.ask(index, &url, board, queue, &news, found))
+                    })
                 })
                 .collect();
             drop(news);
@@ -110,12 +126,15 @@ impl Rpc {
             if supervised.is_err() {
                 board.give_up();
             }
-            let replies: Vec<_> = clients.into_iter().filter_map(join).collect();
+            let replies: Vec<_> = clients.into_iter().map(join).collect();
             let is_good_enough = matches!(supervised, Err(Failure::Stalled { .. })) && self.verify;
-            if !is_good_enough {
-                supervised?;
+            let outcome = self.outcome(&mut supervisor, board, replies);
+            match supervised {
+                Err(failure) if !is_good_enough => {
+                    Err(supervisor.unfinished(failure, Outcome { verify: None, ..outcome }))
+                }
+                Ok(()) | Err(_) => Ok(outcome),
             }
-            Ok(self.outcome(&mut supervisor, board, replies))
         })
     }
 
@@ -157,13 +176,13 @@ impl Rpc {
         board: &Board,
         queue: &str,
         news: &Sender<News>,
-    ) -> Result<Replies, Error> {
+        replies: &mut Replies,
+    ) -> Result<(), Error> {
         let mut lane = Lane::open(url, board, board.worker(index), |_| Ok(()))?;
         lane.scanner().keep_headers();
         lane.send_consume(REPLY_TO, 0, true)?;
-        let mut replies = Replies { seen: self.verify.then(Seen::default), ..Replies::default() };
         if !lane.await_answer(|event| *event == Event::ConsumeOk)? {
-            return Ok(replies);
+            return Ok(());
         }
         let properties = BasicProperties { reply_to: Some(REPLY_TO.as_bytes()), ..BasicProperties::default() };
         let (channel, frame_max) = (lane.channel, lane.frame_max);
@@ -171,8 +190,8 @@ impl Rpc {
         let shape = Shape { channel, exchange: "", properties, body_bytes, frame_max, stamp_place };
         let mut requests = Publishes::new(&shape, &[queue.to_owned()], WRITE_BYTES)?;
         say(news, News::Ready);
-        if board.await_producers_start().is_none() {
-            return Ok(replies);
+        if lane.await_start(Board::producers_start_ns)?.is_none() {
+            return Ok(());
         }
         let count_max = match self.end {
             End::Messages(count) => {
@@ -233,7 +252,7 @@ impl Rpc {
             lane.close()?;
         }
         say(news, News::ProducerEnded { index, sent: replies.sent });
-        Ok(replies)
+        Ok(())
     }
 
     fn outcome(&self, supervisor: &mut Supervisor<'_, '_>, board: &Board, all: Vec<Replies>) -> Outcome {

@@ -3,22 +3,24 @@
 //! Invariant: a wait ends when its condition holds, when a thread fails, or when nothing has moved for the time that a
 //! broker is given; then the whole run is given up.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use leveret_client::{Error, Url};
+use leveret_client::{Connection, Error, Interrupt, Url};
 
 use crate::board::{Board, Totals};
-use crate::failure::Failure;
-use crate::limits::{LOOK_UP, SAMPLE_INTERVAL, SAMPLES_MAX};
+use crate::failure::{Failure, Unfinished};
+use crate::limits::{LAST_PATIENCE, LOOK_UP, SAMPLE_INTERVAL, SAMPLES_MAX};
+use crate::report::Outcome;
 use crate::verify::Refused;
 
 /// What a run gets from outside.
 pub struct Run<'a> {
     pub(crate) url: Url,
-    pub(crate) interrupted: &'a AtomicBool,
+    pub(crate) interrupted: Arc<AtomicBool>,
     pub(crate) timeout: Duration,
     watcher: &'a mut dyn FnMut(&Progress),
 }
@@ -30,11 +32,40 @@ impl<'a> Run<'a> {
     /// Connections have no heartbeats, whatever the URL says: the timeout takes their place.
     pub fn new(
         url: Url,
-        interrupted: &'a AtomicBool,
+        interrupted: Arc<AtomicBool>,
         timeout: Duration,
         watcher: &'a mut dyn FnMut(&Progress),
     ) -> Self {
         Run { url: Url { heartbeat: Some(0), ..url }, interrupted, timeout, watcher }
+    }
+
+    /// Whether the user wants the run to end early.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Ends the wait of a connection soon after the user wants that, but leaves the broker some time for an answer.
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        Interrupt::new(Arc::clone(&self.interrupted), LAST_PATIENCE)
+    }
+
+    /// Makes sure that there is a broker which lets us in, unless the user has had enough before.
+    pub(crate) fn check_broker(&self) -> Result<(), Failure> {
+        let (tell, told) = channel();
+        let url = self.url.clone();
+        // Not a scoped thread: whoever has had enough does not wait until a host is found or a line is up.
+        thread::spawn(move || {
+            // Nobody listens any more after that.
+            let _ = tell.send(Connection::open(&url).and_then(Connection::close));
+        });
+        loop {
+            match told.recv_timeout(LOOK_UP) {
+                Ok(result) => return Ok(result?),
+                Err(RecvTimeoutError::Timeout) if self.is_interrupted() => return Err(Failure::Interrupted),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Disconnected.into()),
+            }
+        }
     }
 }
 
@@ -43,6 +74,8 @@ impl<'a> Run<'a> {
 pub struct Progress {
     /// Time since the load began.
     pub elapsed: Duration,
+    /// What is counted where nothing is published, for example `cycles`.
+    pub instead_of_published: Option<&'static str>,
     /// Publishes so far; with other loads, what is counted there.
     pub published: u64,
     /// Of them, those that were confirmed.
@@ -84,7 +117,7 @@ pub(crate) enum News {
     /// A consumer is done.
     ConsumerEnded,
     /// It cannot go on.
-    Failed(Error),
+    Failed { of: String, error: Error },
 }
 
 /// What threads have said so far.
@@ -104,6 +137,8 @@ pub(crate) struct Supervisor<'r, 'a> {
     news: Receiver<News>,
     pub(crate) tally: Tally,
     pub(crate) interrupted: bool,
+    /// What is counted where nothing is published.
+    pub(crate) instead_of_published: Option<&'static str>,
     start_ns: u64,
     /// What is the end: messages to arrive or publish, or time.
     goal: Option<Goal>,
@@ -129,6 +164,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
             news,
             tally: Tally::default(),
             interrupted: false,
+            instead_of_published: None,
             start_ns: 0,
             goal: None,
             samples: Samples::default(),
@@ -148,17 +184,36 @@ impl<'r, 'a> Supervisor<'r, 'a> {
         self.start_ns
     }
 
+    fn has_started(&self) -> bool {
+        self.start_ns > 0
+    }
+
     pub(crate) fn url(&self) -> Url {
         self.run.url.clone()
     }
 
     /// Set when the user wants the run to end early.
-    pub(crate) fn interrupted_flag(&self) -> &'a AtomicBool {
-        self.run.interrupted
+    pub(crate) fn interrupted_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.run.interrupted)
+    }
+
+    /// Rates count until now.
+    pub(crate) fn end_samples(&mut self) {
+        self.samples.have_ended = true;
     }
 
     pub(crate) fn take_samples(&mut self) -> Vec<Sample> {
         std::mem::take(&mut self.samples.taken)
+    }
+
+    /// Ends the wait of a connection soon after the user wants that.
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        self.run.interrupt()
+    }
+
+    /// The end of a run that failed, with what it measured if its load had begun.
+    pub(crate) fn unfinished(&self, failure: Failure, outcome: Outcome) -> Unfinished {
+        Unfinished { failure, outcome: self.has_started().then(|| Box::new(outcome)) }
     }
 
     /// Waits until `is_over`. `what` names what is missing, for the failure.
@@ -175,9 +230,14 @@ impl<'r, 'a> Supervisor<'r, 'a> {
                 return Ok(());
             }
             self.show(&totals);
-            if !self.interrupted && self.run.interrupted.load(Ordering::Relaxed) {
+            if !self.interrupted && self.run.is_interrupted() {
                 self.interrupted = true;
+                if !self.has_started() {
+                    self.board.give_up();
+                    return Err(Failure::Interrupted);
+                }
                 self.board.end_producers();
+                self.moved_at = Instant::now();
             }
             match self.news.recv_timeout(LOOK_UP) {
                 Ok(news) => self.handle_news(news)?,
@@ -188,9 +248,9 @@ impl<'r, 'a> Supervisor<'r, 'a> {
             if std::mem::replace(&mut self.steps, totals.steps()) != totals.steps() {
                 self.moved_at = Instant::now();
             }
-            if self.moved_at.elapsed() >= self.run.timeout {
+            let after = if self.interrupted { self.run.timeout.min(LAST_PATIENCE) } else { self.run.timeout };
+            if self.moved_at.elapsed() >= after {
                 self.board.give_up();
-                let after = self.run.timeout;
                 return Err(if totals.is_held {
                     Failure::Held { after }
                 } else {
@@ -203,7 +263,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
     /// Waits for so long, in which nothing need move, unless the user has enough.
     pub(crate) fn hold(&mut self, time: Duration) -> Result<(), Failure> {
         let end = Instant::now() + time;
-        while Instant::now() < end && !self.run.interrupted.load(Ordering::Relaxed) {
+        while Instant::now() < end && !self.run.is_interrupted() {
             self.show(&self.board.totals());
             match self.news.recv_timeout(LOOK_UP) {
                 Ok(news) => self.handle_news(news)?,
@@ -211,7 +271,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK_UP),
             }
         }
-        self.interrupted |= self.run.interrupted.load(Ordering::Relaxed);
+        self.interrupted |= self.run.is_interrupted();
         Ok(())
     }
 
@@ -222,9 +282,9 @@ impl<'r, 'a> Supervisor<'r, 'a> {
             News::Refused(refused) => self.tally.refused.add(&refused),
             News::ProducerEnded { index, sent } => self.tally.sent.push((index, sent)),
             News::ConsumerEnded => self.tally.consumers_ended += 1,
-            News::Failed(error) => {
+            News::Failed { of, error } => {
                 self.board.give_up();
-                return Err(error.into());
+                return Err(Failure::Connection { of, error });
             }
         }
         Ok(())
@@ -232,7 +292,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
 
     fn show(&mut self, totals: &Totals) {
         let elapsed = Duration::from_nanos(self.board.now_ns().saturating_sub(self.start_ns));
-        if self.start_ns == 0 || !self.samples.handle(elapsed, totals) {
+        if !self.has_started() || !self.samples.handle(elapsed, totals) {
             return;
         }
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -243,6 +303,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
         });
         (self.run.watcher)(&Progress {
             elapsed,
+            instead_of_published: self.instead_of_published,
             published: totals.published,
             confirmed: totals.confirmed,
             received: totals.received,
@@ -260,6 +321,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
 struct Samples {
     taken: Vec<Sample>,
     interval: Duration,
+    have_ended: bool,
     /// The last point: when, and what had been published and received.
     last: (Duration, u64, u64),
     publish_rate: f64,
@@ -273,6 +335,7 @@ impl Default for Samples {
         Samples {
             taken: Vec::new(),
             interval: SAMPLE_INTERVAL,
+            have_ended: false,
             last: (Duration::ZERO, 0, 0),
             publish_rate: 0.0,
             receive_rate: 0.0,
@@ -286,7 +349,7 @@ impl Samples {
     /// `true` when there is something new to show.
     fn handle(&mut self, elapsed: Duration, totals: &Totals) -> bool {
         let now = (elapsed, totals.published, totals.received);
-        if elapsed < self.shown + SAMPLE_INTERVAL {
+        if self.have_ended || elapsed < self.shown + SAMPLE_INTERVAL {
             return false;
         }
         self.shown = elapsed;

@@ -2,10 +2,14 @@
 //!
 //! Invariant: every name begins with `leveret-perf-` and something that no other run has.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use leveret_amqp::{FieldTable, ReplyCode, Table};
-use leveret_client::{Channel, Connection, DeleteOnly, Error, ExchangeOptions, QueueOptions, Url};
+use leveret_client::{Channel, Connection, DeleteOnly, Error, ExchangeOptions, QueueOptions};
+
+use crate::failure::Failure;
+use crate::limits::LAST_PATIENCE;
+use crate::supervise::Run;
 
 /// What a load is published to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,14 +144,13 @@ pub(crate) struct Declared {
 impl Declared {
     /// Declares everything on a connection of its own.
     pub(crate) fn new(
-        url: &Url,
-        timeout: Duration,
+        run: &Run<'_>,
         topology: &Topology,
         shape: &QueueShape,
         users: Users,
-    ) -> Result<Self, Error> {
-        let mut connection = Connection::open(url)?;
-        connection.set_answer_timeout(timeout);
+    ) -> Result<Self, Failure> {
+        let mut connection = Connection::open_unless(&run.url, run.interrupt())?;
+        connection.set_answer_timeout(run.timeout);
         let prefix = unique_prefix();
         let (bindings, routes) = topology.bindings();
         let queues: Vec<_> = (0..topology.queue_count()).map(|number| format!("{prefix}-{number}")).collect();
@@ -162,23 +165,29 @@ impl Declared {
             }
         };
         let mut declared = Declared { connection, exchange, keys, queues, others, routes };
-        match declared.declare(topology, shape, users, &bindings) {
+        let result = declared.declare(run, topology, shape, users, &bindings);
+        declared.connection.set_interrupt(None);
+        match result {
             Ok(()) => Ok(declared),
-            Err(error) => {
+            Err(failure) => {
                 // The reason counts; what was declared until then goes as far as it can.
-                let _ = declared.delete();
-                Err(error)
+                let _ = declared.delete_soon();
+                Err(failure)
             }
         }
     }
 
+    /// Declares everything. After a failure only what may be there has a name.
     fn declare(
         &mut self,
+        run: &Run<'_>,
         topology: &Topology,
         shape: &QueueShape,
         users: Users,
         bindings: &[(usize, String)],
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failure> {
+        let check = || if run.is_interrupted() { Err(Failure::Interrupted) } else { Ok(()) };
+        let exchange = std::mem::take(&mut self.exchange);
         let mut channel = self.connection.open_channel()?;
         let options = QueueOptions {
             durable: shape.durable,
@@ -186,24 +195,29 @@ impl Declared {
             auto_delete: !shape.durable && users == Users::Consumers,
             arguments: shape.arguments.as_table(),
         };
-        for queue in &self.queues {
-            channel.declare_queue(queue, &options)?;
+        for queue in std::mem::take(&mut self.queues) {
+            check()?;
+            self.queues.push(queue);
+            channel.declare_queue(&self.queues[self.queues.len() - 1], &options)?;
         }
         for queue in &self.others {
             channel.declare_queue(queue, &QueueOptions { exclusive: true, ..QueueOptions::default() })?;
         }
         let type_ = match topology {
-            Topology::Queues(_) => return channel.close(),
+            Topology::Queues(_) => return Ok(channel.close()?),
             Topology::Exchange { type_, .. } => type_,
             Topology::Topic { .. } => "topic",
         };
         let options = ExchangeOptions { durable: shape.durable, auto_delete: !shape.durable, ..Default::default() };
+        check()?;
+        self.exchange = exchange;
         channel.declare_exchange(&self.exchange, type_, &options)?;
         for (queue, key) in bindings {
+            check()?;
             let queue = self.queues.iter().chain(&self.others).nth(*queue).expect("bindings name these queues");
             channel.bind_queue(queue, &self.exchange, key, Table::EMPTY)?;
         }
-        channel.close()
+        Ok(channel.close()?)
     }
 
     /// Whether no message is ready in the queues that are consumed from.
@@ -219,27 +233,39 @@ impl Declared {
     /// Deletes everything and closes the connection. Gives how many messages were still in the queues.
     pub(crate) fn delete(mut self) -> Result<u64, Error> {
         let exchange = (!self.exchange.is_empty()).then_some(self.exchange);
+        let mut channel = self.connection.open_channel()?.id();
         let mut left = 0;
         for queue in self.queues.iter().chain(&self.others) {
-            let mut channel = self.connection.open_channel()?;
-            left += u64::from(gone(channel.delete_queue(queue, DeleteOnly::default()))?);
-            channel.close()?;
+            let mut on = self.connection.channel(channel).expect("nobody closes this channel");
+            match gone(on.delete_queue(queue, DeleteOnly::default()))? {
+                Some(count) => left += u64::from(count),
+                // Its complaint has closed the channel.
+                None => {
+                    on.close()?;
+                    channel = self.connection.open_channel()?.id();
+                }
+            }
         }
         if let Some(exchange) = exchange {
-            let mut channel = self.connection.open_channel()?;
-            gone(channel.delete_exchange(&exchange, DeleteOnly::default()))?;
-            channel.close()?;
+            let mut on = self.connection.channel(channel).expect("nobody closes this channel");
+            gone(on.delete_exchange(&exchange, DeleteOnly::default()))?;
         }
         self.connection.close()?;
         Ok(left)
     }
+
+    /// The same after a failure, when a broker may be silent.
+    pub(crate) fn delete_soon(mut self) -> Result<u64, Error> {
+        self.connection.set_answer_timeout(LAST_PATIENCE);
+        self.delete()
+    }
 }
 
-/// What has ended by itself is gone, too.
-fn gone<T: Default>(deleted: Result<T, Error>) -> Result<T, Error> {
+/// What has ended by itself is gone, too: `None`.
+fn gone<T>(deleted: Result<T, Error>) -> Result<Option<T>, Error> {
     match deleted {
-        Err(error) if error.reply_code() == Some(ReplyCode::NotFound.code()) => Ok(T::default()),
-        other => other,
+        Err(error) if error.reply_code() == Some(ReplyCode::NotFound.code()) => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Owns: their options, what they print, their exit codes.
 //! Must not know: the broker's inside.
-//! Exit codes: 0 done, 1 refused by the broker or out of reach, 2 a bad option, 3 nothing to get.
+//! Exit codes: 0 done, 1 refused by the broker or out of reach, 2 a bad option, 3 nothing to get, 130 ended by Ctrl-C
+//! with nothing done.
 
 pub(crate) mod arguments;
 mod completions;
@@ -21,6 +22,9 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use leveret_client::{Connection, Url, UrlError};
+
+/// The exit code of a bad option.
+const USAGE: u8 = 2;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -123,13 +127,19 @@ fn advised(error: &dyn std::error::Error, advice: Option<&str>) -> String {
 }
 
 impl Failure {
+    /// As standard error shows it, without a prefix.
+    fn to_line(&self) -> String {
+        one_line(&self.to_string())
+    }
+
     /// `None` for what is no failure: whoever read our output has seen enough.
     fn exit_code(&self) -> Option<u8> {
         match self {
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
             Failure::Url(_) | Failure::Usage(_) | Failure::Load { error: leveret_perf::Failure::Options(_) } => {
-                Some(2)
+                Some(USAGE)
             }
+            Failure::Load { error: leveret_perf::Failure::Interrupted } => Some(interrupt::EXIT_INTERRUPTED),
             Failure::Empty { .. } => Some(3),
             Failure::Broker { .. }
             | Failure::NoQueue { .. }
@@ -169,7 +179,7 @@ pub(crate) fn run(command: Command, cli: clap::Command) -> ExitCode {
     };
     // An empty queue is an answer, not a mishap.
     let prefix = if matches!(failure, Failure::Empty { .. }) { "" } else { "error: " };
-    eprintln!("{prefix}{}", one_line(&failure.to_string()));
+    eprintln!("{prefix}{}", failure.to_line());
     ExitCode::from(exit_code)
 }
 

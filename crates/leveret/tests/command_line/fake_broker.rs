@@ -30,6 +30,10 @@ pub(crate) enum Trick {
     HoldForEver,
     /// The connection is closed instead.
     Close(u64),
+    /// Nothing; but the connection with this number gets no answer at all.
+    Mute(u64),
+    /// Nothing; but the connection with this number ends as soon as its channel is open.
+    HangUp(u64),
 }
 
 /// A peer that listens. It ends with the process of the tests.
@@ -38,6 +42,10 @@ pub(crate) struct FakeBroker {
     pub(crate) url: String,
     /// Hears of the first publish.
     pub(crate) first_publish: Receiver<()>,
+    /// Hears of the first queue that is declared.
+    pub(crate) first_declare: Receiver<()>,
+    /// Hears of the connection that gets no answer.
+    pub(crate) mute: Receiver<()>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -46,6 +54,10 @@ pub(crate) struct FakeBroker {
 struct Shared {
     trick: Trick,
     first_publish: Sender<()>,
+    first_declare: Sender<()>,
+    mute: Sender<()>,
+    connections: u64,
+    declared: u64,
     consumer: Option<TcpStream>,
     confirms: bool,
     published: u64,
@@ -60,10 +72,16 @@ impl FakeBroker {
     pub(crate) fn start(trick: Trick) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("amqp://{}", listener.local_addr().unwrap());
-        let (tell, first_publish) = channel();
+        let (tell_publish, first_publish) = channel();
+        let (tell_declare, first_declare) = channel();
+        let (tell_mute, mute) = channel();
         let shared = Shared {
             trick,
-            first_publish: tell,
+            first_publish: tell_publish,
+            first_declare: tell_declare,
+            mute: tell_mute,
+            connections: 0,
+            declared: 0,
             consumer: None,
             confirms: false,
             published: 0,
@@ -81,7 +99,7 @@ impl FakeBroker {
                 thread::spawn(move || serve(stream.unwrap(), &shared));
             }
         });
-        FakeBroker { url, first_publish, shared }
+        FakeBroker { url, first_publish, first_declare, mute, shared }
     }
 
     /// The names of the queues that were deleted.
@@ -106,6 +124,18 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) {
     let mut header = [0; 8];
     stream.read_exact(&mut header).unwrap();
     assert_eq!(header, PROTOCOL_HEADER);
+    let (number, trick) = {
+        let mut shared = shared.lock().unwrap();
+        shared.connections += 1;
+        (shared.connections - 1, shared.trick)
+    };
+    if trick == Trick::Mute(number) {
+        // Not every test wants to know.
+        let _ = shared.lock().unwrap().mute.send(());
+        // Until the other end has gone.
+        let _ = stream.read(&mut buffer);
+        return;
+    }
     let start = Method::ConnectionStart {
         version_major: 0,
         version_minor: 9,
@@ -120,7 +150,12 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) {
         while let Some(frame) = split_frame(&mut rest, 131_072).unwrap() {
             match frame.kind {
                 FrameKind::Method => {
-                    handle(&mut stream, frame.channel, Method::decode(frame.payload).unwrap(), shared);
+                    let method = Method::decode(frame.payload).unwrap();
+                    let opens_channel = matches!(method, Method::ChannelOpen { .. });
+                    handle(&mut stream, frame.channel, method, shared);
+                    if opens_channel && trick == Trick::HangUp(number) {
+                        return;
+                    }
                 }
                 FrameKind::Body => publish(&mut stream, frame.payload, &mut shared.lock().unwrap()),
                 FrameKind::Header | FrameKind::Heartbeat => {}
@@ -139,7 +174,13 @@ fn handle(stream: &mut TcpStream, channel: u16, method: Method<'_>, shared: &Mut
         Method::ChannelOpen { .. } => Method::ChannelOpenOk { channel_id: b"" },
         Method::ChannelClose { .. } => Method::ChannelCloseOk {},
         Method::QueueDeclare { queue, auto_delete, .. } => {
-            shared.lock().unwrap().auto_delete = auto_delete;
+            let mut shared = shared.lock().unwrap();
+            shared.auto_delete = auto_delete;
+            shared.declared += 1;
+            if shared.declared == 1 {
+                // Not every test wants to know.
+                let _ = shared.first_declare.send(());
+            }
             Method::QueueDeclareOk { queue, message_count: 0, consumer_count: 0 }
         }
         Method::QueueDelete { queue, .. } => {
@@ -210,7 +251,9 @@ fn publish(stream: &mut TcpStream, body: &[u8], shared: &mut Shared) {
         | Trick::Refuse(_)
         | Trick::Hold
         | Trick::HoldForEver
-        | Trick::Close(_) => {
+        | Trick::Close(_)
+        | Trick::Mute(_)
+        | Trick::HangUp(_) => {
             shared.kept.insert(0, body.to_vec());
         }
     }

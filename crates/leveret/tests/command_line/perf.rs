@@ -267,10 +267,11 @@ fn a_table_is_for_people_and_a_page_has_charts() {
     let page = std::fs::read_to_string(page).unwrap();
     assert!(page.contains("<svg") && page.ends_with("</html>\n"), "{page}");
     let nowhere = folder.path().join("no-such-folder").join("page.html");
-    let arguments = ["perf", "confirm", "--messages", "1", "--html", nowhere.to_str().unwrap()];
-    let finished = broker.client(&arguments).run();
+    let nobody = "amqp://127.0.0.1:1";
+    let arguments = ["perf", "confirm", "--html", nowhere.to_str().unwrap(), "--url", nobody];
+    let finished = leveret(&arguments).run();
     assert_eq!(finished.code, Some(1));
-    assert!(finished.stderr.contains("cannot write '"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("cannot write '"), "before the run: {}", finished.stderr);
 }
 
 #[test]
@@ -298,7 +299,8 @@ fn a_broker_that_delivers_nothing_is_1_after_the_timeout() {
     let fake = FakeBroker::start(Trick::LoseAll);
     let arguments = ["perf", "throughput", "--messages", "10", "--timeout", "2", "--url", &fake.url];
     let finished = leveret(&arguments).run();
-    assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""));
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stdout.contains(" published     10\n"), "what was measured: {}", finished.stdout);
     let expected = "error: the broker made no progress for 2 s: 10 of 10 messages have not arrived; \
                     look at the broker's log, or allow it more time with --timeout\n";
     assert_eq!(finished.stderr, expected);
@@ -307,10 +309,40 @@ fn a_broker_that_delivers_nothing_is_1_after_the_timeout() {
 #[test]
 fn a_broker_that_closes_the_connection_is_1_with_its_reason() {
     let fake = FakeBroker::start(Trick::Close(5));
-    let finished = leveret(&["perf", "throughput", "--seconds", "20", "--url", &fake.url]).run();
+    let arguments = ["perf", "throughput", "--seconds", "20", "--json", "--url", &fake.url];
+    let finished = leveret(&arguments).run();
     assert_eq!(finished.code, Some(1));
-    let expected = "error: 320 CONNECTION_FORCED - maintenance; try again when the broker is back\n";
-    assert_eq!(finished.stderr, expected);
+    let error = "320 CONNECTION_FORCED - maintenance (connection of producer 1); try again when the broker is back";
+    assert_eq!(finished.stderr, format!("error: {error}\n"));
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!((&report["error"], &report["verify"]), (&error.into(), &Value::Null));
+    let [Some(published), None, Some(received)] = counts(&report) else { panic!("{report}") };
+    assert!(published >= 5 && received <= published, "{report}");
+}
+
+#[test]
+fn a_run_that_does_not_begin_has_no_table_but_json_has_its_error() {
+    let broker = Broker::start();
+    let arguments = ["perf", "throughput", "--queue-argument", "x-max-length=-1"];
+    let finished = broker.client(&arguments).run();
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""));
+    let finished = broker.client(&[&arguments[..], &["--json"]].concat()).run();
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert!(report["error"].as_str().unwrap().starts_with("406 PRECONDITION_FAILED"), "{report}");
+    assert_eq!(counts(&report), [None, None, None]);
+}
+
+#[test]
+fn a_broker_that_hangs_up_is_noticed_while_connections_are_only_held() {
+    // The connection before is the one that makes sure of the broker.
+    let fake = FakeBroker::start(Trick::HangUp(1));
+    let arguments = ["perf", "idle", "--connections", "1", "--seconds", "600", "--json", "--url", &fake.url];
+    let finished = leveret(&arguments).run();
+    assert_eq!(finished.code, Some(1));
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(report["connections"], 1);
+    let expected = "error: the broker closed the connection without a reason (connection of thread 1); look at";
+    assert!(finished.stderr.starts_with(expected), "{}", finished.stderr);
 }
 
 #[test]
@@ -346,6 +378,49 @@ fn ctrl_c_ends_a_run_early_prints_the_report_and_deletes_the_queues() {
     assert_eq!(report["interrupted"], true);
     let deleted = fake.deleted();
     assert!(deleted.len() == 1 && deleted[0].starts_with("leveret-perf-"), "{deleted:?}");
+}
+
+/// Presses Ctrl-C as soon as `until` has come; the load must not have begun.
+#[track_caller]
+fn interrupted_in_set_up(arguments: &[&str], fake: &FakeBroker, until: impl FnOnce(&FakeBroker)) {
+    let process = leveret(&[&["perf"], arguments, &["--url", &fake.url]].concat()).spawn();
+    until(fake);
+    process.signal(Signal::INT);
+    let finished = process.wait();
+    let expected = (Some(130), "", "error: ended before the load began\n");
+    assert_eq!((finished.code, finished.stdout.as_str(), finished.stderr.as_str()), expected, "{arguments:?}");
+}
+
+#[test]
+fn ctrl_c_ends_the_set_up_and_deletes_what_it_has_declared() {
+    let await_mute = |fake: &FakeBroker| fake.mute.recv_timeout(DEADLINE).unwrap();
+    let first = FakeBroker::start(Trick::Mute(0));
+    interrupted_in_set_up(&["throughput"], &first, await_mute);
+    let declaring = FakeBroker::start(Trick::LoseAll);
+    interrupted_in_set_up(&["throughput", "--queues", "1000000"], &declaring, |fake| {
+        fake.first_declare.recv_timeout(DEADLINE).unwrap();
+    });
+    assert!((1..1_000_000).contains(&declaring.deleted().len()));
+    for scenario in [&["throughput"][..], &["drain", "--producers", "2"], &["rpc"]] {
+        let worker = FakeBroker::start(Trick::Mute(3));
+        interrupted_in_set_up(scenario, &worker, await_mute);
+        assert_eq!(worker.deleted().len(), 1, "{scenario:?}");
+    }
+    let churning = FakeBroker::start(Trick::Mute(1));
+    interrupted_in_set_up(&["churn", "channels"], &churning, await_mute);
+}
+
+#[test]
+fn ctrl_c_ends_a_run_whose_broker_is_silent_with_what_was_measured() {
+    let fake = FakeBroker::start(Trick::LoseAll);
+    let arguments = ["perf", "latency", "--rate", "1000", "--seconds", "600", "--json", "--url", &fake.url];
+    let process = leveret(&arguments).spawn();
+    fake.first_publish.recv_timeout(DEADLINE).unwrap();
+    process.signal(Signal::INT);
+    let finished = process.wait();
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert!(report["interrupted"] == true && report["published"].as_u64() > Some(0), "{report}");
+    assert_eq!(fake.deleted().len(), 1);
 }
 
 #[test]

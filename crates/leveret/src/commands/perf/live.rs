@@ -43,7 +43,7 @@ fn style(template: &str) -> ProgressStyle {
 fn line(progress: &Progress) -> String {
     let mut parts = vec![format!("{:.1} s", progress.elapsed.as_secs_f64())];
     let of = [
-        ("published", progress.published, Some(progress.publish_rate)),
+        (progress.instead_of_published.unwrap_or("published"), progress.published, Some(progress.publish_rate)),
         ("confirmed", progress.confirmed, None),
         ("received", progress.received, Some(progress.receive_rate)),
     ];
@@ -81,6 +81,8 @@ mod tests {
         assert_eq!(line(&progress), format!("{expected}, and still"));
         progress.is_held = false;
         assert_eq!(line(&progress), expected);
+        let cycles = Progress { instead_of_published: Some("cycles"), published: 7, ..Progress::default() };
+        assert_eq!(line(&cycles), "0.0 s, 7 cycles (0.0/s)");
     }
 
     #[test]

@@ -5,21 +5,24 @@
 
 mod live;
 mod options;
+mod page;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
-use leveret_perf::{Churn, Failure as LoadFailure, Load, Outcome, Report, Run, Thing};
+use leveret_perf::{Churn, Load, Outcome, Report, Run, Thing, Unfinished};
 use serde_json::Value;
 
 use self::live::Live;
 use self::options::{
     ChurnOptions, Confirm, Drain, Fanout, Get, IdleOptions, Latency, RpcOptions, Throughput, Topic,
 };
+use self::page::Page;
 use super::interrupt::stop_at_ctrl_c;
-use super::{BrokerUrl, Failure};
+use super::{BrokerUrl, Failure, USAGE};
 
 /// Measure a broker of AMQP 0-9-1 under a load: this one, RabbitMQ, or another.
 ///
@@ -128,23 +131,39 @@ fn run(
     scenario: &'static str,
     options: Value,
     common: &Common,
-    load: impl FnOnce(&mut Run<'_>) -> Result<Outcome, LoadFailure>,
+    load: impl FnOnce(&mut Run<'_>) -> Result<Outcome, Unfinished>,
 ) -> Result<(), Failure> {
     let url = common.broker.parsed()?;
+    let page = common.html.clone().map(Page::open).transpose()?;
     let stop = stop_at_ctrl_c().map_err(Failure::Signals)?;
     let live = Live::new();
-    let outcome = {
+    let ended = {
         let mut watcher = |progress: &_| live.show(progress);
-        load(&mut Run::new(url, &stop, Duration::from_secs(common.timeout), &mut watcher))
+        load(&mut Run::new(url, Arc::clone(&stop), Duration::from_secs(common.timeout), &mut watcher))
     };
     live.clear();
-    let report = Report { scenario, options, outcome: outcome? };
-    let text =
-        if common.json { serde_json::to_string(&report).expect("a report is JSON") } else { report.to_table() };
-    writeln!(io::stdout(), "{text}").map_err(Failure::Output)?;
-    if let Some(path) = &common.html {
-        let named = |error| Failure::Page { path: path.display().to_string(), error };
-        std::fs::write(path, report.to_html()).map_err(named)?;
+    let (outcome, failure) = match ended {
+        Ok(outcome) => {
+            let fault = outcome.fault().map(Failure::Verification);
+            (Some(outcome), fault)
+        }
+        Err(Unfinished { failure, outcome }) => (outcome.map(|outcome| *outcome), Some(failure.into())),
+    };
+    let is_measured = outcome.is_some();
+    let error = failure.as_ref().map(Failure::to_line);
+    let report = Report { scenario, options, error, outcome: outcome.unwrap_or_default() };
+    let text = if common.json {
+        // A script finds the error there, too, unless it is one of its own.
+        let is_usage = failure.as_ref().is_some_and(|failure| failure.exit_code() == Some(USAGE));
+        (!is_usage).then(|| serde_json::to_string(&report).expect("a report is JSON"))
+    } else {
+        is_measured.then(|| report.to_table())
+    };
+    if let Some(text) = text {
+        writeln!(io::stdout(), "{text}").map_err(Failure::Output)?;
     }
-    report.outcome.fault().map_or(Ok(()), |fault| Err(Failure::Verification(fault)))
+    if let Some(page) = page.filter(|_| is_measured) {
+        page.write(&report.to_html())?;
+    }
+    failure.map_or(Ok(()), Err)
 }

@@ -424,6 +424,37 @@ fn ctrl_c_ends_a_run_whose_broker_is_silent_with_what_was_measured() {
 }
 
 #[test]
+fn an_option_that_cannot_be_is_named() {
+    for (arguments, option) in [
+        (&["throughput", "--producers", "0"][..], "--producers"),
+        (&["throughput", "--queues", "0"], "--queues"),
+        (&["throughput", "--routing-keys", "4000000"], "--routing-keys"),
+        (&["throughput", "--size", "999999999999"], "--size"),
+        (&["throughput", "--consumers", "4000000"], "--consumers"),
+        (&["throughput", "--confirm", "2000000"], "--confirm"),
+        (&["throughput", "--prefetch", "5"], "--ack-every"),
+        (&["throughput", "--prefetch", "5", "--ack-every", "6"], "--prefetch 5"),
+        (&["throughput", "--producers", "5000", "--routing-keys", "100000"], "--routing-keys"),
+        (&["latency", "--size", "15"], "--size"),
+        (&["confirm", "--window", "2000000"], "--window"),
+        (&["fanout", "--queues", "2000000"], "--queues"),
+        (&["topic", "--bindings", "2000000"], "--bindings"),
+        (&["rpc", "--clients", "0"], "--clients"),
+        (&["rpc", "--servers", "0"], "--servers"),
+        (&["rpc", "--size", "999999999999"], "--size"),
+        (&["drain", "--producers", "0"], "--producers"),
+        (&["churn", "channels", "--parallel", "0"], "--parallel"),
+        (&["churn", "channels", "--parallel", "1000000"], "--parallel"),
+        (&["idle", "--connections", "0"], "--connections"),
+        (&["idle", "--parallel", "0"], "--parallel"),
+    ] {
+        let finished = leveret(&[&["perf"], arguments, &["--url", "amqp://127.0.0.1:1"]].concat()).run();
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(finished.stderr.contains(option), "{arguments:?}: {}", finished.stderr);
+    }
+}
+
+#[test]
 fn a_refusal_is_1_and_bad_options_are_2() {
     let broker = Broker::start();
     let line_of = |arguments: &[&str], code| {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use leveret_perf::limits::NAMES_MAX;
 use leveret_perf::{End, Idle, Load, Measure, QueueShape, Rpc, Take, Topology};
 use serde::{Serialize, Serializer};
 
@@ -14,6 +15,9 @@ use crate::commands::arguments::{Pair, parse_pair, table};
 
 /// How long a scenario runs if nobody says otherwise, in seconds.
 const SECONDS: f64 = 10.0;
+
+/// Most publishes of a producer that may be unconfirmed, as clap wants to have it.
+const WINDOW_MAX: i64 = leveret_perf::limits::WINDOW_MAX as i64;
 
 /// How many messages a scenario has whose end is not a time, if nobody says otherwise.
 const MESSAGES: u64 = 100_000;
@@ -35,6 +39,21 @@ impl EndOptions {
         let time = || End::Time(Duration::from_secs_f64(self.seconds.unwrap_or(SECONDS)));
         self.messages.map_or_else(time, End::Messages)
     }
+}
+
+/// How many of something there are, of which a run needs one.
+fn parse_count(text: &str) -> Result<usize, String> {
+    parse_within(1, NAMES_MAX, text)
+}
+
+/// How many publishes may be unconfirmed.
+fn parse_window(text: &str) -> Result<usize, String> {
+    parse_within(0, leveret_perf::limits::WINDOW_MAX, text)
+}
+
+fn parse_within(min: usize, max: usize, text: &str) -> Result<usize, String> {
+    let is_within = |count: &usize| (min..=max).contains(count);
+    text.parse().ok().filter(is_within).ok_or_else(|| format!("it is not a number from {min} to {max}"))
 }
 
 /// Seconds that a clock can add.
@@ -75,7 +94,7 @@ fn pairs_as_object<S: Serializer>(pairs: &[Pair], serializer: S) -> Result<S::Ok
 #[derive(Clone, Copy, Debug, Args, Serialize)]
 pub(super) struct Publishing {
     /// Connections that publish.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     producers: usize,
     /// Bytes of a message's body.
     #[arg(long, value_name = "BYTES", default_value_t = 100)]
@@ -125,7 +144,7 @@ pub(crate) struct Throughput {
     #[arg(long, value_name = "N", default_value_t = 1)]
     consumers: usize,
     /// Queues, shared out among producers and among consumers.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     queues: usize,
     /// Ask for messages that survive a restart in a durable queue: delivery-mode=2.
     #[arg(long)]
@@ -134,7 +153,7 @@ pub(crate) struct Throughput {
     #[serde(flatten)]
     queue_options: QueueOptions,
     /// Ask for confirms, with at most this many publishes of a producer unconfirmed. 0 is no confirms.
-    #[arg(long, value_name = "WINDOW", default_value_t = 0)]
+    #[arg(long, value_name = "WINDOW", default_value_t = 0, value_parser = parse_window)]
     confirm: usize,
     /// How many messages a consumer may have unacked. 0 is any number.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -239,13 +258,13 @@ impl Latency {
 #[command(after_help = "Example:\n  leveret perf confirm --window 1 --seconds 5")]
 pub(crate) struct Confirm {
     /// How many publishes of a producer may be unconfirmed.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=WINDOW_MAX))]
     window: u32,
     /// Connections that publish.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     producers: usize,
     /// Queues, shared out among producers.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     queues: usize,
     /// Bytes of a message's body.
     #[arg(long, value_name = "BYTES", default_value_t = 100)]
@@ -284,7 +303,8 @@ impl Confirm {
 #[command(after_help = "Example:\n  leveret perf fanout --queues 50 --seconds 5")]
 pub(crate) struct Fanout {
     /// Queues, each with a consumer.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..=NAMES_MAX as i64))]
     queues: u32,
     #[command(flatten)]
     #[serde(flatten)]
@@ -320,10 +340,10 @@ pub(crate) struct RpcOptions {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     outstanding: u64,
     /// Connections that ask.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     clients: usize,
     /// Connections that answer, all at the one queue of the requests.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     servers: usize,
     /// Ask servers of yours, which consume from this queue, instead of starting any. They must publish each reply to the reply-to
     /// of its request, with the correlation-id of its request.
@@ -407,7 +427,8 @@ impl Get {
 #[command(after_help = "Example:\n  leveret perf topic --bindings 10000 --seconds 5")]
 pub(crate) struct Topic {
     /// Bindings of the exchange.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1000,
+        value_parser = clap::value_parser!(u32).range(1..=NAMES_MAX as i64))]
     bindings: u32,
     #[command(flatten)]
     #[serde(flatten)]
@@ -438,13 +459,13 @@ pub(crate) struct Drain {
     #[arg(long, value_name = "COUNT", default_value_t = MESSAGES, value_parser = clap::value_parser!(u64).range(1..))]
     messages: u64,
     /// Connections that publish.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     producers: usize,
     /// Connections that consume.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     consumers: u32,
     /// Queues, shared out among producers and among consumers.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     queues: usize,
     /// Bytes of a message's body.
     #[arg(long, value_name = "BYTES", default_value_t = 100)]
@@ -489,7 +510,7 @@ impl Drain {
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct ChurnOptions {
     /// How many threads open and close, each over a connection of its own.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     pub(super) parallel: usize,
     #[command(flatten)]
     #[serde(flatten)]
@@ -506,10 +527,10 @@ pub(crate) struct ChurnOptions {
 #[command(after_help = "Example:\n  leveret perf idle --connections 1000 --pid $(pidof leveret)")]
 pub(crate) struct IdleOptions {
     /// How many connections.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = parse_count)]
     connections: usize,
     /// How many are being opened at once.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parse_count)]
     parallel: usize,
     /// How many seconds they are held.
     #[arg(long, value_name = "SECONDS", default_value_t = SECONDS, value_parser = parse_seconds)]

@@ -152,13 +152,26 @@ fn advice_on(scope: Scope, reply: &Reply) -> Option<&'static str> {
     const QUEUE_DECLARE: (u16, u16) = (50, 10);
     const QUEUE_DELETE: (u16, u16) = (50, 40);
     let is = |code: ReplyCode| reply.code == code.code();
+    let says = |words: &str| reply.text.contains(words);
+    let is_limit = says("limit") && says("reached");
     Some(match reply.method {
+        CONNECTION_OPEN if is(ReplyCode::NotAllowed) && is_limit => {
+            "close other connections first, or have the limit raised"
+        }
+        // RabbitMQ's words, with a name of no characters.
+        CONNECTION_OPEN if is(ReplyCode::NotAllowed) && says("vhost  not found") => {
+            "the URL ends in a slash and names a virtual host without a name: leave the slash out, or write /%2F"
+        }
         CONNECTION_OPEN if is(ReplyCode::NotAllowed) => {
             "check the virtual host at the end of the URL, and that the user may use it"
         }
         QUEUE_DECLARE | EXCHANGE_DECLARE if is(ReplyCode::PreconditionFailed) => {
-            if reply.text.contains("inequivalent arg") {
+            if says("inequivalent arg") {
                 "use the properties it has, or delete it first"
+            } else if is_limit {
+                "delete queues that nobody needs, or have the limit raised"
+            } else if says("'non-durable'") {
+                "queues of this type are durable: ask for that with --durable"
             } else {
                 "leave out what this broker does not take"
             }
@@ -177,9 +190,77 @@ fn advice_on(scope: Scope, reply: &Reply) -> Option<&'static str> {
         _ if is(ReplyCode::ResourceLocked) => {
             "wait until the connection that owns it exclusively is closed, or use another name"
         }
+        _ if is(ReplyCode::NotAllowed) && is_limit => "close what is not needed first, or have the limit raised",
+        _ if is(ReplyCode::ConnectionForced) && says("vhost '") && says("is deleted") => {
+            "add the virtual host again, or name another one at the end of the URL"
+        }
         _ if is(ReplyCode::ConnectionForced) => "try again when the broker is back",
         _ if is(ReplyCode::ResourceError) => "free resources of the broker, then try again",
         _ if is(ReplyCode::InternalError) => "look at the broker's log",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the words of Leveret, which are those of RabbitMQ.
+    #[test]
+    fn advice_is_about_what_the_broker_says() {
+        let open = (10, 40);
+        let declare = (50, 10);
+        for (scope, method, code, text, advice) in [
+            (Scope::Connection, open, 530, "NOT_ALLOWED - vhost a not found", "check the virtual host"),
+            (Scope::Connection, open, 530, "NOT_ALLOWED - vhost  not found", "leave the slash out, or write /%2F"),
+            (
+                Scope::Connection,
+                open,
+                530,
+                "NOT_ALLOWED - access to vhost 'a' refused for user 'guest': connection limit (0) is reached",
+                "close other connections",
+            ),
+            (
+                Scope::Connection,
+                open,
+                530,
+                "NOT_ALLOWED - connection refused for user 'guest': user connection limit (0) is reached",
+                "close other connections",
+            ),
+            (
+                Scope::Connection,
+                (20, 10),
+                530,
+                "NOT_ALLOWED - number of channels opened for user 'guest' has reached the maximum allowed user limit of (0)",
+                "have the limit raised",
+            ),
+            (
+                Scope::Channel,
+                declare,
+                406,
+                "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost 'a' (0) is reached",
+                "delete queues that nobody needs",
+            ),
+            (
+                Scope::Channel,
+                declare,
+                406,
+                "PRECONDITION_FAILED - invalid property 'non-durable' for queue 'q' in vhost '/'",
+                "with --durable",
+            ),
+            (Scope::Channel, declare, 406, "PRECONDITION_FAILED - invalid arg 'x-no' for queue 'q'", "leave out"),
+            (
+                Scope::Connection,
+                (0, 0),
+                320,
+                "CONNECTION_FORCED - vhost 'a' is deleted",
+                "add the virtual host again, or name another",
+            ),
+            (Scope::Connection, (0, 0), 320, "CONNECTION_FORCED - broker forced", "when the broker is back"),
+        ] {
+            let reply = Reply { code, text: text.to_owned(), method };
+            let given = Error::Closed { scope, reply }.advice();
+            assert!(given.is_some_and(|given| given.contains(advice)), "{text}: {given:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! Must not know: who asks. Whoever serves the routes has let the client in.
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
@@ -61,18 +61,25 @@ pub fn router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
-/// Reads the body, whoever wants it, before anything is done. One that is too large is read to its end, too: a client that
-/// writes on does not hear an answer whose connection is closed.
+/// Reads the body, whoever wants it, before anything is done.
 async fn with_body(request: Request, next: Next) -> Response {
     let (head, mut body) = request.into_parts();
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return too_large(body);
+    }
     match Limited::new(&mut body, BODY_BYTES_MAX).collect().await {
         Ok(read) => next.run(Request::from_parts(head, Body::from(read.to_bytes()))).await,
-        Err(error) if error.is::<LengthLimitError>() => {
-            while let Some(Ok(_)) = body.frame().await {}
-            Problem::TooLarge(BODY_BYTES_MAX).into_response()
-        }
+        Err(error) if error.is::<LengthLimitError>() => too_large(body),
         Err(_) => Problem::BadRequest("the body is not complete".into()).into_response(),
     }
+}
+
+/// Answers at once, and reads the body to its end meanwhile: a client that writes on does not hear an answer whose connection
+/// is closed.
+fn too_large(mut body: Body) -> Response {
+    // It ends with its connection, whose time is limited.
+    tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
+    Problem::TooLarge(BODY_BYTES_MAX).into_response()
 }
 
 pub(crate) fn json_of(value: &impl Serialize) -> Response {

@@ -365,6 +365,21 @@ fn a_body_that_is_not_what_is_expected_changes_nothing() {
 }
 
 #[test]
+fn a_body_that_is_too_large_is_refused_by_its_length_and_may_come_nevertheless() {
+    let node = Node::start();
+    let mut stream = node.raw();
+    let length = 3_000_000;
+    write!(stream, "PUT /api/users/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n").unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413", "before any of the body");
+    stream.write_all(&vec![b'x'; length]).unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("a body has at most 2097152 bytes"), "{rest}");
+}
+
+#[test]
 fn policies_are_put_take_effect_and_are_deleted() {
     let node = Node::start();
     let mut connection = node.amqp();

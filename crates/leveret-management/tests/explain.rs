@@ -165,6 +165,35 @@ fn a_binding_that_matches_is_named_among_thousands_to_the_same_queue() {
 }
 
 #[test]
+fn the_delay_of_a_message_is_told_where_it_waits() {
+    let scene = Scene::new();
+    let delayed = json!({
+        "exchanges": [{
+            "name": "later", "vhost": "/", "type": "x-delayed-message", "durable": true,
+            "arguments": {"x-delayed-type": "fanout"},
+        }],
+        "bindings": [
+            {"source": "later", "vhost": "/", "destination": "books", "destination_type": "queue", "routing_key": "",
+             "arguments": {}},
+            {"source": "dlx", "vhost": "/", "destination": "later", "destination_type": "exchange", "routing_key": "k",
+             "arguments": {}},
+        ],
+    });
+    let file = Definitions::parse(delayed.to_string().as_bytes()).unwrap();
+    scene.runtime.block_on(load(&scene.broker.admin(), file, |_, _| {})).unwrap();
+    let note = |exchange: &str, headers: &[(&str, Field<'_>)]| {
+        let told = scene.explain(exchange, "k", headers, None);
+        assert_eq!(names(&told["queues"]), ["books"], "it is told of as it is when it goes on");
+        told["exchanges"].as_array().unwrap().last().unwrap()["note"].as_str().unwrap().to_owned()
+    };
+    assert!(note("later", &[]).starts_with("a message with the header x-delay waits here first"));
+    let delay = [("x-delay", Field::I32(5000))];
+    assert!(note("later", &delay).starts_with("it waits here for 5000 ms"));
+    assert!(note("later", &[("x-delay", Field::LongStr(b"soon"))]).ends_with("it does not wait"));
+    assert_eq!(note("dlx", &delay), note("later", &delay), "also of what comes from another exchange");
+}
+
+#[test]
 fn an_explanation_changes_nothing() {
     let scene = Scene::new();
     let before = export(&scene.broker.admin());

@@ -3,6 +3,8 @@
 //! Owns: what is told of exchanges, bindings and queues on the way.
 //! Must not know: a matcher of its own; what matches is what the search finds.
 
+use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use leveret_amqp::{BasicProperties, FieldTable, ShortString};
@@ -14,7 +16,7 @@ use crate::access::{Login, Permission, Resource, authorize};
 use crate::connection::reply::Exception;
 use crate::limits::{EXPLAINED_MAX, EXPLAINED_TRIES_MAX, STEPS_PER_UNIT, UNITS_PER_HOLD};
 use crate::message::Message;
-use crate::vhost::delay::DELAY;
+use crate::vhost::delay::{DELAY, delay_ms};
 use crate::vhost::exchange::{BindingKey, ExchangeId, ExchangeKind, MatchScratch, Subject, Target, Timing};
 use crate::vhost::queue::DeadLetters;
 use crate::vhost::queue::arguments::OVERFLOWS;
@@ -31,11 +33,22 @@ pub struct Question {
     message: Message,
     routing_key: ShortString,
     headers: FieldTable,
+    delay: Delay,
     /// Who would publish it; none: somebody who may.
     login: Option<Login>,
     /// For exchanges that pick one of many.
     random: StdRng,
     search: Option<(Search, Seen)>,
+}
+
+/// What a message says of a delay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delay {
+    Nothing,
+    /// So many milliseconds.
+    Of(NonZeroU32),
+    /// Something that is no delay.
+    Unreadable,
 }
 
 /// What a message would go through. Of bindings and queues, the first thousand of each are told.
@@ -93,7 +106,7 @@ pub struct ExchangeStep {
     pub takes_alternate: bool,
     /// What else there is to know.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<&'static str>,
+    pub note: Option<Cow<'static, str>>,
 }
 
 /// A binding that matches.
@@ -212,11 +225,16 @@ impl Question {
         login: Option<Login>,
         seed: [u8; 32],
     ) -> Self {
+        let delay = match (headers.as_table().get(DELAY), delay_ms(headers.as_table())) {
+            (None, _) => Delay::Nothing,
+            (Some(_), Some(ms)) => Delay::Of(ms),
+            (Some(_), None) => Delay::Unreadable,
+        };
         // One that waits first is told of as it is when it goes on.
         let headers = headers.as_table().without(DELAY);
         let message = Message::on_the_way(exchange.as_short_str(), routing_key.as_short_str(), headers.as_table());
         let random = StdRng::from_seed(seed);
-        Question { exchange, message, routing_key, headers, login, random, search: None }
+        Question { exchange, message, routing_key, headers, delay, login, random, search: None }
     }
 }
 
@@ -328,17 +346,16 @@ impl VirtualHost {
                 }));
             }
             let note = match (exchange.declared.timing, exchange.declared.kind) {
-                (Timing::Delayed, _) => {
-                    Some("a message with the header x-delay waits here first; then its way is this one")
-                }
+                (Timing::Delayed, _) => Some(delay_note(question.delay)),
                 (Timing::AtOnce, ExchangeKind::Random | ExchangeKind::LocalRandom) => {
-                    Some("each message goes through one binding, picked at random; this is one of them")
+                    Some("each message goes through one binding, picked at random; this is one of them".into())
                 }
                 (Timing::AtOnce, ExchangeKind::ConsistentHash | ExchangeKind::ModulusHash) => {
-                    Some("each message goes to one target, picked by its hash")
+                    Some("each message goes to one target, picked by its hash".into())
                 }
                 (Timing::AtOnce, ExchangeKind::RecentHistory) => Some(
-                    "it is kept, and given to whoever is bound later, unless it says x-recent-history-no-store",
+                    "it is kept, and given to whoever is bound later, unless it says x-recent-history-no-store"
+                        .into(),
                 ),
                 (
                     Timing::AtOnce,
@@ -421,6 +438,19 @@ impl VirtualHost {
                 .map(|target| target.declared.name.to_string())
                 .collect(),
             is_complete,
+        }
+    }
+}
+
+/// What an exchange that delays messages does with one.
+fn delay_note(delay: Delay) -> Cow<'static, str> {
+    match delay {
+        Delay::Nothing => "a message with the header x-delay waits here first; then its way is this one".into(),
+        Delay::Of(ms) => {
+            format!("it waits here for {ms} ms, as its header x-delay says; then its way is this one").into()
+        }
+        Delay::Unreadable => {
+            "its header x-delay is no number of milliseconds from 1 to 4294967295: it does not wait".into()
         }
     }
 }

@@ -29,8 +29,8 @@ pub(super) struct Key {
 const TTL_MAX_MS: u64 = 315_360_000_000;
 const _: () = assert!(TTL_MAX.as_millis() == TTL_MAX_MS as u128);
 
-const SIZE: &str = "a size, for example 50MB or 1GiB";
-const MEMORY_SIZE: &str = "a size of at least 32MiB, for example 256MiB or 1GB";
+const SIZE: &str = "a size below 16EiB, for example 50MB or 1GiB";
+const MEMORY_SIZE: &str = "a size of at least 32MiB and below 16EiB, for example 256MiB or 1GB";
 const PORT: &str = "a port from 0 to 65535";
 const LEVEL: &str = "none, error, warning, info or debug";
 
@@ -123,7 +123,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         name: "memory_limit",
         decides: "memory",
-        takes: "a size of at least 32MiB, for example 256MiB or 1GB, or a part of the memory from 1% to 100%",
+        takes: "a size of at least 32MiB and below 16EiB, for example 256MiB or 1GB, or a part of the memory from 1% to 100%",
         set: |to, value| {
             let limit = match text(value)?.strip_suffix('%') {
                 Some(percent) => number(percent.as_ref(), 1, 100).map(MemoryLimit::Percent),
@@ -319,7 +319,8 @@ mod tests {
         const FRAMES: Values = (&["4096", "134217728"], &["4095", "134217729", "4k", "-1", ""]);
         const PORTS: Values = (&["0", " 65535 "], &["65536", "-1", "x", ""]);
         const LEVELS: Values = (&["none", "error", "warning", "info", "debug"], &["loud", ""]);
-        const SIZES: Values = (&["0", "50MB", "2G", "1.5GiB"], &["much", "-1", "99999999999999999999GB", ""]);
+        const SIZES: Values =
+            (&["0", "50MB", "2G", "1.5GiB", "15EiB"], &["much", "-1", "16EiB", "99999999999999999999GB", ""]);
         const NAMES: Values = (&["RabbitMQ", "one,two", ""], &[]);
         let ranges: &[(&str, Values)] = &[
             ("product", NAMES),
@@ -337,8 +338,11 @@ mod tests {
             ("data_dir", (&["d"], &[""])),
             ("in_memory", (&["1", "true", "0", "false"], &["banana", "yes", "2", ""])),
             ("segment_size", (&["1048576", "1GiB"], &["1048575", "1073741825"])),
-            ("memory_limit", (&["32MiB", "1G", "1%", "100 %"], &["31MiB", "0%", "101%", "0.4", "much"])),
-            ("vm_memory_high_watermark.absolute", (&["32MiB", "2GB"], &["31MiB", "40%"])),
+            (
+                "memory_limit",
+                (&["32MiB", "1G", "15EiB", "1%", "100 %"], &["31MiB", "16EiB", "0%", "101%", "0.4", "much"]),
+            ),
+            ("vm_memory_high_watermark.absolute", (&["32MiB", "2GB", "15EiB"], &["31MiB", "16EiB", "40%"])),
             (
                 "vm_memory_high_watermark.relative",
                 (&["0.01", "0.4", "1", "1.0"], &["0", "0.001", "0.405", "1.01", "40%", "0.-1", "-0.4", ".4"]),

@@ -152,11 +152,11 @@ impl fmt::Display for Assignment {
 pub(crate) enum ConfigurationError {
     #[error("cannot read the configuration file {file}: {fault}", file = .0.display(), fault = .1)]
     Unreadable(PathBuf, String),
-    #[error("{file} is not valid TOML: {fault}", file = .0.display(), fault = .1)]
+    #[error("{file} is not valid TOML {fault}", file = .0.display(), fault = .1)]
     NotToml(PathBuf, String),
     #[error("unknown {0}; the nearest is '{1}'")]
     Misspelled(String, &'static str),
-    #[error("unknown {0}; there are {names}", names = names().collect::<Vec<_>>().join(", "))]
+    #[error("unknown {0}; there are {names}", names = listed().collect::<Vec<_>>().join(", "))]
     Unknown(String),
     #[error("{0} takes KEY=VALUE, for example heartbeat=30; '{1}' has no '='")]
     NoValue(&'static str, String),
@@ -184,13 +184,20 @@ const SIMILARITY_MIN: f64 = 0.8;
 const LISTENERS: &str = "listeners.tcp.";
 const LISTENER: &str = "listeners.tcp.default";
 
+/// Stands for all others in a list of keys.
+const OTHER_LISTENERS: &str = "listeners.tcp.NAME";
+
 fn names() -> impl Iterator<Item = &'static str> {
     KEYS.iter().map(|key| key.name).chain([LISTENER])
 }
 
+fn listed() -> impl Iterator<Item = &'static str> {
+    names().chain([OTHER_LISTENERS])
+}
+
 /// For the help: what can stand before the `=`.
 pub(crate) fn help() -> String {
-    let names = names().collect::<Vec<_>>().join("\n  ");
+    let names = listed().collect::<Vec<_>>().join("\n  ");
     format!("Keys for --set and --config; README.md says what each one takes:\n  {names}")
 }
 
@@ -330,12 +337,22 @@ fn parse(file: &Path, text: &str) -> Result<Vec<Assignment>, ConfigurationError>
             other => other.to_string(),
         }
     }
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        ConfigurationError::NotToml(file.into(), error.to_string().replace('\n', " "))
-    })?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| ConfigurationError::NotToml(file.into(), fault(&error, text)))?;
     let mut assignments = Vec::new();
     flatten(file, "", table.into(), &mut assignments);
     Ok(assignments)
+}
+
+/// Where and why, on one line: what the library says has a drawing of the place on lines of its own.
+fn fault(error: &toml::de::Error, text: &str) -> String {
+    let place = error.span().and_then(|span| text.get(..span.start)).map_or_else(String::new, |before| {
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        format!("at line {line}, column {column}")
+    });
+    format!("{place}: {}", error.message().replace('\n', ", "))
 }
 
 fn find(assignment: &Assignment) -> Result<&'static Key, ConfigurationError> {
@@ -542,6 +559,7 @@ mod tests {
             let error = unknown(other);
             assert!(error.starts_with(&format!("unknown setting '{other}'; there are product, ")), "{error}");
             assert!(names().all(|name| error.contains(name)), "{error}");
+            assert!(error.ends_with(", listeners.tcp.default, listeners.tcp.NAME"), "{error}");
         }
     }
 
@@ -558,6 +576,15 @@ mod tests {
         assert_eq!(
             in_file("[log]\nconsole = {level = true}"),
             "setting 'log.console.level' in leveret.toml takes none, error, warning, info or debug; 'true' is not that"
+        );
+        let fault = in_file("heartbeat = 30\nfrämé bar\n");
+        assert!(fault.starts_with("leveret.toml is not valid TOML at line 2, column "), "{fault}");
+        assert_eq!(fault.lines().count(), 1, "{fault}");
+        assert!(!fault.contains('|') && !fault.contains("  "), "without the drawing: {fault}");
+        assert_eq!(
+            from(&["memory_limit=16EiB"]).unwrap_err(),
+            "setting 'memory_limit' takes a size of at least 32MiB and below 16EiB, for example 256MiB or 1GB, or a part of \
+             the memory from 1% to 100%; '16EiB' is not that"
         );
         let variable = Assignment::parse(Origin::SetVariable, "frame_max=4095").unwrap();
         let error = Configuration::new(None, vec![variable]).unwrap_err().to_string();

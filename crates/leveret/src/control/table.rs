@@ -18,7 +18,7 @@ pub(super) enum Format {
     Table,
     /// One JSON array, with all fields unless columns are named.
     Json,
-    /// Comma-separated values with a line of names. RFC 4180.
+    /// Comma-separated values with a line of names, quoted as RFC 4180 has them.
     Csv,
 }
 
@@ -65,12 +65,13 @@ fn cell(value: &Value) -> String {
     }
 }
 
+/// Lines end as those of all commands do, and as those of RabbitMQ's `rabbitmqctl --formatter csv`: not as in RFC 4180.
 fn write_csv(out: &mut impl Write, columns: &[&str], elements: &[Value]) -> io::Result<()> {
     let header = columns.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(",");
-    write!(out, "{header}\r\n")?;
+    writeln!(out, "{header}")?;
     for element in elements {
         let cells = columns.iter().map(|column| quoted(&shown(field(element, column))));
-        write!(out, "{}\r\n", cells.collect::<Vec<_>>().join(","))?;
+        writeln!(out, "{}", cells.collect::<Vec<_>>().join(","))?;
     }
     Ok(())
 }
@@ -133,9 +134,9 @@ mod tests {
 
     #[test]
     fn csv_is_quoted_where_it_must_be() {
-        let expected = "name,messages,arguments\r\n\
-                        \"a, \"\"b\"\"\",1,\"{\"\"x\"\":[1]}\"\r\n\
-                        \"two\nlines \u{1b}[31m\",12345,\r\n";
+        let expected = "name,messages,arguments\n\
+                        \"a, \"\"b\"\"\",1,\"{\"\"x\"\":[1]}\"\n\
+                        \"two\nlines \u{1b}[31m\",12345,\n";
         assert_eq!(printed(Format::Csv, &["name", "messages", "arguments"]), expected);
     }
 

@@ -55,7 +55,7 @@ fn queues_are_listed_as_a_table_filtered_and_sorted() {
         listed(&["--filter", "messages>2", "--filter", "name!=orders"]),
         "name       messages\norders.eu  12\n"
     );
-    assert_eq!(listed(&["--filter", "name~eu", "--format", "csv"]), "name,messages\r\norders.eu,12\r\n");
+    assert_eq!(listed(&["--filter", "name~eu", "--format", "csv"]), "name,messages\norders.eu,12\n");
     assert_eq!(listed(&["--filter", "name=logs", "--format", "json"]), "[{\"name\":\"logs\",\"messages\":1}]\n");
     assert_eq!(listed(&["--vhost", "/", "--filter", "messages>100"]), "name  messages\n");
     let header = ask(&broker, &["list", "queues"]);

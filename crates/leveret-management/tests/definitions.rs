@@ -94,7 +94,7 @@ fn sorted(mut file: Value) -> Value {
 fn what_is_exported_is_what_was_loaded_and_loading_it_again_changes_nothing() {
     let runtime = Runtime::new().unwrap();
     let (broker, result) = loaded(&runtime, &whole());
-    assert_eq!(result, Ok(Loaded { objects: 8, ..Loaded::default() }));
+    assert_eq!(result, Ok(Loaded { users: 1, vhosts: 1, objects: 8, ..Loaded::default() }));
     assert_eq!(sorted(export(&broker.admin())), sorted(whole()));
     assert_eq!(load_into(&runtime, &broker, &whole()), result);
     let again = export(&broker.admin());
@@ -116,7 +116,7 @@ fn a_classic_queue_is_one_also_where_another_type_is_the_default() {
         "queues": [{"name": "q", "vhost": "shop", "durable": true, "type": "classic", "arguments": {}}],
     });
     let (broker, result) = loaded(&runtime, &file);
-    assert_eq!(result, Ok(Loaded { objects: 1, ..Loaded::default() }));
+    assert_eq!(result, Ok(Loaded { vhosts: 1, objects: 1, ..Loaded::default() }));
     assert_eq!(export(&broker.admin())["queues"][0]["type"], "classic");
     assert_eq!(load_into(&runtime, &broker, &file), result, "and loading it again finds it as it is");
     runtime.block_on(broker.shutdown());
@@ -204,7 +204,7 @@ fn what_was_loaded_into_new_virtual_hosts_is_there_after_the_next_start() {
         "vhosts": [{"name": "c"}, {"name": "a"}, {"name": "b"}], "queues": [queue("a"), queue("b"), queue("c")],
     });
     let broker = prepare();
-    assert_eq!(load_into(&runtime, &broker, &file), Ok(Loaded { objects: 3, ..Loaded::default() }));
+    assert_eq!(load_into(&runtime, &broker, &file), Ok(Loaded { vhosts: 3, objects: 3, ..Loaded::default() }));
     let before = export(&broker.admin());
     runtime.block_on(broker.shutdown());
     let broker = prepare();
@@ -273,7 +273,7 @@ fn fifty_thousand_queues_are_loaded_and_it_is_told_how_far() {
     let definitions = Definitions::parse(file.to_string().as_bytes()).unwrap();
     let admin = broker.admin();
     let loading = load(&admin, definitions, move |done, all| sender.send((done, all)).unwrap());
-    assert_eq!(runtime.block_on(loading), Ok(Loaded { objects: 50_000, ..Loaded::default() }));
+    assert_eq!(runtime.block_on(loading), Ok(Loaded { vhosts: 1, objects: 50_000, ..Loaded::default() }));
     let heard: Vec<_> = heard.iter().collect();
     assert!(heard.len() > 50 && heard.is_sorted() && heard.last() == Some(&(50_000, 50_000)), "{heard:?}");
     assert_eq!(export(&broker.admin())["queues"].as_array().unwrap().len(), 50_000);

@@ -73,7 +73,7 @@ impl File {
         let loaded = load(admin, definitions, progress).await;
         bar.finish_and_clear();
         match loaded {
-            Ok(Loaded { objects, kept, refused }) => {
+            Ok(Loaded { users, vhosts, objects, kept, refused }) => {
                 for kept in kept {
                     tracing::warn!("it stays as it was: {kept}");
                 }
@@ -81,8 +81,10 @@ impl File {
                     tracing::error!("it was not made: {refused}");
                 }
                 tracing::info!(
-                    "loaded the definitions {}: {objects} queues, exchanges, bindings and policies",
-                    path.display()
+                    "loaded the definitions {}: {}, {} and {objects} queues, exchanges, bindings and policies",
+                    path.display(),
+                    counted(users, "user"),
+                    counted(vhosts, "virtual host")
                 );
                 Ok(())
             }
@@ -90,4 +92,9 @@ impl File {
             Err(error) => Err(FileError::Load(path, error)),
         }
     }
+}
+
+/// For example `1 user`.
+fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }

@@ -26,6 +26,10 @@ const PROGRESS_EVERY: usize = 500;
 /// What came of definitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
+    /// Users that the file names.
+    pub users: usize,
+    /// Virtual hosts that it names.
+    pub vhosts: usize,
     /// Queues, exchanges, bindings and policies that the file names.
     pub objects: usize,
     /// What existed with other properties, and stays as it was.
@@ -212,6 +216,8 @@ impl Definitions {
         }
         progress(objects, objects);
         loaded.objects = objects;
+        loaded.users = self.users.len();
+        loaded.vhosts = self.vhosts.len();
         Ok((loaded, operators.into_values().collect()))
     }
 }

@@ -341,6 +341,7 @@ fn headers_that_are_typed_find_their_binding() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("definitions.json");
     let definitions = json!({
+        "users": [{"name": "ada", "password": "love lace"}],
         "queues": [{"name": "books", "vhost": "/", "durable": true, "arguments": {"x-max-length": 9}}],
         "bindings": [{
             "source": "amq.headers", "vhost": "/", "destination": "books", "destination_type": "queue",
@@ -349,9 +350,12 @@ fn headers_that_are_typed_find_their_binding() {
     });
     fs::write(&file, definitions.to_string()).unwrap();
     let broker = leveret(&["--amqp-port", "0", "--definitions", file.to_str().unwrap()]).start();
+    let loaded = ": 1 user, 0 virtual hosts and 2 queues, exchanges, bindings and policies";
+    broker.process.stderr.wait_for(loaded, "the log to say what was loaded");
     let explain = ["explain", "--exchange", "amq.headers", "--header", "kind=book"];
     let told = ask(&broker, &[&explain[..], &["--header", "pages=5"]].concat());
     assert!(told.contains("    leads to queue 'books': ") && told.contains("at most messages 9"), "{told}");
+    assert!(told.contains("\n  exchange 'amq.headers', headers, 1 binding\n"), "{told}");
     let told = ask_json(&broker, &[&explain[..], &["--header", "pages=6"]].concat());
     assert_eq!(told["queue_count"], json!(0));
 }

@@ -85,6 +85,13 @@ fn facts(of: &Value, names: &[(&str, &str)]) -> String {
     known.map(|(name, words)| format!("{words} {}", shown(field(of, name)))).collect::<Vec<_>>().join(", ")
 }
 
+/// A number of things, for example `1 binding`.
+fn counted(of: &Value, name: &str, thing: &str) -> String {
+    let count = shown(field(of, name));
+    let ending = if count == "1" { "" } else { "s" };
+    format!("{count} {thing}{ending}")
+}
+
 fn named(name: &str) -> String {
     if name.is_empty() { "the default exchange".into() } else { format!("exchange '{name}'") }
 }
@@ -103,12 +110,8 @@ fn lines(explanation: &Value) -> Vec<String> {
     }
     for step in list(explanation, "exchanges") {
         let policy = facts(step, &[("policy", ", policy")]);
-        let bindings = text(step, "bindings");
-        lines.push(format!(
-            "  exchange '{}', {}{policy}, {bindings} bindings",
-            text(step, "name"),
-            text(step, "type")
-        ));
+        let bindings = counted(step, "bindings", "binding");
+        lines.push(format!("  exchange '{}', {}{policy}, {bindings}", text(step, "name"), text(step, "type")));
         if !step["note"].is_null() {
             lines.push(format!("    {}", text(step, "note")));
         }
@@ -136,15 +139,15 @@ fn lines(explanation: &Value) -> Vec<String> {
         count if count > queues.len() as u64 => {
             lines.push(format!("  {reaches} {count} queues, of which the first {} are", queues.len()));
         }
-        count => lines.push(format!("  {reaches} {count} {}", if count == 1 { "queue" } else { "queues" })),
+        _ => lines.push(format!("  {reaches} {}", counted(explanation, "queue_count", "queue"))),
     }
     for queue in queues {
         lines.push(format!(
-            "  queue '{}', {}, {} messages, {} consumers",
+            "  queue '{}', {}, {}, {}",
             text(queue, "name"),
             text(queue, "type"),
-            text(queue, "messages"),
-            text(queue, "consumers")
+            counted(queue, "messages", "message"),
+            counted(queue, "consumers", "consumer")
         ));
         let settings = facts(
             queue,

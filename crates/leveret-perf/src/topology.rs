@@ -237,13 +237,12 @@ impl Declared {
         let mut left = 0;
         for queue in self.queues.iter().chain(&self.others) {
             let mut on = self.connection.channel(channel).expect("nobody closes this channel");
-            match gone(on.delete_queue(queue, DeleteOnly::default()))? {
-                Some(count) => left += u64::from(count),
+            if let Some(count) = gone(on.delete_queue(queue, DeleteOnly::default()))? {
+                left += u64::from(count);
+            } else {
                 // Its complaint has closed the channel.
-                None => {
-                    on.close()?;
-                    channel = self.connection.open_channel()?.id();
-                }
+                on.close()?;
+                channel = self.connection.open_channel()?.id();
             }
         }
         if let Some(exchange) = exchange {

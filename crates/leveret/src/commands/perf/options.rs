@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use leveret_perf::limits::NAMES_MAX;
+use leveret_perf::limits::{NAMES_MAX, WINDOW_MAX};
 use leveret_perf::{End, Idle, Load, Measure, QueueShape, Rpc, Take, Topology};
 use serde::{Serialize, Serializer};
 
@@ -15,9 +15,6 @@ use crate::commands::arguments::{Pair, parse_pair, table};
 
 /// How long a scenario runs if nobody says otherwise, in seconds.
 const SECONDS: f64 = 10.0;
-
-/// Most publishes of a producer that may be unconfirmed, as clap wants to have it.
-const WINDOW_MAX: i64 = leveret_perf::limits::WINDOW_MAX as i64;
 
 /// How many messages a scenario has whose end is not a time, if nobody says otherwise.
 const MESSAGES: u64 = 100_000;
@@ -48,7 +45,12 @@ fn parse_count(text: &str) -> Result<usize, String> {
 
 /// How many publishes may be unconfirmed.
 fn parse_window(text: &str) -> Result<usize, String> {
-    parse_within(0, leveret_perf::limits::WINDOW_MAX, text)
+    parse_within(0, WINDOW_MAX, text)
+}
+
+/// The same, where there must be some.
+fn parse_used_window(text: &str) -> Result<usize, String> {
+    parse_within(1, WINDOW_MAX, text)
 }
 
 fn parse_within(min: usize, max: usize, text: &str) -> Result<usize, String> {
@@ -258,8 +260,8 @@ impl Latency {
 #[command(after_help = "Example:\n  leveret perf confirm --window 1 --seconds 5")]
 pub(crate) struct Confirm {
     /// How many publishes of a producer may be unconfirmed.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=WINDOW_MAX))]
-    window: u32,
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = parse_used_window)]
+    window: usize,
     /// Connections that publish.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     producers: usize,
@@ -292,7 +294,7 @@ impl Confirm {
             consumers: 0,
             rate: self.rate,
             persistent: true,
-            confirm_window: usize::try_from(self.window).unwrap_or(usize::MAX),
+            confirm_window: self.window,
             ..plain_load(Topology::Queues(self.queues), shape, self.size, self.end.end())
         }
     }
@@ -303,9 +305,8 @@ impl Confirm {
 #[command(after_help = "Example:\n  leveret perf fanout --queues 50 --seconds 5")]
 pub(crate) struct Fanout {
     /// Queues, each with a consumer.
-    #[arg(long, value_name = "N", default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(1..=NAMES_MAX as i64))]
-    queues: u32,
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = parse_count)]
+    queues: usize,
     #[command(flatten)]
     #[serde(flatten)]
     publishing: Publishing,
@@ -322,10 +323,9 @@ pub(crate) struct Fanout {
 
 impl Fanout {
     pub(super) fn load(&self) -> Load {
-        let queues = usize::try_from(self.queues).unwrap_or(usize::MAX);
-        let topology = Topology::Exchange { type_: "fanout".to_owned(), routing_keys: 1, queues };
+        let topology = Topology::Exchange { type_: "fanout".to_owned(), routing_keys: 1, queues: self.queues };
         Load {
-            consumers: queues,
+            consumers: self.queues,
             verify: self.verify,
             ..self.publishing.load(topology, QueueShape::default(), self.end.end())
         }
@@ -427,9 +427,8 @@ impl Get {
 #[command(after_help = "Example:\n  leveret perf topic --bindings 10000 --seconds 5")]
 pub(crate) struct Topic {
     /// Bindings of the exchange.
-    #[arg(long, value_name = "N", default_value_t = 1000,
-        value_parser = clap::value_parser!(u32).range(1..=NAMES_MAX as i64))]
-    bindings: u32,
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = parse_count)]
+    bindings: usize,
     #[command(flatten)]
     #[serde(flatten)]
     publishing: Publishing,
@@ -446,7 +445,7 @@ pub(crate) struct Topic {
 
 impl Topic {
     pub(super) fn load(&self) -> Load {
-        let topology = Topology::Topic { bindings: usize::try_from(self.bindings).unwrap_or(usize::MAX) };
+        let topology = Topology::Topic { bindings: self.bindings };
         Load { verify: self.verify, ..self.publishing.load(topology, QueueShape::default(), self.end.end()) }
     }
 }

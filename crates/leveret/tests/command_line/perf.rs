@@ -383,7 +383,9 @@ fn ctrl_c_ends_a_run_early_prints_the_report_and_deletes_the_queues() {
 /// Presses Ctrl-C as soon as `until` has come; the load must not have begun.
 #[track_caller]
 fn interrupted_in_set_up(arguments: &[&str], fake: &FakeBroker, until: impl FnOnce(&FakeBroker)) {
-    let process = leveret(&[&["perf"], arguments, &["--url", &fake.url]].concat()).spawn();
+    // No deadline ends what Ctrl-C does not.
+    let url = format!("{}/%2F?connection_timeout=600000", fake.url);
+    let process = leveret(&[&["perf"], arguments, &["--url", &url]].concat()).spawn();
     until(fake);
     process.signal(Signal::INT);
     let finished = process.wait();

@@ -130,6 +130,33 @@ impl Stream {
     }
 }
 
+/// The position whose coming will wake a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Awaited(Option<JournalPosition>);
+
+impl Awaited {
+    /// Sees to it that the owner of an outbox is woken once a position is durable that was not when `durable` was read, or before
+    /// that: as long as it waits for an earlier one, that will do.
+    pub(crate) fn wait(
+        &mut self,
+        position: JournalPosition,
+        durable: JournalPosition,
+        journal: &Stream,
+        outbox: &Arc<Outbox>,
+    ) {
+        self.0 = self.0.filter(|awaited| *awaited > durable);
+        if self.0.is_none_or(|awaited| position < awaited) {
+            self.0 = Some(position);
+            journal.wait(position, outbox);
+        }
+    }
+
+    /// Whether it waits for nothing any more.
+    pub(crate) fn is_over(&self, durable: JournalPosition) -> bool {
+        self.0.is_none_or(|awaited| awaited <= durable)
+    }
+}
+
 impl Reached {
     fn at(last: JournalPosition) -> Arc<Self> {
         Arc::new(Reached { durable: AtomicU64::new(last.0), waiting: Mutex::default() })

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use crate::arrivals::{self, Arrival};
 use crate::connections::{Opened, Registered};
 use crate::hub::{Attached, Turn, Woken};
-use crate::journal::{Appended, Congestion};
+use crate::journal::{Appended, Awaited, Congestion};
 use crate::limits::{ARRIVING_BYTES_SMALL, LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
 use crate::node::Connected;
 use crate::outbox::Outbox;
@@ -63,8 +63,7 @@ struct Peer {
     /// What the socket has taken and the virtual host was not told of.
     untold: usize,
     outputs: Vec<Output>,
-    /// The position whose coming will wake this task.
-    awaited: Option<JournalPosition>,
+    awaited: Awaited,
     /// What it ever gave the journal. If that has too much to write, the connection is not read.
     appended: Appended,
     brought: Brought,
@@ -104,7 +103,7 @@ pub(crate) async fn serve(
         sent: 0,
         untold: 0,
         outputs: Vec::new(),
-        awaited: None,
+        awaited: Awaited::default(),
         appended: Appended::Nothing,
         brought: Brought::default(),
         progress: Progress::Done,
@@ -426,7 +425,7 @@ impl Peer {
         }
         let Some(attached) = &self.attached else { return false };
         let (journal, durable) = (attached.journal(), attached.journal().durable());
-        self.awaited.is_none_or(|awaited| awaited <= durable)
+        self.awaited.is_over(durable)
             && journal.is_quick()
             && self.connection.awaits().is_some_and(|position| position > durable)
     }
@@ -465,12 +464,7 @@ impl Peer {
         while let Some(position) = self.connection.awaits() {
             let durable = journal.durable();
             if position > durable {
-                self.awaited = self.awaited.filter(|awaited| *awaited > durable);
-                if self.awaited.is_none_or(|awaited| position < awaited) {
-                    self.awaited = Some(position);
-                    journal.wait(position, &self.outbox);
-                }
-                return;
+                return self.awaited.wait(position, durable, &journal, &self.outbox);
             }
             self.borrow_spare();
             self.connection.handle_durable(self.shared.clock.now(), durable, &mut self.unsent);

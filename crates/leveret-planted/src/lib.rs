@@ -94,6 +94,20 @@ bugs! {
     CheckpointKeepsAcked "checkpoint-keeps-acked" "What is acked while a checkpoint is written comes back.",
     CheckpointWithoutBindings "checkpoint-without-bindings" "A checkpoint leaves bindings out.",
     TimeToLiveBeginsAnew "time-to-live-begins-anew" "A time to live begins anew with each start.",
+    // The hand-over between threads.
+    WokenBeforeFilled "woken-before-filled" "The owner of an outbox is woken before anything is in it.",
+    CountedAfterHandedOver "counted-after-handed-over" "What is handed to a connection counts only after it may have been written.",
+    LookedBeforeRegistered "looked-before-registered" "Who waits for a position looks how far the journal is, and registers after that.",
+    WokenBeforeReached "woken-before-reached" "Who waits for a position is woken before the journal says that it has come there.",
+    ReachedBeforeSync "reached-before-sync" "The journal says how far it is before it has written and synced that.",
+    WriterNotWoken "writer-not-woken" "What could not be written here, as somebody else was writing, is told to nobody.",
+    LookedBeforeIdle "looked-before-idle" "The writer says that it sleeps after it has let go of the lock with which it looked.",
+    CongestionToldLate "congestion-told-late" "That too much waits is said when it may be written already.",
+    OrderDropped "order-dropped" "What the writer is asked for is forgotten if a batch has no room for all that came before.",
+    OrderOvertakes "order-overtakes" "The writer does what it is asked for before what came before.",
+    AskersForgotten "askers-forgotten" "Nobody answers who has asked a writer that has ended.",
+    ChangesAfterUnlock "changes-after-unlock" "The journal is given changes without the lock under which they were decided.",
+    GroupSplit "group-split" "Changes that belong together may be in two batches.",
 }
 
 impl fmt::Display for Bug {

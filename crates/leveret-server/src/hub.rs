@@ -20,7 +20,7 @@ use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::views::ConnectionDetails;
 use leveret_broker::vhost::{Progress, Sweep};
 use leveret_broker::{Command, Commands, ConnectionId, Effects, JournalPosition, VirtualHost};
-use parking_lot::{Mutex, MutexGuard};
+use leveret_planted::{Bug, planted};
 use slotmap::SecondaryMap;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -31,6 +31,7 @@ use crate::journal::{Appended, Stream};
 use crate::limits::{LARGE_MESSAGE_BYTES, LEAVE_AT_ONCE, READ_AHEAD_BYTES_MIN};
 use crate::memory::Memory;
 use crate::outbox::Outbox;
+use crate::sync::{Mutex, MutexGuard};
 
 /// One virtual host and what surrounds it.
 pub(crate) struct Hub {
@@ -230,10 +231,14 @@ impl Hub {
     /// Hands on what follows from a batch, releases the lock fairly, and wakes whom it concerns. Returns what the journal was
     /// given, and who was woken.
     fn hand_on(&self, mut guard: MutexGuard<'_, State>, caller: Option<ConnectionId>) -> (Appended, Woken) {
+        let mut journaled = Appended::Nothing;
+        if planted(Bug::ChangesAfterUnlock) {
+            let (mut changes, go_on) = (std::mem::take(&mut guard.effects.changes), guard.effects.changes_go_on);
+            journaled = MutexGuard::unlocked(&mut guard, || self.journal.append(&mut changes, go_on));
+        }
         let state = &mut *guard;
         let fetches = std::mem::take(&mut state.effects.fetches);
         let notices = std::mem::take(&mut state.effects.notices);
-        let mut journaled = Appended::Nothing;
         let is_ended = std::mem::replace(&mut state.changes_go_on, state.effects.changes_go_on);
         // Also without a change: it may be that what belongs together is complete now.
         if !state.effects.changes.is_empty() || is_ended {
@@ -503,7 +508,7 @@ impl Drop for Attached {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::Ordering;
 
     use leveret_amqp::frame::{write_content, write_method};
@@ -525,16 +530,16 @@ mod tests {
     }
 
     /// A client without its socket: the loop of a peer's task, driven by hand.
-    struct Client {
-        connection: Connection,
-        outbox: Arc<Outbox>,
-        attached: Option<Attached>,
+    pub(crate) struct Client {
+        pub(crate) connection: Connection,
+        pub(crate) outbox: Arc<Outbox>,
+        pub(crate) attached: Option<Attached>,
         outputs: Vec<Output>,
         written: Vec<u8>,
     }
 
     impl Client {
-        fn open(hub: &Arc<Hub>) -> Self {
+        pub(crate) fn open(hub: &Arc<Hub>) -> Self {
             let connection = Connection::new(Arc::new(Settings::default()), [1; 32], hub.clock.now());
             let mut client = Client {
                 connection,

@@ -7,15 +7,16 @@ mod pending;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use leveret_broker::{Change, JournalPosition};
-use parking_lot::Mutex;
+use leveret_planted::{Bug, planted};
 use tokio::sync::watch;
 
 #[cfg(test)]
 use crate::limits::PENDING_BYTES_MAX;
 use crate::outbox::Outbox;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use pending::Pending;
 pub(crate) use pending::{Orders, WriterEnded};
 use writer::Writing;
@@ -94,6 +95,9 @@ impl Stream {
             Some(Some(writing)) => writing.turn().is_ok(),
             _ => false,
         };
+        if !is_done && planted(Bug::WriterNotWoken) {
+            return;
+        }
         if !is_done || kept.pending.rests() {
             kept.pending.wake();
         }
@@ -111,8 +115,9 @@ impl Stream {
 
     /// Wakes the owner of an outbox once a position is durable; at once if it is.
     pub(crate) fn wait(&self, position: JournalPosition, outbox: &Arc<Outbox>) {
+        let looked_before = planted(Bug::LookedBeforeRegistered).then(|| self.durable());
         let mut waiting = self.reached.waiting.lock();
-        if position <= self.durable() {
+        if position <= looked_before.unwrap_or_else(|| self.durable()) {
             drop(waiting);
             return outbox.wake();
         }
@@ -167,7 +172,9 @@ impl Reached {
     }
 
     fn advance(&self, durable: u64) {
-        self.durable.store(durable, Ordering::Release);
+        if !planted(Bug::WokenBeforeReached) {
+            self.durable.store(durable, Ordering::Release);
+        }
         self.waiting.lock().retain(|(position, outbox)| {
             let is_durable = position.0 <= durable;
             if is_durable {
@@ -175,6 +182,9 @@ impl Reached {
             }
             !is_durable
         });
+        if planted(Bug::WokenBeforeReached) {
+            self.durable.store(durable, Ordering::Release);
+        }
     }
 }
 

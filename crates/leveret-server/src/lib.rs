@@ -9,6 +9,8 @@ mod checkpoints;
 mod clock;
 mod connections;
 mod data_dir;
+#[cfg(all(test, feature = "shuttle"))]
+mod hand_over;
 mod hub;
 mod hubs;
 mod journal;
@@ -25,6 +27,7 @@ mod room;
 mod scratch;
 mod server;
 mod space;
+mod sync;
 mod turns;
 
 pub use admin::{Admin, ConnectionPages, NodeView, Pages};

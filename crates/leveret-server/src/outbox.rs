@@ -4,13 +4,13 @@
 //! count in the memory of the node until they are written to the socket.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use leveret_broker::Output;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+use leveret_planted::{Bug, planted};
 
 use crate::memory::Memory;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, Notify};
 
 /// Between a virtual host and one connection's task.
 #[derive(Debug, Default)]
@@ -34,9 +34,11 @@ impl Outbox {
     /// Takes all of `outputs`, whose messages have so many bytes; true if the outbox was empty, so that its owner has to be
     /// woken.
     pub(crate) fn append(&self, outputs: &mut Vec<Output>, bytes: usize) -> bool {
-        if let Some(memory) = self.memory.as_ref().filter(|_| bytes > 0) {
-            self.unwritten.fetch_add(bytes, Ordering::Relaxed);
-            memory.handed_out(bytes);
+        if !planted(Bug::CountedAfterHandedOver) {
+            self.count(bytes);
+        }
+        if planted(Bug::WokenBeforeFilled) {
+            self.wake();
         }
         let mut waiting = self.outputs.lock();
         let was_empty = waiting.is_empty();
@@ -45,7 +47,18 @@ impl Outbox {
         } else {
             waiting.append(outputs);
         }
-        was_empty
+        drop(waiting);
+        if planted(Bug::CountedAfterHandedOver) {
+            self.count(bytes);
+        }
+        was_empty && !planted(Bug::WokenBeforeFilled)
+    }
+
+    fn count(&self, bytes: usize) {
+        if let Some(memory) = self.memory.as_ref().filter(|_| bytes > 0) {
+            self.unwritten.fetch_add(bytes, Ordering::Relaxed);
+            memory.handed_out(bytes);
+        }
     }
 
     /// Exchanges what waits for an empty buffer.

@@ -6,18 +6,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use leveret_broker::Change;
 use leveret_broker::change::NodeChange;
 use leveret_journal::Spares;
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::watch;
+use leveret_planted::{Bug, planted};
 
 use super::{Appended, Congestion};
 use crate::limits::{GROUP_BYTES, WRITTEN_HERE_BYTES_MAX, WRITTEN_HERE_NANOS_MAX};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::mpsc::{SyncSender, sync_channel};
+use crate::sync::{Condvar, Mutex, MutexGuard, watch};
 
 /// Something that the writer is asked to do between two batches. It answers when it is done, or there is no room for it; if it
 /// ends before, the answer's sender is dropped.
@@ -188,6 +188,9 @@ impl Pending {
         stream.append(changes, bytes, go_on);
         state.bytes += bytes;
         let congestion = self.congestion(state.bytes);
+        if planted(Bug::CongestionToldLate) {
+            drop(state);
+        }
         self.congested.send_if_modified(|before| {
             let is_worse = congestion > *before;
             *before = congestion.max(*before);
@@ -245,6 +248,9 @@ impl Pending {
                 return Woken::Ending;
             }
             let before = state.times_taken;
+            if planted(Bug::LookedBeforeIdle) {
+                MutexGuard::unlocked(&mut state, || ());
+            }
             state.is_idle = true;
             state.rests = times == Some(before);
             let is_late = if state.rests {
@@ -277,7 +283,10 @@ impl Pending {
         }
         // Those that do not fit into this batch come before any order.
         let is_all = !state.streams.iter().any(PendingStream::has_work);
-        if is_all { std::mem::take(&mut state.orders) } else { Vec::new() }
+        if planted(Bug::OrderDropped) && !is_all {
+            state.orders.clear();
+        }
+        if is_all || planted(Bug::OrderOvertakes) { std::mem::take(&mut state.orders) } else { Vec::new() }
     }
 
     /// What was taken of these streams, by their place, has no room: what follows in them waits behind it.
@@ -314,7 +323,9 @@ impl Pending {
     pub(super) fn set_ended(&self) {
         let mut state = self.state.lock();
         state.writer = Life::Ended;
-        state.orders.clear();
+        if !planted(Bug::AskersForgotten) {
+            state.orders.clear();
+        }
         for stream in &mut state.streams {
             *stream = PendingStream::new(stream.number);
         }
@@ -429,7 +440,7 @@ impl PendingStream {
         self.open.changes += changes.len();
         self.open.bytes += bytes;
         self.changes.append(changes);
-        if go_on || self.open.changes == 0 {
+        if (go_on && !planted(Bug::GroupSplit)) || self.open.changes == 0 {
             return;
         }
         let closed = std::mem::take(&mut self.open);

@@ -8,9 +8,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytesize::ByteSize;
@@ -18,12 +16,14 @@ use leveret_broker::change::NodeChange;
 use leveret_broker::node::recovery::NODE_STREAM;
 use leveret_broker::{Change, JournalPosition};
 use leveret_journal::{Batch, Log, LogError};
-use parking_lot::Mutex;
-use tokio::sync::watch;
+use leveret_planted::{Bug, planted};
 
 use super::pending::{Order, Orders, Pending, Woken};
 use super::{Kept, Reached, Stream};
 use crate::limits::{FULL_RETRY_EVERY, IDLE_BEFORE_MARK, TAKEN_CHANGES_KEPT, WRITTEN_BYTES_MAX};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::thread::{Builder, JoinHandle};
+use crate::sync::{Mutex, watch};
 
 /// The thread that writes the journal.
 pub(crate) struct Writer {
@@ -126,7 +126,7 @@ impl Writer {
         let opening = Streams { pending: Arc::clone(&pending), writing: Arc::clone(&writing) };
         let streams = reached.into_iter().map(|(number, reached)| opening.stream(number, reached)).collect();
         let thread = Thread { pending: Arc::clone(&pending), writing };
-        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
+        let thread = Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = thread.run() {
                 tracing::error!("{error}; what was not confirmed is lost");
                 failing.send_replace(Some(error.to_string()));
@@ -376,18 +376,26 @@ impl Writing {
         Ok(())
     }
 
+    /// Tells those who wait for what is in a batch.
+    fn tell(&self, whole: &Whole) {
+        for &(at, last) in &whole.last {
+            self.streams[at].1.advance(last);
+        }
+    }
+
     /// Appends a batch, and tells whom that concerns.
     fn append(&mut self, whole: &mut Whole) -> Result<(), LogError> {
         if whole.batch.is_empty() {
             return Ok(());
         }
         let (written, began) = (whole.batch.bytes() as u64, Instant::now());
+        if planted(Bug::ReachedBeforeSync) {
+            self.tell(whole);
+        }
         self.log.append(&mut whole.batch)?;
         self.pending.set_write_took(began.elapsed());
         self.growth.add(written);
-        for &(at, last) in &whole.last {
-            self.streams[at].1.advance(last);
-        }
+        self.tell(whole);
         self.pending.set_written(whole.last.iter().map(|&(at, _)| at), whole.bytes);
         Ok(())
     }

@@ -46,6 +46,9 @@ impl Looked {
 
 pub(crate) fn run() -> Result<Tally> {
     let clippy = cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    // What is there under the checker of schedules only.
+    let mut of_models = cargo(["clippy", "--package", "leveret-server", "--features", "shuttle", "--all-targets"]);
+    of_models.args(["--locked", "--", "-D", "warnings"]);
     let mut documentation = cargo(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings");
     let files = Files::read()?;
@@ -53,6 +56,7 @@ pub(crate) fn run() -> Result<Tally> {
     let mut tally = Tally::default();
     tally += check("formatted", || succeeds(cargo(["fmt", "--all", "--check"])))?;
     tally += check("no lint warnings", || succeeds(clippy))?;
+    tally += check("no lint warnings in models of the hand-over", || succeeds(of_models))?;
     tally += check("documentation without warnings", || succeeds(documentation))?;
     tally += check("licenses and sources of dependencies", dependencies::faults)?;
     tally += check("no open ends: markers, macros, ignored tests", || Ok(tidy::open_ends(&files).faults(200)))?;

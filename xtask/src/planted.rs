@@ -1,10 +1,10 @@
 //! `cargo xtask planted`: bugs that one build can be made to have, one at a time, and what finds each of them.
 //!
 //! Most must be found by seeds of the simulation alone; the others lie where it does not look, and each has a test that must
-//! fail. A bug that nothing finds says that something is missing in the tests. Without a bug, the same seeds and tests of the
+//! fail. Those of the hand-over between threads have models, which try many schedules. A bug that nothing finds says that something is missing in the tests. Without a bug, the same seeds and tests of the
 //! same build must pass.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,7 +21,7 @@ use crate::workspace::{cargo, target, tool};
 /// Seeds within which a bug must be found.
 pub(crate) const SEEDS: u64 = 2000;
 
-const BUGS_LEAST: u64 = 25;
+const BUGS_LEAST: u64 = 45;
 const BUGS_OF_SEEDS_LEAST: u64 = 18;
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);
@@ -32,11 +32,20 @@ const TEST_DEADLINE: Duration = Duration::from_mins(2);
 /// How much of a complaint is shown.
 const COMPLAINT_CHARS: usize = 120;
 
-/// A test, by the program that it is in and its name there. A program is a file of tests in the testkit, or [`JOURNAL`].
+/// A test, by the program that it is in and its name there. A program is a file of tests in the testkit, or one of
+/// [`UNIT_TESTS`].
 type Test = (&'static str, &'static str);
 
 /// The unit tests of the journal, as cargo calls them.
 const JOURNAL: &str = "leveret_journal";
+/// Those of the server, as the checker of schedules runs them.
+const SERVER: &str = "leveret_server";
+
+/// How the unit tests of crates are built.
+const UNIT_TESTS: [(&str, &[&str]); 2] = [
+    (JOURNAL, &["--package", "leveret-journal", "--lib"]),
+    (SERVER, &["--package", "leveret-server", "--lib", "--features", "shuttle"]),
+];
 
 /// What is built once more with all bugs in it. What is built without them stands beside it, and is not built again.
 const WITH_BUGS: [&str; 5] = ["--locked", "--profile", "proof", "--features", "leveret-planted/on"];
@@ -64,6 +73,34 @@ fn test_for(bug: Bug) -> Option<Test> {
             "permissions::new_permissions_go_for_the_next_operation_though_the_route_is_remembered",
         )),
         Bug::PassiveDeclareUnchecked => Some(("authorization", "every_operation_needs_what_rabbitmqs_table_says")),
+        // There is one thread in it.
+        Bug::WokenBeforeFilled | Bug::CountedAfterHandedOver => {
+            Some((SERVER, "hand_over::outboxes::the_owner_gets_every_output_in_order_and_is_never_left_asleep"))
+        }
+        Bug::ReachedBeforeSync | Bug::LookedBeforeRegistered | Bug::WokenBeforeReached | Bug::LookedBeforeIdle => {
+            Some((SERVER, "hand_over::journal::who_waits_for_a_position_is_woken_when_the_thread_has_written_it"))
+        }
+        Bug::WriterNotWoken => {
+            Some((SERVER, "hand_over::journal::what_is_brought_while_a_stream_is_opened_is_written"))
+        }
+        Bug::CongestionToldLate => Some((
+            SERVER,
+            "hand_over::journal::who_waits_since_too_much_is_unwritten_goes_on_when_it_is_written_or_there_is_room",
+        )),
+        Bug::OrderDropped | Bug::OrderOvertakes => {
+            Some((SERVER, "hand_over::journal::who_asks_the_writer_is_answered_after_what_came_before"))
+        }
+        Bug::AskersForgotten => Some((
+            SERVER,
+            "hand_over::journal::nobody_waits_for_ever_and_nothing_counts_as_durable_after_a_failed_sync",
+        )),
+        Bug::ChangesAfterUnlock => Some((
+            SERVER,
+            "hand_over::connections::what_is_published_is_confirmed_once_it_is_durable_and_delivered_in_order",
+        )),
+        Bug::GroupSplit => {
+            Some((SERVER, "hand_over::journal::each_stream_is_written_in_its_order_and_no_group_is_split"))
+        }
         Bug::ConfirmBeforeSync
         | Bug::NoDirectorySync
         | Bug::TornBatchTaken
@@ -122,7 +159,7 @@ pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
         .copied()
         .filter(|bug| only.is_empty() || only.iter().any(|name| bug.name() == name))
         .collect();
-    let tests: Vec<_> = wanted.iter().filter_map(|&bug| test_for(bug)).collect();
+    let tests: BTreeSet<_> = wanted.iter().filter_map(|&bug| test_for(bug)).collect();
     let Some(build) = Build::make(&tests)? else { return Ok(Tally::FAILED) };
 
     let started = Instant::now();
@@ -175,16 +212,19 @@ struct Build {
 
 impl Build {
     /// Nothing if it cannot be built, and it says why.
-    fn make(tests: &[Test]) -> Result<Option<Build>> {
-        let (of_journal, of_testkit): (Vec<_>, Vec<_>) = tests.iter().partition(|(program, _)| *program == JOURNAL);
+    fn make(tests: &BTreeSet<Test>) -> Result<Option<Build>> {
+        let mut files: BTreeSet<_> = tests.iter().map(|(program, _)| *program).collect();
+        let unit_tests: Vec<_> = UNIT_TESTS.iter().filter(|(program, _)| files.remove(program)).collect();
         let mut command = cargo(["build", "--package", "leveret-planted", "--package", "leveret-sim"]);
         command.args(["--package", "leveret-testkit", "--bin", "leveret-sim"]);
-        for (file, _) in of_testkit {
+        for file in files {
             command.args(["--test", file]);
         }
         let mut commands = vec![command];
-        if !of_journal.is_empty() {
-            commands.push(cargo(["test", "--no-run", "--package", "leveret-journal", "--lib"]));
+        for (_, arguments) in unit_tests {
+            let mut command = cargo(["test", "--no-run"]);
+            command.args(*arguments);
+            commands.push(command);
         }
         let mut programs = BTreeMap::new();
         for mut command in commands {

@@ -1,6 +1,6 @@
 //! `cargo xtask proof`: proofs that take long. Property tests with as many new cases as time allows, arbitrary bytes, power cuts at every
-//! place of a simulated disk, seeds of the simulation, bugs that these must find, a broker that is killed and whose power is cut many times,
-//! and a short form of `stress`.
+//! place of a simulated disk, seeds of the simulation, schedules of the hand-over between threads, bugs that these must find, a broker that
+//! is killed and whose power is cut many times, and a short form of `stress`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::planted;
 use crate::process::{self, Show};
 use crate::sim;
 use crate::stress;
-use crate::tally::Tally;
+use crate::tally::{Tally, number_before, too_few};
 use crate::workspace::cargo;
 
 /// Cases of the first round, whose speed says how many the next ones may have.
@@ -29,6 +29,10 @@ const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 /// Property tests, and crash tests; there are so many at least.
 const PROPERTIES_LEAST: u64 = 5;
 const CRASH_TESTS_LEAST: u64 = 7;
+
+/// Models of the hand-over between threads, and schedules of them all. One takes a millisecond at most.
+const MODELS_LEAST: u64 = 11;
+const SCHEDULES_LEAST: u64 = 15_000;
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// What a round may take longer than it should.
@@ -45,6 +49,7 @@ pub(crate) fn run(time: Duration, fuzz_seconds: u64, stress: Duration) -> Result
     sum += fuzz::run(Engine::Proptest, &[], fuzz_seconds)?;
     sum += crash_everywhere()?;
     sum += sim::run(0, sim::PROOF_SEEDS)?;
+    sum += hand_over(time)?;
     sum += planted::run(&[], planted::SEEDS)?;
     sum += clients::run_durability(&broker::build()?, DEATHS)?;
     sum += stress::run(stress, None)?;
@@ -58,6 +63,29 @@ fn crash_everywhere() -> Result<Tally> {
     let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
     let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
     Ok(tally.at_least("crash tests", CRASH_TESTS_LEAST))
+}
+
+/// The models of the hand-over between connections, outboxes and the journal's writer, in new schedules.
+fn hand_over(time: Duration) -> Result<Tally> {
+    // They share the processors.
+    let share = (time.as_secs() / MODELS_LEAST * 2).max(2);
+    let filter = ["--lib", "--features", "shuttle", "--", "hand_over::", "--nocapture"];
+    let mut test = test_command("leveret-server", &filter);
+    test.env("LEVERET_SCHEDULES_SECONDS", share.to_string());
+    let finished = process::run(test, BUILD_DEADLINE + time + ROUND_SLACK, Show::Nothing)?;
+    let mut tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
+    if tally.failed > 0 {
+        print!("{}", finished.output);
+        println!("hand-over: {}", finished.end);
+        return Ok(tally);
+    }
+    let schedules = finished.output.lines().map(|line| number_before(line, " schedules: ")).sum();
+    println!("hand-over: {schedules} schedules of {} models, {share} s each", tally.passed);
+    if let Some(complaint) = too_few("schedules", schedules, SCHEDULES_LEAST) {
+        println!("{complaint}");
+        tally += Tally::FAILED;
+    }
+    Ok(tally.at_least("models of the hand-over", MODELS_LEAST))
 }
 
 /// Runs the property tests of a crate, again and again with other cases until the time is over or one fails.

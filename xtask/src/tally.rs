@@ -99,7 +99,8 @@ impl Tally {
     }
 }
 
-fn number_before(line: &str, word: &str) -> u64 {
+/// The number that stands before a word; 0 if there is none.
+pub(crate) fn number_before(line: &str, word: &str) -> u64 {
     let Some(end) = line.find(word) else { return 0 };
     line[..end].rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }

@@ -145,11 +145,12 @@ impl Hub {
     /// The broker has started with this, and what is there by now is known.
     pub(crate) fn restored(&mut self, model: Model, found: Snapshot) {
         self.model = model;
-        self.latest = self.model.snapshot();
         self.said.clear();
         if let Some((_, snapshots)) = self.marks.front_mut() {
-            *snapshots = vec![found];
+            *snapshots = vec![found.clone()];
         }
+        // What was due at the start is an event: a crash may find what was before.
+        self.latest = found;
     }
 
     /// What the broker says of its queues: ready and unacked messages, and consumers.

@@ -198,6 +198,24 @@ mod tests {
     }
 
     #[test]
+    fn frames_stand_one_behind_the_other_in_a_buffer() {
+        let methods = [Method::ChannelCloseOk {}, Method::BasicAck { delivery_tag: 3, multiple: true }];
+        let mut bytes = Vec::new();
+        for (method, channel) in methods.iter().zip([5, 0x102]) {
+            write_method(&mut bytes, channel, method);
+        }
+        write_frame(&mut bytes, FrameKind::Body, 7, |out| out.push(1));
+        let mut rest = &bytes[..];
+        for (method, channel) in methods.into_iter().zip([5, 0x102]) {
+            let frame = split_frame(&mut rest, 4096).unwrap().unwrap();
+            assert_eq!((frame.kind, frame.channel), (FrameKind::Method, channel));
+            assert_eq!(Method::decode(frame.payload), Ok(method));
+        }
+        let body = RawFrame { kind: FrameKind::Body, channel: 7, payload: &[1] };
+        assert_eq!((split_frame(&mut rest, 4096), rest), (Ok(Some(body)), &[][..]));
+    }
+
+    #[test]
     fn a_bad_length_is_refused_before_the_rest_arrives() {
         let large = [1, 0, 0, 0x7F, 0xFF, 0xFF, 0xFF];
         let refused = FrameError::TooLarge { kind: 1, payload_bytes: 0x7FFF_FFFF, frame_max: 4096 };

@@ -129,6 +129,19 @@ mod tests {
     }
 
     #[test]
+    fn a_short_string_is_the_text_that_it_was_made_of() {
+        for text in ["", "queue", "큐"] {
+            let (borrowed, own) = (ShortStr::new(text).unwrap(), ShortString::new(text).unwrap());
+            assert_eq!(own, ShortString::from(borrowed));
+            assert_eq!(own.as_short_str(), borrowed);
+            assert_eq!((own.as_str(), std::borrow::Borrow::<str>::borrow(&own)), (text, text));
+            assert_eq!((own.is_empty(), borrowed.is_empty()), (text.is_empty(), text.is_empty()));
+            assert_eq!((borrowed.to_string(), own.to_string()), (text.to_owned(), text.to_owned()));
+            assert_eq!(format!("{own:?}"), format!("{text:?}"));
+        }
+    }
+
+    #[test]
     fn truncation_never_cuts_a_character_in_two() {
         let text = "토".repeat(90);
         assert_eq!(ShortStr::truncated(&text).as_str().len(), 255);

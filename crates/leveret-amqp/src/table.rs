@@ -270,11 +270,6 @@ impl<'a> Array<'a> {
     pub fn iter(self) -> ArrayIter<'a> {
         ArrayIter(Reader::new(self.0))
     }
-
-    /// The bytes behind the length prefix.
-    pub fn as_bytes(self) -> &'a [u8] {
-        self.0
-    }
 }
 
 impl fmt::Debug for Array<'_> {
@@ -457,6 +452,45 @@ mod tests {
     }
 
     #[test]
+    fn an_integer_of_any_width_is_a_number_and_a_long_string_is_a_text() {
+        for (value, number) in [
+            (Value::I8(-8), -8),
+            (Value::U8(200), 200),
+            (Value::I16(-16), -16),
+            (Value::U16(60_000), 60_000),
+            (Value::I32(-32), -32),
+            (Value::U32(4_000_000_000), 4_000_000_000),
+            (Value::I64(i64::MIN), i64::MIN),
+        ] {
+            assert_eq!((value.as_integer(), value.as_str()), (Some(number), None), "{value:?}");
+        }
+        for value in [Value::Bool(true), Value::F64(1.0), Value::Timestamp(1), Value::Bytes(b"1"), Value::Void] {
+            assert_eq!((value.as_integer(), value.as_str()), (None, None), "{value:?}");
+        }
+        let text = Value::LongStr("큐".as_bytes());
+        assert_eq!((text.as_integer(), text.as_str()), (None, Some("큐")));
+        assert_eq!(Value::LongStr(&[0xFF]).as_str(), None);
+    }
+
+    #[test]
+    fn types_are_called_as_in_reply_texts_of_rabbitmq() {
+        let called = [Value::Bool(true), Value::U8(0), Value::I64(0), Value::LongStr(b""), Value::Bytes(b"")];
+        let names = ["bool", "unsignedbyte", "long", "longstr", "binary"];
+        assert_eq!(called.map(Value::type_name), names);
+    }
+
+    #[test]
+    fn a_table_shows_its_fields() {
+        let table = FieldTable::build(|t| {
+            t.table("inner", |t| _ = t.field("n", Value::U8(7))).array("list", [Value::Void, Value::Bool(true)]);
+        });
+        let shown = r#"{"inner": Table({"n": U8(7)}), "list": Array([Void, Bool(true)])}"#;
+        assert_eq!(format!("{table:?}"), shown);
+        assert_eq!(FieldTable::from(table.as_table()), table);
+        assert_eq!((table.as_table().is_empty(), Table::EMPTY.is_empty()), (false, true));
+    }
+
+    #[test]
     fn a_field_is_left_out_and_the_others_stay_as_they_were() {
         let table = FieldTable::build(|t| {
             t.field("BCC", Value::Void).field("k", Value::F64(0.5)).array("BCC", [Value::Bool(true)]);
@@ -484,6 +518,20 @@ mod tests {
             bytes = outer;
         }
         bytes
+    }
+
+    /// So nobody who walks through a value later comes upon anything that is not one.
+    #[test]
+    fn what_stands_in_arrays_and_tables_is_checked() {
+        for letter in [b'A', b'F'] {
+            let name: &[u8] = if letter == b'F' { &[0] } else { &[] };
+            for (value, refused) in [(&[b'Z'][..], TableError::UnknownType(b'Z')), (b"I\0", TableError::Truncated)]
+            {
+                let length = u8::try_from(name.len() + value.len()).unwrap();
+                let bytes = [&[0, letter, 0, 0, 0, length], name, value].concat();
+                assert_eq!(Table::check(&bytes), Err(refused));
+            }
+        }
     }
 
     #[test]

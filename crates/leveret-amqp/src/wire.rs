@@ -236,3 +236,22 @@ impl<'a> Argument<'a> for Table<'a> {
         writer.long_bytes(self.as_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// AMQP 0-9-1 §4.2.5.2. No method has so many flags in a row.
+    #[test]
+    fn the_ninth_flag_begins_another_octet() {
+        let flags = [true, false, true, true, false, false, false, true, true, false];
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes);
+        flags.iter().for_each(|flag| flag.write(&mut writer));
+        writer.bytes(&[7]);
+        assert_eq!(bytes, [0b1000_1101, 0b01, 7]);
+        let mut reader = Reader::new(&bytes);
+        assert_eq!(flags.map(|_| reader.bit().unwrap()), flags);
+        assert_eq!((reader.u8(), reader.end()), (Ok(7), Ok(())));
+    }
+}

@@ -17,11 +17,6 @@ macro_rules! name {
                 $name(name.into())
             }
 
-            /// Takes a name that did not come over the wire; `None` if it has more than 255 bytes.
-            pub fn parse(name: &str) -> Option<Self> {
-                ShortString::new(name).ok().map($name)
-            }
-
             /// The name as it goes on the wire.
             pub fn as_short_str(&self) -> ShortStr<'_> {
                 self.0.as_short_str()

@@ -14,7 +14,7 @@ use crate::moment::{Deadline, Moment};
 use crate::names::PolicyName;
 use crate::vhost::effects::Effects;
 use crate::vhost::exchange::ExchangeId;
-use crate::vhost::policy::{InvalidPolicy, Matching, Policy, PolicyKind};
+use crate::vhost::policy::{InvalidPolicy, Policy, PolicyKind};
 use crate::vhost::queue::{QueueSettings, Turn};
 use crate::vhost::session::Session;
 use crate::vhost::{ConnectionId, Progress, QueueId, VirtualHost};
@@ -94,17 +94,6 @@ impl VirtualHost {
     /// One of them.
     pub fn policy(&self, kind: PolicyKind, name: &str) -> Option<&Policy> {
         self.policies.get(kind, name)
-    }
-
-    /// The policies in force for a queue.
-    pub fn policies_of_queue(&self, name: &str) -> Option<&Matching> {
-        let id = self.queue_names.get(name)?;
-        self.queues.get(*id).map(|queue| &queue.policies)
-    }
-
-    /// The policies in force for an exchange.
-    pub fn policies_of_exchange(&self, name: &str) -> Option<&Matching> {
-        self.exchanges.get(self.exchanges.find(name)?).map(|exchange| &exchange.policies)
     }
 
     /// Goes on with a sweep, if there is one, for a part of this hold of the lock.
@@ -293,7 +282,7 @@ mod tests {
             assert_eq!(vhost.go_on(at(1), &mut effects), Progress::More);
         }
         declare(&mut vhost, connection, "q declared meanwhile", &mut effects);
-        let in_force = vhost.policies_of_queue("q declared meanwhile").and_then(Matching::policy);
+        let in_force = vhost.queues[vhost.queue_names["q declared meanwhile"]].policies.policy();
         assert_eq!(in_force.map(|policy| policy.source().name.as_str()), Some("p"));
         // It begins anew, from those that have the first one and those that have none.
         assert_eq!(vhost.set_policy(at(1), policy("p", 5), &mut effects), Ok(Progress::More));

@@ -1,6 +1,6 @@
 //! A broker in one thread: one virtual host, its connections, a clock that stands still unless told otherwise.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,6 +172,8 @@ pub struct Broker {
     effects: Effects,
     /// Where evicted bodies are.
     stored: BTreeMap<MessageId, Message>,
+    /// Those of them that cannot be read back.
+    damaged: BTreeSet<MessageId>,
     /// Everything that was journaled, with its position, as the records of a journal hold it.
     journal: Vec<(JournalPosition, Vec<u8>)>,
     /// The position of the last change that was journaled.
@@ -212,6 +214,7 @@ impl Broker {
             now: Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(BEGINNING.cast_unsigned()) },
             effects: Effects::default(),
             stored: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             journal: Vec::new(),
             journaled: JournalPosition::default(),
             whole: JournalPosition::default(),
@@ -290,6 +293,13 @@ impl Broker {
         }
     }
 
+    /// Bodies that are on disk by now cannot be read back: those in the journal until the next start, all others never.
+    pub fn damage_bodies(&mut self) {
+        self.spill();
+        self.damaged.extend(self.stored.keys());
+        self.scratch.records.clear();
+    }
+
     /// Bytes that wait for a client to read them.
     pub fn unheard_bytes(&self, name: &str) -> usize {
         self.peers.get(name).map_or(0, |peer| peer.unheard.len())
@@ -347,13 +357,16 @@ impl Broker {
     /// What the disk had put off; true if there was something.
     fn catch_up(&mut self) -> bool {
         if !self.fetches.is_empty() {
-            let (stored, records) = (&self.stored, &self.scratch.records);
+            let (stored, damaged, records) = (&self.stored, &self.damaged, &self.scratch.records);
             let fetched = self.fetches.drain(..).map(|fetch| {
                 let Some(place) = fetch.id.place() else {
+                    if damaged.contains(&fetch.id) {
+                        return Fetched { fetch, message: None };
+                    }
                     let message = stored.get(&fetch.id).expect("what was evicted was stored").clone();
                     return Fetched { fetch, message: Some(message) };
                 };
-                // Not there is only what nobody needs any more.
+                // Not there is what nobody needs any more, and what is damaged.
                 let message = records.get(&place).map(|record| match Change::decode(record) {
                     Ok(Change::MessageEnqueued { message, .. }) => message,
                     other => panic!("not a message: {other:?}"),
@@ -644,6 +657,7 @@ impl Wire for Broker {
         self.peers.clear();
         self.fetches.clear();
         self.stored.clear();
+        self.damaged.clear();
         self.scratch = Scratch::default();
         self.effects = Effects::default();
         self.journal.retain(|(position, _)| *position <= self.durable);

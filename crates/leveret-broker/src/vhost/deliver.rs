@@ -564,3 +564,43 @@ fn consumer_priority(arguments: Table<'_>) -> Result<Priority, ArgumentError> {
     let Some(value) = arguments.get(argument) else { return Ok(0) };
     value.as_integer().ok_or_else(|| value_fault(argument, not_an_integer(value)))
 }
+
+#[cfg(test)]
+mod tests {
+    use leveret_amqp::{FieldTable, ShortStr};
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::change::{Enqueued, QueueNumber, QueuePosition};
+    use crate::names::QueueName;
+    use crate::vhost::command::{Command, Commands, Farewell};
+    use crate::vhost::fixtures::{at, connect, empty_vhost, evict, message};
+
+    /// Nobody can give it back later, as nobody has it: not even a channel.
+    #[test]
+    fn a_message_that_was_being_read_for_a_client_that_goes_stays_where_it_was() {
+        for ack_mode in [AckMode::Manual, AckMode::Automatic] {
+            let mut vhost = empty_vhost();
+            let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
+            let declared =
+                Change::QueueDeclared { queue, name, auto_delete: false, arguments: FieldTable::default() };
+            vhost.apply(at(1), JournalPosition(1), declared).unwrap();
+            let queues = smallvec![Enqueued { queue, position: QueuePosition(0), expires: None }];
+            let enqueued = Change::MessageEnqueued { message: message(), queues };
+            vhost.apply(at(1), JournalPosition(2), enqueued).unwrap();
+            vhost.end_recovery();
+            evict(&mut vhost, |_| true);
+            let (client, mut commands, mut effects) =
+                (connect(&mut vhost), Commands::default(), Effects::default());
+            let channel = ChannelId::FIRST;
+            commands.push(Command::OpenChannel(channel));
+            commands.push(Command::Get(channel, QueueRef::Named(ShortStr::truncated("q").into()), ack_mode));
+            let _ = vhost.handle_batch(at(1), client, &mut commands, &mut effects);
+            let ready = |vhost: &VirtualHost| vhost.queues.values().map(Queue::ready).sum::<usize>();
+            assert_eq!((ready(&vhost), effects.fetches.len()), (0, 1));
+            commands.push(Command::Disconnect(Farewell::Silent));
+            let _ = vhost.handle_batch(at(1), client, &mut commands, &mut effects);
+            assert_eq!(ready(&vhost), 1, "{ack_mode:?}");
+        }
+    }
+}

@@ -61,6 +61,23 @@ fn close_and_open_may_be_sent_in_one_breath() {
     );
 }
 
+/// The answer to the close comes first, so the channel is new when it is opened again.
+#[test]
+fn a_number_may_be_opened_again_before_its_close_is_answered() {
+    script(
+        "
+        C: tx.select
+        S: tx.select-ok
+        C+: channel.close
+        C+: channel.open
+        C: confirm.select
+        S: channel.close-ok
+        S: channel.open-ok
+        S: confirm.select-ok
+        ",
+    );
+}
+
 #[test]
 fn opening_a_channel_twice_or_using_a_closed_one_is_504() {
     script(

@@ -111,9 +111,12 @@ fn a_wrong_password_closes_the_socket_of_a_client_that_would_not_understand() {
 
 #[test]
 fn an_unknown_mechanism_and_a_malformed_response_are_refused() {
-    for login in
-        ["mechanism='MAGIC' response=''", "mechanism='PLAIN' response='guest'", "mechanism='AMQPLAIN' response='x'"]
-    {
+    for login in [
+        "mechanism='MAGIC' response=''",
+        "mechanism='PLAIN' response='guest'",
+        "mechanism='AMQPLAIN' response='x'",
+        "mechanism='AMQPLAIN' response='\\x05LOGINS\\x00\\x00\\x00\\x05guest'",
+    ] {
         script(&format!(
             "
             C/0: protocol-header
@@ -197,6 +200,70 @@ fn nothing_is_executed_before_the_connection_is_open() {
         Cb: queue.declare queue='q' passive
         Sb: channel.close 404
         Cb: channel.close-ok
+        ",
+    );
+}
+
+#[test]
+fn a_client_may_close_before_its_connection_is_open() {
+    for tune_ok in ["", "C/0: connection.tune-ok channel-max=2047 frame-max=131072"] {
+        script(&format!(
+            "
+            C/0: protocol-header
+            S/0: connection.start
+            C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+            S/0: connection.tune
+            {tune_ok}
+            C/0: connection.close reply-code=200
+            S/0: connection.close-ok
+            S/0: end
+            "
+        ));
+    }
+}
+
+/// Both sides close at the same time: each answers the other, and nothing else is heard any more.
+#[test]
+fn a_close_that_crosses_one_of_the_broker_is_answered() {
+    script(
+        "
+        C: basic.publish routing-key='q' immediate
+        S/0: connection.close 540
+        C/0: heartbeat
+        C: queue.declare queue='late'
+        C/0: connection.update-secret new-secret='guest' reason='late'
+        S/0: nothing
+        C/0: connection.close reply-code=200
+        S/0: connection.close-ok
+        S/0: nothing
+        C/0: connection.close-ok
+        S/0: end
+        Cb: queue.declare queue='late' passive
+        Sb: channel.close 404
+        Cb: channel.close-ok
+        ",
+    );
+}
+
+/// AMQP 0-9-1 §4.2.7: whatever is sent counts as a sign of life.
+#[test]
+fn a_heartbeat_is_sent_only_if_nothing_else_was() {
+    script(
+        "
+        C/0: protocol-header
+        S/0: connection.start
+        C/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        S/0: connection.tune
+        C/0: connection.tune-ok channel-max=2047 frame-max=131072 heartbeat=10
+        C/0: connection.open virtual-host='/'
+        S/0: connection.open-ok
+        wait 4s
+        C/1: channel.open
+        S/1: channel.open-ok
+        wait 4999ms
+        S/0: nothing
+        wait 1ms
+        S/0: heartbeat
         ",
     );
 }

@@ -241,6 +241,32 @@ fn a_random_exchange_without_a_queue_leads_nowhere_or_to_its_alternate() {
 
 /// RabbitMQ: any key, and exchanges, too.
 #[test]
+fn a_queue_that_is_unbound_is_picked_no_longer() {
+    for kind in ["x-random", "x-local-random", "x-modulus-hash"] {
+        let (binding, keys) = (bind_all(["", "", ""]), publish_keys(20));
+        let unbind = |queue| format!("C: queue.unbind queue='{queue}' exchange='x'\nS: queue.unbind-ok\n");
+        let (one, two) = (unbind("b"), unbind("a") + &unbind("c"));
+        let counts = purge_all([0, 0, 20]).replace("purge-ok 0", "purge-ok $count");
+        let counts =
+            counts.replacen("$count", "$in-a", 1).replacen("$count", "0", 1).replace("-ok 20", "-ok $in-c");
+        with_exchange(
+            &format!("type='{kind}'"),
+            &format!(
+                "
+                {binding}
+                {one}
+                {keys}
+                {counts}
+                {two}
+                C: basic.publish exchange='x' routing-key='1' mandatory body=''
+                S: basic.return 312
+                "
+            ),
+        );
+    }
+}
+
+#[test]
 fn a_random_exchange_ignores_keys_and_leads_to_exchanges() {
     with_exchange(
         "type='x-random'",

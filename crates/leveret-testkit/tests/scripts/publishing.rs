@@ -265,3 +265,23 @@ fn the_same_publish_means_what_its_channel_is_at_the_time() {
         ",
     );
 }
+
+/// What is taken out of the message travels beside it, in a block of limited size.
+#[test]
+fn hidden_keys_take_a_limited_number_of_bytes() {
+    let long = "k".repeat(250);
+    let keys = |count| (100..100 + count).map(|at| format!("'{long}{at}'")).collect::<Vec<_>>().join(" ");
+    let refusal =
+        "S: channel.close 406 'PRECONDITION_FAILED - the keys in header \\x27BCC\\x27 take more than 64 KiB' 60 40";
+    for (count, answer) in [(255, "S: basic.ack 1"), (259, refusal)] {
+        let keys = keys(count);
+        script(&format!(
+            "
+            C: confirm.select
+            S: confirm.select-ok
+            C: basic.publish routing-key='q' headers={{BCC=[{keys}]}} body='x'
+            {answer}
+            "
+        ));
+    }
+}

@@ -358,6 +358,14 @@ fn arguments_are_checked() {
             "x-queue-type='stream'",
             "invalid arg 'x-queue-type' for queue 'q' in vhost '/': \\x22unsupported queue type 'stream'\\x22",
         ),
+        (
+            "x-queue-version='two'",
+            "invalid arg 'x-queue-version' for queue 'q' in vhost '/': \\x22expected integer, got longstr\\x22",
+        ),
+        (
+            "x-message-ttl=i64:315360000001",
+            "invalid arg 'x-message-ttl' for queue 'q' in vhost '/': {value_too_large,315360000001}",
+        ),
         ("x-queue-type='quorum'", "invalid property 'non-durable' for queue 'q' in vhost '/'"),
     ] {
         script(&format!(

@@ -115,6 +115,21 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_counts_in_memory_until_it_is_told_or_forgotten() {
+        let mut held = Held::default();
+        for (number, after) in [(1, 6), (1, 7), (2, 7)] {
+            held.push(answer(number, after));
+        }
+        assert_eq!(held.bytes(), 3 * size_of::<Output>());
+        assert_eq!(held.release(JournalPosition(6)).len(), 1);
+        assert_eq!((held.bytes(), held.has_farewell()), (2 * size_of::<Output>(), false));
+        held.push(Output::Farewell(Farewell::CloseOk, JournalPosition(8)));
+        held.forget_channels();
+        assert_eq!((held.bytes(), held.has_farewell()), (size_of::<Output>(), true));
+        assert_eq!(held.next(), Some(JournalPosition(8)), "only the end of the connection waits");
+    }
+
+    #[test]
     fn the_end_comes_after_what_it_rests_on() {
         let mut held = Held::default();
         let farewell = Output::Farewell(Farewell::CloseOk, JournalPosition(7));

@@ -565,3 +565,18 @@ fn the_random_runs_are_worth_running() {
     assert!((counts.len() * 4 / 10..counts.len() * 9 / 10).contains(&some));
     assert!(not_all > counts.len() * 3 / 10);
 }
+
+/// Random runs do not bring so many together that two hang in one place.
+#[test]
+fn bindings_that_are_found_by_all_of_their_values_together_come_and_go() {
+    let fields = |names: [&'static str; 2], n: i32| table(names.into_iter().zip([n % 4, n / 4].map(Value::I32)));
+    let insert = |names| (0..16).map(move |n| Step::Insert(fields(names, n), n.cast_unsigned()));
+    let matching = |names| (0..16).map(move |n| Step::Match(fields(names, n)));
+    let (stays, goes, comes) = (["column", "row"], ["depth", "height"], ["east", "north"]);
+    let steps = insert(stays).chain(insert(goes)).chain(matching(goes));
+    // The last that came goes first.
+    let one_by_one = (16..32).rev().flat_map(|last| [Step::RemoveKnown(last)].into_iter().chain(matching(goes)));
+    let counts = run(steps.chain(one_by_one).chain(insert(comes)).chain(matching(comes)).collect()).unwrap();
+    let found: usize = counts.iter().map(|(found, _)| found).sum();
+    assert_eq!(found, 16 + (0..16).sum::<usize>() + 16);
+}

@@ -223,6 +223,15 @@ mod tests {
     }
 
     #[test]
+    fn a_long_string_holds_any_octets_behind_four_for_its_length() {
+        let method = Method::ConnectionUpdateSecret { new_secret: &[0, 0xFF], reason: ShortStr::new("r").unwrap() };
+        let mut bytes = Vec::new();
+        method.encode(&mut bytes);
+        assert_eq!(bytes, [0, 10, 0, 70, 0, 0, 0, 2, 0, 0xFF, 1, b'r']);
+        assert_eq!(Method::decode(&bytes), Ok(method));
+    }
+
+    #[test]
     fn arguments_cut_short_or_too_long_are_refused() {
         let mut bytes = Vec::new();
         Method::BasicAck { delivery_tag: 1, multiple: true }.encode(&mut bytes);

@@ -247,7 +247,9 @@ mod tests {
         let flags = [true, false, true, true, false, false, false, true, true, false];
         let mut bytes = Vec::new();
         let mut writer = Writer::new(&mut bytes);
-        flags.iter().for_each(|flag| flag.write(&mut writer));
+        for flag in flags {
+            flag.write(&mut writer);
+        }
         writer.bytes(&[7]);
         assert_eq!(bytes, [0b1000_1101, 0b01, 7]);
         let mut reader = Reader::new(&bytes);

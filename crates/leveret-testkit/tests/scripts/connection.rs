@@ -235,7 +235,6 @@ fn a_close_that_crosses_one_of_the_broker_is_answered() {
         S/0: nothing
         C/0: connection.close reply-code=200
         S/0: connection.close-ok
-        S/0: nothing
         C/0: connection.close-ok
         S/0: end
         Cb: queue.declare queue='late' passive

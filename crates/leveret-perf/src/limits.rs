@@ -40,6 +40,10 @@ pub const FLOWS_MAX: usize = 1 << 24;
 /// Most publishes of a producer that may be unconfirmed. Enforced before the run: [`Failure::Options`](crate::Failure::Options).
 pub const WINDOW_MAX: usize = 1 << 20;
 
+/// Most requests of a client that may be unanswered: brokers bound the direct replies that a client has not read, and a client
+/// writes all of these before it reads the first. Enforced before the run: [`Failure::Options`](crate::Failure::Options).
+pub const OUTSTANDING_MAX: u64 = 1 << 14;
+
 /// Most points of the rates over time. With more, neighbours are joined.
 pub(crate) const SAMPLES_MAX: usize = 1200;
 

@@ -13,7 +13,7 @@ use crate::board::Board;
 use crate::failure::{Failure, Unfinished};
 use crate::lane::Lane;
 use crate::latency::Latencies;
-use crate::limits::{PREPARED_BYTES_MAX, WRITE_BYTES};
+use crate::limits::{OUTSTANDING_MAX, PREPARED_BYTES_MAX, WRITE_BYTES};
 use crate::load::{End, join, say, telling};
 use crate::open_files::allow_connections;
 use crate::publishes::{Publishes, Shape, StampPlace};
@@ -60,6 +60,10 @@ impl Rpc {
         if self.clients == 0 || self.outstanding == 0 || (self.servers == 0 && self.server_queue.is_none()) {
             let why = "requests need at least one of --clients, --servers and --outstanding, each";
             return Err(Failure::Options(why.to_owned()).into());
+        }
+        if self.outstanding > OUTSTANDING_MAX {
+            let why = format!("--outstanding is at most {OUTSTANDING_MAX}, and {} is more", self.outstanding);
+            return Err(Failure::Options(why).into());
         }
         if self.body_bytes > PREPARED_BYTES_MAX {
             return Err(Failure::Options(format!("--size is at most {PREPARED_BYTES_MAX} bytes")).into());

@@ -439,6 +439,8 @@ fn an_option_that_cannot_be_is_named() {
         (&["throughput", "--producers", "5000", "--routing-keys", "100000"], "--routing-keys"),
         (&["latency", "--size", "15"], "--size"),
         (&["confirm", "--window", "2000000"], "--window"),
+        (&["rpc", "--outstanding", "16385"], "--outstanding"),
+        (&["rpc", "--timeout", "18446744073709551615"], "--timeout"),
         (&["fanout", "--queues", "2000000"], "--queues"),
         (&["topic", "--bindings", "2000000"], "--bindings"),
         (&["rpc", "--clients", "0"], "--clients"),

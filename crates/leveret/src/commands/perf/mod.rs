@@ -70,6 +70,9 @@ pub(crate) struct ChurnQueues {
     churn: ChurnOptions,
 }
 
+/// The longest time in which a broker may make no progress, in seconds: a year.
+const PATIENCE_MAX: u64 = 365 * 24 * 60 * 60;
+
 /// What all scenarios have.
 #[derive(Debug, clap::Args)]
 struct Common {
@@ -81,7 +84,7 @@ struct Common {
     html: Option<PathBuf>,
     /// For how many seconds the broker may make no progress before the run has failed; at least 2.
     #[arg(long, value_name = "SECONDS", default_value_t = leveret_perf::limits::PROGRESS_TIMEOUT.as_secs(),
-        value_parser = clap::value_parser!(u64).range(2..))]
+        value_parser = clap::value_parser!(u64).range(2..=PATIENCE_MAX))]
     timeout: u64,
     #[command(flatten)]
     broker: BrokerUrl,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use leveret_perf::limits::{NAMES_MAX, WINDOW_MAX};
+use leveret_perf::limits::{NAMES_MAX, OUTSTANDING_MAX, WINDOW_MAX};
 use leveret_perf::{End, Idle, Load, Measure, QueueShape, Rpc, Take, Topology};
 use serde::{Serialize, Serializer};
 
@@ -337,7 +337,7 @@ impl Fanout {
 #[command(after_help = "Example:\n  leveret perf rpc --outstanding 10 --clients 4")]
 pub(crate) struct RpcOptions {
     /// How many requests of a client are unanswered at once.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=OUTSTANDING_MAX))]
     outstanding: u64,
     /// Connections that ask.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]

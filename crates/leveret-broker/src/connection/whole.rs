@@ -227,7 +227,7 @@ mod tests {
         {
             assert_eq!(recognized(&familiar, &other), None);
         }
-        // Each octet counts, but for those of the body and of the ticket; a size that is not that of the body is none, either.
+        // Each octet counts, also those of size and ticket, but for those of the body.
         for at in 0..first.len() {
             let mut changed = first.clone();
             changed[at] ^= 1;

@@ -250,7 +250,7 @@ impl VirtualHost {
         let outputs = effects.outputs(key.connection);
         let (mut delivered, mut credit) = (0, Credit::Available);
         let (mut wanted, mut granted, mut settled) = (Vec::new(), None, None);
-        // A change comes behind what it belongs to, and before all else.
+        // As long as there is credit, and up to the first change: that comes behind what it belongs to, and before all else.
         while delivered < most && credit == Credit::Available && granted.is_none() && settled.is_none() {
             let tries = queue.told_tries(head);
             let Some(entry) = queue.entry(head) else { break };

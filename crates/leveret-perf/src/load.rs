@@ -161,18 +161,7 @@ impl Load {
                 Err(failure) => Err(supervisor.unfinished(failure, outcome)),
             }
         });
-        let mut outcome = match outcome {
-            Ok(outcome) => outcome,
-            Err(unfinished) => {
-                // The first reason counts; what was declared goes as far as it can.
-                let _ = declared.delete_soon();
-                return Err(unfinished);
-            }
-        };
-        let left = match declared.delete() {
-            Ok(left) => left,
-            Err(error) => return Err(Unfinished { failure: error.into(), outcome: Some(Box::new(outcome)) }),
-        };
+        let (mut outcome, left) = declared.delete_after(outcome)?;
         if let Some(verification) = &mut outcome.verify
             && !self.may_leave(outcome.interrupted)
         {

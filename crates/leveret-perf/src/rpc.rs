@@ -80,18 +80,7 @@ impl Rpc {
         let (topology, shape) = (Topology::Queues(1), QueueShape::default());
         let declared = Declared::new(run, &topology, &shape, users)?;
         let outcome = self.run_at(run, &declared.queues[0]);
-        let mut outcome = match outcome {
-            Ok(outcome) => outcome,
-            Err(unfinished) => {
-                // The first reason counts; what was declared goes as far as it can.
-                let _ = declared.delete_soon();
-                return Err(unfinished);
-            }
-        };
-        let left = match declared.delete() {
-            Ok(left) => left,
-            Err(error) => return Err(Unfinished { failure: error.into(), outcome: Some(Box::new(outcome)) }),
-        };
+        let (mut outcome, left) = declared.delete_after(outcome)?;
         if let Some(verification) = &mut outcome.verify {
             verification.handle_left(left);
         }

@@ -7,8 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use leveret_amqp::{FieldTable, ReplyCode, Table};
 use leveret_client::{Channel, Connection, DeleteOnly, Error, ExchangeOptions, QueueOptions};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Unfinished};
 use crate::limits::LAST_PATIENCE;
+use crate::report::Outcome;
 use crate::supervise::Run;
 
 /// What a load is published to.
@@ -253,8 +254,23 @@ impl Declared {
         Ok(left)
     }
 
+    /// Deletes all of it at the end of a run. Returns what the run came to, and how many messages were left in its queues.
+    pub(crate) fn delete_after(self, outcome: Result<Outcome, Unfinished>) -> Result<(Outcome, u64), Unfinished> {
+        match outcome {
+            Ok(outcome) => match self.delete() {
+                Ok(left) => Ok((outcome, left)),
+                Err(error) => Err(Unfinished { failure: error.into(), outcome: Some(Box::new(outcome)) }),
+            },
+            Err(unfinished) => {
+                // The first reason counts; what was declared goes as far as it can.
+                let _ = self.delete_soon();
+                Err(unfinished)
+            }
+        }
+    }
+
     /// The same after a failure, when a broker may be silent.
-    pub(crate) fn delete_soon(mut self) -> Result<u64, Error> {
+    fn delete_soon(mut self) -> Result<u64, Error> {
         self.connection.set_answer_timeout(LAST_PATIENCE);
         self.delete()
     }

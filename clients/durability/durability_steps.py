@@ -39,6 +39,8 @@ LOAD_SECONDS = 1.2
 WINDOW = 100
 QUEUES = ["one", "two", "three"]
 FANOUT = ["left", "right"]
+# Bytes of bodies; those that fill a disk are larger, as it is not small.
+SIZES, LARGER_SIZES = (0, 16, 100, 1000, 1000, 5000), (0, 16, 1000, 5000, 10_000, 20_000)
 PERSISTENT = Basic.Properties(delivery_mode=2)
 DISK_FREE_LIMIT, RETURNED_BYTES = 8_000_000, 12_000_000
 SHUTDOWN_IOCTL, WITHOUT_FLUSHING = 0x8004587D, 2
@@ -141,8 +143,9 @@ def run(*command):
 class Clients:
     """Publishers and consumers that write down what they see."""
 
-    def __init__(self):
+    def __init__(self, sizes=SIZES):
         self.events, self.session, self.numbers, self.group = [], 0, {}, 0
+        self.sizes, self.confirmed = sizes, 0
         self.random = random.Random(7)
 
     def message(self, queue, publisher):
@@ -151,7 +154,7 @@ class Clients:
         return (queue, publisher, number)
 
     def body(self, publisher, number, where):
-        size = self.random.choice([0, 16, 100, 1000, 1000, 5000, 70_000 if number % 50 == 0 else 100])
+        size = self.random.choice([*self.sizes, 70_000 if number % 50 == 0 else 100])
         head = f"{where},{publisher},{number},".encode()
         rest = self.random.randbytes(size)
         return head + rest + zlib.crc32(head + rest).to_bytes(4, "big")
@@ -183,6 +186,7 @@ class Clients:
             except Exception:
                 return
             self.events.extend(("ok", message) for message in messages)
+            self.confirmed += len(messages)
 
         turn = 0
         while not channel.is_closed:
@@ -421,14 +425,14 @@ async def wait_until(condition, seconds, what):
 async def publish_until_held(clients, url, incarnation, free):
     """Two publishers, until the disk is short and neither was confirmed anything for a second; they go on waiting."""
     tasks = [asyncio.ensure_future(clients.publish(url, name, incarnation)) for name in ("a", "b")]
-    confirmed = lambda: sum(event[0] == "ok" for event in clients.events)
-    seen, since, deadline = 0, time.monotonic(), time.monotonic() + 60
+    seen, since, started = clients.confirmed, time.monotonic(), time.monotonic()
     while time.monotonic() < since + 1 or free() >= DISK_FREE_LIMIT:
-        assert time.monotonic() < deadline, f"publishers are not held, and {free()} bytes are free"
-        if confirmed() != seen:
-            seen, since = confirmed(), time.monotonic()
+        assert time.monotonic() < since + 20, f"nothing is confirmed, and {free()} bytes are free"
+        assert time.monotonic() < started + 180, f"publishers are not held, and {free()} bytes are free"
+        if clients.confirmed != seen:
+            seen, since = clients.confirmed, time.monotonic()
         await asyncio.sleep(0.05)
-    return tasks, confirmed
+    return tasks
 
 
 async def full_disk_round(clients, broker, mount, incarnation):
@@ -441,7 +445,7 @@ async def full_disk_round(clients, broker, mount, incarnation):
         await channel.queue_declare(queue, durable=True)
         for _ in range(50):
             await channel.basic_publish(bytes(2000), routing_key=queue, properties=PERSISTENT)
-    tasks, confirmed = await publish_until_held(clients, broker.url, incarnation, mount.free)
+    tasks = await publish_until_held(clients, broker.url, incarnation, mount.free)
     free = mount.free()
     assert free > DISK_FREE_LIMIT // 2, f"publishers were held too late: {free} bytes are free"
     fill(mount.folder)
@@ -449,7 +453,7 @@ async def full_disk_round(clients, broker, mount, incarnation):
     await clients.consume(broker.url, QUEUES[0], 0.5)
     assert (await channel.queue_purge("purged")).message_count >= 50
     await channel.queue_delete("deleted")
-    held = confirmed()
+    held = clients.confirmed
     left = os.statvfs(mount.folder).f_bavail
     # Who knows `connection.blocked` is told.
     told = await asyncio.to_thread(blocked_reason, broker.url)
@@ -460,12 +464,12 @@ async def full_disk_round(clients, broker, mount, incarnation):
         broker.start()
         clients.events.append(("up", broker.starts))
         await clients.consume(broker.url, FANOUT[0], 0.5)
-        tasks, confirmed = await publish_until_held(clients, broker.url, f"{incarnation}-again", mount.free)
-        held = confirmed()
+        tasks = await publish_until_held(clients, broker.url, f"{incarnation}-again", mount.free)
+        held = clients.confirmed
     for name in ("ballast", "others"):
         os.remove(os.path.join(mount.folder, name))
     returned = time.monotonic()
-    await wait_until(lambda: confirmed() > held, 10, "going on after space returned")
+    await wait_until(lambda: clients.confirmed > held, 10, "going on after space returned")
     print(f"   publishers were held with {free >> 20} MiB free, {left} blocks were left, "
           f"{time.monotonic() - returned:.2f} s to go on")
     for task in tasks:
@@ -488,7 +492,7 @@ def blocked_reason(url):
 def full_disk_holds_publishers_and_nobody_else():
     with Mount("full", 64) as mount:
         broker = Broker(os.path.join(mount.folder, "data"), options=["--disk-free-limit", str(DISK_FREE_LIMIT)])
-        clients = Clients()
+        clients = Clients(LARGER_SIZES)
         broker.start()
         clients.events.append(("up", broker.starts))
         for incarnation in range(FULLS):

@@ -65,6 +65,10 @@ fn test_for(bug: Bug) -> Option<Test> {
         Bug::CommitInPieces => {
             Some(("bounded", "a_large_transaction_is_committed_in_bounded_holds_and_journaled_as_one"))
         }
+        // What arrives there together in one queue is not for a journal.
+        Bug::RowNotJournaled => {
+            Some(("scripts", "durability::persistent_messages_that_arrive_together_are_back_like_any_other"))
+        }
         // Its clients keep to the protocol.
         Bug::BodyTooLong => Some(("scripts", "hostile::a_body_longer_than_declared_is_501")),
         // They may do everything.
@@ -130,8 +134,8 @@ fn test_for(bug: Bug) -> Option<Test> {
         | Bug::GrantedWithoutFlag
         | Bug::CheckpointKeepsAcked
         | Bug::CheckpointWithoutBindings
-        | Bug::SeriesInTransaction
-        | Bug::SeriesNotJournaled
+        | Bug::RowInTransaction
+        | Bug::RowNumberedOnce
         | Bug::PropertiesOfBefore
         | Bug::CreditForOne
         | Bug::AcksBehindUnknownTag

@@ -30,9 +30,22 @@ pub const UNITS_PER_HOLD: u32 = 4096;
 /// Units of work that a queue does before the next command begins, or before another queue has its turn.
 pub const UNITS_PER_RUN: u32 = UNITS_PER_HOLD / 4;
 
-/// Messages of a series that the virtual host puts into a queue before that delivers any of them: enough that it pays to look
+/// Messages of a row that the virtual host puts into a queue before that delivers any of them: enough that it pays to look
 /// things up once, and few enough that they are still in the processor's cache then. Clients notice nothing.
-pub const SERIES_LYING_MAX: usize = 64;
+pub const ROW_LYING_MAX: usize = 64;
+
+/// Messages in a row, or that are published together. Clients notice nothing.
+pub const ROW_MESSAGES_MAX: usize = 1024;
+
+/// Bytes of a row: about what is read at once, of small messages. Clients notice nothing.
+pub const ROW_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of a message in a row. To copy a larger one once more costs more than to allocate it. Clients notice nothing.
+pub const ROW_MESSAGE_BYTES_MAX: usize = 4 * 1024;
+
+/// A connection gets its messages of a row in that row if they are at least the row divided by this; else each by itself, so
+/// that a few of them do not keep all in memory.
+pub const ROW_PART_DIVISOR: usize = 4;
 
 /// Acks of one delivery each, one tag after the other, that a connection makes one command of. It is executed as a whole, so a
 /// hold of the lock may take so many units more. Clients notice nothing.
@@ -160,3 +173,5 @@ pub const PERMISSIONS_REMEMBERED: usize = 12;
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
 
 const _: () = assert!(DELIVERY_OVERHEAD_BYTES < WINDOW_BYTES_MAX);
+// The first two have room, and offsets into it are of 32 bits.
+const _: () = assert!(2 * ROW_MESSAGE_BYTES_MAX <= ROW_BYTES_MAX && ROW_BYTES_MAX < u32::MAX as usize);

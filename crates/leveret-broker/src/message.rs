@@ -16,6 +16,9 @@ use crate::change::JournalPosition;
 use crate::limits::BODY_OVERHEAD_BYTES;
 use crate::scratch::Place;
 
+/// Where the payload of a content header says how large the body is: behind class and weight. AMQP 0-9-1 §4.2.6.1.
+pub(crate) const BODY_SIZE_AT: usize = 4;
+
 /// What names a message where its body is read back: the position of the change that enqueued it, for life; or its place on
 /// disk, for a message of which the journal of its queue does not know, once it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -76,8 +76,9 @@ bugs! {
     DeadLetterBeforeDeparture "dead-letter-before-departure" "A dead letter is handed out before it is gone for good where it died.",
     TimeToLiveOnWallClock "time-to-live-on-wall-clock" "A deadline is counted from the wall clock.",
     // What is looked up once for many.
-    SeriesInTransaction "series-in-transaction" "What is published one after the other on a transactional channel is not held back.",
-    SeriesNotJournaled "series-not-journaled" "What is published one after the other to a durable queue is not journaled.",
+    RowInTransaction "row-in-transaction" "What is published in a row on a transactional channel is not held back.",
+    RowNumberedOnce "row-numbered-once" "All deliveries of a row have the number of the first.",
+    RowNotJournaled "row-not-journaled" "What is published in a row to a durable queue is not journaled.",
     PropertiesOfBefore "properties-of-before" "A publish has the properties of the one before it.",
     CreditForOne "credit-for-one" "Several acks give back credit for one delivery.",
     AcksBehindUnknownTag "acks-behind-unknown-tag" "An ack of a tag that is unknown is passed over.",

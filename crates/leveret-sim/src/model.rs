@@ -1209,7 +1209,8 @@ impl Model {
                 Ok(is_expected)
             }
             Output::Farewell(Farewell::CloseOk | Farewell::Silent, _) => Ok(true),
-            Output::Farewell(Farewell::Close(_), _) => Ok(false),
+            // Of a row, it hears singly.
+            Output::DeliverRow { .. } | Output::Farewell(Farewell::Close(_), _) => Ok(false),
             Output::Blocked(_) | Output::Unblocked | Output::TellWritten => Ok(true),
         }
     }

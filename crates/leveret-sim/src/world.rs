@@ -116,7 +116,7 @@ impl Hub {
         }
         effects.take_outputs(|to, outputs, _| {
             let Some((_, client)) = connections.iter().find(|(id, _)| *id == to) else { return };
-            said.entry(*client).or_default().extend(outputs.iter().cloned());
+            said.entry(*client).or_default().extend(outputs.iter().cloned().flat_map(Output::singly));
             if let Some(link) = &mut links[usize::from(*client)].link {
                 link.outputs.extend(outputs.drain(..));
             }

@@ -454,7 +454,7 @@ impl Broker {
             }
             let peers = &mut self.peers;
             self.effects.take_outputs(|to, outputs, bytes| {
-                followed += outputs.len();
+                followed += outputs.iter().map(Output::count).sum::<usize>();
                 if let Some(peer) = peers.values_mut().find(|peer| peer.id == Some(to)) {
                     peer.outputs.extend(outputs.drain(..));
                     peer.on_the_way += bytes;

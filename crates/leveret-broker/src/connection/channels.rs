@@ -100,6 +100,14 @@ impl Channel {
     fn new(unfinished: Meter) -> Self {
         Channel { assembly: Assembly::new(unfinished), mode: Mode::default(), reply_key: None }
     }
+
+    /// The number of the next publish, if it is to be confirmed.
+    pub(super) fn number_publish(&mut self) -> Option<NonZeroU64> {
+        match &mut self.mode {
+            Mode::Confirm(confirms) => Some(confirms.number()),
+            Mode::Plain | Mode::Transaction => None,
+        }
+    }
 }
 
 impl Channels {
@@ -378,10 +386,7 @@ impl Connection {
 
     pub(super) fn publish(&mut self, channel: ChannelId, assembled: Assembled) {
         let Some(state) = self.channels.open(channel) else { return };
-        let confirm = match &mut state.mode {
-            Mode::Confirm(confirms) => Some(confirms.number()),
-            Mode::Plain | Mode::Transaction => None,
-        };
+        let confirm = state.number_publish();
         let Assembled { message, mandatory, expiration_ms, more_keys } = assembled;
         let publish = Publish { channel, message, more_keys, mandatory, expiration_ms, confirm };
         self.commands.push(Command::Publish(publish));

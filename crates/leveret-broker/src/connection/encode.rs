@@ -1,8 +1,11 @@
 //! From outputs to bytes.
 
+use std::ops::Range;
+
 use leveret_amqp::frame::{FRAME_END, frame_head, write_content, write_frame, write_method};
 use leveret_amqp::limits::FRAME_OVERHEAD_BYTES;
 use leveret_amqp::{FrameKind, Method, ShortStr};
+use leveret_planted::{Bug, planted};
 
 use crate::change::JournalPosition;
 use crate::connection::channels::{Mode, Slot};
@@ -12,6 +15,7 @@ use crate::connection::{Connection, State};
 use crate::message::Message;
 use crate::moment::Moment;
 use crate::names::ChannelId;
+use crate::row::Row;
 use crate::vhost::command::{Command, ConsumerId, DeliveryTag, Farewell, Settlement, Wait};
 use crate::vhost::effects::{Answer, Output, Window};
 use crate::vhost::refusal::Refusal;
@@ -100,6 +104,9 @@ impl Connection {
         match output {
             Output::Deliver { channel, consumer, tag, redelivered, message, .. } => {
                 self.deliver(channel, consumer, tag, redelivered, &message, out);
+            }
+            Output::DeliverRow { channel, consumer, tag, row, messages, .. } => {
+                self.deliver_row(channel, consumer, tag, &row, messages, out);
             }
             Output::GetOk { channel, tag, redelivered, message_count, message, .. } => {
                 self.get_ok(channel, tag, redelivered, message_count, &message, out);
@@ -202,18 +209,32 @@ impl Connection {
     ) {
         // A consumer without a tag belongs to a channel that is closed by now.
         let Some(consumer_tag) = self.channels.consumers.tag(consumer) else { return };
-        let (consumer_tag, route) = (consumer_tag.as_short_str(), message.route());
-        let payload_bytes = 4 + 1 + consumer_tag.as_str().len() + 8 + 1 + route.len();
-        out.reserve(payload_bytes + FRAME_OVERHEAD_BYTES);
-        // basic.deliver is 60.60; its last two arguments are the route of the message as it is.
-        let [k, c0, c1, l0, l1, l2, l3] = frame_head(FrameKind::Method, channel.number(), payload_bytes);
-        out.extend_from_slice(&[k, c0, c1, l0, l1, l2, l3, 0, 60, 0, 60, consumer_tag.length_octet()]);
-        out.extend_from_slice(consumer_tag.as_str().as_bytes());
-        let [n0, n1, n2, n3, n4, n5, n6, n7] = tag.number().to_be_bytes();
-        out.extend_from_slice(&[n0, n1, n2, n3, n4, n5, n6, n7, redelivered.into()]);
-        out.extend_from_slice(route);
-        out.push(FRAME_END);
+        write_deliver(channel, consumer_tag.as_short_str(), tag, redelivered, message.route(), out);
         self.content(channel, message, out);
+    }
+
+    fn deliver_row(
+        &mut self,
+        channel: ChannelId,
+        consumer: ConsumerId,
+        first: DeliveryTag,
+        row: &Row,
+        messages: Range<u32>,
+        out: &mut Vec<u8>,
+    ) {
+        let Some(consumer_tag) = self.channels.consumers.tag(consumer) else { return };
+        let mut deliver = Vec::new();
+        let tag_at = write_deliver(channel, consumer_tag.as_short_str(), first, false, row.route(), &mut deliver);
+        let messages = messages.start as usize..messages.end as usize;
+        out.reserve(messages.len() * (deliver.len() + 2 * FRAME_OVERHEAD_BYTES) + row.bytes(messages.clone()));
+        let mut tag = first;
+        for nth in messages {
+            deliver[tag_at..tag_at + 8].copy_from_slice(&tag.number().to_be_bytes());
+            out.extend_from_slice(&deliver);
+            let (header, body) = row.content(nth);
+            write_content(out, channel.number(), header, body, self.frame_max);
+            tag = if planted(Bug::RowNumberedOnce) { tag } else { tag.next() };
+        }
     }
 
     fn get_ok(
@@ -330,4 +351,27 @@ impl Connection {
         };
         write_method(out, channel.number(), &method);
     }
+}
+
+/// Writes the method frame of a delivery. Returns where its number stands.
+fn write_deliver(
+    channel: ChannelId,
+    consumer_tag: ShortStr<'_>,
+    tag: DeliveryTag,
+    redelivered: bool,
+    route: &[u8],
+    out: &mut Vec<u8>,
+) -> usize {
+    let payload_bytes = 4 + 1 + consumer_tag.as_str().len() + 8 + 1 + route.len();
+    out.reserve(payload_bytes + FRAME_OVERHEAD_BYTES);
+    // basic.deliver is 60.60; its last two arguments are the route of the message as it is.
+    let [k, c0, c1, l0, l1, l2, l3] = frame_head(FrameKind::Method, channel.number(), payload_bytes);
+    out.extend_from_slice(&[k, c0, c1, l0, l1, l2, l3, 0, 60, 0, 60, consumer_tag.length_octet()]);
+    out.extend_from_slice(consumer_tag.as_str().as_bytes());
+    let tag_at = out.len();
+    let [n0, n1, n2, n3, n4, n5, n6, n7] = tag.number().to_be_bytes();
+    out.extend_from_slice(&[n0, n1, n2, n3, n4, n5, n6, n7, redelivered.into()]);
+    out.extend_from_slice(route);
+    out.push(FRAME_END);
+    tag_at
 }

@@ -9,11 +9,12 @@ use leveret_amqp::{BasicProperties, ContentHeader, FrameKind};
 use leveret_planted::{Bug, planted};
 
 use crate::connection::Connection;
-use crate::connection::assembly::{Assembled, KEPT_BLOCK_BYTES, parse_expiration};
+use crate::connection::assembly::{KEPT_BLOCK_BYTES, parse_expiration};
 use crate::connection::reply::Expected;
 use crate::limits::REMEMBERED_PUBLISH_BYTES;
-use crate::message::{DeliveryMode, Message};
+use crate::message::{BODY_SIZE_AT, DeliveryMode, Message};
 use crate::names::ChannelId;
+use crate::vhost::command::{Likeness, Publish};
 use crate::vhost::replies::PSEUDO_QUEUE;
 
 /// Class and method id of `basic.publish`, as they stand on the wire.
@@ -43,6 +44,8 @@ struct Facts {
     /// Where the payload of the header begins in the block.
     header_at: u16,
     properties: Ordinary,
+    /// The same as long as nothing but the rest of the header changes.
+    likeness: Likeness,
 }
 
 /// What the broker needs of properties that ask for nothing unusual.
@@ -111,6 +114,15 @@ impl Familiar {
             Some((_, properties)) => properties,
             None => ordinary(&ContentHeader::decode(header.payload).ok()?.properties)?,
         };
+        let likeness = match self.facts {
+            Some(last)
+                if known.is_some_and(|(known, _)| known == route)
+                    && (last.channel, last.mandatory, last.properties) == (channel, mandatory, properties) =>
+            {
+                last.likeness
+            }
+            last => Likeness(last.map_or(0, |last| last.likeness.0 + 1)),
+        };
         for (kept, part) in
             [(&mut self.before_size, before_size), (&mut self.behind_size, behind_size), (&mut self.block, route)]
         {
@@ -118,7 +130,7 @@ impl Familiar {
             kept.extend_from_slice(part);
         }
         self.block.extend_from_slice(header.payload);
-        self.facts = Some(Facts { channel, mandatory, header_at, properties });
+        self.facts = Some(Facts { channel, mandatory, header_at, properties, likeness });
         Some(())
     }
 }
@@ -161,30 +173,37 @@ impl Connection {
             self.familiar.learn(input, self.frame_max)?;
             self.familiar.recognize(input, self.frame_max)
         });
-        let (Facts { channel, mandatory, header_at, properties }, body) = recognized?;
+        let (Facts { channel, mandatory, header_at, properties, likeness }, body) = recognized?;
         let is_ready = self.channels.open(channel)?.assembly.expected() == Expected::Method;
         if !is_ready || body.len() as u64 > self.channels.max_message_size {
             return None;
         }
-        let body_at = u32::try_from(self.familiar.block.len()).ok()?;
-        let size_at = usize::from(header_at) + BASIC_CONTENT.len();
+        let (head, Ordinary { delivery_mode, expiration_ms }) = (&self.familiar.block, properties);
+        let body_at = u32::try_from(head.len()).ok()?;
+        // From here on nothing is left as it is.
+        let confirm = self.channels.open(channel)?.number_publish();
+        if let Some(row) = self.commands.joinable(likeness, confirm, head.len() + body.len()) {
+            row.push(head, body);
+            return Some(());
+        }
+        let size_at = usize::from(header_at) + BODY_SIZE_AT;
         let block = &mut self.channels.room;
         block.clear();
-        block.extend_from_slice(&self.familiar.block);
+        block.extend_from_slice(head);
         block[size_at..size_at + 8].copy_from_slice(&(body.len() as u64).to_be_bytes());
         block.extend_from_slice(body);
-        let Ordinary { delivery_mode, expiration_ms } = properties;
         let message = Message::new(block, header_at, body_at, delivery_mode);
         block.clear();
         block.shrink_to(KEPT_BLOCK_BYTES);
-        self.publish(channel, Assembled { message, mandatory, expiration_ms, more_keys: None });
+        let publish = Publish { channel, message, more_keys: None, mandatory, expiration_ms, confirm };
+        self.commands.push_like(publish, likeness);
         Some(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use leveret_amqp::frame::{write_content, write_method};
+    use leveret_amqp::frame::{FRAME_END, write_content, write_method};
     use leveret_amqp::{FieldTable, Method, ShortStr, Value};
 
     use super::*;
@@ -236,6 +255,41 @@ mod tests {
         }
         let several = publish(1, "q", none, &[7; 5000]);
         assert_eq!(recognized(&familiar, &several), None, "a body of several frames");
+    }
+
+    #[test]
+    fn a_likeness_lasts_while_nothing_changes_that_is_asked_for() {
+        let none = BasicProperties::default();
+        let (id, transient, expiring) = (
+            BasicProperties { message_id: Some(b"1"), ..none },
+            BasicProperties { delivery_mode: Some(1), ..none },
+            BasicProperties { expiration: Some(b"60000"), ..none },
+        );
+        let persistent = BasicProperties { delivery_mode: Some(2), ..none };
+        let mut mandatory = publish(1, "q", none, b"");
+        let flags_at = mandatory.iter().position(|&octet| octet == FRAME_END).unwrap() - 1;
+        mandatory[flags_at] = 1;
+        let mut familiar = Familiar::default();
+        let mut likeness = |bytes: &[u8]| {
+            familiar.learn(bytes, FRAME_MAX).unwrap();
+            familiar.facts.unwrap().likeness.0
+        };
+        let first = likeness(&publish(1, "q", none, b"one"));
+        for alike in [none, id, transient] {
+            assert_eq!(likeness(&publish(1, "q", alike, b"another")), first);
+        }
+        let unlike = [
+            publish(1, "q", persistent, b""),
+            publish(1, "q", expiring, b""),
+            publish(1, "r", expiring, b""),
+            publish(2, "r", expiring, b""),
+            publish(2, "r", none, b""),
+            mandatory,
+            publish(1, "q", none, b""),
+        ];
+        for (bytes, expected) in unlike.iter().zip(first + 1..) {
+            assert_eq!(likeness(bytes), expected);
+        }
     }
 
     #[test]

@@ -4,18 +4,28 @@ use std::collections::VecDeque;
 use std::num::{NonZeroU8, NonZeroU64};
 
 use leveret_amqp::{FieldTable, ShortString};
+use triomphe::Arc;
 
 use crate::connection::reply::Exception;
-use crate::limits::ACKS_AT_ONCE;
+use crate::limits::{ACKS_AT_ONCE, ROW_MESSAGE_BYTES_MAX, ROW_MESSAGES_MAX};
 use crate::message::Message;
 use crate::names::{ChannelId, ConsumerTag};
+use crate::row::Row;
 use crate::vhost::effects::{Answer, Window};
 
 /// The commands of one connection that wait for their virtual host, in the order in which they arrived.
 #[derive(Debug, Default)]
 pub struct Commands {
     pub(crate) queue: VecDeque<Command>,
+    /// What the last of them is like, if it publishes what others may join in a row.
+    last_like: Option<Likeness>,
+    /// The last row came to lie in a queue, or was taken apart: what is published next would only be copied out of a row again.
+    pub(crate) keep_apart: bool,
 }
+
+/// Publishes of a connection with the same likeness differ in nothing but their content headers and bodies, and ask for the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Likeness(pub(crate) u64);
 
 impl Commands {
     /// Whether there is nothing to do.
@@ -37,21 +47,88 @@ impl Commands {
     pub(crate) fn published_bytes(&self) -> usize {
         let bytes = |command: &Command| match command {
             Command::Publish(publish) => publish.message.bytes(),
+            Command::PublishRow(row) => row.bytes(),
             _ => 0,
         };
         self.queue.iter().map(bytes).sum()
     }
 
-    /// How many wait.
+    /// How many wait; publishes in a row are one.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
     /// Appends a command. An ack that goes on where the last one ended becomes part of it.
     pub fn push(&mut self, command: Command) {
+        self.last_like = None;
         if !self.queue.back_mut().is_some_and(|last| last.absorb(&command)) {
             self.queue.push_back(command);
         }
+    }
+
+    /// Appends a publish, which others of the same likeness may follow as one command.
+    pub(crate) fn push_like(&mut self, publish: Publish, likeness: Likeness) {
+        if let Some(last) = self.like(likeness, publish.confirm) {
+            if let Command::Publish(first) = last {
+                let messages = Messages::Each(VecDeque::from([first.message.clone()]));
+                *last = Command::PublishRow(PublishRow::of(first, messages));
+            }
+            if let Command::PublishRow(PublishRow { messages: Messages::Each(messages), .. }) = last
+                && messages.len() < ROW_MESSAGES_MAX
+            {
+                return messages.push_back(publish.message);
+            }
+        }
+        self.push(Command::Publish(publish));
+        self.last_like = Some(likeness);
+    }
+
+    /// The row that a publish with this number joins, which takes so many bytes, if the last command is one of its likeness, or
+    /// begins one.
+    pub(crate) fn joinable(
+        &mut self,
+        likeness: Likeness,
+        confirm: Option<NonZeroU64>,
+        bytes: usize,
+    ) -> Option<&mut Row> {
+        if self.keep_apart || bytes > ROW_MESSAGE_BYTES_MAX {
+            return None;
+        }
+        let last = self.like(likeness, confirm)?;
+        if let Command::Publish(first) = last {
+            if first.message.bytes() > ROW_MESSAGE_BYTES_MAX {
+                return None;
+            }
+            let row = Messages::Row(Arc::new(Row::of(&first.message)));
+            *last = Command::PublishRow(PublishRow::of(first, row));
+        }
+        let Command::PublishRow(PublishRow { messages: Messages::Row(row), next: 0, .. }) = last else {
+            return None;
+        };
+        Arc::get_mut(row).filter(|row| row.has_room(bytes))
+    }
+
+    /// The last command, if it publishes what is of this likeness, and what has this number comes next. The client may have
+    /// asked for confirms without waiting for an answer.
+    fn like(&mut self, likeness: Likeness, confirm: Option<NonZeroU64>) -> Option<&mut Command> {
+        let last = self.queue.back_mut().filter(|_| self.last_like == Some(likeness))?;
+        let expected = match last {
+            Command::Publish(publish) => publish.confirm.and_then(|number| number.checked_add(1)),
+            Command::PublishRow(row) => row.confirm(row.next + row.left()),
+            _ => return None,
+        };
+        (confirm == expected).then_some(last)
+    }
+
+    /// Takes out what comes next; of a row, the first publish by itself.
+    pub(crate) fn take(&mut self) -> Option<Command> {
+        let Some(Command::PublishRow(row)) = self.queue.front_mut() else { return self.queue.pop_front() };
+        let first = row.take_publish();
+        if row.left() == 0 {
+            self.queue.pop_front();
+        }
+        self.keep_apart = true;
+        first.map(Command::Publish)
     }
 }
 
@@ -63,6 +140,11 @@ impl DeliveryTag {
     /// The number on the wire.
     pub fn number(self) -> u64 {
         self.0.get()
+    }
+
+    /// That of the delivery behind it on its channel.
+    pub(crate) fn next(self) -> Self {
+        DeliveryTag(self.0.saturating_add(1))
     }
 }
 
@@ -148,6 +230,8 @@ pub enum Command {
     Written(Window),
     /// `basic.publish` with its content.
     Publish(Publish),
+    /// Several of them, one after the other.
+    PublishRow(PublishRow),
     /// `basic.ack`, `basic.nack`, `basic.reject`
     Settle(ChannelId, AckTarget, Settlement, SettledBy),
     /// `basic.recover` and `basic.recover-async` with `requeue`
@@ -210,6 +294,15 @@ impl Command {
         goes_on
     }
 
+    /// The channel that it publishes on, if it does.
+    pub(crate) fn publishes_on(&self) -> Option<ChannelId> {
+        let (Command::Publish(Publish { channel, .. }) | Command::PublishRow(PublishRow { channel, .. })) = self
+        else {
+            return None;
+        };
+        Some(*channel)
+    }
+
     /// Whether it may change the way that messages take through exchanges.
     pub(crate) fn changes_bindings(&self) -> bool {
         matches!(
@@ -227,7 +320,7 @@ impl Command {
             Command::OpenChannel(_) => (20, 10),
             Command::CloseChannel(..) => (20, 40),
             Command::Answer(..) | Command::FailChannel(..) | Command::Disconnect(_) | Command::Written(_) => (0, 0),
-            Command::Publish(_) => BASIC_PUBLISH,
+            Command::Publish(_) | Command::PublishRow(_) => BASIC_PUBLISH,
             Command::Settle(.., SettledBy::Ack) => (60, 80),
             Command::Settle(.., SettledBy::Reject) => (60, 90),
             Command::Settle(.., SettledBy::Nack) => (60, 120),
@@ -295,6 +388,74 @@ pub struct Publish {
     pub expiration_ms: Option<u64>,
     /// Its number on the channel if that is in confirm mode.
     pub confirm: Option<NonZeroU64>,
+}
+
+/// Messages to route, of one channel and one way, that ask for the same.
+#[derive(Debug)]
+pub struct PublishRow {
+    pub(crate) channel: ChannelId,
+    pub(crate) messages: Messages,
+    /// How many of them are published.
+    pub(crate) next: usize,
+    mandatory: bool,
+    pub(crate) expiration_ms: Option<u64>,
+    /// The number of the first one on its channel, if that is in confirm mode.
+    confirm: Option<NonZeroU64>,
+}
+
+/// Where messages are that are published together.
+#[derive(Debug)]
+pub(crate) enum Messages {
+    /// In a row, also those that are published.
+    Row(Arc<Row>),
+    /// Each by itself, without those that are published.
+    Each(VecDeque<Message>),
+}
+
+impl PublishRow {
+    fn of(first: &Publish, messages: Messages) -> Self {
+        let &Publish { channel, mandatory, expiration_ms, confirm, .. } = first;
+        PublishRow { channel, messages, next: 0, mandatory, expiration_ms, confirm }
+    }
+
+    /// How many are left.
+    pub(crate) fn left(&self) -> usize {
+        match &self.messages {
+            Messages::Row(row) => row.len() - self.next,
+            Messages::Each(messages) => messages.len(),
+        }
+    }
+
+    /// Bytes of those that are left.
+    fn bytes(&self) -> usize {
+        match &self.messages {
+            Messages::Row(row) => row.bytes(self.next..row.len()),
+            Messages::Each(messages) => messages.iter().map(Message::bytes).sum(),
+        }
+    }
+
+    /// The next one, and its number on its channel if that is in confirm mode.
+    pub(crate) fn take(&mut self) -> Option<(Message, Option<NonZeroU64>)> {
+        let message = match &mut self.messages {
+            Messages::Row(row) => (self.next < row.len()).then(|| row.message(self.next)),
+            Messages::Each(messages) => messages.pop_front(),
+        }?;
+        let confirm = self.confirm(self.next);
+        self.next += 1;
+        Some((message, confirm))
+    }
+
+    /// The number of one of them on its channel, if that is in confirm mode.
+    pub(crate) fn confirm(&self, nth: usize) -> Option<NonZeroU64> {
+        self.confirm?.checked_add(nth as u64)
+    }
+
+    /// The next one as if it had come by itself.
+    pub(crate) fn take_publish(&mut self) -> Option<Publish> {
+        let (message, confirm) = self.take()?;
+        let &mut PublishRow { channel, mandatory, expiration_ms, .. } = self;
+        Some(Publish { channel, message, more_keys: None, mandatory, expiration_ms, confirm })
+    }
 }
 
 /// Limits on unacked deliveries; `None` is no limit.
@@ -431,4 +592,106 @@ pub struct Bind {
     pub arguments: FieldTable,
     /// Whether the `-ok` is awaited.
     pub wait: Wait,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::ROW_BYTES_MAX;
+    use crate::vhost::fixtures::message;
+
+    const ONE: Likeness = Likeness(1);
+
+    fn commands(keep_apart: bool) -> Commands {
+        Commands { keep_apart, ..Commands::default() }
+    }
+
+    fn publish(confirm: Option<NonZeroU64>) -> Publish {
+        let (channel, expiration_ms) = (ChannelId::new(1).unwrap(), None);
+        Publish { channel, message: message(), more_keys: None, mandatory: true, expiration_ms, confirm }
+    }
+
+    /// Another one, of this likeness; number 0 is none.
+    fn push(commands: &mut Commands, number: u64, likeness: Likeness) {
+        let (message, confirm) = (message(), NonZeroU64::new(number));
+        let (block, _, body_at) = message.parts();
+        let (head, body) = block.split_at(body_at as usize);
+        match commands.joinable(likeness, confirm, block.len()) {
+            Some(row) => row.push(head, body),
+            None => commands.push_like(publish(confirm), likeness),
+        }
+    }
+
+    /// How many publishes there are in each command; 0 for what is no publish.
+    fn lengths(commands: &Commands) -> Vec<usize> {
+        let length = |command: &Command| match command {
+            Command::Publish(_) => 1,
+            Command::PublishRow(row) => row.left(),
+            _ => 0,
+        };
+        commands.queue.iter().map(length).collect()
+    }
+
+    #[test]
+    fn publishes_of_one_likeness_that_follow_one_another_are_a_row() {
+        for keep_apart in [false, true] {
+            let mut commands = commands(keep_apart);
+            for (number, likeness) in (1..).zip([ONE, ONE, ONE, Likeness(2), ONE, ONE]) {
+                push(&mut commands, number, likeness);
+            }
+            assert_eq!(lengths(&commands), [3, 1, 2]);
+            assert_eq!(commands.published_bytes(), 6 * message().bytes());
+            let Some(Command::PublishRow(row)) = commands.queue.front() else { panic!("it is a row") };
+            assert_eq!(matches!(row.messages, Messages::Each(_)), keep_apart);
+            commands.push(Command::SelectTx(ChannelId::new(2).unwrap()));
+            push(&mut commands, 7, ONE);
+            commands.push(Command::Publish(publish(NonZeroU64::new(8))));
+            push(&mut commands, 9, ONE);
+            assert_eq!(lengths(&commands), [3, 1, 2, 0, 1, 1, 1]);
+        }
+    }
+
+    #[test]
+    fn what_is_confirmed_joins_nothing_that_is_not_and_keeps_its_number() {
+        for keep_apart in [false, true] {
+            let mut commands = commands(keep_apart);
+            for number in [0, 0, 1, 2, 4] {
+                push(&mut commands, number, ONE);
+            }
+            assert_eq!(lengths(&commands), [2, 2, 1]);
+        }
+    }
+
+    #[test]
+    fn a_row_takes_so_many_messages_and_no_large_ones() {
+        assert!(ROW_MESSAGES_MAX * message().bytes() < ROW_BYTES_MAX);
+        for keep_apart in [false, true] {
+            let mut commands = commands(keep_apart);
+            (1..).take(ROW_MESSAGES_MAX + 2).for_each(|number| push(&mut commands, number, ONE));
+            assert_eq!(lengths(&commands), [ROW_MESSAGES_MAX, 2]);
+        }
+        let mut commands = commands(false);
+        (0..2).for_each(|_| push(&mut commands, 0, ONE));
+        assert!(commands.joinable(ONE, None, ROW_MESSAGE_BYTES_MAX).is_some());
+        assert!(commands.joinable(ONE, None, ROW_MESSAGE_BYTES_MAX + 1).is_none());
+    }
+
+    #[test]
+    fn a_row_that_is_taken_publish_by_publish_takes_nothing_more_and_the_next_one_is_none() {
+        for (keep_apart, expected) in [(false, &[2, 1][..]), (true, &[3])] {
+            let mut commands = commands(keep_apart);
+            (1..=3).for_each(|number| push(&mut commands, number, ONE));
+            let first = commands.take();
+            assert!(commands.keep_apart);
+            push(&mut commands, 4, ONE);
+            // What is there by itself may come behind what is left.
+            assert_eq!(lengths(&commands), expected);
+            let rest = std::iter::from_fn(|| commands.take());
+            let number = |command| match command {
+                Command::Publish(publish) => publish.confirm.unwrap().get(),
+                other => panic!("nobody pushed {other:?}"),
+            };
+            assert_eq!(first.into_iter().chain(rest).map(number).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        }
+    }
 }

@@ -1,7 +1,10 @@
 //! Handing messages out: consumers, credit, `basic.get`; and what a queue does by itself.
 
+use std::ops::Range;
+
 use leveret_amqp::Table;
 use slotmap::SlotMap;
+use triomphe::Arc;
 
 use crate::access::Permission;
 use crate::change::{Change, DeathReason, JournalPosition};
@@ -9,8 +12,9 @@ use crate::limits::UNITS_PER_RUN;
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
 use crate::names::ChannelId;
-use crate::vhost::command::{AckMode, Consume, ConsumerId, Qos, QueueRef, Settlement, Wait};
-use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, window_bytes};
+use crate::row::Row;
+use crate::vhost::command::{AckMode, Consume, ConsumerId, DeliveryTag, Qos, QueueRef, Settlement, Wait};
+use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, Outputs, window_bytes};
 use crate::vhost::queue::arguments::{
     CONSUMER_TIMEOUT, QueueType, check_consumer, milliseconds, not_an_integer, value_fault,
 };
@@ -20,6 +24,30 @@ use crate::vhost::session::{Consumer, Credit, Getting, Recipient, Session, Unack
 use crate::vhost::tries::with_tries;
 use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
+
+/// What makes deliveries of messages, for the first time, to a consumer that need not ack.
+pub(super) struct Recipe {
+    channel: ChannelId,
+    consumer: ConsumerId,
+    /// The number of the next delivery.
+    tag: DeliveryTag,
+    after: JournalPosition,
+}
+
+impl Recipe {
+    pub(super) fn deliver(&mut self, message: Message) -> Output {
+        let &mut Recipe { channel, consumer, tag, after } = self;
+        self.tag = tag.next();
+        Output::Deliver { channel, consumer, tag, redelivered: false, after, message }
+    }
+
+    pub(super) fn deliver_row(self, row: &Arc<Row>, messages: Range<usize>) -> Output {
+        let Recipe { channel, consumer, tag, after } = self;
+        let offset = |nth| u32::try_from(nth).expect("a row has a bound");
+        let messages = offset(messages.start)..offset(messages.end);
+        Output::DeliverRow { channel, consumer, tag, after, row: Arc::clone(row), messages }
+    }
+}
 
 impl VirtualHost {
     /// `basic.qos`
@@ -310,54 +338,53 @@ impl VirtualHost {
         delivered
     }
 
-    /// Gives a message that no journal knows to the consumer whose turn it is, and that settles what it gets by getting it,
-    /// without having put it into the queue; and so the next ones, as long as there are any and they can be given. Returns the
-    /// one that cannot be.
+    /// Hands so many messages that no journal knows to the consumers whose turn it is, and that settle what they get by getting
+    /// it, without having put them into the queue. `window` says what one of them counts in windows, `hand` hands some
+    /// over. Returns how many were handed; the rest cannot be.
     pub(super) fn hand_through(
         &mut self,
         id: QueueId,
-        mut message: Message,
-        mut next: impl FnMut() -> Option<Message>,
+        count: usize,
+        window: impl Fn(usize) -> usize,
+        mut hand: impl FnMut(&mut Outputs, Recipe, Range<usize>),
         departure: JournalPosition,
         effects: &mut Effects,
-    ) -> Option<Message> {
-        loop {
+    ) -> usize {
+        let mut handed = 0;
+        while handed < count {
             let window_max = self.window_max();
-            let Some(queue) = self.queues.get_mut(id) else { return Some(message) };
+            let Some(queue) = self.queues.get_mut(id) else { break };
             let (key, mut recipient) = match next_served(queue, &mut self.sessions, window_max) {
                 Served::Next(key, recipient) if recipient.consumer.ack_mode == AckMode::Automatic => {
                     (key, recipient)
                 }
                 Served::Starved(key) => {
                     self.starve(key.connection, key.consumer);
-                    return Some(message);
+                    break;
                 }
-                Served::Next(..) | Served::Nobody => return Some(message),
+                Served::Next(..) | Served::Nobody => break,
             };
-            let (consumer, channel, redelivered) = (key.consumer, recipient.consumer.channel, false);
+            let (consumer, channel) = (key.consumer, recipient.consumer.channel);
             let after = queue.departures().max(departure);
-            let outputs = effects.outputs(key.connection);
-            let is_alone = queue.consumers.is_one_waiting();
+            let tag = recipient.channel.unacked.next_tag();
+            let (first, is_alone) = (handed, queue.consumers.is_one_waiting());
             // One that is alone has turn after turn.
-            let (left, credit) = loop {
-                let tag = recipient.channel.unacked.next_tag();
-                let credit = recipient.use_window(window_bytes(&message), &mut self.window_room);
-                outputs.push(Output::Deliver { channel, consumer, tag, redelivered, after, message });
-                self.units = self.units.saturating_sub(1);
-                match next() {
-                    Some(another) if is_alone && credit == Credit::Available => message = another,
-                    left => break (left, credit),
+            let credit = loop {
+                let credit = recipient.use_window(window(handed), &mut self.window_room);
+                handed += 1;
+                if !is_alone || credit != Credit::Available || handed == count {
+                    break credit;
                 }
+                recipient.channel.unacked.next_tag();
             };
+            hand(effects.outputs(key.connection), Recipe { channel, consumer, tag, after }, first..handed);
+            self.units = self.units.saturating_sub(u32::try_from(handed - first).unwrap_or(u32::MAX));
             end_turn(queue, recipient.consumer, credit);
             if credit == Credit::WindowFull {
                 self.starve(key.connection, key.consumer);
             }
-            match left {
-                Some(left) => message = left,
-                None => return None,
-            }
         }
+        handed
     }
 
     /// What handing out a journaled message rests on: a grant of its queue, which is renewed if need be.

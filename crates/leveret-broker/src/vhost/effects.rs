@@ -1,16 +1,19 @@
 //! What follows from a batch: outputs grouped by connection, changes for the journal, bodies to fetch.
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::time::Duration;
 
 use leveret_amqp::ReplyCode;
 use slotmap::SecondaryMap;
+use triomphe::Arc;
 
 use crate::change::{Change, JournalPosition};
 use crate::connection::reply::Exception;
 use crate::limits::DELIVERY_OVERHEAD_BYTES;
 use crate::message::{Message, MessageId};
 use crate::names::{ChannelId, ConsumerTag, QueueName};
+use crate::row::Row;
 use crate::vhost::command::{ConsumerId, DeliveryTag, Farewell, Wait};
 use crate::vhost::queue::Position;
 use crate::vhost::{ConnectionId, QueueId};
@@ -32,6 +35,21 @@ pub enum Output {
         after: JournalPosition,
         /// What is delivered.
         message: Message,
+    },
+    /// Several `basic.deliver`, to a consumer that need not ack them.
+    DeliverRow {
+        /// Where to.
+        channel: ChannelId,
+        /// The consumer; the connection knows its tag.
+        consumer: ConsumerId,
+        /// The number of the first delivery.
+        tag: DeliveryTag,
+        /// What must be durable first.
+        after: JournalPosition,
+        /// Where the messages are.
+        row: Arc<Row>,
+        /// Which of them are delivered.
+        messages: Range<u32>,
     },
     /// `basic.get-ok`
     GetOk {
@@ -92,6 +110,10 @@ impl Output {
     pub(crate) fn window(&self) -> Window {
         match self {
             Output::Deliver { message, .. } => Window { deliveries: window_bytes(message), answers: 0 },
+            Output::DeliverRow { row, messages, .. } => {
+                let messages = messages.start as usize..messages.end as usize;
+                Window { deliveries: row.window_bytes(messages), answers: 0 }
+            }
             Output::GetOk { message, .. } | Output::Return { message, .. } => {
                 Window { deliveries: 0, answers: window_bytes(message) }
             }
@@ -106,10 +128,43 @@ impl Output {
         }
     }
 
+    /// How many things a client is told.
+    pub fn count(&self) -> usize {
+        if let Output::DeliverRow { messages, .. } = self { messages.len() } else { 1 }
+    }
+
+    /// What it counts in the windows of its connection, if it is a row.
+    pub fn row_bytes(&self) -> Option<usize> {
+        matches!(self, Output::DeliverRow { .. }).then(|| self.window().bytes())
+    }
+
+    /// The same, with each delivery of a row by itself, for whoever compares it with a model.
+    pub fn singly(self) -> impl Iterator<Item = Output> {
+        let mut rest = Some(self);
+        std::iter::from_fn(move || {
+            let Some(Output::DeliverRow { channel, consumer, tag, after, row, messages }) = &mut rest else {
+                return rest.take();
+            };
+            let nth = messages.next()? as usize;
+            let (message, redelivered) = (row.message(nth), false);
+            let single = Output::Deliver {
+                channel: *channel,
+                consumer: *consumer,
+                tag: *tag,
+                redelivered,
+                after: *after,
+                message,
+            };
+            *tag = tag.next();
+            Some(single)
+        })
+    }
+
     /// The channel whose order it keeps; none for what concerns the whole connection.
     pub(crate) fn channel(&self) -> Option<ChannelId> {
         match self {
             Output::Deliver { channel, .. }
+            | Output::DeliverRow { channel, .. }
             | Output::GetOk { channel, .. }
             | Output::Return { channel, .. }
             | Output::Confirm { channel, .. }
@@ -125,6 +180,7 @@ impl Output {
     pub(crate) fn holds_until(&self) -> JournalPosition {
         match self {
             Output::Deliver { after, .. }
+            | Output::DeliverRow { after, .. }
             | Output::GetOk { after, .. }
             | Output::Answer(_, _, after)
             | Output::Farewell(_, after) => *after,

@@ -21,17 +21,17 @@ pub(crate) mod exchange;
 mod expiry;
 pub mod explain;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod overflow;
 pub mod policy;
 mod publish;
+mod publish_row;
 pub(crate) mod queue;
 pub mod refusal;
 pub(crate) mod replies;
 pub mod room;
 mod route;
 mod search;
-mod series;
 mod session;
 mod settle;
 mod timeout;
@@ -303,10 +303,10 @@ impl VirtualHost {
             if self.must_wait(from, commands, effects) {
                 break;
             }
-            if self.publish_series(from, commands, effects) {
+            if self.publish_row(from, commands, effects) {
                 continue;
             }
-            let Some(command) = commands.queue.pop_front() else { break };
+            let Some(command) = commands.take() else { break };
             self.units = self.units.saturating_sub(1);
             self.execute(now, from, command, effects);
         }
@@ -548,6 +548,7 @@ impl VirtualHost {
                 }
                 (channel, self.publish(now, from, publish, effects))
             }
+            Command::PublishRow(_) => unreachable!("it comes as publishes, one by one"),
             Command::Answer(channel, _)
             | Command::Settle(channel, ..)
             | Command::Recover(channel, ..)

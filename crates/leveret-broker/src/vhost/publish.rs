@@ -9,13 +9,14 @@ use crate::limits::TRANSACTION_BYTES_MAX;
 use crate::message::{DeliveryMode, Message, MessageId};
 use crate::moment::Moment;
 use crate::vhost::command::Publish;
-use crate::vhost::effects::{Effects, Output, window_bytes};
+use crate::vhost::deliver::Recipe;
+use crate::vhost::effects::{Effects, Output, Outputs, window_bytes};
 use crate::vhost::exchange::ExchangeId;
 use crate::vhost::queue::{Entry, Queue, QueueType};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::{Route, Way};
 use crate::vhost::search::{Keepers, Search, Unfinished};
-use crate::vhost::{ConnectionId, VirtualHost};
+use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
 impl VirtualHost {
     pub(super) fn publish(
@@ -141,6 +142,23 @@ impl VirtualHost {
         full.is_empty().then_some(after)
     }
 
+    /// Hands a message through, if that can be.
+    fn hand_message_through(
+        &mut self,
+        id: QueueId,
+        message: &mut Option<Message>,
+        departure: JournalPosition,
+        effects: &mut Effects,
+    ) {
+        let Some(bytes) = message.as_ref().map(window_bytes) else { return };
+        let hand = |outputs: &mut Outputs, mut recipe: Recipe, _| {
+            if let Some(message) = message.take() {
+                outputs.push(recipe.deliver(message));
+            }
+        };
+        self.hand_through(id, 1, |_| bytes, hand, departure, effects);
+    }
+
     /// Exchanges keep a message for those who are bound later.
     pub(super) fn keep(&mut self, message: &Message, expiration_ms: Option<u64>, keepers: &[ExchangeId]) {
         for &keeper in keepers {
@@ -179,12 +197,14 @@ impl VirtualHost {
             let number = queue.declared.number;
             let is_last = nth + 1 == route.len() && !journaled && durable_queues.is_empty();
             let body = if is_last { message.take() } else { message.clone() };
-            let Some(mut body) = body else { continue };
+            let Some(body) = body else { continue };
             // What is begun is done before anybody is handed anything.
-            if !journaled && expiration_ms.is_none() && !self.is_working && queue.is_open_way() {
-                let Some(kept) = self.hand_through(queue_id, body, || None, departure, effects) else { continue };
-                body = kept;
+            let is_open = !journaled && expiration_ms.is_none() && !self.is_working && queue.is_open_way();
+            let mut body = Some(body);
+            if is_open {
+                self.hand_message_through(queue_id, &mut body, departure, effects);
             }
+            let Some(body) = body else { continue };
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             let (rank, time_to_live) = queue.place_for(&body, expiration_ms);
             let expires = time_to_live.map(|time| now.deadline(time));

@@ -24,8 +24,8 @@ pub(super) fn is_reply_address(name: &str) -> bool {
 }
 
 /// Whether the exchange and the routing key of a message may lead to somebody who waits for replies.
-pub(super) fn may_be_reply(message: &Message) -> bool {
-    message.is_to_default_exchange() && message.route()[2..].starts_with(PSEUDO_QUEUE.as_bytes())
+pub(super) fn may_be_reply(route: &[u8]) -> bool {
+    route[0] == 0 && route[2..].starts_with(PSEUDO_QUEUE.as_bytes())
 }
 
 impl VirtualHost {
@@ -70,7 +70,7 @@ impl VirtualHost {
         effects: &mut Effects,
     ) -> bool {
         // Few messages are replies, and this looks at all.
-        if more_keys.is_none() && !may_be_reply(message) {
+        if more_keys.is_none() && !may_be_reply(message.route()) {
             return false;
         }
         let mut any = self.deliver_reply(message.routing_key(), message, effects);

@@ -64,11 +64,10 @@ impl VirtualHost {
         commands: &Commands,
         effects: &mut Effects,
     ) -> bool {
-        let Some(Command::Publish(publish)) = commands.queue.front().filter(|_| self.room != Room::Enough) else {
-            return false;
-        };
+        let next = commands.queue.front().filter(|_| self.room != Room::Enough);
+        let Some(channel) = next.and_then(Command::publishes_on) else { return false };
         let Some(session) = self.sessions.get_mut(from) else { return false };
-        let transaction = session.channel(publish.channel).and_then(|channel| channel.transaction.as_ref());
+        let transaction = session.channel(channel).and_then(|channel| channel.transaction.as_ref());
         if transaction.is_some_and(|transaction| !transaction.publishes.is_empty()) {
             return false;
         }

@@ -39,6 +39,26 @@ fn every_publish_after_select_counts() {
 }
 
 #[test]
+fn what_arrives_together_with_a_select_is_confirmed_if_it_comes_behind_it() {
+    script(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='0'
+        C+: basic.publish routing-key='q' body='1'
+        C+: basic.publish routing-key='q' body='2'
+        C+: confirm.select nowait
+        C+: basic.publish routing-key='q' body='3'
+        C: queue.declare queue='q' passive
+        S: basic.ack 1
+        S: queue.declare-ok 'q' 4 0
+        C: basic.publish routing-key='q' body='4'
+        S: basic.ack 2
+    ",
+    );
+}
+
+#[test]
 fn a_persistent_message_in_a_durable_queue_is_confirmed() {
     script(
         "

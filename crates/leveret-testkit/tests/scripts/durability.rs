@@ -70,6 +70,30 @@ fn persistent_messages_are_back_in_their_places_and_transient_ones_are_not() {
 }
 
 #[test]
+fn persistent_messages_that_arrive_together_are_back_like_any_other() {
+    script(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' delivery-mode=2 body='1'
+        C+: basic.publish routing-key='q' delivery-mode=2 body='2'
+        C: basic.publish routing-key='q' delivery-mode=2 body='3'
+        C+: basic.publish routing-key='q' delivery-mode=1 body='4'
+        C: basic.publish routing-key='q' delivery-mode=1 body='5'
+        C: queue.declare queue='q' passive
+        S: queue.declare-ok 'q' 5 0
+        restart
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 '' 'q' 2 body='1'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 2 '' 'q' 1 body='2'
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 3 '' 'q' 0 body='3'
+    ",
+    );
+}
+
+#[test]
 fn after_a_crash_everything_that_may_have_been_delivered_is_flagged() {
     script(
         "

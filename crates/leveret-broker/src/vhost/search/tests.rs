@@ -112,7 +112,8 @@ impl Scene {
 
     /// One hold of the lock for these commands; what is left of them stays.
     fn hold(&mut self, from: ConnectionId, commands: &mut Vec<Command>) -> Progress {
-        let mut all = Commands { queue: commands.drain(..).collect() };
+        let mut all = Commands::default();
+        commands.drain(..).for_each(|command| all.push(command));
         let progress = self.vhost.handle_batch(at(1), from, &mut all, &mut Effects::default());
         commands.extend(all.queue);
         progress

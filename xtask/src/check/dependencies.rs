@@ -35,7 +35,8 @@ fn installed() -> Result<PathBuf, Vec<String>> {
         return Ok(program);
     }
     println!("     installing cargo-deny {VERSION}, which takes minutes, once");
-    let mut install = cargo(["install", "--locked", "--quiet", "--version", VERSION, "cargo-deny"]);
+    // Not optimized it is there in half the time, and still takes seconds.
+    let mut install = cargo(["install", "--locked", "--quiet", "--debug", "--version", VERSION, "cargo-deny"]);
     install.arg("--root").arg(&folder).arg("--target-dir").arg(target().join("tools/build"));
     let fault = match process::run(install, INSTALL_DEADLINE, Show::Nothing) {
         Ok(finished) if finished.has_succeeded() => None,

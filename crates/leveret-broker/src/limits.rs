@@ -37,7 +37,7 @@ pub const ROW_LYING_MAX: usize = 64;
 /// Messages in a row, or that are published together. Clients notice nothing.
 pub const ROW_MESSAGES_MAX: usize = 1024;
 
-/// Bytes of a row: about what is read at once, of small messages. Clients notice nothing.
+/// Bytes of a row: half of what the server reads at once. Clients notice nothing.
 pub const ROW_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes of a message in a row. To copy a larger one once more costs more than to allocate it. Clients notice nothing.

@@ -17,7 +17,7 @@ use crate::limits::BODY_OVERHEAD_BYTES;
 use crate::scratch::Place;
 
 /// Where the payload of a content header says how large the body is: behind class and weight. AMQP 0-9-1 §4.2.6.1.
-pub(crate) const BODY_SIZE_AT: usize = 4;
+const BODY_SIZE_AT: usize = 4;
 
 /// What names a message where its body is read back: the position of the change that enqueued it, for life; or its place on
 /// disk, for a message of which the journal of its queue does not know, once it has one.
@@ -368,6 +368,15 @@ impl fmt::Debug for Message {
             .field("body_bytes", &self.body().len())
             .finish_non_exhaustive()
     }
+}
+
+/// Appends the block of a message. `head` is what comes before its body, with any size of that in the header at `header_at`.
+pub(crate) fn write_block(out: &mut Vec<u8>, head: &[u8], header_at: u16, body: &[u8]) {
+    let size_at = out.len() + usize::from(header_at) + BODY_SIZE_AT;
+    out.reserve(head.len() + body.len());
+    out.extend_from_slice(head);
+    out[size_at..size_at + 8].copy_from_slice(&(body.len() as u64).to_be_bytes());
+    out.extend_from_slice(body);
 }
 
 /// Lays out the route of a message: the first part of its block.

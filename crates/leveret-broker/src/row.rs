@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::limits::{DELIVERY_OVERHEAD_BYTES, ROW_BYTES_MAX, ROW_MESSAGES_MAX};
-use crate::message::{BODY_SIZE_AT, DeliveryMode, Message};
+use crate::message::{DeliveryMode, Message, write_block};
 
 /// Messages that lie in no queue: what is to stay becomes a [`Message`] of its own.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,17 +41,9 @@ impl Row {
 
     /// Appends a message. `head` is its block up to the body, with any size of it.
     pub(crate) fn push(&mut self, head: &[u8], body: &[u8]) {
-        let size_at = self.blocks.len() + usize::from(self.header_at) + BODY_SIZE_AT;
-        self.blocks.reserve(head.len() + body.len());
-        self.blocks.extend_from_slice(head);
-        self.blocks[size_at..size_at + 8].copy_from_slice(&(body.len() as u64).to_be_bytes());
-        let body_at = self.offset();
-        self.blocks.extend_from_slice(body);
-        self.bodies.push(body_at..self.offset());
-    }
-
-    fn offset(&self) -> u32 {
-        u32::try_from(self.blocks.len()).expect("a row has a bound")
+        let body_at = self.blocks.len() + head.len();
+        write_block(&mut self.blocks, head, self.header_at, body);
+        self.bodies.push(offset(body_at)..offset(self.blocks.len()));
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -99,6 +91,10 @@ impl Row {
         let body_at = u32::try_from(body_at).expect("it is no larger than all of them");
         Message::new(self.block(nth), self.header_at, body_at, self.delivery_mode)
     }
+}
+
+fn offset(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("a row has a bound")
 }
 
 #[cfg(test)]

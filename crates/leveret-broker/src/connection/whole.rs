@@ -12,7 +12,7 @@ use crate::connection::Connection;
 use crate::connection::assembly::{KEPT_BLOCK_BYTES, parse_expiration};
 use crate::connection::reply::Expected;
 use crate::limits::REMEMBERED_PUBLISH_BYTES;
-use crate::message::{BODY_SIZE_AT, DeliveryMode, Message};
+use crate::message::{DeliveryMode, Message, write_block};
 use crate::names::ChannelId;
 use crate::vhost::command::{Likeness, Publish};
 use crate::vhost::replies::PSEUDO_QUEUE;
@@ -186,12 +186,9 @@ impl Connection {
             row.push(head, body);
             return Some(());
         }
-        let size_at = usize::from(header_at) + BODY_SIZE_AT;
         let block = &mut self.channels.room;
         block.clear();
-        block.extend_from_slice(head);
-        block[size_at..size_at + 8].copy_from_slice(&(body.len() as u64).to_be_bytes());
-        block.extend_from_slice(body);
+        write_block(block, head, header_at, body);
         let message = Message::new(block, header_at, body_at, delivery_mode);
         block.clear();
         block.shrink_to(KEPT_BLOCK_BYTES);

@@ -64,8 +64,7 @@ impl VirtualHost {
         for number in (first..publishes.next).map_while(|nth| publishes.confirm(nth)) {
             effects.push(from, Output::Confirm { channel, number, after: JournalPosition::default() });
         }
-        let is_done = publishes.left() == 0;
-        if is_done {
+        if publishes.left() == 0 {
             commands.queue.pop_front();
         }
         commands.keep_apart = handed == 0;

@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use leveret_journal::{Batch, Log, Options, RealDisk};
+use leveret_journal::{Batch, Log, Options, RealDisk, Writes};
 
 fn main() {
     divan::main();
@@ -33,7 +33,7 @@ fn put_together(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = [1, 100, 1000])]
 fn append(bencher: Bencher<'_, '_>, records: u64) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let disk = RealDisk::new(folder.path()).expect("a folder");
+    let disk = RealDisk::new(folder.path(), Writes::Direct).expect("a folder");
     let (mut log, _) = Log::open(std::sync::Arc::new(disk), OPTIONS, &mut |_| {}).expect("a journal");
     let (mut batch, mut next) = (Batch::default(), 1);
     bencher.counter(ItemsCount::new(records)).bench_local(|| {

@@ -6,6 +6,7 @@
 //! [`Log::open`] reads everything back and gives a [`Log`] to append to. One thread owns it; what it appends is
 //! durable when the call returns.
 
+mod direct;
 pub mod disk;
 mod folder;
 mod format;
@@ -26,7 +27,7 @@ pub use self::format::{Record, Salt};
 pub use self::keeper::{Keeper, Living, Swept};
 pub use self::log::{Batch, Log, LogError, Options};
 pub use self::reader::{ReadError, Reader};
-pub use self::real::{RealDisk, errno};
+pub use self::real::{RealDisk, Writes, errno};
 pub use self::recovery::{
     Cut, Damage, Doubt, Extent, Missing, OpenError, Outlook, Recovery, check, look, look_ahead,
 };

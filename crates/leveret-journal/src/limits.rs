@@ -26,6 +26,10 @@ pub const CLEARED_BYTES: u64 = 64 * 1024;
 /// Up to so many bytes, a batch is a small one.
 pub const SMALL_BATCH_BYTES: u64 = CLEARED_BYTES / 4;
 
+/// Bytes that are written past the cache of the operating system at most, with what stands before them in their first page: the buffer
+/// for that. More of them go through it, where the system has several parts on their way at a time.
+pub const DIRECT_BYTES: usize = 128 * 1024;
+
 /// Bytes that an empty batch keeps room for.
 pub const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
 

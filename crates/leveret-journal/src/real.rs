@@ -13,8 +13,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use crate::direct::Direct;
 use crate::disk::{Disk, DiskFile};
 
 /// What the system says, and of which file. Its kind is that of the error in it.
@@ -48,12 +50,30 @@ pub fn errno(error: &io::Error) -> Option<Errno> {
 pub struct RealDisk {
     folder: PathBuf,
     handle: File,
+    writes: Writes,
+}
+
+/// Which way bytes take to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Through the cache of the operating system: for what is soon read again, or removed.
+    Cached,
+    /// Past it, where the file system can: for what is synced at once. A file is written through one handle at a time then.
+    Direct,
 }
 
 impl RealDisk {
     /// A folder, which must be there.
-    pub fn new(folder: &Path) -> io::Result<Self> {
-        Ok(RealDisk { folder: folder.into(), handle: File::open(folder)? })
+    pub fn new(folder: &Path, writes: Writes) -> io::Result<Self> {
+        Ok(RealDisk { folder: folder.into(), handle: File::open(folder)?, writes })
+    }
+
+    fn file(&self, file: File) -> Arc<dyn DiskFile> {
+        let direct = match self.writes {
+            Writes::Cached => DirectWay::Closed,
+            Writes::Direct => DirectWay::Untried,
+        };
+        Arc::new(RealFile { file, direct: Mutex::new(direct) })
     }
 
     /// Only names, no paths.
@@ -69,7 +89,7 @@ impl Disk for RealDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let path = self.path(name)?;
         let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
-        Ok(Arc::new(RealFile(options.open(&path).map_err(of(&path))?)))
+        Ok(self.file(options.open(&path).map_err(of(&path))?))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -83,7 +103,7 @@ impl Disk for RealDisk {
         if !file.metadata().map_err(of(&path))?.is_file() {
             return Err(of(&path)(io::Error::other("not a file")));
         }
-        Ok(Arc::new(RealFile(file)))
+        Ok(self.file(file))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -115,17 +135,44 @@ impl Disk for RealDisk {
 }
 
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    direct: Mutex<DirectWay>,
+}
+
+/// The way past the cache of the operating system.
+#[derive(Debug)]
+enum DirectWay {
+    Untried,
+    Open(Direct),
+    /// Nobody wants it, or the file system has none.
+    Closed,
+}
 
 impl DiskFile for RealFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        let mut way = self.direct.lock();
+        if let DirectWay::Untried = *way {
+            *way = Direct::new(&self.file).map_or(DirectWay::Closed, DirectWay::Open);
+        }
+        match &mut *way {
+            DirectWay::Open(direct) if direct.takes(offset, bytes) => {
+                if direct.write_at(&self.file, offset, bytes)? {
+                    return Ok(());
+                }
+                *way = DirectWay::Closed;
+            }
+            DirectWay::Open(direct) => direct.forget(),
+            DirectWay::Untried | DirectWay::Closed => {}
+        }
+        drop(way);
+        self.file.write_all_at(bytes, offset)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -136,28 +183,31 @@ impl DiskFile for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn preallocate(&self, end: u64) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         {
-            match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, end) {
+            match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, end) {
                 Ok(()) => return Ok(()),
                 // Some file systems cannot; then room is taken as it is written.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.0.set_len(end)
+        self.file.set_len(end)
     }
 
     fn truncate(&self, end: u64) -> io::Result<()> {
-        self.0.set_len(end)
+        if let DirectWay::Open(direct) = &mut *self.direct.lock() {
+            direct.forget();
+        }
+        self.file.set_len(end)
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 }
 
@@ -169,7 +219,7 @@ mod tests {
     #[test]
     fn an_error_names_the_file_and_is_of_its_kind_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = RealDisk::new(folder.path()).unwrap();
+        let disk = RealDisk::new(folder.path(), Writes::Cached).unwrap();
         fs::create_dir(folder.path().join("in the way")).unwrap();
         fs::write(folder.path().join("there"), "").unwrap();
         let there = |name: &str| format!("{}: ", folder.path().join(name).display());

@@ -14,7 +14,7 @@ use leveret_broker::{Change, Moment};
 use leveret_journal::disk::Disk;
 use leveret_journal::{
     Batch, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, Outlook, ReadError, Reader, RealDisk,
-    Record, Recovery, look_ahead,
+    Record, Recovery, Writes, look_ahead,
 };
 use roaring::RoaringTreemap;
 
@@ -192,7 +192,8 @@ pub(crate) fn recover(
     begin: &dyn Fn(&Node) -> Vec<NodeChange>,
 ) -> Result<Recovered, DataDirError> {
     let folder_name = folder.display().to_string();
-    let disk = RealDisk::new(folder).map_err(|error| DataDirError::Unusable { folder: folder.into(), error })?;
+    let disk = RealDisk::new(folder, Writes::Direct)
+        .map_err(|error| DataDirError::Unusable { folder: folder.into(), error })?;
     let open_error = |error| DataDirError::Journal(JournalError::Open { folder: folder_name.clone(), error });
     let mut fold = Fold::new(Some(first.clone()), rand::random);
     let Outlook { bytes: all, doubts } = look_ahead(&disk).map_err(open_error)?;
@@ -335,7 +336,7 @@ pub enum Condition {
 pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     let _lock = crate::data_dir::DataDir::look(folder)?;
     let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder).map_err(unusable)?);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder, Writes::Cached).map_err(unusable)?);
     let open_error =
         |error| DataDirError::Journal(JournalError::Open { folder: folder.display().to_string(), error });
     let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
@@ -391,7 +392,7 @@ mod tests {
     fn the_number_of_a_stream_is_not_given_again_though_damage_took_what_was_said_of_it() {
         let folder = tempfile::tempdir().unwrap();
         let options = || Options { segment_bytes: 1 << 20, salt: [1; 16] };
-        let disk = Arc::new(RealDisk::new(folder.path()).unwrap());
+        let disk = Arc::new(RealDisk::new(folder.path(), Writes::Direct).unwrap());
         let (mut log, _) = Log::open(disk, options(), &mut |_| {}).unwrap();
         let mut batch = Batch::default();
         batch.push(NODE_STREAM, 1, |out| NodeChange::Restated { last_stream: 1 }.encode(out));

@@ -255,7 +255,7 @@ mod tests {
     use leveret_amqp::ShortStr;
     use leveret_broker::VirtualHost;
     use leveret_broker::names::VhostName;
-    use leveret_journal::RealDisk;
+    use leveret_journal::{RealDisk, Writes};
 
     use super::*;
     use crate::clock::Clock;
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn numbers_of_files_are_not_given_again_when_none_is_left() {
         let folder = tempfile::tempdir().unwrap();
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder.path()).unwrap());
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder.path(), Writes::Cached).unwrap());
         let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
         let hub = Hub::new(vhost, journal::Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
         let mut files = Files { disk, limit: 0, streams: BTreeMap::new(), is_refusing: false };

@@ -14,7 +14,7 @@ use leveret_broker::node::recovery::Folded;
 use leveret_broker::{Node, Settings, VirtualHost};
 use leveret_journal::disk::Disk;
 use leveret_journal::limits::SEGMENT_BYTES_DEFAULT;
-use leveret_journal::{Options, RealDisk, ScratchReader, remove_scratch};
+use leveret_journal::{Options, RealDisk, ScratchReader, Writes, remove_scratch};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -315,7 +315,7 @@ impl Server {
                 let bytes = memory.budget();
                 let options = Options { segment_bytes: config.segment_bytes, salt: rand::random() };
                 let unusable = |error| DataDirError::Unusable { folder: folder.clone(), error };
-                let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&folder).map_err(unusable)?);
+                let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&folder, Writes::Cached).map_err(unusable)?);
                 remove_scratch(&*disk).map_err(unusable)?;
                 let reading = {
                     let (folder, first) = (folder.clone(), first.clone());

@@ -6,7 +6,7 @@ use leveret_amqp::ShortStr;
 use leveret_broker::change::{QueueNumber, QueuePosition};
 use leveret_broker::names::UserName;
 use leveret_journal::disk::{Disk, DiskFile};
-use leveret_journal::{Options, RealDisk};
+use leveret_journal::{Options, RealDisk, Writes};
 
 use super::super::Appended;
 use super::super::pending::tests::changes;
@@ -96,7 +96,7 @@ const BROKEN: u64 = 13;
 /// A writer of two streams, its disk, and how much is left on it.
 fn on_small_disk(folder: &tempfile::TempDir) -> (Writer, Vec<Arc<Stream>>, Arc<Mutex<u64>>) {
     let left = Arc::new(Mutex::new(1 << 30));
-    let disk = SmallDisk { files: RealDisk::new(folder.path()).unwrap(), left: Arc::clone(&left) };
+    let disk = SmallDisk { files: RealDisk::new(folder.path(), Writes::Direct).unwrap(), left: Arc::clone(&left) };
     let options = Options { segment_bytes: 1 << 16, salt: [1; 16] };
     let (log, _) = Log::open(Arc::new(disk), options, &mut |_| {}).unwrap();
     let streams = [(1, JournalPosition(0)), (2, JournalPosition(0))];

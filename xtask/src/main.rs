@@ -55,7 +55,7 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u64,
         /// How long to try arbitrary bytes with each target of `fuzz`
-        #[arg(long, value_name = "N", default_value_t = 10)]
+        #[arg(long, value_name = "N", default_value_t = 30)]
         fuzz_seconds: u64,
         /// How long each step of `stress` lasts, about
         #[arg(long, value_name = "N", default_value_t = stress::SHORT_SECONDS, value_parser = clap::value_parser!(u64).range(1..))]

@@ -5,7 +5,9 @@
 //!
 //! Owns: whole blocks. A disk takes nothing less that way, so what stands before a write in its first block is written with
 //! it once more. Reads and syncs know nothing of this: the system keeps its cache true.
+//! Invariant: what is held of a file is what the file holds there. Whoever changes that in another way has it forgotten.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -13,12 +15,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use crate::limits::{DIRECT_BYTES, PAGE_BYTES};
 
-/// Bytes of a block. No disk of today wants larger ones, and what the journal writes ends with one.
+/// Bytes of a block. Hardly any disk wants larger ones, and a batch is written with zeros to the end of one.
 const BLOCK: usize = 4096;
 const _: () = assert!(BLOCK as u64 == PAGE_BYTES);
 
-/// What writes to one file. Nobody else may write to that file meanwhile.
-#[derive(Debug)]
+/// What writes to one file.
 pub(crate) struct Direct {
     /// The file once more, opened for this.
     file: File,
@@ -30,6 +31,19 @@ pub(crate) struct Direct {
     begin: usize,
     /// Of the file, what is still in the buffer, from its beginning on.
     held: Range<u64>,
+}
+
+impl fmt::Debug for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Direct").field("file", &self.file).field("held", &self.held).finish_non_exhaustive()
+    }
+}
+
+/// Whether that many bytes there can be written this way: they end with a block, as they have to, and fit into the buffer with
+/// what stands before them in theirs.
+pub(crate) fn takes(offset: u64, bytes: &[u8]) -> bool {
+    let end = offset + bytes.len() as u64;
+    end.is_multiple_of(BLOCK as u64) && length(first_block(offset, BLOCK), end) <= DIRECT_BYTES
 }
 
 impl Direct {
@@ -59,16 +73,17 @@ impl Direct {
         Direct { file, block, buffer, begin, held: 0..0 }
     }
 
-    /// Whether that many bytes there can be written: they end with a block, as they have to, and fit into the buffer.
-    pub(crate) fn takes(&self, offset: u64, bytes: &[u8]) -> bool {
-        let end = offset + bytes.len() as u64;
-        end.is_multiple_of(self.block as u64) && length(self.first_block(offset), end) <= DIRECT_BYTES
+    /// One with blocks that no disk has.
+    #[cfg(test)]
+    pub(crate) fn misaligned(file: &File) -> io::Result<Self> {
+        Ok(Direct { begin: 1, ..Direct::with_block(Direct::new(file)?.file, 1) })
     }
 
-    /// Writes all of `bytes`, which [`Direct::takes`], at `offset` of the file, which is also `cached`. False if its file system
-    /// cannot do it after all; then any part of it may have been written.
+    /// Writes all of `bytes`, which it [`takes`], at `offset` of the file, which is also `cached`. False if that cannot be done
+    /// this way after all, as the file system wants larger blocks, or the file ends before `offset`; then any part of it may have been
+    /// written.
     pub(crate) fn write_at(&mut self, cached: &File, offset: u64, bytes: &[u8]) -> io::Result<bool> {
-        let first = self.first_block(offset);
+        let first = first_block(offset, self.block);
         if !self.hold(cached, first..offset)? {
             return Ok(false);
         }
@@ -76,18 +91,15 @@ impl Direct {
         let end = begin + bytes.len();
         self.buffer[begin..end].copy_from_slice(bytes);
         let is_written = self.write_blocks(first, self.begin..end)?;
-        self.held = first..offset + bytes.len() as u64;
+        if is_written {
+            self.held = first..offset + bytes.len() as u64;
+        }
         Ok(is_written)
     }
 
-    /// Somebody else wrote, or may have.
+    /// The file is about to be changed in another way.
     pub(crate) fn forget(&mut self) {
         self.held = 0..0;
-    }
-
-    /// Where the block begins in which that lies.
-    fn first_block(&self, offset: u64) -> u64 {
-        offset / self.block as u64 * self.block as u64
     }
 
     /// Has these bytes of the file at the beginning of the buffer, and nothing else is held from then on. False if the file has not
@@ -132,6 +144,11 @@ impl Direct {
     }
 }
 
+/// Where the block begins in which that lies.
+fn first_block(offset: u64, block: usize) -> u64 {
+    offset / block as u64 * block as u64
+}
+
 /// Bytes from one place to another.
 fn length(from: u64, to: u64) -> usize {
     usize::try_from(to - from).unwrap_or(usize::MAX)
@@ -145,6 +162,9 @@ mod tests {
     fn direct(file: &File) -> Option<Direct> {
         let direct = Direct::new(file);
         assert!(direct.is_ok() || std::env::var_os("CI").is_none(), "{direct:?}");
+        if let Err(error) = &direct {
+            println!("not tried, as temporary files cannot be written past the cache: {error}");
+        }
         direct.ok()
     }
 
@@ -170,7 +190,7 @@ mod tests {
         for (nth, &(from, to)) in (1..).zip(&writes) {
             let (at, to) = (from as u64, to * BLOCK);
             let bytes = vec![nth; to - from];
-            assert!(direct.takes(at, &bytes) && !direct.takes(at, &bytes[1..]), "{from}");
+            assert!(takes(at, &bytes) && !takes(at, &bytes[1..]), "{from}");
             if nth == 7 {
                 file.write_all_at(&[99; 8], at - 8).unwrap();
                 model[from - 8..from].fill(99);
@@ -193,20 +213,24 @@ mod tests {
         let Some(mut direct) = direct(&file) else { return };
         let (bytes, last) = (vec![7; DIRECT_BYTES + BLOCK], BLOCK - 1);
         file.write_all_at(&bytes, 0).unwrap();
-        assert!(direct.takes(0, &bytes[BLOCK..]) && direct.takes(last as u64, &bytes[BLOCK + last..]));
-        assert!(!direct.takes(0, &bytes) && !direct.takes(last as u64, &bytes[last..]));
+        assert!(takes(0, &bytes[BLOCK..]) && takes(last as u64, &bytes[BLOCK + last..]));
+        assert!(!takes(0, &bytes) && !takes(last as u64, &bytes[last..]));
         assert!(direct.write_at(&file, last as u64, &bytes[BLOCK + last..]).unwrap());
     }
 
     #[test]
     fn a_file_system_that_takes_only_other_blocks_is_told_apart_from_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let file = File::create_new(folder.path().join("file")).unwrap();
-        let Some(direct) = direct(&file) else { return };
-        // Where it takes these after all, the bytes are there.
-        let mut direct = Direct::with_block(direct.file, 1);
-        direct.begin = 1;
-        let is_taken = direct.write_at(&file, 3, b"odd").unwrap();
-        assert_eq!(file.metadata().unwrap().len(), if is_taken { 6 } else { 0 });
+        let path = folder.path().join("file");
+        let file = File::create_new(&path).unwrap();
+        let Some(mut direct) = direct(&file) else { return };
+        assert!(!direct.write_at(&file, 3, &[7; BLOCK - 3]).unwrap(), "the file ends before");
+        let mut misaligned = Direct::misaligned(&file).unwrap();
+        let is_taken = misaligned.write_at(&file, 3, b"odd").unwrap();
+        assert_eq!(misaligned.held, if is_taken { 3..6 } else { 0..0 });
+        assert_eq!(file.metadata().unwrap().len(), misaligned.held.end);
+        let mut read_only = Direct::with_block(File::open(&path).unwrap(), BLOCK);
+        read_only.write_at(&file, 0, &[7; BLOCK]).unwrap_err();
+        assert_eq!(read_only.held, 0..0);
     }
 }

@@ -33,7 +33,8 @@ pub trait Disk: Send + Sync {
     fn free_bytes(&self) -> io::Result<u64>;
 }
 
-/// One open file. Several threads may use it at once.
+/// One open file. Several threads may use it at once. No file is written or cut through two of these at the same time: the system may
+/// be given what one of them remembers of it.
 pub trait DiskFile: Send + Sync {
     /// Writes all of `bytes` at `offset`, making the file longer if need be. After an error, any part of it may have
     /// been written.

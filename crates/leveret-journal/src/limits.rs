@@ -16,7 +16,8 @@ pub const SPARE_BYTES_FACTOR: u64 = 4;
 pub const SPARE_BYTES_MIN: u64 = 64 * 1024;
 
 /// What a batch is written with: zeros up to a multiple of this follow it, so that what the file held before is not taken
-/// for a torn batch, and the operating system need not read what it is about to overwrite in part.
+/// for a torn batch, the operating system need not read what it is about to overwrite in part, and a small one can be written past its
+/// cache.
 pub const PAGE_BYTES: u64 = 4096;
 
 /// The same for a small batch where nothing was ever written: to sync the first write to a place takes half as long again on many

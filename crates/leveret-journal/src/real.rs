@@ -16,7 +16,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::direct::Direct;
+use crate::direct::{self, Direct};
 use crate::disk::{Disk, DiskFile};
 
 /// What the system says, and of which file. Its kind is that of the error in it.
@@ -58,7 +58,7 @@ pub struct RealDisk {
 pub enum Writes {
     /// Through the cache of the operating system: for what is soon read again, or removed.
     Cached,
-    /// Past it, where the file system can: for what is synced at once. A file is written through one handle at a time then.
+    /// Past it, where the file system can: for what is synced at once.
     Direct,
 }
 
@@ -145,27 +145,35 @@ struct RealFile {
 enum DirectWay {
     Untried,
     Open(Direct),
-    /// Nobody wants it, or the file system has none.
+    /// Nobody wants it, or the file has none.
     Closed,
+}
+
+impl DirectWay {
+    /// The file is about to be changed in another way.
+    fn forget(&mut self) {
+        if let DirectWay::Open(direct) = self {
+            direct.forget();
+        }
+    }
 }
 
 impl DiskFile for RealFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // Held until the end, so that nothing is held of what is written meanwhile.
         let mut way = self.direct.lock();
-        if let DirectWay::Untried = *way {
-            *way = Direct::new(&self.file).map_or(DirectWay::Closed, DirectWay::Open);
-        }
-        match &mut *way {
-            DirectWay::Open(direct) if direct.takes(offset, bytes) => {
+        if direct::takes(offset, bytes) {
+            if let DirectWay::Untried = *way {
+                *way = Direct::new(&self.file).map_or(DirectWay::Closed, DirectWay::Open);
+            }
+            if let DirectWay::Open(direct) = &mut *way {
                 if direct.write_at(&self.file, offset, bytes)? {
                     return Ok(());
                 }
                 *way = DirectWay::Closed;
             }
-            DirectWay::Open(direct) => direct.forget(),
-            DirectWay::Untried | DirectWay::Closed => {}
         }
-        drop(way);
+        way.forget();
         self.file.write_all_at(bytes, offset)
     }
 
@@ -200,9 +208,8 @@ impl DiskFile for RealFile {
     }
 
     fn truncate(&self, end: u64) -> io::Result<()> {
-        if let DirectWay::Open(direct) = &mut *self.direct.lock() {
-            direct.forget();
-        }
+        let mut way = self.direct.lock();
+        way.forget();
         self.file.set_len(end)
     }
 
@@ -215,6 +222,18 @@ impl DiskFile for RealFile {
 mod tests {
     use super::*;
     use crate::spares::has_no_descriptor;
+
+    #[test]
+    fn what_cannot_be_written_past_the_cache_is_written_through_it_from_then_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        let direct = Direct::misaligned(&file).map_or(DirectWay::Closed, DirectWay::Open);
+        let file = RealFile { file, direct: Mutex::new(direct) };
+        file.write_at(4, &[7; 4092]).unwrap();
+        file.write_at(4096, &[8; 4096]).unwrap();
+        assert!(fs::read(&path).unwrap() == [[0; 4].as_slice(), &[7; 4092], &[8; 4096]].concat());
+    }
 
     #[test]
     fn an_error_names_the_file_and_is_of_its_kind_all_the_same() {

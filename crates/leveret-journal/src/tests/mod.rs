@@ -4,6 +4,7 @@ mod keeper;
 mod log;
 mod missing;
 mod reader;
+mod real;
 mod recovery;
 mod scratch;
 mod spares;

@@ -57,7 +57,7 @@ pub(crate) const SUITES: &[Suite] = &[
         deadline: Duration::from_mins(3),
     },
     Suite { name: "queues", program: Program::Queues, steps: 20, deadline: Duration::from_mins(7) },
-    Suite { name: "durability", program: Program::Durability, steps: 11, deadline: Duration::from_mins(10) },
+    Suite { name: "durability", program: Program::Durability, steps: 12, deadline: Duration::from_mins(10) },
 ];
 
 /// How often the broker of suite `durability` dies.

@@ -171,8 +171,7 @@ mod tests {
     #[test]
     fn what_stands_before_a_write_in_its_block_stays_wherever_it_is_known_from() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+        let file = File::create_new(folder.path().join("file")).unwrap();
         file.set_len(64 * PAGE_BYTES).unwrap();
         let Some(mut direct) = direct(&file) else { return };
         let mut model = vec![0; 64 * BLOCK];
@@ -208,8 +207,7 @@ mod tests {
     #[test]
     fn what_the_buffer_has_no_room_for_is_not_taken_with_what_stands_before_it() {
         let folder = tempfile::tempdir().unwrap();
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(folder.path().join("file")).unwrap();
+        let file = File::create_new(folder.path().join("file")).unwrap();
         let Some(mut direct) = direct(&file) else { return };
         let (bytes, last) = (vec![7; DIRECT_BYTES + BLOCK], BLOCK - 1);
         file.write_all_at(&bytes, 0).unwrap();

@@ -160,7 +160,7 @@ impl DirectWay {
 
 impl DiskFile for RealFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        // Held until the end, so that nothing is held of what is written meanwhile.
+        // Until the end: a direct write meanwhile would remember, and write again, what stood here before.
         let mut way = self.direct.lock();
         if direct::takes(offset, bytes) {
             if let DirectWay::Untried = *way {
@@ -208,6 +208,7 @@ impl DiskFile for RealFile {
     }
 
     fn truncate(&self, end: u64) -> io::Result<()> {
+        // Until the end, as for a write.
         let mut way = self.direct.lock();
         way.forget();
         self.file.set_len(end)
@@ -224,10 +225,10 @@ mod tests {
     use crate::spares::has_no_descriptor;
 
     #[test]
-    fn what_cannot_be_written_past_the_cache_is_written_through_it_from_then_on() {
+    fn what_cannot_be_written_past_the_cache_is_written_through_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        let file = File::create_new(&path).unwrap();
         let direct = Direct::misaligned(&file).map_or(DirectWay::Closed, DirectWay::Open);
         let file = RealFile { file, direct: Mutex::new(direct) };
         file.write_at(4, &[7; 4092]).unwrap();

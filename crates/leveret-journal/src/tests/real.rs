@@ -1,7 +1,7 @@
 //! Files of the operating system, whichever way bytes take to them.
 
 use proptest::collection::vec;
-use proptest::prelude::{Strategy, any, prop_oneof};
+use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{prop_assert, proptest};
 
 use crate::disk::Disk;
@@ -33,7 +33,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => write.prop_map(|(one, other)| Step::Write { from: one.min(other), to: one.max(other) }),
         1 => (0..FILE_BYTES_MAX).prop_map(Step::Truncate),
         1 => (0..FILE_BYTES_MAX).prop_map(Step::Preallocate),
-        1 => any::<bool>().prop_map(|_| Step::Rename),
+        1 => Just(Step::Rename),
     ]
 }
 

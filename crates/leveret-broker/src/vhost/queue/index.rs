@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 use self::due::Due;
 use self::page::{ENTRY_BYTES, Open, Page};
 pub(crate) use crate::change::QueuePosition as Position;
-use crate::limits::{PAGE_ENTRIES, SPILLED_BYTES_PER_ENTRY};
+use crate::limits::{EMPTY_PLACES_MAX, PAGE_ENTRIES, SPILLED_BYTES_PER_ENTRY};
 use crate::memory::Meter;
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
@@ -288,7 +288,7 @@ impl Index {
         }
     }
 
-    /// Packs the last page, which is full, if no body of it is in memory.
+    /// Packs the last page if no body of it is in memory.
     fn pack_last(&mut self) {
         if let Some(page) = self.pages.back_mut().and_then(Option::as_deref_mut) {
             page.pack(&self.meter);
@@ -325,9 +325,13 @@ impl Index {
     /// Puts a message at a place behind all others, as it was before a restart; the places between stay empty.
     /// False if there is a message at or behind that place, or if the place lies absurdly far away.
     pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
+        let next = self.next;
         let is_free = self.skip_forward(position);
         if is_free {
             self.push(entry);
+            if position.0 - next.0 > EMPTY_PLACES_MAX {
+                self.pack_last();
+            }
         }
         is_free
     }
@@ -370,6 +374,7 @@ impl Index {
                 if self.pages[last].as_ref().is_some_and(|page| page.live() == 0) {
                     self.drop_page(last);
                 }
+                self.pack_last();
             }
             self.pages.resize_with(page, || None);
             if slot > 0 {

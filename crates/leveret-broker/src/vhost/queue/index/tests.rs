@@ -308,6 +308,24 @@ fn a_message_that_is_not_in_memory_takes_a_few_bytes() {
     }
 }
 
+/// As they come back in a start, when nobody had acked them and all around them was.
+#[test]
+fn messages_far_from_each_other_take_a_few_bytes() {
+    // In one queue, and two in each of many.
+    for in_each in [1000, 2] {
+        let meter = Meter::default();
+        let mut queues: Vec<_> = (0..1000 / in_each).map(|_| Index::new(meter.clone())).collect();
+        for index in &mut queues {
+            for id in 1..=in_each {
+                assert!(index.push_at(Position(id * 3 * PAGE_ENTRIES as u64 - id), entry(id)));
+            }
+            assert_eq!(index.live() as u64, in_each);
+        }
+        assert!(meter.bytes() < 1000 * 256, "{} bytes", meter.bytes());
+        assert_eq!(meter.bytes(), queues.iter().map(memory).sum());
+    }
+}
+
 /// A segment is needed as long as anything lies in a page that has something in it, packed or not.
 #[test]
 fn a_scratch_segment_is_needed_until_the_last_message_in_it_is_gone() {

@@ -96,12 +96,15 @@ impl Disk for RealDisk {
         let path = self.path(name)?;
         // What can only be read can still be checked.
         let file = OpenOptions::new().read(true).write(true).open(&path).or_else(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::IsADirectory => {
+                File::open(&path)
+            }
             _ => Err(error),
         });
         let file = file.map_err(of(&path))?;
         if !file.metadata().map_err(of(&path))?.is_file() {
-            return Err(of(&path)(io::Error::other("not a file")));
+            let error = io::Error::other("it has a name that the journal gives, and is no file: move it elsewhere");
+            return Err(of(&path)(error));
         }
         Ok(self.file(file))
     }

@@ -21,6 +21,7 @@ use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
+use crate::scratch::is_scratch;
 use crate::spares;
 
 /// Why a journal cannot be opened.
@@ -379,16 +380,27 @@ fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     let mut segments = Vec::new();
     let names = disk.list()?;
     for name in &names {
-        let Some(generation) = generation_of(name) else { continue };
+        let generation = generation_of(name);
+        let may_be_segment =
+            generation.is_some() || spares::number_of(name).is_some() || name.ends_with(COMPACTED_SUFFIX);
+        if !may_be_segment && !is_scratch(name) {
+            continue;
+        }
+        // Whatever has such a name is taken for a file that may be removed.
         let file = disk.open(name)?;
+        if !may_be_segment {
+            continue;
+        }
         let length = file.length()?;
-        let region = damaged_region_prefix(generation);
-        let (name, was_damaged) = (name.clone(), names.iter().any(|name| name.starts_with(&region)));
         let header = match read_header(&*file, length) {
-            HeaderFound::Valid(header) => Some(header).filter(|header| header.generation == generation),
-            HeaderFound::Newer(found) => return Err(OpenError::Newer { file: name, found }),
+            HeaderFound::Valid(header) => Some(header),
+            HeaderFound::Newer(found) => return Err(OpenError::Newer { file: name.clone(), found }),
             HeaderFound::Invalid => None,
         };
+        let Some(generation) = generation else { continue };
+        let region = damaged_region_prefix(generation);
+        let (name, was_damaged) = (name.clone(), names.iter().any(|name| name.starts_with(&region)));
+        let header = header.filter(|header| header.generation == generation);
         let seeds = Seeds::new(&Salt::default(), generation);
         segments.push(Segment { name, generation, header, seeds, length, was_damaged });
     }
@@ -560,9 +572,8 @@ impl Reading<'_> {
             offset = region_end;
             self.end.offset = offset;
         }
-        // Room that is taken beforehand has a round size, and is given back when the next segment has been begun. If it has
-        // just one batch, it may have been made for that.
-        let is_given_back = offset == segment.length && !segment.length.is_multiple_of(PAGE_BYTES / 8);
+        // If it has just one batch, it may have been made for that.
+        let is_given_back = offset == segment.length && !has_room(segment.length);
         if at + 1 == self.segments.len() && is_given_back && batches != 1 {
             let extent = Extent::Behind { offset };
             self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing: Missing::Unknown });
@@ -584,10 +595,12 @@ impl Reading<'_> {
             let end = self.end_of(at);
             self.map.add_unread(header, next, end);
             // A start must not take longer because of what it does not need; somebody who asks has time.
-            return if self.repair { Ok(()) } else { self.look_through(at, header, end) };
+            let read_until = if self.repair { None } else { Some(self.look_through(at, header, end)?) };
+            self.cut_short(at, header, read_until);
+            return Ok(());
         }
         let mut pieces = segment.pieces(self.disk)?;
-        let limit = self.end_of(at);
+        let (limit, said_end) = (self.end_of(at), self.said_end(at));
         let mut before = self.segments[..at].iter().rev().filter_map(|before| before.header.as_ref());
         let before = before.next();
         let behind = self.segments[at + 1..].iter().find_map(|behind| behind.header.as_ref());
@@ -605,12 +618,15 @@ impl Reading<'_> {
             missing = missing.saturating_sub(found);
             from = offset + batch.bytes() as u64;
         }
-        unverified += limit.saturating_sub(from.max(header_bytes));
+        let is_shorter = limit < header_bytes || said_end.is_some_and(|end| limit < end);
+        // Without its end, nothing tells how long it was.
+        let end = if is_shorter { said_end.unwrap_or(u64::MAX) } else { limit };
+        unverified += end.saturating_sub(from.max(header_bytes));
         self.map.set_condition(segment.generation, Condition::Unknown, segment.length);
         match missing.min(most_records(unverified)) {
             0 => self.recovery.headless.push(segment.name.clone()),
             missing => {
-                let extent = Extent::Region { offset: 0, bytes: unverified, set_aside: None };
+                let extent = Extent::Region { offset: 0, bytes: unverified.min(limit), set_aside: None };
                 let (file, missing) = (segment.name.clone(), Missing::AtMost(missing));
                 self.recovery.damage.push(Damage { file, extent, missing });
             }
@@ -618,8 +634,23 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Verifies the batches of a segment.
-    fn look_through(&mut self, at: usize, header: &SegmentHeader, end: u64) -> Result<(), OpenError> {
+    /// Says so if the file of an old segment ends before its records did, of which those before `read_until` were looked for.
+    fn cut_short(&mut self, at: usize, header: &SegmentHeader, read_until: Option<u64>) {
+        let segment = &self.segments[at];
+        let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
+        let (Some(said_end), Some(next)) = (self.said_end(at), next) else { return };
+        if segment.length < said_end {
+            let from = read_until.unwrap_or(header.first_sequence);
+            let count = next.first_sequence.saturating_sub(from);
+            let missing = if read_until.is_some() { Missing::Exactly(count) } else { Missing::AtMost(count) };
+            let (file, extent) = (segment.name.clone(), Extent::Behind { offset: segment.length });
+            self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
+            self.recovery.damage.push(Damage { file, extent, missing });
+        }
+    }
+
+    /// Verifies the batches of a segment. Returns the journal sequence before which everything was found or reported.
+    fn look_through(&mut self, at: usize, header: &SegmentHeader, end: u64) -> Result<u64, OpenError> {
         let segment = &self.segments[at];
         let mut pieces = segment.pieces(self.disk)?;
         self.recovery.segments += 1;
@@ -646,13 +677,14 @@ impl Reading<'_> {
                     None => Missing::AtMost(most),
                 };
                 self.damaged(segment, &mut pieces, offset..found, missing);
+                expected = behind.unwrap_or(expected);
             }
             let Some(batch) = pieces.batch(found, end) else { break };
             expected = batch.first_sequence + u64::from(batch.count);
             self.recovery.bytes += batch.bytes() as u64;
             offset = found + batch.bytes() as u64;
         }
-        Ok(())
+        Ok(expected)
     }
 
     /// Records that verify by themselves in a part of a segment, wherever they begin, as a reader finds them: how many, and
@@ -685,18 +717,27 @@ impl Reading<'_> {
         (count, bytes)
     }
 
-    /// A segment without a header and without batches, at the end of the journal. If nothing was ever appended to it, nothing
-    /// is lost; anything else is damage.
+    /// A segment without a header and without batches, at the end of the journal. It had its header before it had its name:
+    /// if bytes of that have changed and nothing else, nothing was ever appended, and anything else is damage.
     fn behind_the_end(&mut self, at: usize) -> Result<(), OpenError> {
         let segment = &self.segments[at];
         let mut pieces = segment.pieces(self.disk)?;
         let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len()) as u64;
         // All of it is read, to know whether it can be.
         let used = pieces.used();
-        if !pieces.is_blank(header_bytes, segment.length) || !pieces.is_readable() {
-            let missing = Missing::AtMost(most_records(used.saturating_sub(header_bytes)));
-            self.damaged(segment, &mut pieces, 0..segment.length, missing);
-        }
+        let least = header_bytes + BATCH_HEADER_BYTES as u64;
+        let missing = if segment.length < least || !has_room(segment.length) {
+            Missing::Unknown
+        } else if !pieces.is_readable() || !pieces.is_blank(header_bytes, segment.length) {
+            Missing::AtMost(most_records(used.saturating_sub(header_bytes)))
+        } else if pieces.is_blank(0, header_bytes) {
+            // What took the header may have taken all that followed.
+            Missing::Unknown
+        } else {
+            self.recovery.headless.push(segment.name.clone());
+            return Ok(());
+        };
+        self.damaged(segment, &mut pieces, 0..segment.length, missing);
         Ok(())
     }
 
@@ -765,11 +806,17 @@ impl Reading<'_> {
 
     /// Where a segment ends by what the next one says, or else where its file does.
     fn end_of(&self, at: usize) -> u64 {
+        let length = self.segments[at].length;
+        self.said_end(at).map_or(length, |end| end.min(length))
+    }
+
+    /// Where a segment ended when the next one was begun, if that says so.
+    fn said_end(&self, at: usize) -> Option<u64> {
         let segment = &self.segments[at];
         let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
         let is_meant =
             |next: &&SegmentHeader| next.previous_generation == segment.generation && !segment.is_compacted();
-        next.filter(is_meant).map_or(segment.length, |next| next.previous_end.min(segment.length))
+        next.filter(is_meant).map(|next| next.previous_end)
     }
 
     /// Where the journal went on behind a segment, by the header of a later one or, if that is damaged, by its first
@@ -809,7 +856,11 @@ impl Reading<'_> {
         let Range { start: offset, end } = region;
         let name = format!("{}{offset}", damaged_region_prefix(segment.generation));
         // The segment stays as it is; a disk that takes no copy is no reason not to start.
-        let is_set_aside = self.repair && set_aside(self.disk, &name, pieces, region).is_ok();
+        let is_set_aside = if self.repair {
+            set_aside(self.disk, &name, pieces, region).is_ok()
+        } else {
+            self.disk.open(&name).is_ok()
+        };
         let extent = Extent::Region { offset, bytes: end - offset, set_aside: is_set_aside.then_some(name) };
         self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing });
     }
@@ -836,6 +887,12 @@ fn set_aside(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64
     file.sync()?;
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
+}
+
+/// Whether a segment of so many bytes has the room that was taken for it: that has a round size, and is given back when the next
+/// segment has been begun.
+fn has_room(length: u64) -> bool {
+    length.is_multiple_of(PAGE_BYTES / 8)
 }
 
 /// How many records so many bytes can hold.

@@ -60,8 +60,12 @@ impl DataDir {
     /// Makes the folder if it is missing, and locks it.
     pub(crate) fn lock(folder: &Path) -> Result<Self, DataDirError> {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
+        if folder.exists() && !folder.is_dir() {
+            return Err(unusable(io::Error::other("it is no folder")));
+        }
         // What is in it is for its owner only.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unusable)?;
+        let unusable = |error| unusable(named(&error));
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
         let mut file = options.open(folder.join(LOCK_FILE)).map_err(unusable)?;
         match file.try_lock() {
@@ -80,17 +84,25 @@ impl DataDir {
     /// Keeps others from writing to a folder while it is looked at. Nothing is changed, not even the lock file.
     pub(crate) fn look(folder: &Path) -> Result<Option<Self>, DataDirError> {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
+        if folder.exists() && !folder.is_dir() {
+            return Err(unusable(io::Error::other("it is no folder")));
+        }
         match File::open(folder.join(LOCK_FILE)) {
             Ok(file) => match file.try_lock_shared() {
                 Ok(()) => Ok(Some(DataDir { _lock: file })),
                 Err(TryLockError::WouldBlock) => Err(in_use(folder, file)),
-                Err(TryLockError::Error(error)) => Err(unusable(error)),
+                Err(TryLockError::Error(error)) => Err(unusable(named(&error))),
             },
             // Nobody ever used it, or not with this.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unusable(error)),
+            Err(error) => Err(unusable(named(&error))),
         }
     }
+}
+
+/// Says which file it is about.
+fn named(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{LOCK_FILE}: {error}"))
 }
 
 fn in_use(folder: &Path, mut file: File) -> DataDirError {
@@ -129,5 +141,11 @@ mod tests {
         let error = DataDir::lock(&file.join("below")).unwrap_err();
         assert!(matches!(error, DataDirError::Unusable { .. }));
         assert!(error.to_string().contains("file/below"), "{error}");
+        for error in [DataDir::lock(&file).unwrap_err(), DataDir::look(&file).unwrap_err()] {
+            assert!(error.to_string().ends_with("it is no folder; choose another with --data-dir DIR"), "{error}");
+        }
+        fs::create_dir(parent.path().join(LOCK_FILE)).unwrap();
+        let error = DataDir::lock(parent.path()).unwrap_err();
+        assert!(error.to_string().contains("leveret.lock: "), "{error}");
     }
 }

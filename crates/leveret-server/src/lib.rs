@@ -5,6 +5,7 @@
 mod admin;
 mod arrivals;
 mod bodies;
+mod check;
 mod checkpoints;
 mod clock;
 mod connections;
@@ -31,6 +32,7 @@ mod sync;
 mod turns;
 
 pub use admin::{Admin, ConnectionPages, NodeView, Pages};
+pub use check::{Condition, check};
 pub use connections::{ConnectionView, Which};
 pub use data_dir::DataDirError;
 pub use leveret_journal::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -38,7 +40,7 @@ pub use limits::MEMORY_LIMIT_MIN;
 pub use listener::BindError;
 pub use node::ChangeError;
 pub use operator::{Operator, Refused};
-pub use recovery::{Condition, JournalError, PROGRESS, PROGRESS_LINE, check};
+pub use recovery::{JournalError, PROGRESS, PROGRESS_LINE};
 pub use server::{
     Beginning, FirstUser, MemoryLimit, Prepared, Server, ServerConfig, ServerHandle, StartError, Storage,
 };

@@ -11,7 +11,6 @@ use leveret_broker::names::VhostName;
 use leveret_broker::node::Node;
 use leveret_broker::node::recovery::{Faults, Fold, Folded, NODE_STREAM};
 use leveret_broker::{Change, Moment};
-use leveret_journal::disk::Disk;
 use leveret_journal::{
     Batch, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, Outlook, ReadError, Reader, RealDisk,
     Record, Recovery, Writes, look_ahead,
@@ -19,7 +18,7 @@ use leveret_journal::{
 use roaring::RoaringTreemap;
 
 use crate::data_dir::DataDirError;
-use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
+use crate::limits::RECORDS_BETWEEN_LOOKS;
 
 /// How often a long recovery says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -98,7 +97,7 @@ pub(crate) struct Recovered {
 
 /// What may be in segments that are not there, by stream.
 #[derive(Default)]
-struct Doubts(BTreeMap<u32, Vec<Doubted>>);
+pub(crate) struct Doubts(BTreeMap<u32, Vec<Doubted>>);
 
 /// Messages of one stream that may have been in segments that are not there.
 struct Doubted {
@@ -111,7 +110,7 @@ struct Doubted {
 
 impl Doubts {
     /// Looks for messages where headers leave a doubt.
-    fn new(doubts: Vec<Doubt>) -> Self {
+    pub(crate) fn new(doubts: Vec<Doubt>) -> Self {
         let mut all = BTreeMap::<_, Vec<_>>::new();
         for doubt in doubts {
             let (living, named) = (RoaringTreemap::new(), RoaringTreemap::new());
@@ -146,7 +145,7 @@ impl Doubts {
 
     /// Segments that are missing with messages that lie in queues: their names, and how many messages. Looks at no more
     /// places than `most`.
-    fn missing_messages(&self, node: &Node, reader: &mut Reader, most: usize) -> Vec<(String, u64)> {
+    pub(crate) fn missing_messages(&self, node: &Node, reader: &mut Reader, most: usize) -> Vec<(String, u64)> {
         let mut missing = Vec::new();
         // Whatever is missing of a virtual host that is gone, nobody misses.
         let streams = node.vhosts().values().filter_map(|vhost| self.0.get(&vhost.stream));
@@ -175,7 +174,7 @@ impl Doubts {
 }
 
 /// Folds a record of the log.
-fn take(fold: &mut Fold, doubts: &mut Doubts, now: Moment, record: &Record<'_>) {
+pub(crate) fn take(fold: &mut Fold, doubts: &mut Doubts, now: Moment, record: &Record<'_>) {
     let Record { stream, sequence, payload, .. } = *record;
     fold.take(now, stream, sequence, payload, &mut |change| doubts.note(stream, change));
 }
@@ -228,7 +227,7 @@ pub(crate) fn recover(
 }
 
 /// How many records are missing, at most, whose numbers are not to be given again.
-fn missing(recovery: &Recovery) -> u64 {
+pub(crate) fn missing(recovery: &Recovery) -> u64 {
     // A new journal gives its numbers a new secret.
     if recovery.is_new { 0 } else { recovery.records_missing() }
 }
@@ -271,22 +270,22 @@ fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took:
 }
 
 /// Whether everything is there all the same.
-fn is_harmless(damage: &Damage) -> bool {
+pub(crate) fn is_harmless(damage: &Damage) -> bool {
     damage.missing == Missing::Exactly(0)
 }
 
-fn headless(file: &str) -> String {
+pub(crate) fn headless(file: &str) -> String {
     format!("the header of {file} does not verify; nothing is missing for that")
 }
 
-fn messages_missing(files: &str, messages: u64) -> String {
+pub(crate) fn messages_missing(files: &str, messages: u64) -> String {
     let what = if messages == 1 { "a message that lies in a queue" } else { "messages that lie in queues" };
     let count = if messages == 1 { String::new() } else { format!("{messages} ") };
     format!("{files} is missing, and with it {count}{what}")
 }
 
 /// Damage as a person reads it.
-struct Shown<'a>(&'a Damage);
+pub(crate) struct Shown<'a>(pub(crate) &'a Damage);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -314,71 +313,6 @@ impl fmt::Display for Shown<'_> {
             }
         }
     }
-}
-
-/// What `leveret check` finds in a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// There is no journal.
-    None,
-    /// Everything is as it was written.
-    Clean,
-    /// The end is torn; the next start cuts it.
-    Repairable,
-    /// Something that was durable cannot be read any more.
-    Damaged,
-}
-
-/// Looks at the journal of a folder without changing anything, and describes it line by line.
-///
-/// # Errors
-/// If another process uses the folder, or it cannot be read.
-pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
-    let _lock = crate::data_dir::DataDir::look(folder)?;
-    let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(folder, Writes::Cached).map_err(unusable)?);
-    let open_error =
-        |error| DataDirError::Journal(JournalError::Open { folder: folder.display().to_string(), error });
-    let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
-    let mut fold = Fold::new(None, rand::random);
-    let mut doubts = Doubts::new(look_ahead(&*disk).map_err(open_error)?.doubts);
-    let mut each = |record: Record<'_>| {
-        take(&mut fold, &mut doubts, now, &record);
-        if fold.records().is_multiple_of(RECORDS_BETWEEN_LOOKS) {
-            fold.keep_below(usize::try_from(MEMORY_LIMIT_MIN).unwrap_or(usize::MAX));
-        }
-    };
-    let (recovery, mut reader) = leveret_journal::look(&disk, &mut each).map_err(open_error)?;
-    if recovery.is_new && recovery.damage.is_empty() {
-        return Ok((Condition::None, Vec::new()));
-    }
-    fold.end(missing(&recovery), &recovery.streams);
-    let missing = doubts.missing_messages(fold.node(), &mut reader, usize::MAX);
-    let mut lines = Vec::new();
-    let Recovery { segments, records, bytes, .. } = &recovery;
-    lines.push(format!("{segments} segments, {records} changes, {bytes} bytes"));
-    if let Some(cut) = &recovery.cut {
-        lines.push(format!("{}, offset {}: the end is torn; the next start cuts it", cut.file, cut.offset));
-    }
-    lines.extend(
-        recovery.damage.iter().map(|damage| {
-            format!("{}: {}", if is_harmless(damage) { "harmless" } else { "damaged" }, Shown(damage))
-        }),
-    );
-    lines.extend(recovery.headless.iter().map(|file| format!("harmless: {}", headless(file))));
-    lines
-        .extend(missing.iter().map(|(files, messages)| format!("damaged: {}", messages_missing(files, *messages))));
-    let Faults { set_aside, first, .. } = fold.faults();
-    if let Some(fault) = first {
-        lines.push(format!("{set_aside} changes do not fit to those before them; the first: {fault}"));
-    }
-    let is_whole = recovery.damage.iter().all(is_harmless) && missing.is_empty() && *set_aside == 0;
-    let condition = match (&recovery.cut, is_whole) {
-        (_, false) => Condition::Damaged,
-        (Some(_), true) => Condition::Repairable,
-        (None, true) => Condition::Clean,
-    };
-    Ok((condition, lines))
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
-//! Segments that are not there.
+//! Segments that are not there, as a whole or in part.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{MIDDLE, MemoryDisk, SMALL, append, mostly_old, open, payload, records};
-use crate::{Damage, Doubt, Extent, Missing, ReadError, Recovery, check, look_ahead};
+use crate::disk::Disk;
+use crate::format::SegmentHeader;
+use crate::{Damage, Doubt, Extent, Missing, ReadError, Recovery, check, look, look_ahead};
 
 #[test]
 fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_read() {
@@ -184,5 +187,83 @@ fn the_records_that_may_have_been_in_missing_old_segments_are_known() {
         }
         assert!(reader.read(1, *sequences.end()).is_err());
         assert!(reader.read(1, sequences.end() + 1).is_ok());
+    }
+}
+
+/// A segment has its header on the disk before it has its name, so a crash leaves none without.
+#[test]
+fn a_last_segment_that_was_cut_or_is_zeros_is_damaged() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    for first in (1..=46).step_by(5) {
+        append(&mut log, first, first + 4, 20).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    let files = disk.snapshot();
+    let (last, bytes) = files.iter().next_back().unwrap();
+    let header = SegmentHeader::bytes_with(1);
+    assert!(files.len() > 2 && bytes[header] != 0, "it has a batch");
+    let cut = [0, 8, 50, 96, header - 1].map(|length| bytes[..length].to_vec());
+    let zeros = [512, bytes.len()].map(|count| [vec![0; count], bytes[count..].to_vec()].concat());
+    for damaged in cut.into_iter().chain(zeros) {
+        let what = format!("{} bytes, {:?}...", damaged.len(), damaged.get(..4));
+        let mut files = files.clone();
+        files.insert(last.clone(), damaged);
+        let disk = MemoryDisk::of(files);
+        let checked = check(&disk, &mut |_| {}).unwrap();
+        let (mut log, found, recovery) = open(&disk, SMALL);
+        assert!(found.len() >= 30 && found.len() < 50, "{what}: {} records", found.len());
+        assert_eq!((checked.damage.len(), recovery.damage.len()), (1, 1), "{what}: {recovery:?}");
+        assert_eq!((&recovery.damage[0].file, recovery.damage[0].missing), (last, Missing::Unknown), "{what}");
+        assert!(disk.snapshot().contains_key(last), "{what}: it is kept");
+        let next = recovery.streams[&1] + 1;
+        append(&mut log, next, next, 10).unwrap();
+        drop(log);
+        let (_, again, recovery) = open(&disk, SMALL);
+        assert_eq!(again.len(), found.len() + 1, "{what}");
+        assert_eq!((recovery.records_missing(), recovery.damage.len()), (0, 1), "{what}: it is still there");
+    }
+    // What has nothing but its header loses nothing with that.
+    let disk = MemoryDisk::of(files);
+    drop(open(&disk, SMALL));
+    let last = disk.snapshot().into_keys().next_back().unwrap();
+    for at in 0..SegmentHeader::bytes_with(1) {
+        let mut files = disk.snapshot();
+        files.get_mut(&last).unwrap()[at] ^= 1;
+        let disk = MemoryDisk::of(files);
+        let checked = check(&disk, &mut |_| {}).unwrap();
+        assert_eq!((checked.damage, checked.headless), (Vec::new(), vec![last.clone()]), "flipped at {at}");
+        let (_, found, recovery) = open(&disk, SMALL);
+        assert_eq!((found.len(), recovery.damage.len()), (50, 0), "flipped at {at}");
+        assert!(open(&disk, SMALL).2.headless.is_empty(), "flipped at {at}: it is gone");
+    }
+}
+
+/// A start reads no more than the headers of old segments; how long they were they say of each other.
+#[test]
+fn an_old_segment_that_was_cut_is_damaged_wherever_it_was() {
+    let disk = MemoryDisk::default();
+    drop(mostly_old(&disk));
+    let files = disk.snapshot();
+    assert_eq!(check(&disk, &mut |_| {}).unwrap().damage, []);
+    let old = "0000000002.segment";
+    let bytes = files[old].len();
+    for length in (0..bytes).step_by(8) {
+        let mut cut = files.clone();
+        cut.get_mut(old).unwrap().truncate(length);
+        let disk = MemoryDisk::of(cut);
+        let mut reader = look(&(Arc::new(disk.clone()) as Arc<dyn Disk>), &mut |_| {}).unwrap().1;
+        let lost = (1..=200).filter(|&sequence| reader.read(1, sequence).is_err()).count() as u64;
+        let checked = check(&disk, &mut |_| {}).unwrap();
+        let at_most = checked.records_missing();
+        assert!(checked.damage.iter().all(|damage| damage.file == old), "cut to {length}: {checked:?}");
+        assert!(at_most >= lost && !checked.damage.is_empty(), "cut to {length}: {lost} of {checked:?}");
+        if length >= SegmentHeader::bytes_with(1) {
+            assert_eq!(at_most, lost, "cut to {length}");
+        }
+        let (_, found, recovery) = open(&disk, MIDDLE);
+        assert!(found == records(181, 200, 100), "cut to {length}");
+        assert!(recovery.records_missing() >= lost, "cut to {length}: {recovery:?}");
     }
 }

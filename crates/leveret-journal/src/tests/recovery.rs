@@ -7,7 +7,7 @@ use super::{
     BATCH, HEADER, MIDDLE, MemoryDisk, SALT, SEGMENT, SMALL, append, mostly_old, open, payload, records, sweep,
     ten_batches,
 };
-use crate::format::Seeds;
+use crate::format::{Seeds, SegmentHeader};
 use crate::{Batch, Damage, Extent, Log, Missing, OpenError, Options, check};
 
 #[test]
@@ -116,15 +116,27 @@ fn a_start_that_is_interrupted_anywhere_and_repeated_gives_the_same() {
 
 #[test]
 fn a_newer_version_is_refused_and_left_as_it_is() {
-    let (mut files, _, _) = ten_batches(true);
-    let bytes = files.get_mut(SEGMENT).unwrap();
-    bytes[8] = 2;
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..HEADER]);
-    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
-    let disk = MemoryDisk::of(files.clone());
-    let error = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {}).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 2, .. }), "{error}");
-    assert_eq!(disk.snapshot(), files);
+    let disk = MemoryDisk::default();
+    drop(mostly_old(&disk));
+    let mut newer = disk.snapshot()[SEGMENT][..SegmentHeader::bytes_with(0)].to_vec();
+    newer[8] = 2;
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&newer[..12]), &newer[16..]);
+    newer[12..16].copy_from_slice(&checksum.to_le_bytes());
+    let last = disk.snapshot().into_keys().next_back().unwrap();
+    // The only one, one among others, the last one, and what a start would take away.
+    for name in [SEGMENT, "0000000003.segment", &last, "0000000002.segment.compacted", "spare-7"] {
+        let mut files = disk.snapshot();
+        if name == SEGMENT {
+            files.clear();
+        }
+        files.entry(name.into()).or_insert_with(|| vec![0; 4096])[..newer.len()].copy_from_slice(&newer);
+        let disk = MemoryDisk::of(files.clone());
+        let error = check(&disk, &mut |_| {}).unwrap_err();
+        assert!(matches!(&error, OpenError::Newer { file, found: 2 } if file == name), "{error}");
+        let error = Log::open(Arc::new(disk.clone()), MIDDLE, &mut |_| {}).unwrap_err();
+        assert!(matches!(&error, OpenError::Newer { file, found: 2 } if file == name), "{error}");
+        assert_eq!(disk.snapshot(), files, "{name}");
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What a data folder keeps over stops, kills and damage, and what `leveret check` says of it.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -14,6 +16,21 @@ fn start(folder: &TempDir) -> Broker {
 
 fn check(folder: &TempDir) -> Finished {
     leveret(&["check", "--data-dir", folder.path().to_str().unwrap()]).run()
+}
+
+/// All files of a folder. A broker that was killed has left its control socket, which is none.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    files.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+}
+
+fn folder_of(files: &BTreeMap<String, Vec<u8>>) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
 }
 
 /// A durable queue with ten confirmed messages, the first of which was taken.
@@ -71,38 +88,56 @@ fn check_tells_a_torn_end_from_damage_and_changes_nothing() {
     fill(&broker);
     assert_eq!(check(&folder).code, Some(73), "it runs");
     broker.stop();
-    let segment = folder.path().join("0000000001.segment");
-    let whole = fs::read(&segment).unwrap();
-    let mut damaged = whole.clone();
-    let body = whole.windows(9).position(|bytes| bytes == b"message 5").unwrap();
-    damaged[body] ^= 1;
-    fs::write(&segment, &damaged).unwrap();
-    let files = fs::read_dir(folder.path()).unwrap().count();
-    let checked = check(&folder);
-    assert_eq!(checked.code, Some(2), "{checked:?}");
-    assert!(checked.stdout.contains("0000000001.segment, offset"), "{checked:?}");
-    assert!(checked.stdout.contains("; 1 change is missing"), "{checked:?}");
-    assert_eq!(fs::read(&segment).unwrap(), damaged);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), files, "nothing was added");
-    // It starts all the same, says what is missing, and serves the rest.
-    let broker = start(&folder);
-    broker.process.stderr.wait_for("the journal is damaged: 0000000001.segment", "the report");
+    let whole = files(folder.path());
+    let flipped = |at: fn(&[u8]) -> usize| {
+        let mut files = whole.clone();
+        let segment = files.get_mut("0000000001.segment").unwrap();
+        let at = at(segment);
+        segment[at] ^= 1;
+        folder_of(&files)
+    };
+    let checked = |folder: &TempDir| {
+        let before = files(folder.path());
+        let checked = check(folder);
+        assert!(files(folder.path()) == before, "something was changed");
+        checked
+    };
+    // The last thing that was written says that all before it is synced.
+    let torn = flipped(|bytes| bytes.iter().rposition(|&byte| byte != 0).unwrap());
+    let found = checked(&torn);
+    assert_eq!((found.code, found.stdout.ends_with("repairable\n")), (Some(1), true), "{found:?}");
+    assert!(found.stdout.contains(": the end is torn; the next start cuts it\n"), "{found:?}");
+    let broker = start(&torn);
+    assert_eq!(drain(&broker), expected());
     broker.stop();
-    assert!(
-        fs::read_dir(folder.path())
-            .unwrap()
-            .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("damaged-0000000001-") })
-    );
+    let found = checked(&torn);
+    assert_eq!((found.code, found.stdout.ends_with("clean\n")), (Some(0), true), "{found:?}");
+
+    let damaged = flipped(|bytes| bytes.windows(9).position(|bytes| bytes == b"message 5").unwrap());
+    let found = checked(&damaged);
+    assert_eq!((found.code, found.stdout.ends_with("damaged\n")), (Some(2), true), "{found:?}");
+    assert!(found.stdout.contains("0000000001.segment, offset"), "{found:?}");
+    assert!(found.stdout.contains("; 1 change is missing"), "{found:?}");
+    // It starts all the same, says what is missing, and serves the rest.
+    let broker = start(&damaged);
+    broker.process.stderr.wait_for("the journal is damaged: 0000000001.segment", "the report");
+    let without = |message: &String| message != "message 5\n";
+    let left: Vec<_> = (1..9).map(|_| broker.ask(&["get", "q"])).collect();
+    assert_eq!(left, expected().into_iter().filter(without).collect::<Vec<_>>());
+    broker.stop();
+    assert!(files(damaged.path()).keys().any(|name| name.starts_with("damaged-0000000001-")));
+    let found = checked(&damaged);
+    assert!(found.code == Some(2) && found.stdout.contains("damaged-0000000001-"), "{found:?}");
 }
 
 #[test]
-fn check_and_the_start_say_which_segments_are_missing() {
+fn check_and_the_start_say_which_segments_are_missing_or_were_cut() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().to_str().unwrap();
     let arguments = ["serve", "--amqp-port", "0", "--data-dir", data, "--segment-size", "1048576"];
     let broker = leveret(&arguments).start();
     broker.ask(&["declare", "queue", "q", "--durable"]);
-    let names = |folder: &std::path::Path| {
+    let names = |folder: &Path| {
         let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| name.ends_with(".segment")).collect();
         names.sort();
@@ -133,20 +168,34 @@ fn check_and_the_start_say_which_segments_are_missing() {
         (&whole[2], " is missing, and with it "),
         (read, " is not there; "),
     ] {
-        let copy = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(folder.path()).unwrap() {
-            let entry = entry.unwrap();
-            // A broker that was killed has left its control socket, which is no file to copy.
-            let is_file = entry.file_type().unwrap().is_file();
-            if is_file && entry.file_name().to_str() != Some(gone) {
-                fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-            }
-        }
+        let mut files = files(folder.path());
+        files.remove(gone);
+        let copy = folder_of(&files);
         let checked = check(&copy);
         assert_eq!(checked.code, Some(2), "without {gone}: {checked:?}");
         assert!(checked.stdout.contains(words) && checked.stdout.contains(gone.as_str()), "{checked:?}");
         let broker = start(&copy);
         broker.process.stderr.wait_for(words, "the report");
+        broker.stop();
+    }
+    // Where a batch ends nothing is amiss with those before it.
+    let first = &files(folder.path())[&whole[0]];
+    let is_batch = |at: &usize| first[*at..].starts_with(b"LVB1");
+    let behind_some = (0..first.len()).step_by(8).filter(is_batch).nth_back(3).unwrap();
+    let lying = "in virtual host '/' has ";
+    for (name, length, found, said) in [
+        (&whole[0], behind_some, lying, "the journal went on behind it"),
+        (&whole[0], 0, lying, "the journal is damaged: 0000000001.segment"),
+        (whole.last().unwrap(), 0, "an unknown number of changes is missing", "an unknown number of changes is"),
+    ] {
+        let mut files = files(folder.path());
+        files.get_mut(name).unwrap().truncate(length);
+        let copy = folder_of(&files);
+        let checked = check(&copy);
+        assert_eq!(checked.code, Some(2), "{name} cut to {length}: {checked:?}");
+        assert!(checked.stdout.contains(found) && checked.stdout.contains(name.as_str()), "{checked:?}");
+        let broker = start(&copy);
+        broker.process.stderr.wait_for(said, "the report");
         broker.stop();
     }
     // Files that a journal leaves behind, and none.

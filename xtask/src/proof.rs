@@ -28,7 +28,7 @@ const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 
 /// Property tests, and crash tests; there are so many at least.
 const PROPERTIES_LEAST: u64 = 5;
-const CRASH_TESTS_LEAST: u64 = 7;
+const CRASH_TESTS_LEAST: u64 = 14;
 
 /// Models of the hand-over between threads, and schedules of them all. One takes a millisecond at most.
 const MODELS_LEAST: u64 = 11;
@@ -56,9 +56,12 @@ pub(crate) fn run(time: Duration, fuzz_seconds: u64, stress: Duration) -> Result
     Ok(sum)
 }
 
-/// The crash tests with every byte of every write as a place where it may be torn, and many more random restarts.
+/// The crash tests with every byte of every write as a place where it may be torn, of the journal alone and under a virtual host and
+/// a node with all subsets of ten things that were not synced; and many more random restarts.
 fn crash_everywhere() -> Result<Tally> {
-    let mut test = test_command("leveret-testkit", &["--test", "crash", "--test", "restarts", "--", "--nocapture"]);
+    let tests = ["crash", "recovery", "node", "restarts"].into_iter().flat_map(|test| ["--test", test]);
+    let arguments: Vec<_> = tests.chain(["--", "--nocapture"]).collect();
+    let mut test = test_command("leveret-testkit", &arguments);
     test.env("LEVERET_EVERY_BYTE", "1");
     let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
     let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());

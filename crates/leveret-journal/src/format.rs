@@ -92,6 +92,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) previous_generation: u64,
     pub(crate) previous_end: u64,
     pub(crate) salt: Salt,
+    /// Bytes that the file has at least until the next segment was begun; 0 if that is not known.
+    pub(crate) room: u64,
     pub(crate) replay: Replay,
     /// If this holds what was left of some segments, the generation of the last of them; else 0.
     pub(crate) compacted_through: u64,
@@ -156,6 +158,8 @@ impl SegmentHeader {
         bytes[48..64].copy_from_slice(&self.salt);
         let count = u32::try_from(self.streams.len()).expect("streams have numbers of four bytes");
         bytes[64..68].copy_from_slice(&count.to_le_bytes());
+        let room = u32::try_from(self.room / ALIGNMENT as u64).unwrap_or(u32::MAX);
+        bytes[68..72].copy_from_slice(&room.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.replay.generation.to_le_bytes());
         bytes[80..88].copy_from_slice(&self.replay.sequence.to_le_bytes());
         bytes[88..96].copy_from_slice(&self.compacted_through.to_le_bytes());
@@ -192,6 +196,7 @@ impl SegmentHeader {
             previous_generation: u64_at(bytes, 32),
             previous_end: u64_at(bytes, 40),
             salt,
+            room: u64::from(u32_at(bytes, 68)) * ALIGNMENT as u64,
             replay: Replay { generation: u64_at(bytes, 72), sequence: u64_at(bytes, 80) },
             compacted_through: u64_at(bytes, 88),
             streams: table

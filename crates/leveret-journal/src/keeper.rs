@@ -248,7 +248,7 @@ impl Keeper {
         let header = disk.open(&name).and_then(|file| Ok(read_header(&*file, file.length()?))).map_err(refused)?;
         let HeaderFound::Valid(header) = header else { return Err(ReadError::Damaged { file: name, offset: 0 }) };
         let through = map.read().through(last);
-        let header = SegmentHeader { compacted_through: through, ..header };
+        let header = SegmentHeader { compacted_through: through, room: 0, ..header };
         let mut copy = Copy::begin(&*disk, &new_name, first, &header, seeds).map_err(refused)?;
         for &generation in run {
             let Some(file) = map.read().file(generation) else { continue };

@@ -167,6 +167,7 @@ impl Log {
             previous_generation: end.generation,
             previous_end: end.offset,
             salt,
+            room: 0,
             replay: end.replay,
             compacted_through: 0,
             streams: end.streams(&recovery),
@@ -351,11 +352,11 @@ impl Log {
             previous_generation: self.generation,
             previous_end: self.end,
             salt: self.salt,
+            room: 0,
             replay: self.replay,
             compacted_through: 0,
             streams: self.streams.clone(),
         };
-        // One that ends with its header would say that there was one behind it.
         let least = header.bytes() as u64 + needed.max(BATCH_HEADER_BYTES as u64);
         let begun = self.spare(least, size).and_then(|spare| match self.begin(&header, spare) {
             // A name may need a block of the folder. The room of the file that was to have it is free now.
@@ -447,10 +448,10 @@ impl SegmentFile {
     }
 }
 
-/// Makes a segment. When this returns, it is there also after a power cut; before, either the
+/// Makes a segment, whose header says how long the file is. When this returns, it is there also after a power cut; before, either the
 /// segment with its header is there, or the spare.
 fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::Result<SegmentFile> {
-    let mut bytes = header.encode();
+    let mut bytes = SegmentHeader { room: spare.length, ..header.clone() }.encode();
     // A page behind it: where a disk has room for little else, that goes to batches.
     let mut segment = SegmentFile { file: spare.file, length: spare.length, written: spare.length };
     bytes.resize(segment.with_zeros(0, bytes.len() as u64), 0);

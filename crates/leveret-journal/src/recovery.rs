@@ -16,7 +16,7 @@ use crate::format::{
     generation_of, segment_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::{PAGE_BYTES, UNKNOWN_RECORDS};
+use crate::limits::UNKNOWN_RECORDS;
 use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
@@ -514,7 +514,9 @@ impl Reading<'_> {
         let mut offset = begin;
         // What lies before this cannot be passed over when a single record is read.
         let mut whole_from = begin;
-        let mut batches = 0_u64;
+        // That much it had until the next one was begun, of which nothing is left.
+        let is_last = at + 1 == self.segments.len();
+        let is_cut_short = is_last && segment.header.as_ref().is_some_and(|header| segment.length < header.room);
         while offset < limit {
             let batch = pieces.batch(offset, limit);
             if let Some(batch) = batch.filter(|batch| batch.first_sequence >= self.end.next_sequence) {
@@ -522,7 +524,6 @@ impl Reading<'_> {
                     let missing = batch.first_sequence - self.end.next_sequence;
                     self.missing(segment, offset, Missing::Exactly(missing));
                 }
-                batches += 1;
                 self.take(segment, offset, whole_from, &batch, each);
                 self.end.next_sequence = batch.first_sequence + u64::from(batch.count);
                 self.end.unproven = if batch.count > 0 { batch.bytes() as u64 } else { 0 };
@@ -551,6 +552,8 @@ impl Reading<'_> {
                     // Nothing tells whether something durable was there.
                     let missing = Missing::AtMost(most_records(unreadable));
                     self.damaged(segment, &mut pieces, offset..limit, missing);
+                } else if is_cut_short {
+                    self.damaged(segment, &mut pieces, offset..limit, Missing::Unknown);
                 } else if !pieces.is_blank(offset, limit) {
                     self.recovery.cut = Some(Cut { file: segment.name.clone(), offset });
                 }
@@ -572,9 +575,7 @@ impl Reading<'_> {
             offset = region_end;
             self.end.offset = offset;
         }
-        // If it has just one batch, it may have been made for that.
-        let is_given_back = offset == segment.length && !has_room(segment.length);
-        if at + 1 == self.segments.len() && is_given_back && batches != 1 {
+        if is_cut_short {
             let extent = Extent::Behind { offset };
             self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing: Missing::Unknown });
             // What came next had this one.
@@ -726,7 +727,7 @@ impl Reading<'_> {
         // All of it is read, to know whether it can be.
         let used = pieces.used();
         let least = header_bytes + BATCH_HEADER_BYTES as u64;
-        let missing = if segment.length < least || !has_room(segment.length) {
+        let missing = if segment.length < least {
             Missing::Unknown
         } else if !pieces.is_readable() || !pieces.is_blank(header_bytes, segment.length) {
             Missing::AtMost(most_records(used.saturating_sub(header_bytes)))
@@ -887,12 +888,6 @@ fn set_aside(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64
     file.sync()?;
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
-}
-
-/// Whether a segment of so many bytes has the room that was taken for it: that has a round size, and is given back when the next
-/// segment has been begun.
-fn has_room(length: u64) -> bool {
-    length.is_multiple_of(PAGE_BYTES / 8)
 }
 
 /// How many records so many bytes can hold.

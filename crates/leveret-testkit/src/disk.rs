@@ -35,12 +35,19 @@ pub struct Unsynced {
     pub until_zeros: usize,
 }
 
-/// What may become of all that is pending: every subset of the first six things, with chance for the rest; then with writes torn
-/// at some places.
+/// Whether a test is asked to try every place where a write may be torn, and many more subsets of what was not synced:
+/// `cargo xtask proof` does.
+pub fn tries_everything() -> bool {
+    std::env::var_os("LEVERET_EVERY_BYTE").is_some()
+}
+
+/// What may become of all that is pending: every subset of the first six things, or of ten if everything is tried, with chance for
+/// the rest; then with writes torn at some places.
 pub fn fates(pending: &[Unsynced], random: &mut SmallRng) -> Vec<Vec<Fate>> {
+    let most = if tries_everything() { 10 } else { 6 };
     let mut all = Vec::new();
-    for subset in 0..1_u32 << pending.len().min(6) {
-        let mut is_kept = |at: usize| if at < 6 { subset >> at & 1 == 1 } else { random.random_bool(0.5) };
+    for subset in 0..1_u32 << pending.len().min(most) {
+        let mut is_kept = |at: usize| if at < most { subset >> at & 1 == 1 } else { random.random_bool(0.5) };
         all.push(
             (0..pending.len()).map(|at| if is_kept(at) { Fate::Kept } else { Fate::Lost }).collect::<Vec<_>>(),
         );

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
-use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced};
+use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced, tries_everything};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -18,11 +18,15 @@ const STREAMS: u32 = 2;
 type Found = BTreeMap<u32, Vec<(u64, Vec<u8>)>>;
 
 fn open(disk: &SimDisk) -> Result<(Log, Found, Recovery), leveret_journal::OpenError> {
+    open_with(disk, OPTIONS)
+}
+
+fn open_with(disk: &SimDisk, options: Options) -> Result<(Log, Found, Recovery), leveret_journal::OpenError> {
     let mut found = Found::new();
     let mut each = |record: Record<'_>| {
         found.entry(record.stream).or_default().push((record.sequence, record.payload.to_vec()));
     };
-    let (log, recovery) = Log::open(Arc::new(disk.clone()), OPTIONS, &mut each)?;
+    let (log, recovery) = Log::open(Arc::new(disk.clone()), options, &mut each)?;
     Ok((log, found, recovery))
 }
 
@@ -295,11 +299,6 @@ fn fates(pending: &[Unsynced], every_byte: bool, random: &mut SmallRng) -> Vec<V
     all
 }
 
-/// `cargo xtask proof` tries every place; a test some.
-fn tries_every_byte() -> bool {
-    std::env::var_os("LEVERET_EVERY_BYTE").is_some()
-}
-
 fn hash(disk: &SimDisk) -> u64 {
     let mut hasher = DefaultHasher::new();
     disk.files().hash(&mut hasher);
@@ -310,7 +309,7 @@ fn hash(disk: &SimDisk) -> u64 {
 fn at_every_crash(steps: &[Step], lies: bool, mut each: impl FnMut(u64, &Promised, &SimDisk)) {
     let mut random = SmallRng::seed_from_u64(11);
     // What a disk that lies has lost shows anywhere.
-    let every_byte = tries_every_byte() && !lies;
+    let every_byte = tries_everything() && !lies;
     let whole = SimDisk::default();
     run(&whole, steps);
     for operation in 0..=whole.operations() {
@@ -341,13 +340,15 @@ fn outlive(log: &mut Log, recovery: &Recovery) {
 
 #[test]
 fn after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_else() {
-    let mut states = 0;
+    let mut states = BTreeSet::new();
     for (name, steps) in WORKLOADS {
         let mut seen = BTreeSet::new();
         at_every_crash(steps, false, |operation, promised, found| {
-            if !seen.insert((operation, hash(found))) {
+            let state = hash(found);
+            if !seen.insert((operation, state)) {
                 return;
             }
+            states.insert(state);
             let image = found.files();
             let (mut log, records, recovery) = open(found).unwrap();
             assert_eq!(is_found(promised, &log), Ok(()), "{name}, stopped at {operation}: {recovery:?}");
@@ -377,11 +378,11 @@ fn after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_el
             }
             assert_eq!(open(&disk).unwrap().1, records, "after twenty cut recoveries, {}", context());
         });
-        println!("{name}: {} states", seen.len());
-        states += seen.len();
+        println!("{name}: {} states, each found after an operation", seen.len());
     }
+    let states = states.len();
     println!("{states} distinct states");
-    let least = if tries_every_byte() { 50_000 } else { 1_000 };
+    let least = if tries_everything() { 50_000 } else { 1_000 };
     assert!(states >= least, "only {states} states");
 }
 
@@ -451,12 +452,28 @@ fn after_a_failed_sync_of_the_folder_nothing_is_promised_that_a_power_cut_would_
     assert!(failures > 50, "only {failures} syncs failed");
 }
 
-/// A log of about 64 KiB, all of it durable, and what is in it.
+/// A log of a hundred batches in several segments, 64 KiB altogether and all of it durable, and what is in it.
 fn long_log() -> (BTreeMap<String, Vec<u8>>, Found) {
     let disk = SimDisk::default();
-    let promised = run(&disk, &[Append(40, 800), Append(60, 500), Append(7, 10), Mark]);
-    (disk.files(), promised.durable)
+    let (mut log, ..) = open_with(&disk, LONG).unwrap();
+    let (mut whole, mut next) = (Found::new(), 1);
+    for nth in 0..100 {
+        let mut batch = Batch::default();
+        for sequence in next..next + 1 + nth % 4 {
+            for stream in 0..STREAMS {
+                let payload = payload(stream, sequence, usize::try_from(nth * 23 % 210).unwrap());
+                batch.push(stream, sequence, |out| out.extend_from_slice(&payload));
+                whole.entry(stream).or_default().push((sequence, payload));
+            }
+        }
+        next += 1 + nth % 4;
+        log.append(&mut batch).unwrap();
+    }
+    log.mark().unwrap();
+    (disk.files(), whole)
 }
+
+const LONG: Options = Options { segment_bytes: 16 * 1024, ..OPTIONS };
 
 fn is_part(found: &Found, whole: &Found) -> bool {
     found.iter().all(|(stream, records)| {
@@ -466,26 +483,36 @@ fn is_part(found: &Found, whole: &Found) -> bool {
 }
 
 #[test]
-fn a_log_that_is_cut_or_flipped_at_any_byte_never_gives_a_wrong_record_and_never_refuses() {
+fn a_log_that_is_cut_or_flipped_at_any_byte_never_gives_a_wrong_record_and_says_what_is_missing() {
     let (files, whole) = long_log();
-    let count = |found: &Found| found.values().map(Vec::len).sum::<usize>();
+    let count = |found: &Found| found.values().map(|records| records.len() as u64).sum::<u64>();
+    let all = count(&whole);
+    let used = |name: &str| files[name].iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let bytes: usize = files.keys().map(|name| used(name)).sum();
+    assert!(bytes >= 64 * 1024 && files.len() >= 4, "{bytes} bytes in {} files", files.len());
+    let last = files.keys().next_back().unwrap();
     let (mut cuts, mut flips) = (0, 0);
+    let step = if tries_everything() { 1 } else { 13 };
+    let opened = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut files = files.clone();
+        change(files.get_mut(name).unwrap());
+        let (_, found, recovery) = open_with(&SimDisk::of(files), LONG).unwrap();
+        assert!(is_part(&found, &whole), "a wrong record: {recovery:?}");
+        (count(&found), recovery)
+    };
     for name in files.keys() {
-        let used = files[name].iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        let step = if tries_every_byte() { 1 } else { 13 };
-        for at in (0..used).step_by(step) {
-            let mut cut = files.clone();
-            cut.get_mut(name).unwrap().truncate(at);
-            let (_, found, _) = open(&SimDisk::of(cut)).unwrap();
-            assert!(is_part(&found, &whole), "{name} cut to {at}");
+        for at in (0..used(name)).step_by(step) {
+            let (found, recovery) = opened(name, &|bytes| bytes.truncate(at));
+            let missing = recovery.records_missing();
+            assert_eq!(recovery.cut, None, "{name} cut to {at}: what a crash cannot have done is taken for torn");
+            assert!(!recovery.damage.is_empty() && found + missing >= all, "{name} cut to {at}: {recovery:?}");
+            // Of the last segment nothing tells how long it was.
+            assert!(name == last || found + missing == all, "{name} cut to {at}: {found} of {all}, {recovery:?}");
             cuts += 1;
-            let mut flipped = files.clone();
-            flipped.get_mut(name).unwrap()[at] ^= 0x10;
-            let (_, found, recovery) = open(&SimDisk::of(flipped)).unwrap();
-            assert!(is_part(&found, &whole), "{name} flipped at {at}");
-            // All of it is below a marker: what is missing is said to be.
-            let is_silent = recovery.damage.is_empty() && recovery.cut.is_none();
-            assert!(count(&found) == count(&whole) || !is_silent, "{name} flipped at {at}: a silent loss");
+            let (found, recovery) = opened(name, &|bytes| bytes[at] ^= 0x10);
+            let missing = recovery.records_missing();
+            assert_eq!(found + missing, all, "{name} flipped at {at}: {recovery:?}");
+            assert!(recovery.cut.is_none() || found == all, "{name} flipped at {at}: {recovery:?}");
             flips += 1;
         }
     }

@@ -56,6 +56,9 @@ bugs! {
     FailedSyncTriedAgain "failed-sync-tried-again" "A sync that failed is tried again, and believed.",
     FailedFolderSyncForgotten "failed-folder-sync-forgotten" "A folder that could not be synced is trusted the next time.",
     LivingSegmentReused "living-segment-reused" "A segment becomes a spare though messages live in it.",
+    AcksReused "acks-reused" "A segment becomes a spare as no message lives in it, though a start needs its acks.",
+    ReusedBeforeSync "reused-before-sync" "A segment is written over before it is durable that it is none any more.",
+    ReplayNotSynced "replay-not-synced" "The header that says where a start begins is not synced, and what lies before is reused.",
     ReplayBeginsTooLate "replay-begins-too-late" "A start begins where the last stream needs it, not the first.",
     // What is told when.
     ConfirmBeforeDurable "confirm-before-durable" "A publish is confirmed before its change is durable.",

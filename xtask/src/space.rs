@@ -26,7 +26,7 @@ const ROUNDS: u64 = 150;
 const MESSAGES_PER_ROUND: u64 = 2000;
 const WINDOW: u64 = 100;
 /// One message in so many goes to a queue that nobody reads.
-const KEPT_EVERY: u64 = 50;
+const KEPT_EVERY: u64 = 8;
 /// One message in so many is delivered and never acked.
 const HELD_EVERY: u64 = 331;
 

@@ -5,6 +5,7 @@
 //! What cannot be read because the process has used up its files or memory is tried again; only what the journal has lost is
 //! given up. Of what a scratch file has lost, nothing is left.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -40,7 +41,7 @@ impl Bodies {
 /// Starts the thread. It ends when nobody can ask any more.
 pub(crate) fn start(journal: Reader, scratch: ScratchReader) -> io::Result<Bodies> {
     let (asking, asked) = channel();
-    let readers = Readers { journal, scratch };
+    let readers = Readers { journal, scratch, lost: BTreeMap::new() };
     std::thread::Builder::new().name("bodies".into()).spawn(move || read(readers, &asked))?;
     Ok(Bodies(asking))
 }
@@ -49,6 +50,28 @@ pub(crate) fn start(journal: Reader, scratch: ScratchReader) -> io::Result<Bodie
 struct Readers {
     journal: Reader,
     scratch: ScratchReader,
+    /// By stream.
+    lost: BTreeMap<u32, Lost>,
+}
+
+/// Journaled messages that cannot be read back.
+#[derive(Default)]
+struct Lost {
+    count: u64,
+    /// How many they were when the log got a line.
+    said: u64,
+}
+
+impl Lost {
+    /// There are some more. Whether the log is to get a line: it has no use for one of each.
+    fn add(&mut self, count: u64) -> bool {
+        self.count += count;
+        let is_worth_a_line = self.count >= 2 * self.said;
+        if is_worth_a_line {
+            self.said = self.count;
+        }
+        is_worth_a_line
+    }
 }
 
 fn read(mut readers: Readers, asked: &Receiver<Request>) {
@@ -99,7 +122,7 @@ fn answer(readers: &mut Readers, request: Request, which: Try) -> Option<Request
     let owner = hub.upgrade()?;
     // In the order of the journal, which a queue that was requeued to need not have.
     fetches.sort_by_key(|fetch| fetch.id);
-    let (mut fetched, mut again, mut lost, mut gone) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut fetched, mut again, mut lost, mut gone) = (Vec::new(), Vec::new(), 0_u64, 0_u64);
     let (mut first_again, mut first_lost, mut first_gone) = (None, None, None);
     for fetch in fetches {
         match message(readers, stream, fetch) {
@@ -125,19 +148,30 @@ fn answer(readers: &mut Readers, request: Request, which: Try) -> Option<Request
             }
         }
     }
+    let vhost = || owner.look(|vhost| vhost.name().clone());
     if let Some(fault) = first_lost {
-        tracing::error!(
-            "messages of stream {stream} that cannot be read back stay where they are: {lost}, first {fault}"
-        );
+        let known = readers.lost.entry(stream).or_default();
+        if known.add(lost) {
+            tracing::error!(
+                "virtual host '{}': messages that cannot be read back stay where they are: {} so far, now {fault}; \
+                 leveret check tells of which queues, and deleting these drops them",
+                vhost(),
+                known.count,
+            );
+        }
     }
     if let Some(fault) = first_gone {
         tracing::error!(
-            "transient messages of stream {stream} cannot be read back and are lost: {gone}, first {fault}"
+            "virtual host '{}': transient messages cannot be read back and are lost: {gone}, first {fault}",
+            vhost()
         );
     }
     if let Some(fault) = first_again.filter(|_| which == Try::First) {
         let count = again.len();
-        tracing::warn!("messages of stream {stream} that cannot be read back for a moment: {count}, first {fault}");
+        tracing::warn!(
+            "virtual host '{}': messages that cannot be read back for a moment: {count}, first {fault}",
+            vhost()
+        );
     }
     if !fetched.is_empty() {
         Hub::take_in(&owner, &mut fetched);
@@ -179,6 +213,14 @@ fn is_momentary(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_that_are_lost_one_by_one_get_few_lines() {
+        let mut lost = Lost::default();
+        let said: Vec<_> = (1..=1000).filter(|_| lost.add(1)).collect();
+        assert_eq!(said, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
+        assert!(lost.add(100) && !lost.add(1), "with those it is worth one");
+    }
 
     #[test]
     fn what_the_process_lacks_is_tried_again_and_what_the_disk_has_lost_is_not() {

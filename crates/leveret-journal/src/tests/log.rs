@@ -89,3 +89,20 @@ fn small_batches_clear_some_room_ahead_and_large_ones_a_page() {
     append(&mut log, 4, 4, 0x1000).unwrap();
     assert_eq!(cleared(&disk), 0x2_0000);
 }
+
+/// So that starting stays quick, however large segments are.
+#[test]
+fn the_first_segment_of_a_start_is_small() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 3 << 20, salt: SALT };
+    for first in [1, 3001] {
+        let (mut log, ..) = open(&disk, options);
+        let begun = disk.snapshot().into_iter().next_back().unwrap();
+        assert_eq!(begun.1.len(), 1 << 20, "{}", begun.0);
+        for sequence in (first..first + 3000).step_by(100) {
+            append(&mut log, sequence, sequence + 99, 1000).unwrap();
+        }
+        let next = disk.snapshot().into_iter().filter(|(name, _)| *name > begun.0).map(|(_, bytes)| bytes.len());
+        assert_eq!(next.collect::<Vec<_>>(), [3 << 20], "what comes next is as large as asked for");
+    }
+}

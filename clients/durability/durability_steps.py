@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -261,11 +262,11 @@ class Clients:
         self.events.append(("left", queue, left.message_count))
         await connection.close()
 
-    async def load(self, url, incarnation, seconds, fault):
+    async def load(self, url, incarnation, seconds, fault, declares=True):
         """Everybody at work, until the fault; whoever it hits stops."""
-        connection = await aiormq.connect(url)
-        channel = await connection.channel()
-        await self.declare(channel)
+        if declares:
+            connection = await aiormq.connect(url)
+            await self.declare(await connection.channel())
         # One queue has no consumer, so that it holds something when the power goes.
         work = [self.publish(url, publisher, incarnation) for publisher in ("a", "b")]
         work += [self.transact(url, incarnation)]
@@ -312,7 +313,9 @@ def die_and_check(what, broker, rounds, fault, come_back, declares=False):
         broker.start()
         clients.events.append(("up", incarnation))
         # Now at once, now in the middle of everything.
-        run_async(clients.load(broker.url, incarnation, LOAD_SECONDS * (0.4 + incarnation % 3 * 0.3), fault))
+        # What was declared once is there again: without a queue its messages are lost, without a binding those of a fan-out.
+        load_seconds, first = LOAD_SECONDS * (0.4 + incarnation % 3 * 0.3), incarnation == 0
+        run_async(clients.load(broker.url, incarnation, load_seconds, fault, declares or first))
         come_back()
     for again in (0, 1):
         broker.start()
@@ -342,6 +345,9 @@ def kills():
 
 
 def cut_power(wrapper, rounds, what, declares=False):
+    # What is written past the cache of the operating system is nearly as good as synced. Where ext4 journals data, too, nothing
+    # is: so every second time.
+    modes = itertools.cycle(["data=journal", "data=ordered"])
     with Mount("power", 512) as mount:
         broker = Broker(os.path.join(mount.folder, "data"), wrapper)
 
@@ -352,7 +358,7 @@ def cut_power(wrapper, rounds, what, declares=False):
             mount.cut()
             broker.kill()
 
-        return die_and_check(what, broker, rounds, cut, mount.remount, declares)
+        return die_and_check(what, broker, rounds, cut, lambda: mount.remount(next(modes)), declares)
 
 
 def power_cuts():
@@ -362,9 +368,11 @@ def power_cuts():
 
 
 def faked_syncs_are_found_out():
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"]
-    numbers, _ = cut_power([*strace, "-e", "inject=fdatasync,fsync:retval=0"], 2, "control, syncs are faked", True)
-    assert numbers["lost"] >= 100, f"only {numbers['lost']} lost: this test proves nothing"
+    # All of them, and those of files alone.
+    for calls in ("fdatasync,fsync", "fdatasync"):
+        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:retval=0"]
+        numbers, _ = cut_power(strace, 2, f"control, {calls} faked", True)
+        assert numbers["lost"] >= 100, f"only {numbers['lost']} lost: this test proves nothing"
 
 
 def failed_sync_ends_the_broker():

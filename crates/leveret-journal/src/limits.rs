@@ -49,6 +49,9 @@ pub const PIECE_BYTES: usize = 1024 * 1024;
 /// So many numbers are passed over where nothing tells how many records are missing: more than one segment has.
 pub const UNKNOWN_RECORDS: u64 = 1 << 26;
 
+/// No more numbers than this are passed over, whatever a header that was forged says is missing.
+pub const MISSING_MAX: u64 = 1 << 30;
+
 /// Segments that a start does not read may take so many hundredths of what lives in the journal, and one segment more,
 /// before those are rewritten in which little lives.
 pub const OLD_BYTES_PERCENT: u64 = 140;

@@ -16,12 +16,11 @@ use crate::format::{
     generation_of, segment_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::UNKNOWN_RECORDS;
+use crate::limits::{MISSING_MAX, UNKNOWN_RECORDS};
 use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
-use crate::scratch::is_scratch;
 use crate::spares;
 
 /// Why a journal cannot be opened.
@@ -68,8 +67,18 @@ pub struct Recovery {
 impl Recovery {
     /// How many records are missing, at most. Where nothing tells, it is a number that nobody comes near.
     pub fn records_missing(&self) -> u64 {
-        self.damage.iter().map(|damage| damage.missing.at_most()).sum()
+        sum(&self.damage)
     }
+
+    /// How many of them may have had numbers that nothing else tells of. The last ones of what lies before where a start begins stand
+    /// in a header behind it.
+    pub fn numbers_missing(&self) -> u64 {
+        sum(self.damage.iter().filter(|damage| !damage.is_old)).min(MISSING_MAX)
+    }
+}
+
+fn sum<'d>(damage: impl IntoIterator<Item = &'d Damage>) -> u64 {
+    damage.into_iter().map(|damage| damage.missing.at_most()).fold(0, u64::saturating_add)
 }
 
 /// A torn end: nobody was promised what was there.
@@ -90,6 +99,8 @@ pub struct Damage {
     pub extent: Extent,
     /// Records that were there and cannot be read.
     pub missing: Missing,
+    /// It lies before what a start reads.
+    pub is_old: bool,
 }
 
 /// What of a segment is damaged.
@@ -280,7 +291,8 @@ pub(crate) fn read(
     let mut recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
     if is_emptied {
         let file = "every segment".to_owned();
-        recovery.damage.push(Damage { file, extent: Extent::Absent, missing: Missing::Unknown });
+        let (extent, missing) = (Extent::Absent, Missing::Unknown);
+        recovery.damage.push(Damage { file, extent, missing, is_old: false });
     }
     let last_header = segments.iter().rev().find_map(|segment| segment.header.as_ref());
     let replay = last_header.map_or(Replay::ALL, |header| header.replay);
@@ -313,12 +325,14 @@ pub(crate) fn read(
     }
     let ends: Vec<_> = (0..segments.len()).map(|at| reader.end_of(at)).collect();
     let Reading { mut recovery, end, map, .. } = reader;
-    let missing = recovery.records_missing();
+    let missing = recovery.numbers_missing();
     if missing > 0 {
         // Whose they were, nobody knows.
         recovery.streams.values_mut().for_each(|last| *last += missing);
     }
     if repair {
+        // An earlier start or copy may have ended between a name and its sync: what rests on names comes after this.
+        disk.sync_directory()?;
         // Somebody may have been told of what is only in the cache of the operating system.
         if let Some(last) = segments.iter().find(|segment| segment.generation == end.generation) {
             // After a failed sync the cache may hold what the disk does not, and believe that it does: write it again.
@@ -383,14 +397,10 @@ fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
         let generation = generation_of(name);
         let may_be_segment =
             generation.is_some() || spares::number_of(name).is_some() || name.ends_with(COMPACTED_SUFFIX);
-        if !may_be_segment && !is_scratch(name) {
-            continue;
-        }
-        // Whatever has such a name is taken for a file that may be removed.
-        let file = disk.open(name)?;
         if !may_be_segment {
             continue;
         }
+        let file = disk.open(name)?;
         let length = file.length()?;
         let header = match read_header(&*file, length) {
             HeaderFound::Valid(header) => Some(header),
@@ -503,7 +513,8 @@ impl Reading<'_> {
                 let missing = Missing::Exactly(header.first_sequence - self.end.next_sequence);
                 match self.absent_before(at) {
                     Some(file) => {
-                        self.recovery.damage.push(Damage { file, extent: Extent::Absent, missing });
+                        let extent = Extent::Absent;
+                        self.recovery.damage.push(Damage { file, extent, missing, is_old: false });
                     }
                     None => self.missing(segment, 0, missing),
                 }
@@ -548,12 +559,13 @@ impl Reading<'_> {
             }
             if durable_before <= self.end.next_sequence {
                 let unreadable = pieces.unreadable_in(offset..limit);
-                if unreadable > 0 {
+                if is_cut_short {
+                    self.damaged(segment, &mut pieces, offset..limit, Missing::Unknown);
+                    self.end.last_generation += 1;
+                } else if unreadable > 0 {
                     // Nothing tells whether something durable was there.
                     let missing = Missing::AtMost(most_records(unreadable));
                     self.damaged(segment, &mut pieces, offset..limit, missing);
-                } else if is_cut_short {
-                    self.damaged(segment, &mut pieces, offset..limit, Missing::Unknown);
                 } else if !pieces.is_blank(offset, limit) {
                     self.recovery.cut = Some(Cut { file: segment.name.clone(), offset });
                 }
@@ -576,8 +588,9 @@ impl Reading<'_> {
             self.end.offset = offset;
         }
         if is_cut_short {
-            let extent = Extent::Behind { offset };
-            self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing: Missing::Unknown });
+            let (file, extent) = (segment.name.clone(), Extent::Behind { offset });
+            self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
+            self.recovery.damage.push(Damage { file, extent, missing: Missing::Unknown, is_old: false });
             // What came next had this one.
             self.end.last_generation += 1;
         }
@@ -627,9 +640,13 @@ impl Reading<'_> {
         match missing.min(most_records(unverified)) {
             0 => self.recovery.headless.push(segment.name.clone()),
             missing => {
-                let extent = Extent::Region { offset: 0, bytes: unverified.min(limit), set_aside: None };
+                let extent = if is_shorter {
+                    Extent::Behind { offset: segment.length }
+                } else {
+                    Extent::Region { offset: 0, bytes: unverified, set_aside: None }
+                };
                 let (file, missing) = (segment.name.clone(), Missing::AtMost(missing));
-                self.recovery.damage.push(Damage { file, extent, missing });
+                self.recovery.damage.push(Damage { file, extent, missing, is_old: true });
             }
         }
         Ok(())
@@ -646,7 +663,7 @@ impl Reading<'_> {
             let missing = if read_until.is_some() { Missing::Exactly(count) } else { Missing::AtMost(count) };
             let (file, extent) = (segment.name.clone(), Extent::Behind { offset: segment.length });
             self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
-            self.recovery.damage.push(Damage { file, extent, missing });
+            self.recovery.damage.push(Damage { file, extent, missing, is_old: true });
         }
     }
 
@@ -849,7 +866,7 @@ impl Reading<'_> {
 
     fn missing(&mut self, segment: &Segment, offset: u64, missing: Missing) {
         let (file, extent) = (segment.name.clone(), Extent::Before { offset });
-        self.recovery.damage.push(Damage { file, extent, missing });
+        self.recovery.damage.push(Damage { file, extent, missing, is_old: false });
     }
 
     fn damaged(&mut self, segment: &Segment, pieces: &mut Pieces, region: Range<u64>, missing: Missing) {
@@ -863,7 +880,8 @@ impl Reading<'_> {
             self.disk.open(&name).is_ok()
         };
         let extent = Extent::Region { offset, bytes: end - offset, set_aside: is_set_aside.then_some(name) };
-        self.recovery.damage.push(Damage { file: segment.name.clone(), extent, missing });
+        let (file, is_old) = (segment.name.clone(), segment.generation < self.end.replay.generation);
+        self.recovery.damage.push(Damage { file, extent, missing, is_old });
     }
 }
 

@@ -23,7 +23,7 @@ fn file_name(stream: u32, number: u32) -> String {
     format!("{PREFIX}{stream}-{number}")
 }
 
-pub(crate) fn is_scratch(name: &str) -> bool {
+fn is_scratch(name: &str) -> bool {
     let Some((stream, number)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else {
         return false;
     };

@@ -98,49 +98,61 @@ fn unreadable(vhost: &mut VirtualHost, stream: u32, reader: &mut Reader) -> Vec<
         let living_here = checkpoint.take_living().into_iter().filter_map(|(message, _)| message.position());
         living.extend(living_here.map(|position| position.0));
     });
-    let mut lost = BTreeMap::new();
-    // In their order, however the queues lie: so each segment is read once.
+    let mut lost = RoaringTreemap::new();
+    // In their order, however the queues lie: so no segment is read twice for it.
     for message in living {
-        if let Err(error) = reader.read(stream, message) {
-            lost.insert(message, error);
+        if reader.read(stream, message).is_err() {
+            lost.insert(message);
         }
     }
-    reader.rest();
     if lost.is_empty() {
         return Vec::new();
     }
-    let (mut queues, mut lines) = (BTreeMap::<QueueNumber, (u64, String)>::new(), Vec::new());
+    let (mut queues, mut lines) = (BTreeMap::<QueueNumber, Unreadable>::new(), Vec::new());
     let name = vhost.name().clone();
     walk(vhost, |_, changes| {
         for change in changes {
             match change {
                 Change::QueuePage { queue, entries } => {
-                    for error in entries.iter().filter_map(|entry| lost.get(&entry.message.0)) {
-                        queues.entry(*queue).or_insert_with(|| (0, error.to_string())).0 += 1;
+                    for message in
+                        entries.iter().map(|entry| entry.message.0).filter(|&message| lost.contains(message))
+                    {
+                        queues.entry(*queue).or_insert(Unreadable { count: 0, first: message }).count += 1;
                     }
                 }
                 Change::QueueRestated { queue, name: queue_name, .. } => {
                     if let Some(found) = queues.remove(queue) {
-                        lines.push(line(&format!("queue '{queue_name}'"), name.as_str(), &found));
+                        lines.push(found.line(&format!("queue '{queue_name}'"), name.as_str(), stream, reader));
                     }
                 }
                 Change::DelayQueueRestated { queue, exchange, .. } => {
                     if let Some(found) = queues.remove(queue) {
-                        lines.push(line(&format!("what exchange '{exchange}' delays"), name.as_str(), &found));
+                        let whose = format!("what exchange '{exchange}' delays");
+                        lines.push(found.line(&whose, name.as_str(), stream, reader));
                     }
                 }
                 _ => {}
             }
         }
     });
+    reader.rest();
     lines
 }
 
-fn line(whose: &str, vhost: &str, (count, first): &(u64, String)) -> String {
-    let messages = if *count == 1 { "1 message" } else { &format!("{count} messages") };
-    format!(
-        "damaged: {whose} in virtual host '{vhost}' has {messages} that cannot be read back; the first: {first}"
-    )
+/// Messages of one queue that are nowhere to be read.
+struct Unreadable {
+    count: u64,
+    /// The first of them.
+    first: u64,
+}
+
+impl Unreadable {
+    fn line(&self, whose: &str, vhost: &str, stream: u32, reader: &mut Reader) -> String {
+        let messages = if self.count == 1 { "1 message" } else { &format!("{} messages", self.count) };
+        let why =
+            reader.read(stream, self.first).err().map_or_else(String::new, |error| format!("; the first: {error}"));
+        format!("damaged: {whose} in virtual host '{vhost}' has {messages} that cannot be read back{why}")
+    }
 }
 
 /// Shows all that a virtual host would say in a checkpoint, step by step.

@@ -229,7 +229,7 @@ pub(crate) fn recover(
 /// How many records are missing, at most, whose numbers are not to be given again.
 pub(crate) fn missing(recovery: &Recovery) -> u64 {
     // A new journal gives its numbers a new secret.
-    if recovery.is_new { 0 } else { recovery.records_missing() }
+    if recovery.is_new { 0 } else { recovery.numbers_missing() }
 }
 
 /// Says in the log what was found, as loudly as it deserves.
@@ -289,7 +289,7 @@ pub(crate) struct Shown<'a>(pub(crate) &'a Damage);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Damage { file, extent, missing } = self.0;
+        let Damage { file, extent, missing, .. } = self.0;
         let missing = match missing {
             Missing::Exactly(0) => "no change is missing".to_owned(),
             Missing::Exactly(1) => "1 change is missing".to_owned(),
@@ -357,7 +357,7 @@ mod tests {
     fn what_is_missing_is_called_a_bound_where_it_is_one() {
         let shown = |extent: Extent, missing| {
             let file = "0000000003.segment".to_owned();
-            Shown(&Damage { file, extent, missing }).to_string()
+            Shown(&Damage { file, extent, missing, is_old: false }).to_string()
         };
         let region = || Extent::Region { offset: 96, bytes: 5000, set_aside: Some("a copy".into()) };
         let begin = "0000000003.segment, offset 96, 5000 bytes; ";

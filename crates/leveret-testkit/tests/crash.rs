@@ -386,6 +386,37 @@ fn after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_el
     assert!(states >= least, "only {states} states");
 }
 
+/// A process is killed, and what it had not synced is still there for the next one, which counts on it until the power goes.
+#[test]
+fn after_a_kill_at_any_operation_and_a_power_cut_in_the_next_start_nothing_is_missing() {
+    let mut random = SmallRng::seed_from_u64(17);
+    let (mut tries, step) = (0, if tries_everything() { 1 } else { 7 });
+    for (name, steps) in WORKLOADS {
+        let whole = SimDisk::default();
+        run(&whole, steps);
+        for killed in (0..=whole.operations()).step_by(step) {
+            for later in 1..=12 {
+                let disk = SimDisk::default();
+                disk.stop_at(killed);
+                let promised = run(&disk, steps);
+                disk.stop_at(disk.operations() + later);
+                let _ = open(&disk);
+                let mut fate = |p: f64| if random.random_bool(p) { Fate::Kept } else { Fate::Lost };
+                for share in [0.0, 0.2, 0.5, 0.5, 0.8, 1.0] {
+                    let fates: Vec<_> = disk.pending().iter().map(|_| fate(share)).collect();
+                    let (log, read, recovery) = open(&disk.crash(&fates)).unwrap();
+                    let context = || format!("{name}, killed at {killed}, {later} operations later: {recovery:?}");
+                    assert_eq!(recovery.damage, [], "{}", context());
+                    assert!(is_kept(&promised, &read), "{}: {read:?}", context());
+                    assert_eq!(is_found(&promised, &log), Ok(()), "{}", context());
+                    tries += 1;
+                }
+            }
+        }
+    }
+    assert!(tries > 5000, "only {tries}");
+}
+
 #[test]
 fn a_disk_that_lies_about_syncs_is_found_out() {
     let mut lost = 0;

@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use leveret_testkit::disk::tries_everything;
 use leveret_testkit::{Broker, Variation, run_script};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -401,7 +402,7 @@ fn deep_work(seed: u64) -> String {
 
 #[test]
 fn long_queues_hold_what_a_list_would_wherever_their_bodies_are() {
-    let seeds = if std::env::var_os("LEVERET_EVERY_BYTE").is_some() { 400 } else { 24 };
+    let seeds = if tries_everything() { 400 } else { 24 };
     for seed in 0..seeds {
         let script = deep_work(seed);
         let variation = Variation::ALL[usize::try_from(seed).unwrap() % Variation::ALL.len()];
@@ -415,7 +416,7 @@ fn long_queues_hold_what_a_list_would_wherever_their_bodies_are() {
 #[test]
 fn after_any_work_and_any_restarts_the_queues_hold_what_a_list_would() {
     // `cargo xtask proof` tries many more.
-    let seeds = if std::env::var_os("LEVERET_EVERY_BYTE").is_some() { 20_000 } else { 600 };
+    let seeds = if tries_everything() { 20_000 } else { 600 };
     for seed in 0..seeds {
         let script = random_work(seed);
         let variation = Variation::ALL[usize::try_from(seed).unwrap() % Variation::ALL.len()];

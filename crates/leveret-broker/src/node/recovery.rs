@@ -226,7 +226,7 @@ impl Fold {
         }
         self.node_sequence = streams.get(&NODE_STREAM).copied().unwrap_or(self.node_sequence);
         let last_stream = self.node.next_stream() - 1;
-        self.node.skip_streams(last_stream.saturating_add(u32::try_from(missing).unwrap_or_default()));
+        self.node.skip_streams(last_stream.saturating_add(u32::try_from(missing).unwrap_or(u32::MAX / 2)));
     }
 
     /// What it came to, if the journal has these streams.

@@ -341,6 +341,34 @@ mod tests {
         assert_eq!((gone, node.next_stream()), (vec![7], 8));
     }
 
+    /// What one start leaves out, the next one does not know of, but for the numbers that the journal says.
+    #[test]
+    fn the_starts_after_one_that_found_the_end_missing_go_on_behind_the_gap() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = || Options { segment_bytes: 1 << 20, salt: [1; 16] };
+        let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
+        let first = VhostName::new(ShortStr::truncated("/"));
+        let added = NodeChange::VhostAdded { stream: 1, name: first.clone() };
+        let begin = |node: &Node| if node.vhosts().is_empty() { vec![added.clone()] } else { Vec::new() };
+        let start = || recover(folder.path(), options(), 1 << 20, now, &first, &begin).unwrap();
+        drop(start());
+        std::fs::write(folder.path().join("0000000002.segment"), "").unwrap();
+        for nth in 0..3 {
+            let Recovered { mut log, folded, .. } = start();
+            let mut batch = Batch::default();
+            assert_eq!(folded.vhosts.len(), 1);
+            // The first one writes nothing.
+            if nth > 0 {
+                batch.push(NODE_STREAM, folded.node_sequence + 1, |out| out.push(0));
+                for (stream, vhost) in &folded.vhosts {
+                    batch.push(*stream, vhost.position().0 + 1, |out| out.push(0));
+                }
+            }
+            assert!(folded.node_sequence > leveret_journal::limits::UNKNOWN_RECORDS, "start {nth}");
+            log.append(&mut batch).unwrap();
+        }
+    }
+
     #[test]
     fn a_recovery_says_once_a_second_how_far_it_is() {
         let mut progress = Progress { all: 1000, read: 0, said: Duration::ZERO };

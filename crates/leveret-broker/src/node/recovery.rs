@@ -214,6 +214,11 @@ impl Fold {
         for last in streams.keys() {
             self.node.skip_streams(*last);
         }
+        // The journal takes nothing that goes on from before that: an earlier start may have left a gap, and then written nothing.
+        for (stream, Stream { vhost, .. }) in &mut self.streams {
+            vhost.skip(JournalPosition(streams.get(stream).copied().unwrap_or_default()));
+        }
+        self.node_sequence = self.node_sequence.max(streams.get(&NODE_STREAM).copied().unwrap_or_default());
         if missing > 0 {
             self.leave_gap(missing, streams);
         }
@@ -224,7 +229,6 @@ impl Fold {
             let last = streams.get(stream).copied().unwrap_or_default();
             vhost.leave_gap(JournalPosition(last), missing);
         }
-        self.node_sequence = streams.get(&NODE_STREAM).copied().unwrap_or(self.node_sequence);
         let last_stream = self.node.next_stream() - 1;
         self.node.skip_streams(last_stream.saturating_add(u32::try_from(missing).unwrap_or(u32::MAX / 2)));
     }

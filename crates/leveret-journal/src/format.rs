@@ -92,7 +92,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) previous_generation: u64,
     pub(crate) previous_end: u64,
     pub(crate) salt: Salt,
-    /// Bytes that the file has at least until the next segment is begun; 0 in one that holds what was left of several.
+    /// Bytes that the file has at least until the next segment is begun; 0 in one that holds what was left of several, and as long as it
+    /// is not known which file it will be.
     pub(crate) room: u64,
     pub(crate) replay: Replay,
     /// If this holds what was left of some segments, the generation of the last of them; else 0.

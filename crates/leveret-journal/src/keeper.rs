@@ -24,7 +24,7 @@ use crate::format::{
 use crate::limits::{COMPACTED_BATCH_BYTES, OLD_BYTES_PERCENT, THIN_PERCENT};
 use crate::map::{Candidates, Condition, Map};
 use crate::reader::{ReadError, Reader};
-use crate::recovery::read_header;
+use crate::segments::read_header;
 use crate::spares::Spares;
 
 /// What a file is called until it takes the place of a segment.

@@ -6,6 +6,7 @@
 //! [`Log::open`] reads everything back and gives a [`Log`] to append to. One thread owns it; what it appends is
 //! durable when the call returns.
 
+mod damage;
 mod direct;
 pub mod disk;
 mod folder;
@@ -19,17 +20,18 @@ mod reader;
 mod real;
 mod recovery;
 mod scratch;
+mod segments;
 mod spares;
 #[cfg(test)]
 mod tests;
 
+pub use self::damage::{Cut, Damage, Extent, Missing, Recovery};
 pub use self::format::{Record, Salt};
 pub use self::keeper::{Keeper, Living, Swept};
 pub use self::log::{Batch, Log, LogError, Options};
 pub use self::reader::{ReadError, Reader};
 pub use self::real::{RealDisk, Writes, errno};
-pub use self::recovery::{
-    Cut, Damage, Doubt, Extent, Missing, OpenError, Outlook, Recovery, check, look, look_ahead,
-};
+pub use self::recovery::{check, look};
 pub use self::scratch::{Scratch, ScratchReader, remove_scratch};
+pub use self::segments::{Doubt, OpenError, Outlook, look_ahead};
 pub use self::spares::Spares;

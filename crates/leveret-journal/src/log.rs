@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use leveret_planted::{Bug, planted};
 use parking_lot::RwLock;
 
+use crate::damage::Recovery;
 use crate::disk::{Disk, DiskFile};
 use crate::folder::Folder;
 use crate::format::{
@@ -24,7 +25,8 @@ use crate::limits::{
 };
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
-use crate::recovery::{self, OpenError, Recovery};
+use crate::recovery;
+use crate::segments::OpenError;
 use crate::spares::{Spare, Spares, has_no_descriptor, is_full};
 
 /// What can be chosen.

@@ -14,7 +14,7 @@ use crate::format::{
 use crate::limits::{MARK_EVERY_BYTES, READ_BYTES};
 use crate::map::{File, Map, Mark, Place};
 use crate::pieces::read_blocks;
-use crate::recovery::read_header;
+use crate::segments::read_header;
 
 /// Why a record was not read.
 #[derive(Debug, thiserror::Error)]

@@ -4,150 +4,23 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use crate::disk::{Disk, DiskFile};
+use crate::damage::{Cut, Damage, Extent, Missing, Recovery};
+use crate::disk::Disk;
 use crate::format::{
-    ALIGNMENT, BATCH_HEADER_BYTES, DAMAGED_PREFIX, FoundBatch, HeaderFound, RECORD_HEADER_BYTES, Record, Replay,
-    SALT_AT, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, StreamState, VERSION, damaged_region_prefix,
-    generation_of, segment_name,
+    ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader,
+    StreamState, damaged_region_prefix,
 };
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::{MISSING_MAX, UNKNOWN_RECORDS};
 use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
-use crate::spares;
-
-/// Why a journal cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A newer Leveret wrote it.
-    #[error(
-        "{file} has format version {found}, and this Leveret reads {VERSION}: start the version that wrote it, or \
-         choose another folder; nothing was changed"
-    )]
-    Newer {
-        /// The segment that says so.
-        file: String,
-        /// The version it has.
-        found: u32,
-    },
-    /// The disk refuses.
-    #[error("the disk refuses: {0}")]
-    Disk(#[from] io::Error),
-}
-
-/// What was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recovery {
-    /// Whether there was no journal before.
-    pub is_new: bool,
-    /// Segments that belong to the journal.
-    pub segments: u64,
-    /// Records that were handed out.
-    pub records: u64,
-    /// Bytes of batches that are valid.
-    pub bytes: u64,
-    /// The torn end of the journal, if it has one.
-    pub cut: Option<Cut>,
-    /// What was durable once and cannot be read any more.
-    pub damage: Vec<Damage>,
-    /// Segments whose header does not verify, though nothing is missing for that.
-    pub headless: Vec<String>,
-    /// The last sequence that each stream ever had, also among records that are missing; what comes next goes on
-    /// behind it.
-    pub streams: BTreeMap<u32, u64>,
-}
-
-impl Recovery {
-    /// How many records are missing, at most. Where nothing tells, it is a number that nobody comes near.
-    pub fn records_missing(&self) -> u64 {
-        sum(&self.damage)
-    }
-
-    /// How many of them may have had numbers that nothing else tells of. The last ones of what lies before where a start begins stand
-    /// in a header behind it.
-    pub fn numbers_missing(&self) -> u64 {
-        sum(self.damage.iter().filter(|damage| !damage.is_old)).min(MISSING_MAX)
-    }
-}
-
-fn sum<'d>(damage: impl IntoIterator<Item = &'d Damage>) -> u64 {
-    damage.into_iter().map(|damage| damage.missing.at_most()).fold(0, u64::saturating_add)
-}
-
-/// A torn end: nobody was promised what was there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
-    /// The segment.
-    pub file: String,
-    /// Where the journal ends in it.
-    pub offset: u64,
-}
-
-/// Something that was durable once and cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// The segment.
-    pub file: String,
-    /// What of it.
-    pub extent: Extent,
-    /// Records that were there and cannot be read.
-    pub missing: Missing,
-    /// It lies before what a start reads.
-    pub is_old: bool,
-}
-
-/// What of a segment is damaged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// Bytes that do not verify.
-    Region {
-        /// Where they begin.
-        offset: u64,
-        /// How many they are.
-        bytes: u64,
-        /// The file to which they were copied.
-        set_aside: Option<String>,
-    },
-    /// Something is missing before this offset, and nothing of it is left.
-    Before {
-        /// Where the journal goes on.
-        offset: u64,
-    },
-    /// The file is not there.
-    Absent,
-    /// The journal went on behind this offset, and nothing of that is left.
-    Behind {
-        /// Where the segment ends.
-        offset: u64,
-    },
-}
-
-/// How many records are missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Missing {
-    /// So many.
-    Exactly(u64),
-    /// So many could have been there.
-    AtMost(u64),
-    /// Nothing tells.
-    Unknown,
-}
-
-impl Missing {
-    fn at_most(self) -> u64 {
-        match self {
-            Missing::Exactly(count) | Missing::AtMost(count) => count,
-            Missing::Unknown => UNKNOWN_RECORDS,
-        }
-    }
-}
+use crate::segments::{Files, OpenError, Segment, names, segments};
 
 /// Where the journal ends.
 #[derive(Clone, Debug)]
@@ -196,87 +69,6 @@ pub fn look(disk: &Arc<dyn Disk>, each: &mut dyn FnMut(Record<'_>)) -> Result<(R
     let (recovery, end, map) = read(&**disk, false, each)?;
     let reader = Reader::new(Arc::clone(disk), end.salt.unwrap_or_default(), Arc::new(RwLock::new(map)));
     Ok((recovery, reader))
-}
-
-/// Records of which some may have been in segments that are not there. That is as it should be if none of those is needed
-/// any more, which the journal does not know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Doubt {
-    /// Their stream.
-    pub stream: u32,
-    /// Their sequences. If some are missing, these are all behind those that are not.
-    pub sequences: RangeInclusive<u64>,
-    /// The segments.
-    pub files: String,
-}
-
-/// What the headers of segments tell before any is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outlook {
-    /// Bytes of the files that a start reads.
-    pub bytes: u64,
-    /// The records of which nobody can say whether they are there, in the order of stream and sequence. All of them lie
-    /// before what a start reads.
-    pub doubts: Vec<Doubt>,
-}
-
-/// Looks at the headers of a journal and changes nothing.
-///
-/// # Errors
-/// As [`crate::Log::open`].
-pub fn look_ahead(disk: &dyn Disk) -> Result<Outlook, OpenError> {
-    let Files { segments, .. } = segments(disk)?;
-    let last_header = segments.iter().rev().find_map(|segment| segment.header.as_ref());
-    let replay = last_header.map_or(Replay::ALL, |header| header.replay);
-    let (mut doubts, mut before, mut last_generation) = (Vec::new(), None, 0);
-    for segment in &segments {
-        if let Some(header) = &segment.header {
-            if header.previous_generation > last_generation {
-                let files = names(last_generation + 1, header.previous_generation);
-                for (&stream, state) in &header.streams {
-                    let known = before.and_then(|before: &SegmentHeader| before.streams.get(&stream));
-                    let sequences = known.map_or(0, |state| state.last) + 1..=state.last;
-                    doubts.push(Doubt { stream, sequences, files: files.clone() });
-                }
-            }
-            before = Some(header);
-        }
-        if segment.generation >= replay.generation {
-            break;
-        }
-        last_generation = segment.last_generation();
-    }
-    doubts.retain(|doubt| !doubt.sequences.is_empty());
-    doubts.sort_by_key(|doubt| (doubt.stream, *doubt.sequences.start()));
-    let is_read = |segment: &&Segment| segment.generation >= replay.generation;
-    let bytes = segments.iter().filter(is_read).map(|segment| segment.length).sum();
-    Ok(Outlook { bytes, doubts })
-}
-
-struct Segment {
-    name: String,
-    generation: u64,
-    header: Option<SegmentHeader>,
-    seeds: Seeds,
-    length: u64,
-    /// An earlier start found damage in it, and left a copy of that.
-    was_damaged: bool,
-}
-
-impl Segment {
-    fn pieces(&self, disk: &dyn Disk) -> io::Result<Pieces> {
-        Pieces::open(disk, &self.name, self.length, self.seeds)
-    }
-
-    /// The last of the segments of which it holds what is left.
-    fn last_generation(&self) -> u64 {
-        self.header.as_ref().map_or(0, |header| header.compacted_through).max(self.generation)
-    }
-
-    /// Whether it holds what was left of others, and perhaps of itself.
-    fn is_compacted(&self) -> bool {
-        self.header.as_ref().is_some_and(|header| header.compacted_through > 0)
-    }
 }
 
 /// Reads a journal, handing out its records. With `repair`, sets damage aside, removes what interrupted starts left
@@ -370,98 +162,6 @@ pub(crate) fn read(
     Ok((recovery, end, map))
 }
 
-/// The files of a journal.
-struct Files {
-    /// In order.
-    segments: Vec<Segment>,
-    /// What any of them says it is.
-    salt: Option<Salt>,
-    /// Segments of which another one holds what is left.
-    leftovers: Vec<String>,
-    /// There are none, though other files say that there were.
-    is_emptied: bool,
-}
-
-/// Whether these files are left of a journal that had segments. Before it has one, a journal has a spare, or another one if
-/// there was no room for the first.
-fn are_left(names: &[String]) -> bool {
-    let spares: Vec<_> = names.iter().filter_map(|name| spares::number_of(name)).collect();
-    let is_of_segment = |name: &String| name.starts_with(DAMAGED_PREFIX) || name.ends_with(COMPACTED_SUFFIX);
-    spares.len() > 1 || spares.iter().any(|&number| number > 2) || names.iter().any(is_of_segment)
-}
-
-fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
-    let mut segments = Vec::new();
-    let names = disk.list()?;
-    for name in &names {
-        let generation = generation_of(name);
-        let may_be_segment =
-            generation.is_some() || spares::number_of(name).is_some() || name.ends_with(COMPACTED_SUFFIX);
-        if !may_be_segment {
-            continue;
-        }
-        let file = disk.open(name)?;
-        let length = file.length()?;
-        let header = match read_header(&*file, length) {
-            HeaderFound::Valid(header) => Some(header),
-            HeaderFound::Newer(found) => return Err(OpenError::Newer { file: name.clone(), found }),
-            HeaderFound::Invalid => None,
-        };
-        let Some(generation) = generation else { continue };
-        let region = damaged_region_prefix(generation);
-        let (name, was_damaged) = (name.clone(), names.iter().any(|name| name.starts_with(&region)));
-        let header = header.filter(|header| header.generation == generation);
-        let seeds = Seeds::new(&Salt::default(), generation);
-        segments.push(Segment { name, generation, header, seeds, length, was_damaged });
-    }
-    segments.sort_by_key(|segment| segment.generation);
-    // What is left of some of them is in the first of these.
-    let compacted = segments.iter().filter_map(|segment| segment.header.as_ref());
-    let covered: Vec<_> = compacted.map(|header| header.generation + 1..=header.compacted_through).collect();
-    let is_covered = |segment: &Segment| covered.iter().any(|range| range.contains(&segment.generation));
-    let leftovers = segments.extract_if(.., |segment| is_covered(segment)).map(|segment| segment.name).collect();
-    let mut salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
-    if salt.is_none() {
-        // A header that does not verify may be wrong in anything else; what verifies with this salt was written with it.
-        for segment in &segments {
-            let mut pieces = Pieces::open(disk, &segment.name, segment.length, segment.seeds)?;
-            let mut said = Salt::default();
-            let found = pieces.bytes(SALT_AT, said.len());
-            if found.len() < said.len() {
-                continue;
-            }
-            said.copy_from_slice(found);
-            let seeds = Seeds::new(&said, segment.generation);
-            let mut pieces = Pieces::open(disk, &segment.name, segment.length, seeds)?;
-            if pieces.next_batch(0, segment.length, 0).is_some() {
-                salt = Some(said);
-                break;
-            }
-        }
-    }
-    for segment in &mut segments {
-        segment.seeds = Seeds::new(&salt.unwrap_or_default(), segment.generation);
-    }
-    let is_emptied = segments.is_empty() && are_left(&names);
-    Ok(Files { segments, salt, leftovers, is_emptied })
-}
-
-/// A header that the disk cannot read is as invalid as any.
-pub(crate) fn read_header(file: &dyn DiskFile, length: u64) -> HeaderFound {
-    let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
-    let Ok(count) = file.read_at(0, &mut bytes) else { return HeaderFound::Invalid };
-    bytes.truncate(count);
-    let claimed = SegmentHeader::bytes_claimed(&bytes);
-    if claimed as u64 > length {
-        return HeaderFound::Invalid;
-    }
-    bytes.resize(claimed, 0);
-    match file.read_at(0, &mut bytes) {
-        Ok(_) => SegmentHeader::decode(&bytes),
-        Err(_) => HeaderFound::Invalid,
-    }
-}
-
 struct Reading<'r> {
     disk: &'r dyn Disk,
     repair: bool,
@@ -472,7 +172,7 @@ struct Reading<'r> {
     candidates: Candidates,
 }
 
-impl Reading<'_> {
+impl<'r> Reading<'r> {
     /// Reads one segment; false if the journal ends before its end.
     fn segment(&mut self, at: usize, each: &mut dyn FnMut(Record<'_>)) -> Result<bool, OpenError> {
         let segment = &self.segments[at];
@@ -605,7 +305,7 @@ impl Reading<'_> {
             for (&stream, state) in &header.streams {
                 self.saw(stream, state.last);
             }
-            let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
+            let next = self.header_behind(at);
             let end = self.end_of(at);
             self.map.add_unread(header, next, end);
             // A start must not take longer because of what it does not need; somebody who asks has time.
@@ -617,7 +317,7 @@ impl Reading<'_> {
         let (limit, said_end) = (self.end_of(at), self.said_end(at));
         let mut before = self.segments[..at].iter().rev().filter_map(|before| before.header.as_ref());
         let before = before.next();
-        let behind = self.segments[at + 1..].iter().find_map(|behind| behind.header.as_ref());
+        let behind = self.header_behind(at);
         // It has no more streams than the next one.
         let header_bytes = SegmentHeader::bytes_with(behind.map_or(0, |behind| behind.streams.len())) as u64;
         let first_sequence = before.map_or(1, |before| before.first_sequence);
@@ -655,8 +355,7 @@ impl Reading<'_> {
     /// Says so if the file of an old segment ends before its records did, of which those before `read_until` were looked for.
     fn cut_short(&mut self, at: usize, header: &SegmentHeader, read_until: Option<u64>) {
         let segment = &self.segments[at];
-        let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
-        let (Some(said_end), Some(next)) = (self.said_end(at), next) else { return };
+        let (Some(said_end), Some(next)) = (self.said_end(at), self.header_behind(at)) else { return };
         if segment.length < said_end {
             let from = read_until.unwrap_or(header.first_sequence);
             let count = next.first_sequence.saturating_sub(from);
@@ -831,10 +530,14 @@ impl Reading<'_> {
     /// Where a segment ended when the next one was begun, if that says so.
     fn said_end(&self, at: usize) -> Option<u64> {
         let segment = &self.segments[at];
-        let next = self.segments[at + 1..].iter().find_map(|next| next.header.as_ref());
         let is_meant =
             |next: &&SegmentHeader| next.previous_generation == segment.generation && !segment.is_compacted();
-        next.filter(is_meant).map(|next| next.previous_end)
+        self.header_behind(at).filter(is_meant).map(|next| next.previous_end)
+    }
+
+    /// The first header behind a segment that verifies.
+    fn header_behind(&self, at: usize) -> Option<&'r SegmentHeader> {
+        self.segments[at + 1..].iter().find_map(|behind| behind.header.as_ref())
     }
 
     /// Where the journal went on behind a segment, by the header of a later one or, if that is damaged, by its first
@@ -883,12 +586,6 @@ impl Reading<'_> {
         let (file, is_old) = (segment.name.clone(), segment.generation < self.end.replay.generation);
         self.recovery.damage.push(Damage { file, extent, missing, is_old });
     }
-}
-
-/// Segments that are missing, as a person reads it. Of several, some may have been removed as they should.
-fn names(first: u64, last: u64) -> String {
-    let (first, last) = (segment_name(first.min(last)), segment_name(last));
-    if first == last { last } else { format!("one or more of {first} to {last}") }
 }
 
 /// Copies bytes to a file, unless an earlier start did. The copy is whole or not there.

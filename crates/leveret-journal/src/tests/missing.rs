@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{MIDDLE, MemoryDisk, SMALL, append, mostly_old, open, payload, records};
 use crate::disk::Disk;
 use crate::format::SegmentHeader;
-use crate::{Damage, Doubt, Extent, Missing, ReadError, Recovery, check, look, look_ahead};
+use crate::{Damage, Doubt, Extent, Log, Missing, ReadError, Recovery, check, look, look_ahead};
 
 #[test]
 fn a_segment_that_is_missing_or_has_lost_its_header_is_reported_and_the_rest_is_read() {
@@ -147,9 +147,17 @@ fn a_journal_all_of_whose_segments_are_missing_is_not_taken_for_a_new_one() {
     let (mut log, found, recovery) = open(&disk, SMALL);
     assert_eq!((found.len(), absent(&recovery).len(), checked.damage), (0, 1, recovery.damage));
     append(&mut log, 1, 1, 10).unwrap();
-    // What a start that was interrupted leaves behind says nothing.
-    let one = MemoryDisk::of(BTreeMap::from([("spare-1".into(), vec![0; 1024])]));
-    assert_eq!(open(&one, SMALL).2.damage, []);
+    // What first starts leave behind that were interrupted says nothing.
+    for operations in 0..10 {
+        let disk = MemoryDisk::default();
+        for start in 1..=5 {
+            disk.fails_after(Some(operations));
+            let _ = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {});
+            disk.fails_after(None);
+            let damage = check(&disk, &mut |_| {}).unwrap().damage;
+            assert_eq!(damage, [], "{start} interrupted after {operations} operations");
+        }
+    }
 }
 
 #[test]

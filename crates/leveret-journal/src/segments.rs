@@ -1,0 +1,216 @@
+//! The files of a journal, and what their headers tell before any is read.
+
+use std::io;
+use std::ops::RangeInclusive;
+
+use crate::disk::{Disk, DiskFile};
+use crate::format::{
+    DAMAGED_PREFIX, HeaderFound, Replay, SALT_AT, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION,
+    damaged_region_prefix, generation_of, segment_name,
+};
+use crate::keeper::COMPACTED_SUFFIX;
+use crate::pieces::Pieces;
+use crate::spares;
+
+/// Why a journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A newer Leveret wrote it.
+    #[error(
+        "{file} has format version {found}, and this Leveret reads {VERSION}: start the version that wrote it, or \
+         choose another folder; nothing was changed"
+    )]
+    Newer {
+        /// The segment that says so.
+        file: String,
+        /// The version it has.
+        found: u32,
+    },
+    /// The disk refuses.
+    #[error("the disk refuses: {0}")]
+    Disk(#[from] io::Error),
+}
+
+/// Records of which some may have been in segments that are not there. That is as it should be if none of those is needed
+/// any more, which the journal does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// Their stream.
+    pub stream: u32,
+    /// Their sequences. If some are missing, these are all behind those that are not.
+    pub sequences: RangeInclusive<u64>,
+    /// The segments.
+    pub files: String,
+}
+
+/// What the headers of segments tell before any is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// Bytes of the files that a start reads.
+    pub bytes: u64,
+    /// The records of which nobody can say whether they are there, in the order of stream and sequence. All of them lie
+    /// before what a start reads.
+    pub doubts: Vec<Doubt>,
+}
+
+/// Looks at the headers of a journal and changes nothing.
+///
+/// # Errors
+/// As [`crate::Log::open`].
+pub fn look_ahead(disk: &dyn Disk) -> Result<Outlook, OpenError> {
+    let Files { segments, .. } = segments(disk)?;
+    let last_header = segments.iter().rev().find_map(|segment| segment.header.as_ref());
+    let replay = last_header.map_or(Replay::ALL, |header| header.replay);
+    let (mut doubts, mut before, mut last_generation) = (Vec::new(), None, 0);
+    for segment in &segments {
+        if let Some(header) = &segment.header {
+            if header.previous_generation > last_generation {
+                let files = names(last_generation + 1, header.previous_generation);
+                for (&stream, state) in &header.streams {
+                    let known = before.and_then(|before: &SegmentHeader| before.streams.get(&stream));
+                    let sequences = known.map_or(0, |state| state.last) + 1..=state.last;
+                    doubts.push(Doubt { stream, sequences, files: files.clone() });
+                }
+            }
+            before = Some(header);
+        }
+        if segment.generation >= replay.generation {
+            break;
+        }
+        last_generation = segment.last_generation();
+    }
+    doubts.retain(|doubt| !doubt.sequences.is_empty());
+    doubts.sort_by_key(|doubt| (doubt.stream, *doubt.sequences.start()));
+    let is_read = |segment: &&Segment| segment.generation >= replay.generation;
+    let bytes = segments.iter().filter(is_read).map(|segment| segment.length).sum();
+    Ok(Outlook { bytes, doubts })
+}
+
+pub(crate) struct Segment {
+    pub(crate) name: String,
+    pub(crate) generation: u64,
+    pub(crate) header: Option<SegmentHeader>,
+    pub(crate) seeds: Seeds,
+    pub(crate) length: u64,
+    /// An earlier start found damage in it, and left a copy of that.
+    pub(crate) was_damaged: bool,
+}
+
+impl Segment {
+    pub(crate) fn pieces(&self, disk: &dyn Disk) -> io::Result<Pieces> {
+        Pieces::open(disk, &self.name, self.length, self.seeds)
+    }
+
+    /// The last of the segments of which it holds what is left.
+    pub(crate) fn last_generation(&self) -> u64 {
+        self.header.as_ref().map_or(0, |header| header.compacted_through).max(self.generation)
+    }
+
+    /// Whether it holds what was left of others, and perhaps of itself.
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.header.as_ref().is_some_and(|header| header.compacted_through > 0)
+    }
+}
+
+/// The files of a journal.
+pub(crate) struct Files {
+    /// In order.
+    pub(crate) segments: Vec<Segment>,
+    /// What any of them says it is.
+    pub(crate) salt: Option<Salt>,
+    /// Segments of which another one holds what is left, and spares of a journal that never had any.
+    pub(crate) leftovers: Vec<String>,
+    /// There are none, though other files say that there were.
+    pub(crate) is_emptied: bool,
+}
+
+/// Whether these files are left of a journal that had segments. Before it has one, a journal has a spare, or another one if
+/// there was no room for the first.
+fn are_left(names: &[String]) -> bool {
+    let spares: Vec<_> = names.iter().filter_map(|name| spares::number_of(name)).collect();
+    let is_of_segment = |name: &String| name.starts_with(DAMAGED_PREFIX) || name.ends_with(COMPACTED_SUFFIX);
+    spares.len() > 1 || spares.iter().any(|&number| number > 2) || names.iter().any(is_of_segment)
+}
+
+pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
+    let mut segments = Vec::new();
+    let names = disk.list()?;
+    for name in &names {
+        let generation = generation_of(name);
+        let may_be_segment =
+            generation.is_some() || spares::number_of(name).is_some() || name.ends_with(COMPACTED_SUFFIX);
+        if !may_be_segment {
+            continue;
+        }
+        let file = disk.open(name)?;
+        let length = file.length()?;
+        let header = match read_header(&*file, length) {
+            HeaderFound::Valid(header) => Some(header),
+            HeaderFound::Newer(found) => return Err(OpenError::Newer { file: name.clone(), found }),
+            HeaderFound::Invalid => None,
+        };
+        let Some(generation) = generation else { continue };
+        let region = damaged_region_prefix(generation);
+        let (name, was_damaged) = (name.clone(), names.iter().any(|name| name.starts_with(&region)));
+        let header = header.filter(|header| header.generation == generation);
+        let seeds = Seeds::new(&Salt::default(), generation);
+        segments.push(Segment { name, generation, header, seeds, length, was_damaged });
+    }
+    segments.sort_by_key(|segment| segment.generation);
+    // What is left of some of them is in the first of these.
+    let compacted = segments.iter().filter_map(|segment| segment.header.as_ref());
+    let covered: Vec<_> = compacted.map(|header| header.generation + 1..=header.compacted_through).collect();
+    let is_covered = |segment: &Segment| covered.iter().any(|range| range.contains(&segment.generation));
+    let mut leftovers: Vec<_> =
+        segments.extract_if(.., |segment| is_covered(segment)).map(|segment| segment.name).collect();
+    let mut salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
+    if salt.is_none() {
+        // A header that does not verify may be wrong in anything else; what verifies with this salt was written with it.
+        for segment in &segments {
+            let mut pieces = Pieces::open(disk, &segment.name, segment.length, segment.seeds)?;
+            let mut said = Salt::default();
+            let found = pieces.bytes(SALT_AT, said.len());
+            if found.len() < said.len() {
+                continue;
+            }
+            said.copy_from_slice(found);
+            let seeds = Seeds::new(&said, segment.generation);
+            let mut pieces = Pieces::open(disk, &segment.name, segment.length, seeds)?;
+            if pieces.next_batch(0, segment.length, 0).is_some() {
+                salt = Some(said);
+                break;
+            }
+        }
+    }
+    for segment in &mut segments {
+        segment.seeds = Seeds::new(&salt.unwrap_or_default(), segment.generation);
+    }
+    let is_emptied = segments.is_empty() && are_left(&names);
+    if segments.is_empty() && !is_emptied {
+        // Of a first start that was interrupted. With those of the next one they would say that there were segments.
+        leftovers.extend(names.into_iter().filter(|name| spares::number_of(name).is_some()));
+    }
+    Ok(Files { segments, salt, leftovers, is_emptied })
+}
+
+/// A header that the disk cannot read is as invalid as any.
+pub(crate) fn read_header(file: &dyn DiskFile, length: u64) -> HeaderFound {
+    let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
+    let Ok(count) = file.read_at(0, &mut bytes) else { return HeaderFound::Invalid };
+    bytes.truncate(count);
+    let claimed = SegmentHeader::bytes_claimed(&bytes);
+    if claimed as u64 > length {
+        return HeaderFound::Invalid;
+    }
+    bytes.resize(claimed, 0);
+    match file.read_at(0, &mut bytes) {
+        Ok(_) => SegmentHeader::decode(&bytes),
+        Err(_) => HeaderFound::Invalid,
+    }
+}
+
+/// Segments that are missing, as a person reads it. Of several, some may have been removed as they should.
+pub(crate) fn names(first: u64, last: u64) -> String {
+    let (first, last) = (segment_name(first.min(last)), segment_name(last));
+    if first == last { last } else { format!("one or more of {first} to {last}") }
+}

@@ -313,8 +313,9 @@ def die_and_check(what, broker, rounds, fault, come_back, declares=False):
         broker.start()
         clients.events.append(("up", incarnation))
         # Now at once, now in the middle of everything.
+        load_seconds = LOAD_SECONDS * (0.4 + incarnation % 3 * 0.3)
         # What was declared once is there again: without a queue its messages are lost, without a binding those of a fan-out.
-        load_seconds, first = LOAD_SECONDS * (0.4 + incarnation % 3 * 0.3), incarnation == 0
+        first = incarnation == 0
         run_async(clients.load(broker.url, incarnation, load_seconds, fault, declares or first))
         come_back()
     for again in (0, 1):

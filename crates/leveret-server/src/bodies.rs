@@ -51,18 +51,18 @@ struct Readers {
     journal: Reader,
     scratch: ScratchReader,
     /// By stream.
-    lost: BTreeMap<u32, Lost>,
+    lost: BTreeMap<u32, FailedReads>,
 }
 
-/// Journaled messages that cannot be read back.
+/// How often journaled messages could not be read back; one that stays in its queue is tried again.
 #[derive(Default)]
-struct Lost {
+struct FailedReads {
     count: u64,
     /// How many they were when the log got a line.
     said: u64,
 }
 
-impl Lost {
+impl FailedReads {
     /// There are some more. Whether the log is to get a line: it has no use for one of each.
     fn add(&mut self, count: u64) -> bool {
         self.count += count;
@@ -153,7 +153,7 @@ fn answer(readers: &mut Readers, request: Request, which: Try) -> Option<Request
         let known = readers.lost.entry(stream).or_default();
         if known.add(lost) {
             tracing::error!(
-                "virtual host '{}': messages that cannot be read back stay where they are: {} so far, now {fault}; \
+                "virtual host '{}': messages that cannot be read back stay where they are: {fault} ({} tries so far); \
                  leveret check tells of which queues, and deleting these drops them",
                 vhost(),
                 known.count,
@@ -215,8 +215,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_that_are_lost_one_by_one_get_few_lines() {
-        let mut lost = Lost::default();
+    fn reads_that_fail_one_by_one_get_few_lines() {
+        let mut lost = FailedReads::default();
         let said: Vec<_> = (1..=1000).filter(|_| lost.add(1)).collect();
         assert_eq!(said, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
         assert!(lost.add(100) && !lost.add(1), "with those it is worth one");

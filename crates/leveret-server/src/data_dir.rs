@@ -60,9 +60,7 @@ impl DataDir {
     /// Makes the folder if it is missing, and locks it.
     pub(crate) fn lock(folder: &Path) -> Result<Self, DataDirError> {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-        if folder.exists() && !folder.is_dir() {
-            return Err(unusable(io::Error::other("it is no folder")));
-        }
+        is_folder_or_absent(folder).map_err(unusable)?;
         // What is in it is for its owner only.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unusable)?;
         let unusable = |error| unusable(named(&error));
@@ -84,9 +82,7 @@ impl DataDir {
     /// Keeps others from writing to a folder while it is looked at. Nothing is changed, not even the lock file.
     pub(crate) fn look(folder: &Path) -> Result<Option<Self>, DataDirError> {
         let unusable = |error| DataDirError::Unusable { folder: folder.into(), error };
-        if folder.exists() && !folder.is_dir() {
-            return Err(unusable(io::Error::other("it is no folder")));
-        }
+        is_folder_or_absent(folder).map_err(unusable)?;
         match File::open(folder.join(LOCK_FILE)) {
             Ok(file) => match file.try_lock_shared() {
                 Ok(()) => Ok(Some(DataDir { _lock: file })),
@@ -98,6 +94,11 @@ impl DataDir {
             Err(error) => Err(unusable(named(&error))),
         }
     }
+}
+
+/// The system would say `File exists` or `Not a directory`, and not of what.
+fn is_folder_or_absent(path: &Path) -> io::Result<()> {
+    if path.exists() && !path.is_dir() { Err(io::Error::other("it is no folder")) } else { Ok(()) }
 }
 
 /// Says which file it is about.

@@ -230,6 +230,7 @@ impl Fold {
             vhost.leave_gap(JournalPosition(last), missing);
         }
         let last_stream = self.node.next_stream() - 1;
+        // No journal says that so many are missing; what is left is for the virtual hosts to come.
         self.node.skip_streams(last_stream.saturating_add(u32::try_from(missing).unwrap_or(u32::MAX / 2)));
     }
 

@@ -25,6 +25,8 @@ const RESTARTS_BYTES_MAX: u64 = 36 * SEGMENT_BYTES;
 const ROUNDS: u64 = 150;
 const MESSAGES_PER_ROUND: u64 = 2000;
 const WINDOW: u64 = 100;
+/// Five times what nobody should wait for a checkpoint or for room that is taken back.
+const WAIT_MAX: Duration = Duration::from_millis(25);
 /// One message in so many goes to a queue that nobody reads.
 const KEPT_EVERY: u64 = 8;
 /// One message in so many is delivered and never acked.
@@ -164,6 +166,12 @@ fn mixed_load(binary: &Path, folder: &Path) -> Result<String> {
     broker.stop()?;
     waits.sort_unstable();
     let at = |share: usize| waits.get((waits.len() - 1) * share / 1000).copied().unwrap_or(Duration::ZERO);
+    ensure!(
+        at(999) <= WAIT_MAX,
+        "one window of {WINDOW} in a thousand was confirmed after more than {:.1?}, the slowest after {:.1?}",
+        at(999),
+        at(1000)
+    );
     Ok(format!(
         "{} MiB written, {} MiB live, {} MiB used in the end, at most {} KiB above twice the living; a window of \
          {WINDOW} was confirmed within {:.1?} (median), {:.1?} (99 of 100), {:.1?} (999 of 1000), {:.1?} (all)",

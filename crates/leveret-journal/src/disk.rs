@@ -23,6 +23,12 @@ pub trait Disk: Send + Sync {
     /// Gives a file another name, replacing the file that has it.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
+    /// Gives a file the name of another one. Where the disk can, that one has the first name from then on, and this returns
+    /// true; elsewhere it is replaced.
+    fn exchange(&self, from: &str, to: &str) -> io::Result<bool> {
+        self.rename(from, to).map(|()| false)
+    }
+
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
 

@@ -54,6 +54,11 @@ impl Disk for Folder {
         self.disk.rename(from, to)
     }
 
+    fn exchange(&self, from: &str, to: &str) -> io::Result<bool> {
+        self.check()?;
+        self.disk.exchange(from, to)
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.check()?;
         self.disk.remove(name)

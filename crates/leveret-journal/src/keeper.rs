@@ -19,7 +19,7 @@ use roaring::RoaringTreemap;
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
     BATCH_HEADER_BYTES, HeaderFound, RECORD_HEADER_BYTES, Record, Seeds, SegmentHeader, begin_record, damaged_name,
-    end_record, padded, seal, segment_name,
+    end_record, generation_of, padded, seal, segment_name,
 };
 use crate::limits::{COMPACTED_BATCH_BYTES, OLD_BYTES_PERCENT, THIN_PERCENT};
 use crate::map::{Candidates, Condition, Map};
@@ -115,6 +115,9 @@ impl Keeper {
     pub fn sweep(&mut self, living: &Living, must_stop: &dyn Fn() -> bool) -> Result<Swept, ReadError> {
         let mut swept = Swept::default();
         let replay = self.replay.load(Ordering::Acquire) + u64::from(planted(Bug::AcksReused));
+        self.spares.begin_cycle();
+        // All before that one have ended.
+        self.spares.give_back().map_err(|error| ReadError::Disk { file: "the end of a segment".into(), error })?;
         let weight = |generation: u64| living.bytes.get(&generation).copied().unwrap_or_default();
         let (mut old, mut empty, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
         let mut lives_before = weight(0) > 0;
@@ -135,7 +138,7 @@ impl Keeper {
         swept.removed = empty.len() + damaged.len();
         // Those that have most room are worth most to whoever uses them again.
         empty.sort_unstable_by_key(|&(bytes, _)| Reverse(bytes));
-        let empty: Vec<_> = empty.into_iter().map(|(_, generation)| generation).collect();
+        let empty: Vec<_> = empty.into_iter().map(|(_, generation)| segment_name(generation)).collect();
         self.recycle(&empty)?;
         self.set_aside(&damaged)?;
         let living_bytes = living.bytes();
@@ -205,14 +208,18 @@ impl Keeper {
         Some(run)
     }
 
-    /// The files of these segments are not needed any more. When this returns, that is durable.
-    fn recycle(&self, generations: &[u64]) -> Result<(), ReadError> {
-        if generations.is_empty() {
+    /// These files are not needed any more, segments or what was exchanged for one. When this returns, that is durable.
+    fn recycle(&self, files: &[String]) -> Result<(), ReadError> {
+        if files.is_empty() {
             return Ok(());
         }
         // Nobody looks for anything in them; the map forgets only what is not on the disk any more.
-        let gone = |generation| self.reader.parts().2.write().remove(&[generation]);
-        self.spares.recycle(generations, gone).map_err(|error| ReadError::Disk { file: "the folder".into(), error })
+        let gone = |name: &str| {
+            if let Some(generation) = generation_of(name) {
+                self.reader.parts().2.write().remove(&[generation]);
+            }
+        };
+        self.spares.recycle(files, gone).map_err(|error| ReadError::Disk { file: "the folder".into(), error })
     }
 
     /// These segments leave the journal, with all that is in them. When this returns, that is durable.
@@ -265,15 +272,19 @@ impl Keeper {
             }
         }
         let (left, bytes) = copy.end().map_err(refused)?;
+        let mut needless: Vec<_> = run[1..].iter().copied().map(segment_name).collect();
         {
             // Whoever looks for a record finds the old file with its map, or the new one with its own.
             let mut map = map.write();
-            disk.rename(&new_name, &name).map_err(refused)?;
+            // To let the room of the old one go now may take the disk a while, and it is a segment's.
+            if disk.exchange(&new_name, &name).map_err(refused)? {
+                needless.push(new_name.clone());
+            }
             map.exchange(run, through, &left);
         }
         // Until it is durable that they are no more needed, the others stay.
         disk.sync_directory().map_err(refused)?;
-        self.recycle(&run[1..])?;
+        self.recycle(&needless)?;
         Ok(Some(bytes))
     }
 }

@@ -9,6 +9,7 @@
 mod damage;
 mod direct;
 pub mod disk;
+mod ended;
 mod folder;
 mod format;
 mod keeper;

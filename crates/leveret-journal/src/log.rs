@@ -13,6 +13,7 @@ use parking_lot::RwLock;
 
 use crate::damage::Recovery;
 use crate::disk::{Disk, DiskFile};
+use crate::ended::end_segment;
 use crate::folder::Folder;
 use crate::format::{
     BATCH_HEADER_BYTES, Record, Replay, Salt, Seeds, SegmentHeader, StreamState, begin_record, end_record, padded,
@@ -374,7 +375,8 @@ impl Log {
         })?;
         let previous = std::mem::replace(&mut self.segment, segment);
         if self.end < previous.length {
-            end_segment(&*previous.file, self.end).map_err(|error| self.fail(&error))?;
+            // It takes as long as several syncs, and nobody waits for it.
+            self.spares.end_later(previous.file, self.end);
         }
         self.durable_replay.store(self.last_replay.generation, Ordering::Release);
         self.last_replay = header.replay;
@@ -414,11 +416,20 @@ impl Log {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        self.disk.check().map_err(|error| self.fail(&error))
+        self.disk.check().and_then(|()| self.spares.check()).map_err(|error| self.fail(&error))
     }
 
     fn fail(&mut self, error: &io::Error) -> LogError {
         self.failed.insert(LogError::Failed(error.to_string())).clone()
+    }
+}
+
+impl Drop for Log {
+    /// What is not given back now, the next start gives back.
+    fn drop(&mut self) {
+        if self.check().is_ok() {
+            let _ = self.spares.give_back();
+        }
     }
 }
 
@@ -469,11 +480,4 @@ fn begin_segment(disk: &dyn Disk, header: &SegmentHeader, spare: Spare) -> io::R
         disk.sync_directory()?;
     }
     Ok(segment)
-}
-
-/// Gives back what of its room a segment has not used. Durably, as the header that says where it ends may be gone before it:
-/// before a segment is removed, the one before it has ended so, by whoever began the next one or by the start after that.
-pub(crate) fn end_segment(file: &dyn DiskFile, end: u64) -> io::Result<()> {
-    file.truncate(end)?;
-    file.sync()
 }

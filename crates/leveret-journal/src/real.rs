@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+#[cfg(target_os = "linux")]
+use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 use crate::direct::{self, Direct};
@@ -120,6 +122,20 @@ impl Disk for RealDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.path(from)?, self.path(to)?);
         fs::rename(&from, to).map_err(of(&from))
+    }
+
+    fn exchange(&self, from: &str, to: &str) -> io::Result<bool> {
+        #[cfg(target_os = "linux")]
+        {
+            let (old, new) = (self.path(from)?, self.path(to)?);
+            match rustix::fs::renameat_with(CWD, &old, CWD, &new, RenameFlags::EXCHANGE) {
+                Ok(()) => return Ok(true),
+                // Some file systems cannot.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(of(&old)(error.into())),
+            }
+        }
+        self.rename(from, to).map(|()| false)
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

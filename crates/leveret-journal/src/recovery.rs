@@ -11,12 +11,12 @@ use parking_lot::RwLock;
 
 use crate::damage::{Cut, Damage, Extent, Missing, Recovery};
 use crate::disk::Disk;
+use crate::ended::end_segment;
 use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader,
     StreamState, damaged_region_prefix,
 };
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::log::end_segment;
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;

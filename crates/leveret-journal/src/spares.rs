@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
 use crate::disk::{Disk, DiskFile};
-use crate::format::segment_name;
+use crate::ended::Ended;
 use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR, SPARE_BYTES_MIN};
 use crate::real::errno;
 
@@ -41,6 +41,16 @@ pub struct Spares {
     taken: Condvar,
     /// There are fewer than there should be, and nobody has looked since.
     is_low: AtomicBool,
+    /// Bytes that should be ready, if there is room.
+    wanted_bytes: AtomicU64,
+    /// What has room that it does not need.
+    ended: Ended,
+    /// Room is given back little by little: the disk has enough.
+    is_calm: AtomicBool,
+    /// Bytes that were taken since somebody swept last.
+    taken_bytes: AtomicU64,
+    /// The same for the time between the last two sweeps. Until the next one, so many may be taken again.
+    cycle_bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Spares {
@@ -95,6 +105,11 @@ impl Spares {
             is_taken: Mutex::new(false),
             taken: Condvar::new(),
             is_low: AtomicBool::new(false),
+            wanted_bytes: AtomicU64::new(0),
+            ended: Ended::default(),
+            is_calm: AtomicBool::new(false),
+            taken_bytes: AtomicU64::new(0),
+            cycle_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -119,19 +134,72 @@ impl Spares {
     }
 
     /// Makes as many ready as are missing to the bytes of so many segments of the present size, and gives back the room of
-    /// what is too much or too large. When less than the bytes of `reserve` segments are ready, [`Spares::is_low`] says so
-    /// from then on.
+    /// what is too much or too large, and that behind the ends of segments. When less than the bytes of `reserve` segments are
+    /// ready, [`Spares::is_low`] says so from then on.
     ///
     /// # Errors
     /// If the disk refuses. What is ready then is ready.
     pub fn keep(&self, reserve: usize, count: usize) -> io::Result<()> {
+        self.is_calm.store(false, Ordering::Relaxed);
+        self.give_back()?;
+        self.fill(reserve, count)?;
+        while self.shrink()? {}
+        Ok(())
+    }
+
+    /// The same where the disk has room enough for what was segments and may soon be segments again. Gives nothing back: see
+    /// [`Spares::give_some_back`]. Returns how often there is something to do.
+    ///
+    /// # Errors
+    /// As [`Spares::keep`].
+    pub fn keep_calmly(&self, reserve: usize, count: usize) -> io::Result<u64> {
+        self.is_calm.store(true, Ordering::Relaxed);
+        self.fill(reserve, count)?;
+        let ready = self.ready.lock();
+        let unfit = ready.iter().filter(|spare| !self.fits(spare)).count();
+        Ok(self.ended.count() + unfit as u64 + self.too_much(&ready) / self.segment_bytes().max(1))
+    }
+
+    /// Gives back the room of one file, or that behind the end of one segment. A disk that is told what is free may hold up
+    /// everybody for milliseconds, so this is not to be called often.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn give_some_back(&self) -> io::Result<()> {
+        if !self.ended.give_one_back()? {
+            self.shrink()?;
+        }
+        Ok(())
+    }
+
+    /// The journal does not grow now. Each time this is called, less is kept for what it may take.
+    pub fn rest(&self) {
+        self.cycle_bytes.store(self.cycle_bytes.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
+    }
+
+    /// Bytes that are kept, as they may soon be taken again.
+    fn again(&self) -> u64 {
+        if self.is_calm.load(Ordering::Relaxed) { self.cycle_bytes.load(Ordering::Relaxed) } else { 0 }
+    }
+
+    /// Whether a spare has about as many bytes as segments have now.
+    fn fits(&self, spare: &Spare) -> bool {
+        let bytes = self.segment_bytes();
+        spare.length >= bytes / 2 && spare.length / SPARE_BYTES_FACTOR <= bytes
+    }
+
+    /// Bytes of those that fit.
+    fn fitting(&self, ready: &[Spare]) -> u64 {
+        ready.iter().filter(|spare| self.fits(spare)).map(|spare| spare.length).sum()
+    }
+
+    /// Makes the bytes of `count` segments ready.
+    fn fill(&self, reserve: usize, count: usize) -> io::Result<()> {
         let bytes = self.segment_bytes();
         let wanted = bytes * count as u64;
         self.reserve_bytes.store(bytes * reserve as u64, Ordering::Relaxed);
-        let fits = |spare: &Spare| spare.length >= bytes / 2 && spare.length / SPARE_BYTES_FACTOR <= bytes;
-        let fitting =
-            |ready: &[Spare]| ready.iter().filter(|spare| fits(spare)).map(|spare| spare.length).sum::<u64>();
-        while fitting(&self.ready.lock()) < wanted {
+        self.wanted_bytes.store(wanted, Ordering::Relaxed);
+        while self.fitting(&self.ready.lock()) < wanted {
             match self.make_ready(bytes) {
                 Err(error) if is_full(&error) && self.remove_small(bytes)? => {}
                 // Little is better than nothing; what there is may soon be gone.
@@ -147,20 +215,30 @@ impl Spares {
                 made => made?,
             }
         }
-        loop {
-            let mut ready = self.ready.lock();
-            let too_much = fitting(&ready).saturating_sub(wanted);
-            let unfit = ready.iter().position(|spare| !fits(spare));
-            let needless = || {
-                let needless = ready.iter().enumerate().filter(|(_, spare)| spare.length <= too_much);
-                needless.min_by_key(|(_, spare)| spare.is_used).map(|(at, _)| at)
-            };
-            let Some(at) = unfit.or_else(needless) else { break };
-            let spare = self.remove(&mut ready, at);
-            drop(ready);
-            self.discard(spare)?;
-        }
         Ok(())
+    }
+
+    /// Bytes of those that fit, beyond what is wanted.
+    fn too_much(&self, ready: &[Spare]) -> u64 {
+        self.fitting(ready).saturating_sub(self.wanted_bytes.load(Ordering::Relaxed) + self.again())
+    }
+
+    /// One that does not fit, or is one too many.
+    fn needless(&self, ready: &[Spare]) -> Option<usize> {
+        let too_much = self.too_much(ready);
+        let needless = ready.iter().enumerate().filter(|(_, spare)| spare.length <= too_much);
+        let needless = || Some(needless.min_by_key(|(_, spare)| spare.is_used)?.0);
+        ready.iter().position(|spare| !self.fits(spare)).or_else(needless)
+    }
+
+    /// Removes one of those; false if there is none.
+    fn shrink(&self) -> io::Result<bool> {
+        let mut ready = self.ready.lock();
+        let Some(at) = self.needless(&ready) else { return Ok(false) };
+        let spare = self.remove(&mut ready, at);
+        drop(ready);
+        self.discard(spare)?;
+        Ok(true)
     }
 
     /// Makes one with so many bytes ready.
@@ -220,13 +298,13 @@ impl Spares {
         self.disk.free_bytes()
     }
 
-    /// Waits until room was taken, or so long.
-    pub fn wait(&self, timeout: Duration) {
+    /// Waits until room was taken or is to be given back, or so long; false if nothing was.
+    pub fn wait(&self, timeout: Duration) -> bool {
         let mut is_taken = self.is_taken.lock();
         if !*is_taken {
             self.taken.wait_for(&mut is_taken, timeout);
         }
-        *is_taken = false;
+        std::mem::take(&mut *is_taken)
     }
 
     /// Ends the wait of whoever waits.
@@ -245,6 +323,22 @@ impl Spares {
         self.is_low.store(false, Ordering::Release);
     }
 
+    /// A segment has ended there. Somebody gives its room back.
+    pub(crate) fn end_later(&self, file: Arc<dyn DiskFile>, end: u64) {
+        self.ended.push(file, end);
+        self.wake();
+    }
+
+    /// Gives back the room of the segments that have ended so far. When this returns, that is durable.
+    pub(crate) fn give_back(&self) -> io::Result<()> {
+        self.ended.give_back()
+    }
+
+    /// Whether room could always be given back.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        self.ended.check()
+    }
+
     /// Bytes of the largest one.
     pub(crate) fn most(&self) -> u64 {
         self.ready.lock().iter().map(|spare| spare.length).max().unwrap_or(0)
@@ -257,6 +351,7 @@ impl Spares {
         let (at, _) = fitting.min_by_key(|(_, spare)| (!spare.is_used, spare.length))?;
         let spare = self.remove(&mut ready, at);
         drop(ready);
+        self.taken_bytes.fetch_add(spare.length, Ordering::Relaxed);
         self.wake();
         Some(spare)
     }
@@ -309,7 +404,11 @@ impl Spares {
         let name = format!("{PREFIX}{}", self.next.fetch_add(1, Ordering::Relaxed));
         let file = self.disk.create(&name)?;
         let spare = Spare { name, file, length: bytes, is_used: false };
-        if let Err(error) = spare.file.preallocate(bytes) {
+        let mut made = spare.file.preallocate(bytes);
+        if made.as_ref().is_err_and(is_full) {
+            made = self.give_back().and_then(|()| spare.file.preallocate(bytes));
+        }
+        if let Err(error) = made {
             // If it cannot be removed either, the next start takes it for what it is.
             let _ = self.discard(spare);
             return Err(error);
@@ -317,30 +416,37 @@ impl Spares {
         Ok(spare)
     }
 
-    /// Makes spares of segments that are not needed any more, as many as there should be, and removes the rest. Others that
-    /// are too many then go when somebody looks. Those for which `gone` is not called are still there.
-    pub(crate) fn recycle(&self, segments: &[u64], mut gone: impl FnMut(u64)) -> io::Result<()> {
+    /// Segments are looked for that are not needed any more.
+    pub(crate) fn begin_cycle(&self) {
+        self.cycle_bytes.store(self.taken_bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Makes spares of segments that are not needed any more, as many as there should be. The rest is removed, now or, if
+    /// the disk has enough room, when somebody looks. Others that are too many then go in the same way. Those for which `gone`
+    /// is not called are still there.
+    pub(crate) fn recycle(&self, segments: &[String], mut gone: impl FnMut(&str)) -> io::Result<()> {
         let used = self.ready.lock().iter().filter(|spare| spare.is_used).map(|spare| spare.length).sum();
-        let missing = self.reserve_bytes.load(Ordering::Relaxed).saturating_sub(used);
+        let is_calm = self.is_calm.load(Ordering::Relaxed);
+        let missing = (self.reserve_bytes.load(Ordering::Relaxed) + self.again()).saturating_sub(used);
         let (mut spares, mut result) = (Vec::new(), Ok(()));
-        for &generation in segments {
-            let old = segment_name(generation);
-            let done = if (spares.len() as u64) * self.segment_bytes() < missing {
-                self.rename(&old).map(|spare| spares.push(spare))
+        for old in segments {
+            let is_missing = (spares.len() as u64) * self.segment_bytes() < missing;
+            let done = if is_missing || is_calm {
+                self.rename(old).map(|spare| spares.push((spare, is_missing)))
             } else {
-                self.disk.remove(&old)
+                self.disk.remove(old)
             };
             match done {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
-                _ => gone(generation),
+                _ => gone(old),
             }
         }
         // Under its old name, nobody may find in it what it becomes.
         if !planted(Bug::ReusedBeforeSync) {
             self.disk.sync_directory()?;
         }
-        for spare in spares {
-            match self.fit(&spare) {
+        for (spare, is_missing) in spares {
+            match if is_missing { self.fit(&spare) } else { Ok(0) } {
                 Ok(length) => self.offer(Spare { length, ..spare }),
                 // Its room is needed for others.
                 Err(_) => result = self.discard(spare).and(result),

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use leveret_journal::{Reader, Spares};
@@ -17,8 +18,9 @@ use parking_lot::Mutex;
 use crate::hubs::Hubs;
 use crate::journal::Orders;
 use crate::limits::{
-    CHECKPOINT_MESSAGE_BYTES, DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY, RESERVE_CHECKPOINTS, RESERVE_SEGMENTS,
-    SEGMENT_BYTES_LEAST, SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART, SEGMENT_LEFT_PART,
+    CHECKPOINT_MESSAGE_BYTES, DISK_GIVE_EVERY, DISK_GIVE_WITHIN, DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY,
+    RESERVE_CHECKPOINTS, RESERVE_SEGMENTS, SEGMENT_BYTES_LEAST, SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART,
+    SEGMENT_LEFT_PART,
 };
 use crate::room::Rooms;
 
@@ -122,14 +124,22 @@ impl Space {
         let (is_stopping, spares) = (Arc::new(AtomicBool::new(false)), Arc::clone(&tools.spares));
         // Files are made ready by the thread, but nobody publishes before it is known that there is room.
         tools.spares.set_segment_bytes(tools.wanted_segment_bytes());
-        let mut looked = Looked::default();
+        let mut looked = Looked { gave: Instant::now(), refused: None };
         tools.tell(&mut looked, tools.free_bytes() < tools.limit);
         let stopping = Arc::clone(&is_stopping);
         let thread = std::thread::Builder::new().name("space".into()).spawn(move || {
             while !stopping.load(Ordering::Relaxed) {
-                tools.look(&mut looked);
-                let is_short = tools.shortage.is_short();
-                tools.spares.wait(if is_short { DISK_SHORT_LOOK_EVERY } else { DISK_LOOK_EVERY });
+                let more = tools.look(&mut looked);
+                let pause = if tools.shortage.is_short() {
+                    DISK_SHORT_LOOK_EVERY
+                } else if more > 0 {
+                    pause_between(more).saturating_sub(looked.gave.elapsed())
+                } else {
+                    DISK_LOOK_EVERY
+                };
+                if !tools.spares.wait(pause) && more == 0 {
+                    tools.spares.rest();
+                }
             }
         })?;
         Ok(Space { is_stopping, spares, thread: Some(thread) })
@@ -148,11 +158,17 @@ impl Drop for Space {
     }
 }
 
-/// What was seen and said.
-#[derive(Default)]
+/// What was seen, done and said.
 struct Looked {
+    /// When room was given back the last time.
+    gave: Instant,
     /// Why no file could be made ready.
     refused: Option<String>,
+}
+
+/// How long after one file the next one gives its room back, if there are so many.
+fn pause_between(more: u64) -> Duration {
+    (DISK_GIVE_WITHIN / u32::try_from(more).unwrap_or(u32::MAX).max(1)).max(DISK_GIVE_EVERY)
 }
 
 impl Tools {
@@ -173,7 +189,8 @@ impl Tools {
         self.spares.free_bytes().unwrap_or(u64::MAX)
     }
 
-    fn look(&self, looked: &mut Looked) {
+    /// Returns how many files have room to give back.
+    fn look(&self, looked: &mut Looked) -> u64 {
         self.spares.set_segment_bytes(self.wanted_segment_bytes());
         let bytes = self.spares.segment_bytes();
         let messages = self.hubs.all().iter().map(|hub| hub.durable_messages() as u64).sum();
@@ -183,7 +200,12 @@ impl Tools {
         // One more for publishers, as long as that leaves as much free as must be.
         let missing = if self.spares.bytes() > reserve as u64 * bytes { 0 } else { bytes };
         let has_room = self.free_bytes().saturating_sub(missing) >= self.limit;
-        let kept = self.spares.keep(reserve, reserve + usize::from(has_room));
+        let kept = if has_room {
+            self.keep_calmly(looked, reserve)
+        } else {
+            self.spares.keep(reserve, reserve).map(|()| 0)
+        };
+        let more = kept.as_ref().copied().unwrap_or(0);
         let free = self.free_bytes();
         let is_short = free < self.limit || kept.is_err();
         looked.refused = kept.err().map(|error| error.to_string());
@@ -195,6 +217,17 @@ impl Tools {
         self.spares.is_seen();
         // What waits to be written when publishers come to wait must leave the reserve alone, and acks what checkpoints need.
         self.orders.set_room(bytes, sizes.least(messages) + 2 * bytes);
+        more
+    }
+
+    /// Makes files ready and, from time to time, gives the room of one back; how many have some.
+    fn keep_calmly(&self, looked: &mut Looked, reserve: usize) -> std::io::Result<u64> {
+        let more = self.spares.keep_calmly(reserve, reserve + 1)?;
+        if more > 0 && looked.gave.elapsed() >= pause_between(more) {
+            self.spares.give_some_back()?;
+            looked.gave = Instant::now();
+        }
+        Ok(more)
     }
 
     fn tell(&self, looked: &mut Looked, is_short: bool) {

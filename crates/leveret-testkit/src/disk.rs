@@ -72,6 +72,7 @@ enum Pending {
     Truncate { file: usize, length: usize },
     Name { name: String, file: Option<usize> },
     Rename { from: String, to: String, file: usize },
+    Exchange { names: [String; 2], files: [usize; 2] },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -160,9 +161,8 @@ impl SimDisk {
                 let until_zeros = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
                 Unsynced { bytes: bytes.len(), until_zeros }
             }
-            Pending::Grow { .. } | Pending::Truncate { .. } | Pending::Name { .. } | Pending::Rename { .. } => {
-                Unsynced::default()
-            }
+            Pending::Grow { .. } | Pending::Truncate { .. } => Unsynced::default(),
+            Pending::Name { .. } | Pending::Rename { .. } | Pending::Exchange { .. } => Unsynced::default(),
         };
         self.lock().pending.iter().map(unsynced).collect()
     }
@@ -224,6 +224,9 @@ impl Pending {
                 names.remove(from);
                 names.insert(to.clone(), *file);
             }
+            (Pending::Exchange { names: both, files }, Fate::Kept) => {
+                names.extend(both.iter().cloned().zip(*files));
+            }
             (_, Fate::Torn(_)) => {}
         }
     }
@@ -233,7 +236,7 @@ impl Pending {
             Pending::Write { file, .. } | Pending::Grow { file, .. } | Pending::Truncate { file, .. } => {
                 *file == number
             }
-            Pending::Name { .. } | Pending::Rename { .. } => false,
+            Pending::Name { .. } | Pending::Rename { .. } | Pending::Exchange { .. } => false,
         }
     }
 }
@@ -307,6 +310,16 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn exchange(&self, from: &str, to: &str) -> io::Result<bool> {
+        let mut state = self.lock();
+        state.begin()?;
+        let number = |name| state.names.get(name).copied().ok_or(io::ErrorKind::NotFound);
+        let (names, files) = ([from.to_owned(), to.to_owned()], [number(to)?, number(from)?]);
+        state.names.extend(names.iter().cloned().zip(files));
+        state.pending.push(Pending::Exchange { names, files });
+        Ok(true)
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.lock();
         state.begin()?;
@@ -327,7 +340,8 @@ impl Disk for SimDisk {
         let fails = state.fails_folder_sync_at == Some(state.operations);
         let State { pending, durable, durable_names, .. } = state;
         pending.retain(|pending| {
-            let is_name = matches!(pending, Pending::Name { .. } | Pending::Rename { .. });
+            let is_name =
+                matches!(pending, Pending::Name { .. } | Pending::Rename { .. } | Pending::Exchange { .. });
             if is_name && !fails {
                 pending.happen(Fate::Kept, durable, durable_names);
             }

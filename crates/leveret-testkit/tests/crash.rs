@@ -45,9 +45,11 @@ enum Step {
     Sweep(u64),
     /// So many spare files are made ready, and as many old segments become some.
     Spare(usize),
+    /// The same where there is room enough: then all old segments become some. Something that is too much is given back.
+    SpareCalmly(usize),
 }
 
-use Step::{Append, Forget, Mark, Reopen, Spare, Sweep};
+use Step::{Append, Forget, Mark, Reopen, Spare, SpareCalmly, Sweep};
 
 /// Each is run as long as the disk works.
 const WORKLOADS: &[(&str, &[Step])] = &[
@@ -123,6 +125,25 @@ const WORKLOADS: &[(&str, &[Step])] = &[
             Sweep(5),
             Append(5, 300),
             Append(1, 10),
+            Reopen,
+            Append(2, 1500),
+        ],
+    ),
+    (
+        "compact and reuse, and give room back later",
+        &[
+            SpareCalmly(1),
+            Append(4, 300),
+            Append(4, 300),
+            SpareCalmly(1),
+            Append(4, 300),
+            Append(4, 300),
+            Forget(2),
+            SpareCalmly(1),
+            Sweep(5),
+            Append(5, 300),
+            SpareCalmly(1),
+            Append(8, 300),
             Reopen,
             Append(2, 1500),
         ],
@@ -220,6 +241,9 @@ fn run(disk: &SimDisk, steps: &[Step]) -> Promised {
             }
             Spare(count) => {
                 let _ = log.spares().keep(count, count);
+            }
+            SpareCalmly(count) => {
+                let _ = log.spares().keep_calmly(count, count).and_then(|_| log.spares().give_some_back());
             }
             Reopen => match open(disk) {
                 Ok((reopened, _, _)) => log = reopened,

@@ -138,6 +138,15 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn exchange(&self, from: &str, to: &str) -> io::Result<bool> {
+        spend(&self.refusal)?;
+        let mut files = self.files.lock().unwrap();
+        let (old, new) = (files.remove(to), files.remove(from).ok_or(io::ErrorKind::NotFound)?);
+        files.insert(to.into(), new);
+        files.insert(from.into(), old.ok_or(io::ErrorKind::NotFound)?);
+        Ok(true)
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         spend(&self.refusal)?;
         let removed = self.files.lock().unwrap().remove(name).ok_or(io::ErrorKind::NotFound)?;
@@ -204,7 +213,11 @@ impl DiskFile for MemoryFile {
 
     fn truncate(&self, end: u64) -> io::Result<()> {
         spend(&self.refusal)?;
-        self.bytes.lock().unwrap().truncate(usize::try_from(end).unwrap());
+        let mut bytes = self.bytes.lock().unwrap();
+        if let Some(room) = &mut *self.room.lock().unwrap() {
+            *room += (bytes.len() as u64).saturating_sub(end);
+        }
+        bytes.truncate(usize::try_from(end).unwrap());
         Ok(())
     }
 

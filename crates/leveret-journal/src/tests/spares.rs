@@ -147,6 +147,90 @@ fn where_little_room_came_back_often_one_large_spare_is_made_of_many_small_ones(
     assert_eq!((spares.count(), spares.bytes()), (1, 1 << 20));
 }
 
+fn names(disk: &MemoryDisk, prefix: &str) -> Vec<String> {
+    disk.snapshot().into_keys().filter(|name| name.starts_with(prefix)).collect()
+}
+
+#[test]
+fn while_there_is_room_enough_what_is_too_much_goes_file_by_file() {
+    let disk = MemoryDisk::default();
+    let (log, _) = mostly_old(&disk);
+    let spares = log.spares();
+    let before = names(&disk, "00").len();
+    assert!(spares.keep_calmly(1, 1).unwrap() > 0, "segments have ended");
+    while spares.keep_calmly(1, 1).unwrap() > 0 {
+        let count = names(&disk, "").len();
+        spares.give_some_back().unwrap();
+        assert_eq!(names(&disk, "").len(), count, "only what is behind their ends goes");
+    }
+    log.keeper().sweep(&Living::default(), &|| false).unwrap();
+    let (left, there) = (names(&disk, "00").len(), names(&disk, "spare").len());
+    assert_eq!(left + there - 1, before, "none was removed");
+    // All that was taken since the last sweep may be taken again. What the journal takes while it rests is less and less.
+    let mut counts = vec![there];
+    for _ in 0..30 {
+        while spares.keep_calmly(1, 1).unwrap() > 0 {
+            spares.give_some_back().unwrap();
+            let count = names(&disk, "spare").len();
+            assert_eq!(Some(count + 1), counts.last().copied());
+            counts.push(count);
+        }
+        spares.rest();
+    }
+    assert!(counts.len() > 3 && counts.last() == Some(&1), "{counts:?}");
+    let (found, recovery) = {
+        let (_, found, recovery) = open(&disk, MIDDLE);
+        (found, recovery)
+    };
+    assert_eq!((found.len(), recovery.damage.len()), (20, 0));
+}
+
+#[test]
+fn what_was_compacted_leaves_its_file_to_another_segment() {
+    let disk = MemoryDisk::default();
+    let (log, _) = mostly_old(&disk);
+    let spares = log.spares();
+    spares.keep_calmly(1, 1).unwrap();
+    let before = names(&disk, "").len();
+    let mut living = Living::default();
+    log.keeper().note(&mut living, 1, (1..=200).step_by(9).map(|sequence| (sequence, 100)), 0);
+    let swept = log.keeper().sweep(&living, &|| false).unwrap();
+    assert!(swept.compacted > 1, "{swept:?}");
+    assert!(names(&disk, "").len() > before, "what is left of them is in a new file, and theirs are there");
+    assert_eq!(names(&disk, "").iter().filter(|name| name.ends_with(".compacted")).count(), 0);
+}
+
+/// What the disk has room for is seen when a segment is begun, not when somebody looks.
+#[test]
+fn the_room_behind_the_end_of_a_segment_is_there_for_the_next_one() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    append(&mut log, 1, 1, 500).unwrap();
+    append(&mut log, 2, 2, 800).unwrap();
+    let lengths = || disk.snapshot().into_values().map(|bytes| bytes.len()).collect::<Vec<_>>();
+    assert_eq!(lengths(), [1024, 1024], "nobody has looked");
+    *disk.room.lock().unwrap() = Some(1000);
+    append(&mut log, 3, 3, 800).unwrap();
+    assert!(lengths()[0] < 1024, "{:?}", lengths());
+}
+
+#[test]
+fn room_that_cannot_be_given_back_is_the_end_as_a_failed_sync_is() {
+    for operations in 0..2 {
+        let disk = MemoryDisk::default();
+        let (mut log, _, _) = open(&disk, SMALL);
+        append(&mut log, 1, 1, 800).unwrap();
+        append(&mut log, 2, 2, 800).unwrap();
+        disk.fails_after(Some(operations));
+        log.spares().give_some_back().unwrap_err();
+        disk.fails_after(None);
+        assert!(matches!(append(&mut log, 3, 3, 10), Err(LogError::Failed(_))));
+        assert!(log.keeper().sweep(&Living::default(), &|| false).is_err());
+        drop(log);
+        assert_eq!(open(&disk, SMALL).1, records(1, 2, 800));
+    }
+}
+
 #[test]
 fn what_a_file_held_before_is_never_taken_for_a_part_of_its_segment() {
     let disk = MemoryDisk::default();

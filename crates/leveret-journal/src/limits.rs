@@ -52,6 +52,9 @@ pub const UNKNOWN_RECORDS: u64 = 1 << 26;
 /// No more numbers than this are passed over, whatever a header that was forged says is missing.
 pub const MISSING_MAX: u64 = 1 << 30;
 
+/// Where a start looks for the next record behind damage, it verifies so many times the bytes that are left there at most.
+pub const VERIFIED_FACTOR_MAX: u64 = 16;
+
 /// Segments that a start does not read may take so many hundredths of what lives in the journal, and one segment more,
 /// before those are rewritten in which little lives.
 pub const OLD_BYTES_PERCENT: u64 = 140;

@@ -17,6 +17,7 @@ use crate::format::{
     StreamState, damaged_region_prefix,
 };
 use crate::keeper::COMPACTED_SUFFIX;
+use crate::limits::VERIFIED_FACTOR_MAX;
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
@@ -477,8 +478,8 @@ impl<'r> Reading<'r> {
         count
     }
 
-    /// The same with records that verify by themselves, one after the other from the beginning of a range on. One that does
-    /// not verify is passed over if one that does follows it.
+    /// The same with records that verify by themselves, from the beginning of a range on. Behind one that does not, the next one
+    /// is where that says it ends or, if that is wrong, too, at the next byte where one of a stream goes on.
     fn salvage(
         &mut self,
         segment: &Segment,
@@ -486,19 +487,40 @@ impl<'r> Reading<'r> {
         range: Range<u64>,
         each: &mut dyn FnMut(Record<'_>),
     ) -> u64 {
-        let (mut at, mut count, mut failures) = (range.start, 0, 0);
-        while failures < 2
-            && let Some((bytes, record)) = pieces.record(at, range.end)
-        {
-            failures += 1;
-            if let Some(record) = record {
-                (count, failures) = (count + 1, 0);
+        let (mut at, mut count) = (range.start, 0);
+        while at < range.end {
+            let found = pieces.record(at, range.end);
+            if let Some((bytes, Some(record))) = found {
+                count += 1;
                 self.take_one(at - range.start, record, each);
+                at += bytes;
+                continue;
             }
-            at += bytes;
+            let behind = found.map_or(range.end, |(bytes, _)| at + bytes);
+            let follows = matches!(pieces.record(behind, range.end), Some((_, Some(_))));
+            at = if follows { behind } else { self.next_record(pieces, at + 1..range.end) };
         }
         self.place(segment, range.clone(), range.start, count);
         count
+    }
+
+    /// Where in a range the first record begins that verifies and goes on in a stream; its end if none does.
+    fn next_record(&self, pieces: &mut Pieces, range: Range<u64>) -> u64 {
+        let bytes = range.end - range.start;
+        let last = |stream: u32| self.recovery.streams.get(&stream).copied().unwrap_or(0);
+        let may_be = |stream, sequence| sequence > last(stream) && sequence - last(stream) <= most_records(bytes);
+        // To verify whatever looks like a length may take for ever, if somebody has made it look so.
+        let mut verified = 0;
+        for at in range.clone() {
+            let Some((length, stream, sequence)) = pieces.peek(at, range.end) else { continue };
+            if may_be(stream, sequence) && verified <= bytes.saturating_mul(VERIFIED_FACTOR_MAX) {
+                verified += length;
+                if matches!(pieces.record(at, range.end), Some((_, Some(_)))) {
+                    return at;
+                }
+            }
+        }
+        range.end
     }
 
     fn take_one(&mut self, offset: u64, record: Record<'_>, each: &mut dyn FnMut(Record<'_>)) {

@@ -200,6 +200,26 @@ fn a_batch_inside_a_payload_is_never_taken_for_one() {
     }
 }
 
+/// Group commit puts many records into one batch; a hole in it takes those that it touches, wherever the next one begins.
+#[test]
+fn a_hole_in_a_large_batch_takes_the_records_in_it_and_no_more() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    append(&mut log, 1, 1000, 100).unwrap();
+    log.mark().unwrap();
+    drop(log);
+    for (from, bytes) in [(136, 1), (20_000, 1), (20_000, 600), (70_001, 124), (90_013, 5000)] {
+        let mut files = disk.snapshot();
+        files.get_mut(SEGMENT).unwrap()[from..from + bytes].fill(0x5a);
+        let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+        let missing = 1000 - found.len();
+        assert_eq!(recovery.records_missing(), missing as u64, "{bytes} bytes at {from}");
+        assert!((1..=bytes / 124 + 2).contains(&missing), "{missing} of {bytes} bytes at {from}");
+        assert!(found.iter().all(|(_, sequence, bytes)| *bytes == payload(*sequence, 100)));
+        assert!(found.is_sorted_by_key(|(_, sequence, _)| *sequence));
+    }
+}
+
 #[test]
 fn a_bad_sector_takes_what_is_in_it_and_no_more() {
     let disk = MemoryDisk::default();

@@ -267,6 +267,30 @@ mod tests {
         assert_eq!((scene.places(0), scene.places(1)), (vec![Some(at_place(1, 1))], vec![Some(journaled)]));
     }
 
+    /// Otherwise each one that is passed over would have all behind it asked for once more.
+    #[test]
+    fn what_cannot_be_read_back_from_the_journal_is_asked_for_once() {
+        let mut scene = Scene::new(1);
+        for _ in 0..5 {
+            scene.publish(DeliveryMode::Persistent, &[1]);
+        }
+        let _ = scene.evict();
+        let id = scene.queues[1];
+        let wanted = scene.vhost.queues[id].stored_from(Position(0), 1000);
+        assert_eq!(wanted.len(), 5);
+        scene.vhost.queues[id].parked = Some(Position(0));
+        let lost = |(position, message)| {
+            let fetch = Fetch { id: message, purpose: FetchFor::Queue(id, position) };
+            Fetched { fetch, message: None }
+        };
+        // One comes twice, and the last one is not there.
+        let mut lost: Vec<_> = wanted[..4].iter().chain(&wanted[3..4]).copied().map(lost).collect();
+        let _ = scene.vhost.handle_fetched(at(1), &mut lost, &mut scene.effects);
+        let queue = &mut scene.vhost.queues[id];
+        assert_eq!((queue.len(), queue.ready(), queue.head()), (5, 1, Some(Position(4))));
+        assert_eq!(queue.stored_from(Position(4), 1000).len(), 1);
+    }
+
     /// Nobody can have it any more, whatever it was to be read for.
     #[test]
     fn what_cannot_be_read_back_from_scratch_is_gone() {

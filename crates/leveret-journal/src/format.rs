@@ -57,6 +57,18 @@ pub(crate) fn damaged_region_prefix(generation: u64) -> String {
     format!("{DAMAGED_PREFIX}{generation:010}-")
 }
 
+/// The name of an empty file which says that more than anybody knows is missing about there, when nothing else does any more.
+pub(crate) fn unknown_name(generation: u64) -> String {
+    format!("{}{UNKNOWN}", damaged_region_prefix(generation))
+}
+
+/// Whether a file is one of those.
+pub(crate) fn is_unknown_name(name: &str) -> bool {
+    name.strip_prefix(DAMAGED_PREFIX).is_some_and(|rest| rest.ends_with(&format!("-{UNKNOWN}")))
+}
+
+const UNKNOWN: &str = "unknown";
+
 pub(crate) fn generation_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let generation = digits.parse().ok()?;

@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::ended::end_segment;
 use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader,
-    StreamState, damaged_region_prefix,
+    StreamState, damaged_region_prefix, generation_of, unknown_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
 use crate::limits::VERIFIED_FACTOR_MAX;
@@ -79,9 +79,9 @@ pub(crate) fn read(
     repair: bool,
     each: &mut dyn FnMut(Record<'_>),
 ) -> Result<(Recovery, End, Map), OpenError> {
-    let Files { segments, salt, leftovers, is_emptied } = segments(disk)?;
+    let Files { segments, salt, leftovers, is_emptied, noted } = segments(disk)?;
     let last_generation = segments.last().map_or(0, |last| last.generation);
-    let mut recovery = Recovery { is_new: segments.is_empty(), ..Recovery::default() };
+    let mut recovery = Recovery { is_new: segments.is_empty(), noted, ..Recovery::default() };
     if is_emptied {
         let file = "every segment".to_owned();
         let (extent, missing) = (Extent::Absent, Missing::Unknown);
@@ -124,6 +124,7 @@ pub(crate) fn read(
         recovery.streams.values_mut().for_each(|last| *last += missing);
     }
     if repair {
+        note_unknown(disk, &recovery.damage);
         // An earlier start or copy may have ended between a name and its sync: what rests on names comes after this.
         disk.sync_directory()?;
         // Somebody may have been told of what is only in the cache of the operating system.
@@ -607,6 +608,14 @@ impl<'r> Reading<'r> {
         let extent = Extent::Region { offset, bytes: end - offset, set_aside: is_set_aside.then_some(name) };
         let (file, is_old) = (segment.name.clone(), segment.generation < self.end.replay.generation);
         self.recovery.damage.push(Damage { file, extent, missing, is_old });
+    }
+}
+
+/// Leaves a file for each place where nobody knows how much is missing: once the journal goes on behind it, nothing else tells.
+fn note_unknown(disk: &dyn Disk, damage: &[Damage]) {
+    for damage in damage.iter().filter(|damage| damage.missing == Missing::Unknown) {
+        // That a disk does not take it is no reason not to start, and an earlier start may have left it.
+        let _ = disk.create(&unknown_name(generation_of(&damage.file).unwrap_or(0)));
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
     DAMAGED_PREFIX, HeaderFound, Replay, SALT_AT, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION,
-    damaged_region_prefix, generation_of, segment_name,
+    damaged_region_prefix, generation_of, is_unknown_name, segment_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
 use crate::pieces::Pieces;
@@ -122,6 +122,8 @@ pub(crate) struct Files {
     pub(crate) leftovers: Vec<String>,
     /// There are none, though other files say that there were.
     pub(crate) is_emptied: bool,
+    /// Files in which earlier starts have noted that an unknown number of records was missing, in order.
+    pub(crate) noted: Vec<String>,
 }
 
 /// Whether these files are left of a journal that had segments. Before it has one, a journal has a spare, or another one if
@@ -186,11 +188,13 @@ pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
         segment.seeds = Seeds::new(&salt.unwrap_or_default(), segment.generation);
     }
     let is_emptied = segments.is_empty() && are_left(&names);
+    let mut noted: Vec<_> = names.iter().filter(|name| is_unknown_name(name)).cloned().collect();
+    noted.sort();
     if segments.is_empty() && !is_emptied {
         // Of a first start that was interrupted. With those of the next one they would say that there were segments.
         leftovers.extend(names.into_iter().filter(|name| spares::number_of(name).is_some()));
     }
-    Ok(Files { segments, salt, leftovers, is_emptied })
+    Ok(Files { segments, salt, leftovers, is_emptied, noted })
 }
 
 /// A header that the disk cannot read is as invalid as any.

@@ -18,7 +18,7 @@ use roaring::RoaringTreemap;
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
-use crate::recovery::{self, Doubts, JournalError, Shown, headless, is_harmless, messages_missing, take};
+use crate::recovery::{self, Doubts, JournalError, Shown, headless, is_harmless, messages_missing, noted, take};
 
 /// No time passes while a folder is looked at.
 const NOW: Moment = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
@@ -69,6 +69,7 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
         lines.push(format!("{word}: {}", Shown(damage)));
     }
     lines.extend(recovery.headless.iter().map(|file| format!("harmless: {}", headless(file))));
+    lines.extend(recovery.noted.iter().map(|file| format!("damaged: {}", noted(file))));
     let missing = doubts.missing_messages(fold.node(), &mut reader, usize::MAX);
     lines
         .extend(missing.iter().map(|(files, messages)| format!("damaged: {}", messages_missing(files, *messages))));
@@ -80,8 +81,8 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     let Folded { vhosts, .. } = fold.finish(recovery.streams.keys().copied());
     let unreadable: Vec<_> =
         vhosts.into_iter().flat_map(|(stream, mut vhost)| unreadable(&mut vhost, stream, &mut reader)).collect();
-    let is_whole =
-        recovery.damage.iter().all(is_harmless) && missing.is_empty() && !has_faults && unreadable.is_empty();
+    let is_known = recovery.damage.iter().all(is_harmless) && recovery.noted.is_empty();
+    let is_whole = is_known && missing.is_empty() && !has_faults && unreadable.is_empty();
     lines.extend(unreadable);
     let condition = match (&recovery.cut, is_whole) {
         (_, false) => Condition::Damaged,

@@ -255,6 +255,9 @@ fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took:
     for file in &recovery.headless {
         tracing::warn!("{}", headless(file));
     }
+    for file in &recovery.noted {
+        tracing::warn!("{}", noted(file));
+    }
     for (files, messages) in missing {
         tracing::error!("the journal is damaged: {}", messages_missing(files, *messages));
     }
@@ -276,6 +279,13 @@ pub(crate) fn is_harmless(damage: &Damage) -> bool {
 
 pub(crate) fn headless(file: &str) -> String {
     format!("the header of {file} does not verify; nothing is missing for that")
+}
+
+pub(crate) fn noted(file: &str) -> String {
+    format!(
+        "an earlier start has found that an unknown number of changes is missing; it left {file}, which may be removed \
+         by whoever knows that"
+    )
 }
 
 pub(crate) fn messages_missing(files: &str, messages: u64) -> String {
@@ -320,6 +330,7 @@ mod tests {
     use leveret_amqp::ShortStr;
 
     use super::*;
+    use crate::check::Condition;
 
     /// The journal would refuse what a virtual host writes into a stream that goes on from there.
     #[test]
@@ -367,6 +378,13 @@ mod tests {
             assert!(folded.node_sequence > leveret_journal::limits::UNKNOWN_RECORDS, "start {nth}");
             log.append(&mut batch).unwrap();
         }
+        // Whoever has not seen what the first one said hears of it until that file is gone.
+        let noted = "damaged-0000000002-unknown";
+        let (condition, lines) = crate::check::check(folder.path()).unwrap();
+        assert!(condition == Condition::Damaged && lines.iter().any(|line| line.contains(noted)), "{lines:?}");
+        std::fs::remove_file(folder.path().join(noted)).unwrap();
+        let (condition, lines) = crate::check::check(folder.path()).unwrap();
+        assert!(!lines.iter().any(|line| line.contains(noted)), "{condition:?}, {lines:?}");
     }
 
     #[test]

@@ -98,6 +98,43 @@ fn that_the_last_segment_is_missing_is_known_from_the_one_before_it() {
     drop(log);
     let (_, again, recovery) = open(&disk, SMALL);
     assert_eq!((again.len(), recovery.damage.len()), (found.len() + 1, 0), "{recovery:?}");
+    let [noted] = &recovery.noted[..] else { panic!("{recovery:?}") };
+    assert!(noted.starts_with("damaged-00") && noted.ends_with("-unknown"), "{noted}");
+}
+
+/// Whoever has not read the log of the start that found it has to hear of it all the same.
+#[test]
+fn that_the_end_is_missing_is_noted_before_the_journal_goes_on_behind_it() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, SMALL);
+    for first in (1..=96).step_by(5) {
+        append(&mut log, first, first + 4, 20).unwrap();
+    }
+    drop(log);
+    let files = disk.snapshot();
+    let last = files.keys().next_back().unwrap().clone();
+    for how in ["missing", "emptied", "zeros"] {
+        for operations in 0..40 {
+            let mut files = files.clone();
+            match how {
+                "missing" => drop(files.remove(&last)),
+                "emptied" => files.get_mut(&last).unwrap().clear(),
+                _ => files.get_mut(&last).unwrap().fill(0),
+            }
+            let disk = MemoryDisk::of(files);
+            disk.fails_after(Some(operations));
+            let is_done = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {}).is_ok();
+            disk.fails_after(None);
+            let found = check(&disk, &mut |_| {}).unwrap();
+            let is_damaged = found.damage.iter().any(|damage| damage.missing == Missing::Unknown);
+            assert!(is_damaged || found.noted.len() == 1, "{how}, {operations}: {found:?}");
+            assert_eq!(is_done, is_done && found.noted.len() == 1, "{how}, {operations}: {found:?}");
+            if is_done {
+                break;
+            }
+            assert!(operations < 39);
+        }
+    }
 }
 
 #[test]

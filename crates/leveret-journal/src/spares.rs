@@ -156,8 +156,9 @@ impl Spares {
         self.is_calm.store(true, Ordering::Relaxed);
         self.fill(reserve, count)?;
         let ready = self.ready.lock();
-        let unfit = ready.iter().filter(|spare| !self.fits(spare)).count();
-        Ok(self.ended.count() + unfit as u64 + self.too_much(&ready) / self.segment_bytes().max(1))
+        let unfit = ready.iter().filter(|spare| !self.fits(spare)).count() as u64;
+        let needless = self.needless(&ready).map(|_| unfit + self.too_much(&ready) / self.segment_bytes().max(1));
+        Ok(self.ended.count() + needless.map_or(0, |needless| needless.max(1)))
     }
 
     /// Gives back the room of one file, or that behind the end of one segment. A disk that is told what is free may hold up
@@ -201,7 +202,7 @@ impl Spares {
         self.wanted_bytes.store(wanted, Ordering::Relaxed);
         while self.fitting(&self.ready.lock()) < wanted {
             match self.make_ready(bytes) {
-                Err(error) if is_full(&error) && self.remove_small(bytes)? => {}
+                Err(error) if is_full(&error) && (self.remove_large(bytes)? || self.remove_small(bytes)?) => {}
                 // Little is better than nothing; what there is may soon be gone.
                 Err(error) if is_full(&error) => {
                     let mut bytes = bytes / 2;
@@ -265,6 +266,17 @@ impl Spares {
             self.offer(Spare { length: 0, ..spare });
         }
         removed
+    }
+
+    /// Removes one that is much larger than so many bytes; false if there is none.
+    fn remove_large(&self, bytes: u64) -> io::Result<bool> {
+        let mut ready = self.ready.lock();
+        let large = ready.iter().position(|spare| spare.length / SPARE_BYTES_FACTOR > bytes);
+        let Some(at) = large else { return Ok(false) };
+        let spare = self.remove(&mut ready, at);
+        drop(ready);
+        self.discard(spare)?;
+        Ok(true)
     }
 
     /// Removes those that are much smaller than so many bytes, if with what is free they have room for one that is not: one
@@ -446,7 +458,7 @@ impl Spares {
             self.disk.sync_directory()?;
         }
         for (spare, is_missing) in spares {
-            match if is_missing { self.fit(&spare) } else { Ok(0) } {
+            match if is_missing { self.fit(&spare) } else { spare.file.length() } {
                 Ok(length) => self.offer(Spare { length, ..spare }),
                 // Its room is needed for others.
                 Err(_) => result = self.discard(spare).and(result),

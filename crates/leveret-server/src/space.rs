@@ -201,7 +201,9 @@ impl Tools {
         let missing = if self.spares.bytes() > reserve as u64 * bytes { 0 } else { bytes };
         let has_room = self.free_bytes().saturating_sub(missing) >= self.limit;
         let kept = if has_room {
-            self.keep_calmly(looked, reserve)
+            // A disk may have less room than it says.
+            let again = |_| self.spares.keep(reserve, reserve + 1).map(|()| 0);
+            self.keep_calmly(looked, reserve).or_else(again)
         } else {
             self.spares.keep(reserve, reserve).map(|()| 0)
         };

@@ -231,6 +231,22 @@ fn room_that_cannot_be_given_back_is_the_end_as_a_failed_sync_is() {
     }
 }
 
+/// Segments become smaller where the disk becomes full.
+#[test]
+fn on_a_full_disk_one_that_is_too_large_makes_room_for_those_that_are_not() {
+    let disk = MemoryDisk::default();
+    let (log, _, _) = open(&disk, MIDDLE);
+    let spares = log.spares();
+    spares.set_segment_bytes(1 << 20);
+    spares.keep_calmly(2, 2).unwrap();
+    *disk.room.lock().unwrap() = Some(0);
+    spares.set_segment_bytes(1 << 17);
+    spares.keep_calmly(2, 2).unwrap();
+    assert_eq!((spares.count(), spares.bytes()), (3, (1 << 20) + (2 << 17)), "one was enough");
+    spares.keep(2, 2).unwrap();
+    assert_eq!((spares.count(), spares.bytes()), (2, 2 << 17));
+}
+
 #[test]
 fn what_a_file_held_before_is_never_taken_for_a_part_of_its_segment() {
     let disk = MemoryDisk::default();

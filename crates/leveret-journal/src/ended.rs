@@ -16,7 +16,7 @@ use crate::disk::DiskFile;
 pub(crate) struct Ended {
     /// Files, each with its end.
     waiting: Mutex<Vec<(Arc<dyn DiskFile>, u64)>>,
-    /// Held while it is given back, so that nobody takes for given back what is not. The writer never waits for this.
+    /// Held while it is given back, so that nobody takes for given back what is not. The writer waits for this only where it finds no room.
     giving: Mutex<()>,
     /// Why it could not be.
     failed: OnceLock<String>,

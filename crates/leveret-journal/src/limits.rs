@@ -9,6 +9,9 @@ pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest size of a segment, in bytes.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
+/// So many files that are not needed wait at most until somebody gives their room back; others are removed at once.
+pub const SPARES_KEPT_MAX: usize = 64;
+
 /// A spare file may have so many times the bytes of the next segment before it is exchanged for a smaller one.
 pub const SPARE_BYTES_FACTOR: u64 = 4;
 
@@ -52,8 +55,12 @@ pub const UNKNOWN_RECORDS: u64 = 1 << 26;
 /// No more numbers than this are passed over, whatever a header that was forged says is missing.
 pub const MISSING_MAX: u64 = 1 << 30;
 
-/// Where a start looks for the next record behind damage, it verifies so many times the bytes that are left there at most.
+/// Where a start looks for records behind damage, it verifies so many times the bytes that are damaged at most, before it looks for small
+/// ones only.
 pub const VERIFIED_FACTOR_MAX: u64 = 16;
+
+/// Bytes of a small one.
+pub const SMALL_RECORD_BYTES: u64 = 16 * 1024;
 
 /// Segments that a start does not read may take so many hundredths of what lives in the journal, and one segment more,
 /// before those are rewritten in which little lives.

@@ -17,7 +17,7 @@ use crate::format::{
     StreamState, damaged_region_prefix, generation_of, unknown_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::VERIFIED_FACTOR_MAX;
+use crate::limits::{SMALL_RECORD_BYTES, VERIFIED_FACTOR_MAX};
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
@@ -488,7 +488,7 @@ impl<'r> Reading<'r> {
         range: Range<u64>,
         each: &mut dyn FnMut(Record<'_>),
     ) -> u64 {
-        let (mut at, mut count) = (range.start, 0);
+        let (mut at, mut count, mut verified) = (range.start, 0, 0);
         while at < range.end {
             let found = pieces.record(at, range.end);
             if let Some((bytes, Some(record))) = found {
@@ -498,24 +498,30 @@ impl<'r> Reading<'r> {
                 continue;
             }
             let behind = found.map_or(range.end, |(bytes, _)| at + bytes);
-            let follows = matches!(pieces.record(behind, range.end), Some((_, Some(_))));
-            at = if follows { behind } else { self.next_record(pieces, at + 1..range.end) };
+            // If it is the length that is wrong, others may lie before that.
+            let follows = match pieces.record(behind, range.end) {
+                Some((_, Some(record))) => record.sequence <= self.last(record.stream).saturating_add(2),
+                _ => false,
+            };
+            at = if follows { behind } else { self.next_record(pieces, at + 1..range.end, &mut verified) };
         }
         self.place(segment, range.clone(), range.start, count);
         count
     }
 
     /// Where in a range the first record begins that verifies and goes on in a stream; its end if none does.
-    fn next_record(&self, pieces: &mut Pieces, range: Range<u64>) -> u64 {
+    fn next_record(&self, pieces: &mut Pieces, range: Range<u64>, verified: &mut u64) -> u64 {
         let bytes = range.end - range.start;
-        let last = |stream: u32| self.recovery.streams.get(&stream).copied().unwrap_or(0);
-        let may_be = |stream, sequence| sequence > last(stream) && sequence - last(stream) <= most_records(bytes);
-        // To verify whatever looks like a length may take for ever, if somebody has made it look so.
-        let mut verified = 0;
+        let may_be = |stream, sequence| {
+            let last = self.last(stream);
+            sequence > last && sequence - last <= most_records(bytes)
+        };
         for at in range.clone() {
             let Some((length, stream, sequence)) = pieces.peek(at, range.end) else { continue };
-            if may_be(stream, sequence) && verified <= bytes.saturating_mul(VERIFIED_FACTOR_MAX) {
-                verified += length;
+            // To verify whatever looks like a length may take for ever, if somebody has made it look so.
+            let is_short = length <= SMALL_RECORD_BYTES || *verified <= bytes.saturating_mul(VERIFIED_FACTOR_MAX);
+            if may_be(stream, sequence) && is_short {
+                *verified += length;
                 if matches!(pieces.record(at, range.end), Some((_, Some(_)))) {
                     return at;
                 }
@@ -537,6 +543,11 @@ impl<'r> Reading<'r> {
         self.recovery.records += count;
         self.map.add(segment.generation, place.start, place.end, whole_from, &self.candidates.0);
         self.candidates.0.clear();
+    }
+
+    /// The last sequence of a stream so far.
+    fn last(&self, stream: u32) -> u64 {
+        self.recovery.streams.get(&stream).copied().unwrap_or(0)
     }
 
     fn saw(&mut self, stream: u32, sequence: u64) {

@@ -153,7 +153,8 @@ pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
         };
         let Some(generation) = generation else { continue };
         let region = damaged_region_prefix(generation);
-        let (name, was_damaged) = (name.clone(), names.iter().any(|name| name.starts_with(&region)));
+        let (name, was_damaged) =
+            (name.clone(), names.iter().any(|name| name.starts_with(&region) && !is_unknown_name(name)));
         let header = header.filter(|header| header.generation == generation);
         let seeds = Seeds::new(&Salt::default(), generation);
         segments.push(Segment { name, generation, header, seeds, length, was_damaged });

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::disk::{Disk, DiskFile};
 use crate::ended::Ended;
-use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR, SPARE_BYTES_MIN};
+use crate::limits::{SEGMENT_BYTES_DEFAULT, SPARE_BYTES_FACTOR, SPARE_BYTES_MIN, SPARES_KEPT_MAX};
 use crate::real::errno;
 
 const PREFIX: &str = "spare-";
@@ -123,6 +123,11 @@ impl Spares {
         self.bytes.load(Ordering::Acquire)
     }
 
+    /// Bytes of those that have about as many as segments have now.
+    pub fn fitting_bytes(&self) -> u64 {
+        self.fitting(&self.ready.lock())
+    }
+
     /// Bytes of the next segment, unless a batch needs more.
     pub fn segment_bytes(&self) -> u64 {
         self.segment_bytes.load(Ordering::Relaxed)
@@ -142,9 +147,12 @@ impl Spares {
     pub fn keep(&self, reserve: usize, count: usize) -> io::Result<()> {
         self.is_calm.store(false, Ordering::Relaxed);
         self.give_back()?;
-        self.fill(reserve, count)?;
-        while self.shrink()? {}
-        Ok(())
+        let filled = self.fill(reserve, count);
+        // What is too much has descriptors, too.
+        if filled.as_ref().err().is_none_or(has_no_descriptor) {
+            while self.shrink()? {}
+        }
+        filled
     }
 
     /// The same where the disk has room enough for what was segments and may soon be segments again. Gives nothing back: see
@@ -175,7 +183,8 @@ impl Spares {
 
     /// The journal does not grow now. Each time this is called, less is kept for what it may take.
     pub fn rest(&self) {
-        self.cycle_bytes.store(self.cycle_bytes.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
+        let half = |bytes| Some(bytes / 2);
+        let _always = self.cycle_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, half);
     }
 
     /// Bytes that are kept, as they may soon be taken again.
@@ -185,8 +194,12 @@ impl Spares {
 
     /// Whether a spare has about as many bytes as segments have now.
     fn fits(&self, spare: &Spare) -> bool {
+        self.is_fit(spare.length)
+    }
+
+    fn is_fit(&self, length: u64) -> bool {
         let bytes = self.segment_bytes();
-        spare.length >= bytes / 2 && spare.length / SPARE_BYTES_FACTOR <= bytes
+        length >= bytes / 2 && length / SPARE_BYTES_FACTOR <= bytes
     }
 
     /// Bytes of those that fit.
@@ -360,7 +373,7 @@ impl Spares {
     pub(crate) fn take(&self, needed: u64) -> Option<Spare> {
         let mut ready = self.ready.lock();
         let fitting = ready.iter().enumerate().filter(|(_, spare)| spare.length >= needed);
-        let (at, _) = fitting.min_by_key(|(_, spare)| (!spare.is_used, spare.length))?;
+        let (at, _) = fitting.min_by_key(|(_, spare)| (!self.fits(spare), !spare.is_used, spare.length))?;
         let spare = self.remove(&mut ready, at);
         drop(ready);
         self.taken_bytes.fetch_add(spare.length, Ordering::Relaxed);
@@ -376,6 +389,9 @@ impl Spares {
             Err(error) if is_full(&error) => self.put_together(least).unwrap_or(Err(error)),
             made => made,
         };
+        if let Ok(made) = &made {
+            self.taken_bytes.fetch_add(made.length, Ordering::Relaxed);
+        }
         self.wake();
         made
     }
@@ -437,16 +453,26 @@ impl Spares {
     /// the disk has enough room, when somebody looks. Others that are too many then go in the same way. Those for which `gone`
     /// is not called are still there.
     pub(crate) fn recycle(&self, segments: &[String], mut gone: impl FnMut(&str)) -> io::Result<()> {
-        let used = self.ready.lock().iter().filter(|spare| spare.is_used).map(|spare| spare.length).sum();
+        let (used, count) = {
+            let ready = self.ready.lock();
+            let used = ready.iter().filter(|spare| spare.is_used && self.fits(spare)).map(|spare| spare.length);
+            (used.sum(), ready.len())
+        };
         let is_calm = self.is_calm.load(Ordering::Relaxed);
         let missing = (self.reserve_bytes.load(Ordering::Relaxed) + self.again()).saturating_sub(used);
         let (mut spares, mut result) = (Vec::new(), Ok(()));
         for old in segments {
             let is_missing = (spares.len() as u64) * self.segment_bytes() < missing;
-            let done = if is_missing || is_calm {
-                self.rename(old).map(|spare| spares.push((spare, is_missing)))
-            } else {
-                self.disk.remove(old)
+            // Each of them has a descriptor.
+            let is_kept = is_missing || (is_calm && count + spares.len() < SPARES_KEPT_MAX);
+            let renamed = is_kept.then(|| self.rename(old));
+            let done = match renamed {
+                Some(Ok(spare)) => {
+                    spares.push((spare, is_missing));
+                    Ok(())
+                }
+                Some(Err(error)) if !has_no_descriptor(&error) => Err(error),
+                Some(Err(_)) | None => self.disk.remove(old),
             };
             match done {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
@@ -458,7 +484,7 @@ impl Spares {
             self.disk.sync_directory()?;
         }
         for (spare, is_missing) in spares {
-            match if is_missing { self.fit(&spare) } else { spare.file.length() } {
+            match self.fit(&spare, is_missing, is_calm) {
                 Ok(length) => self.offer(Spare { length, ..spare }),
                 // Its room is needed for others.
                 Err(_) => result = self.discard(spare).and(result),
@@ -475,10 +501,13 @@ impl Spares {
         Ok(Spare { name, file, length: 0, is_used: true })
     }
 
-    /// Gives a file the length that segments have now.
-    fn fit(&self, spare: &Spare) -> io::Result<u64> {
-        let bytes = self.segment_bytes();
-        if spare.file.length()? > bytes {
+    /// Gives a file that is missing the length that segments have now. While there is room enough, about that will do.
+    fn fit(&self, spare: &Spare, is_missing: bool, is_calm: bool) -> io::Result<u64> {
+        let (bytes, length) = (self.segment_bytes(), spare.file.length()?);
+        if !is_missing || (is_calm && self.is_fit(length)) {
+            return Ok(length);
+        }
+        if length > bytes {
             spare.file.truncate(bytes)?;
         }
         spare.file.preallocate(bytes)?;

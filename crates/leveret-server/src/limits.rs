@@ -126,12 +126,15 @@ pub(crate) const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The same while publishers wait for the disk. RabbitMQ: the disk monitor, up to ten times a second.
 pub(crate) const DISK_SHORT_LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Within this the room of all files is given back that are not needed, one after the other, while there is enough: a disk that
+/// Within about this the room of all files is given back that are not needed, one after the other, while there is enough: a disk that
 /// is told at once what is free (the mount option `discard`) was seen to hold up everybody for 1 to 6 ms each time.
 pub(crate) const DISK_GIVE_WITHIN: Duration = Duration::from_millis(60);
 
-/// But never more often than this.
+/// But not more often than this: where there are many, several at a time.
 pub(crate) const DISK_GIVE_EVERY: Duration = Duration::from_millis(20);
+
+/// How many may wait before several go at a time.
+pub(crate) const DISK_GIVE_MOST: u64 = 4;
 
 /// How often the journal tries to write what a full disk had no room for.
 pub(crate) const FULL_RETRY_EVERY: Duration = Duration::from_millis(100);

@@ -18,9 +18,9 @@ use parking_lot::Mutex;
 use crate::hubs::Hubs;
 use crate::journal::Orders;
 use crate::limits::{
-    CHECKPOINT_MESSAGE_BYTES, DISK_GIVE_EVERY, DISK_GIVE_WITHIN, DISK_LOOK_EVERY, DISK_SHORT_LOOK_EVERY,
-    RESERVE_CHECKPOINTS, RESERVE_SEGMENTS, SEGMENT_BYTES_LEAST, SEGMENT_BYTES_SMALL, SEGMENT_JOURNAL_PART,
-    SEGMENT_LEFT_PART,
+    CHECKPOINT_MESSAGE_BYTES, DISK_GIVE_EVERY, DISK_GIVE_MOST, DISK_GIVE_WITHIN, DISK_LOOK_EVERY,
+    DISK_SHORT_LOOK_EVERY, RESERVE_CHECKPOINTS, RESERVE_SEGMENTS, SEGMENT_BYTES_LEAST, SEGMENT_BYTES_SMALL,
+    SEGMENT_JOURNAL_PART, SEGMENT_LEFT_PART,
 };
 use crate::room::Rooms;
 
@@ -198,7 +198,7 @@ impl Tools {
         let checkpoints = usize::try_from(sizes.reserve(messages).div_ceil(bytes)).unwrap_or(usize::MAX / 4);
         let reserve = RESERVE_SEGMENTS + checkpoints;
         // One more for publishers, as long as that leaves as much free as must be.
-        let missing = if self.spares.bytes() > reserve as u64 * bytes { 0 } else { bytes };
+        let missing = if self.spares.fitting_bytes() > reserve as u64 * bytes { 0 } else { bytes };
         let has_room = self.free_bytes().saturating_sub(missing) >= self.limit;
         let kept = if has_room {
             // A disk may have less room than it says.
@@ -226,7 +226,9 @@ impl Tools {
     fn keep_calmly(&self, looked: &mut Looked, reserve: usize) -> std::io::Result<u64> {
         let more = self.spares.keep_calmly(reserve, reserve + 1)?;
         if more > 0 && looked.gave.elapsed() >= pause_between(more) {
-            self.spares.give_some_back()?;
+            for _ in 0..more / DISK_GIVE_MOST + 1 {
+                self.spares.give_some_back()?;
+            }
             looked.gave = Instant::now();
         }
         Ok(more)

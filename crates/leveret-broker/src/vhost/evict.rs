@@ -284,11 +284,19 @@ mod tests {
             Fetched { fetch, message: None }
         };
         // One comes twice, and the last one is not there.
-        let mut lost: Vec<_> = wanted[..4].iter().chain(&wanted[3..4]).copied().map(lost).collect();
+        let mut lost: Vec<_> = wanted[..4].iter().chain(&wanted[3..4]).rev().copied().map(lost).collect();
         let _ = scene.vhost.handle_fetched(at(1), &mut lost, &mut scene.effects);
         let queue = &mut scene.vhost.queues[id];
         assert_eq!((queue.len(), queue.ready(), queue.head()), (5, 1, Some(Position(4))));
         assert_eq!(queue.stored_from(Position(4), 1000).len(), 1);
+        // It was read twice, and the second time in vain.
+        queue.restore(Position(4), message());
+        let mut lost = vec![Fetched {
+            fetch: Fetch { id: wanted[4].1, purpose: FetchFor::Queue(id, Position(4)) },
+            message: None,
+        }];
+        let _ = scene.vhost.handle_fetched(at(1), &mut lost, &mut scene.effects);
+        assert_eq!(scene.vhost.queues[id].ready(), 1);
     }
 
     /// Nobody can have it any more, whatever it was to be read for.

@@ -343,6 +343,7 @@ impl VirtualHost {
     /// Goes on with what waited for these bodies.
     pub fn handle_fetched(&mut self, now: Moment, bodies: &mut Vec<Fetched>, effects: &mut Effects) -> Progress {
         self.units = UNITS_PER_HOLD;
+        let mut lost = Vec::new();
         for Fetched { fetch, message } in bodies.drain(..) {
             match fetch.purpose {
                 FetchFor::Queue(queue_id, position) => {
@@ -350,7 +351,7 @@ impl VirtualHost {
                     match message {
                         Some(message) => queue.restore(position, message),
                         None if fetch.id.place().is_some() => queue.lose(position),
-                        None => queue.set_aside(position),
+                        None => lost.push((queue_id, position)),
                     }
                     self.mark_runnable(queue_id);
                 }
@@ -365,6 +366,13 @@ impl VirtualHost {
                         }
                     }
                 }
+            }
+        }
+        // In the order of their queue, not of the journal: each makes the next one the head.
+        lost.sort_unstable_by_key(|&(_, position)| position);
+        for (queue_id, position) in lost {
+            if let Some(queue) = self.queues.get_mut(queue_id) {
+                queue.set_aside(position);
             }
         }
         self.go_on(now, effects)

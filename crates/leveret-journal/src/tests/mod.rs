@@ -251,6 +251,10 @@ impl Disk for SlowDisk {
         self.0.rename(from, to)
     }
 
+    fn exchange(&self, from: &str, to: &str) -> io::Result<bool> {
+        self.0.exchange(from, to)
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.0.remove(name)
     }

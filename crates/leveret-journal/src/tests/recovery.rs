@@ -7,7 +7,7 @@ use super::{
     BATCH, HEADER, MIDDLE, MemoryDisk, SALT, SEGMENT, SMALL, append, mostly_old, open, payload, records, sweep,
     ten_batches,
 };
-use crate::format::{Seeds, SegmentHeader};
+use crate::format::{Seeds, SegmentHeader, begin_record};
 use crate::{Batch, Damage, Extent, Log, Missing, OpenError, Options, check};
 
 #[test]
@@ -218,6 +218,40 @@ fn a_hole_in_a_large_batch_takes_the_records_in_it_and_no_more() {
         assert!(found.iter().all(|(_, sequence, bytes)| *bytes == payload(*sequence, 100)));
         assert!(found.is_sorted_by_key(|(_, sequence, _)| *sequence));
     }
+    // Where the length is wrong, it may lead to a record that is not the next one: 8 times 128 bytes more.
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    append(&mut log, 1, 100, 104).unwrap();
+    log.mark().unwrap();
+    drop(log);
+    let mut files = disk.snapshot();
+    files.get_mut(SEGMENT).unwrap()[HEADER + 40 + 10 * 128 + 1] ^= 4;
+    let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+    assert_eq!((found.len(), recovery.records_missing()), (99, 1));
+}
+
+/// What looks like the headers of large records takes time to verify, and hides nothing.
+#[test]
+fn what_a_payload_looks_like_does_not_hide_the_records_behind_it() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    let mut batch = Batch::default();
+    batch.push(1, 1, |out| {
+        for _ in 0..5_000 {
+            let at = begin_record(out, 1, 0, 50);
+            out[at..at + 4].copy_from_slice(&600_000_u32.to_le_bytes());
+        }
+    });
+    for sequence in 2..=100 {
+        batch.push(1, sequence, |out| out.extend_from_slice(&payload(sequence, 8_000)));
+    }
+    log.append(&mut batch).unwrap();
+    log.mark().unwrap();
+    drop(log);
+    let mut files = disk.snapshot();
+    files.get_mut(SEGMENT).unwrap()[HEADER + 40 + 4] ^= 1;
+    let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+    assert_eq!((found.len(), recovery.records_missing()), (99, 1));
 }
 
 #[test]

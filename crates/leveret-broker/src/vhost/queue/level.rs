@@ -288,6 +288,12 @@ impl Level {
         if position < self.cursor { self.returned.contains(&position) } else { !dying.contains(position) }
     }
 
+    /// Whether this is the head, and its body is not in memory.
+    pub(super) fn head_is_stored(&mut self, position: Position, dying: &Dying) -> bool {
+        self.head(dying) == Some(position)
+            && self.index.open(position).is_some_and(|entry| !matches!(entry.body, Body::Resident(_)))
+    }
+
     /// The ready messages of the next page in which some are due, in their order; none if no message is due.
     pub(super) fn take_due(&mut self, now: Moment, dying: &Dying) -> Option<Vec<(Deadline, Position)>> {
         self.take_due_if(now, dying, |deadline, _| now.has_reached(deadline))

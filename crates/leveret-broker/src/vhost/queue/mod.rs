@@ -507,17 +507,19 @@ impl Queue {
         }
     }
 
-    /// A message cannot be read back: the head, or the next one behind others of which that was said just now. It stays where it is,
-    /// and nobody gets it before the next start.
+    /// A message cannot be read back: the head, or the next one of its priority behind others of which that was said just now. It stays
+    /// where it is, and nobody gets it before the next start.
     pub(crate) fn set_aside(&mut self, position: Position) {
         if self.dying.give_up(position) {
             return;
         }
-        if self.parked == Some(position) {
-            self.parked = None;
+        let Queue { levels, dying, parked, .. } = self;
+        let is_next = levels.of_mut(position).is_some_and(|level| level.head_is_stored(position, dying));
+        if *parked == Some(position) {
+            *parked = None;
         }
         // Of a later one it is said again when it is the head: not often, as those before it are in memory now.
-        if self.parked.is_none() && self.head() == Some(position) {
+        if is_next {
             let body_bytes = self.known(position).map_or(0, |known| known.body_bytes);
             self.take_head(position, body_bytes);
         }

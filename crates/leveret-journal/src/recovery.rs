@@ -624,7 +624,13 @@ impl<'r> Reading<'r> {
 
 /// Leaves a file for each place where nobody knows how much is missing: once the journal goes on behind it, nothing else tells.
 fn note_unknown(disk: &dyn Disk, damage: &[Damage]) {
-    for damage in damage.iter().filter(|damage| damage.missing == Missing::Unknown) {
+    let is_unknown = |damage: &&Damage| match damage.missing {
+        Missing::Exactly(_) => false,
+        // An old segment goes on saying it.
+        Missing::AtMost(_) => !damage.is_old,
+        Missing::Unknown => true,
+    };
+    for damage in damage.iter().filter(is_unknown) {
         // That a disk does not take it is no reason not to start, and an earlier start may have left it.
         let _ = disk.create(&unknown_name(generation_of(&damage.file).unwrap_or(0)));
     }

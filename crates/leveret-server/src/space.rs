@@ -226,7 +226,7 @@ impl Tools {
     fn keep_calmly(&self, looked: &mut Looked, reserve: usize) -> std::io::Result<u64> {
         let more = self.spares.keep_calmly(reserve, reserve + 1)?;
         if more > 0 && looked.gave.elapsed() >= pause_between(more) {
-            for _ in 0..more / DISK_GIVE_MOST + 1 {
+            for _ in 0..=more / DISK_GIVE_MOST {
                 self.spares.give_some_back()?;
             }
             looked.gave = Instant::now();

@@ -9,7 +9,8 @@ pub const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest size of a segment, in bytes.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
-/// So many files that are not needed wait at most until somebody gives their room back; others are removed at once.
+/// So many files that were segments are kept at most, beyond the reserve, to be taken again or until somebody gives their room
+/// back; others are removed at once.
 pub const SPARES_KEPT_MAX: usize = 64;
 
 /// A spare file may have so many times the bytes of the next segment before it is exchanged for a smaller one.

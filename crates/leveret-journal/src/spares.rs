@@ -456,15 +456,16 @@ impl Spares {
         let (used, count) = {
             let ready = self.ready.lock();
             let used = ready.iter().filter(|spare| spare.is_used && self.fits(spare)).map(|spare| spare.length);
-            (used.sum(), ready.len())
+            (used.sum::<u64>(), ready.len())
         };
         let is_calm = self.is_calm.load(Ordering::Relaxed);
-        let missing = (self.reserve_bytes.load(Ordering::Relaxed) + self.again()).saturating_sub(used);
+        let (reserve, again) = (self.reserve_bytes.load(Ordering::Relaxed), self.again());
         let (mut spares, mut result) = (Vec::new(), Ok(()));
         for old in segments {
-            let is_missing = (spares.len() as u64) * self.segment_bytes() < missing;
+            let kept = used + spares.len() as u64 * self.segment_bytes();
+            let is_missing = kept < reserve + again;
             // Each of them has a descriptor.
-            let is_kept = is_missing || (is_calm && count + spares.len() < SPARES_KEPT_MAX);
+            let is_kept = kept < reserve || (is_calm && count + spares.len() < SPARES_KEPT_MAX);
             let renamed = is_kept.then(|| self.rename(old));
             let done = match renamed {
                 Some(Ok(spare)) => {

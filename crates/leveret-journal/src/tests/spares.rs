@@ -1,8 +1,10 @@
 //! Spare files, and disks that have no room.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::{Found, MIDDLE, MemoryDisk, SMALL, append, mostly_old, open, payload, records};
+use crate::limits::SPARES_KEPT_MAX;
 use crate::{Living, LogError, ReadError, check};
 
 #[test]
@@ -183,6 +185,27 @@ fn while_there_is_room_enough_what_is_too_much_goes_file_by_file() {
         (found, recovery)
     };
     assert_eq!((found.len(), recovery.damage.len()), (20, 0));
+}
+
+/// Each has a descriptor, of which the process has no more than others leave it.
+#[test]
+fn what_is_not_needed_waits_in_few_files_and_without_descriptors_in_none() {
+    for has_descriptors in [true, false] {
+        let disk = MemoryDisk::default();
+        let (mut log, _, _) = open(&disk, SMALL);
+        for sequence in 1..=100 {
+            append(&mut log, sequence, sequence, 800).unwrap();
+        }
+        log.begin_replay_at(&BTreeMap::from([(1, 101)])).unwrap();
+        log.mark().unwrap();
+        log.begin_replay_at(&BTreeMap::from([(1, 101)])).unwrap();
+        log.spares().keep_calmly(0, 0).unwrap();
+        assert!(names(&disk, "00").len() > 100);
+        disk.is_out_of_descriptors.store(!has_descriptors, Ordering::Relaxed);
+        log.keeper().sweep(&Living::default(), &|| false).unwrap();
+        assert!(names(&disk, "00").len() < 6, "{:?}", names(&disk, "00"));
+        assert_eq!(names(&disk, "spare").len(), if has_descriptors { SPARES_KEPT_MAX } else { 0 });
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The suite `space`: what the journal takes on disk under a long mixed load, in which a few messages are never acked.
+//! The suite `space`: what the journal takes on disk under a long mixed load, in which a few messages are never acked, and how
+//! long publishers wait while room is taken back.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -21,7 +21,7 @@ pub struct Recovery {
     pub damage: Vec<Damage>,
     /// Segments whose header does not verify, though nothing is missing for that.
     pub headless: Vec<String>,
-    /// Files in which earlier starts have noted that an unknown number of records was missing.
+    /// Files in which earlier starts have noted that records were missing, and not exactly how many.
     pub noted: Vec<String>,
     /// The last sequence that each stream ever had, also among records that are missing; what comes next goes on
     /// behind it.

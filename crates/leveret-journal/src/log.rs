@@ -1,7 +1,8 @@
 //! Appending: one batch, one write, one sync.
 //!
 //! Owns: the segment that is written, and the numbers of what comes next.
-//! Invariant: after a write or sync has failed, or anybody's sync of the folder, nothing is written any more.
+//! Invariant: after a write or sync has failed, or anybody's sync of the folder or of a segment that has ended, nothing is
+//! written any more.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -255,6 +255,21 @@ mod tests {
         assert!(fs::read(&path).unwrap() == [[0; 4].as_slice(), &[7; 4092], &[8; 4096]].concat());
     }
 
+    /// Not every file system can; then the other one is gone, as with a rename.
+    #[test]
+    fn two_files_exchange_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = RealDisk::new(folder.path(), Writes::Cached).unwrap();
+        for name in ["old", "new"] {
+            fs::write(folder.path().join(name), name).unwrap();
+        }
+        let is_exchanged = disk.exchange("new", "old").unwrap();
+        let read = |name| fs::read_to_string(folder.path().join(name)).ok();
+        assert_eq!(read("old").as_deref(), Some("new"));
+        assert_eq!(read("new").as_deref(), is_exchanged.then_some("old"));
+        assert_eq!(disk.exchange("missing", "old").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
     #[test]
     fn an_error_names_the_file_and_is_of_its_kind_all_the_same() {
         let folder = tempfile::tempdir().unwrap();

@@ -122,7 +122,7 @@ pub(crate) struct Files {
     pub(crate) leftovers: Vec<String>,
     /// There are none, though other files say that there were.
     pub(crate) is_emptied: bool,
-    /// Files in which earlier starts have noted that an unknown number of records was missing, in order.
+    /// Files in which earlier starts have noted that records were missing, and not exactly how many, in order.
     pub(crate) noted: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! The room on the disk: files made ready for the journal beside its writer, and publishers held while there is too little.
 //!
-//! Owns: how much is kept ready, and whether the disk has as much room as it must.
+//! Owns: how much is kept ready, when the rest is given back, and whether the disk has as much room as it must.
 //!
 //! Publishers come to wait while there is still room for everybody else: what consumers ack, what is purged and deleted,
 //! and the checkpoints after it, by which room is won. Before others take the room of those, they wait, too, until that is

@@ -13,8 +13,8 @@ use crate::damage::{Cut, Damage, Extent, Missing, Recovery};
 use crate::disk::Disk;
 use crate::ended::end_segment;
 use crate::format::{
-    ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader,
-    StreamState, damaged_region_prefix, generation_of, unknown_name,
+    BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader, StreamState,
+    damaged_region_prefix, generation_of, unknown_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
 use crate::limits::{SMALL_RECORD_BYTES, VERIFIED_FACTOR_MAX};
@@ -105,7 +105,7 @@ pub(crate) fn read(
     for segment in segments.iter().filter(|segment| segment.was_damaged) {
         map.set_condition(segment.generation, Condition::Damaged, segment.length);
     }
-    let mut reader = Reading { disk, repair, segments: &segments, recovery, end, map, candidates };
+    let mut reader = Reading { disk, repair, segments: &segments, recovery, end, map, candidates, missed: 0 };
     let mut has_ended = false;
     for (at, segment) in segments.iter().enumerate() {
         if segment.generation < replay.generation || segment.is_compacted() {
@@ -172,6 +172,8 @@ struct Reading<'r> {
     end: End,
     map: Map,
     candidates: Candidates,
+    /// Streams may be that much further than is known, until a header says how far they are.
+    missed: u64,
 }
 
 impl<'r> Reading<'r> {
@@ -197,6 +199,7 @@ impl<'r> Reading<'r> {
             };
             if self.segments.iter().all(|segment| segment.header.is_none()) && at == 0 && first_sequence > 1 {
                 // Nobody knows where the journal began.
+                self.missed = first_sequence - 1;
                 self.end.next_sequence = first_sequence;
                 self.missing(segment, first, Missing::Unknown);
             }
@@ -222,6 +225,7 @@ impl<'r> Reading<'r> {
                 }
                 self.end.next_sequence = header.first_sequence;
             }
+            self.missed = 0;
         }
         self.map.begin(segment.generation, self.end.next_sequence);
         let mut offset = begin;
@@ -235,6 +239,7 @@ impl<'r> Reading<'r> {
             if let Some(batch) = batch.filter(|batch| batch.first_sequence >= self.end.next_sequence) {
                 if batch.first_sequence > self.end.next_sequence {
                     let missing = batch.first_sequence - self.end.next_sequence;
+                    self.missed += missing;
                     self.missing(segment, offset, Missing::Exactly(missing));
                 }
                 self.take(segment, offset, whole_from, &batch, each);
@@ -252,12 +257,21 @@ impl<'r> Reading<'r> {
                 Some(first_sequence) => first_sequence,
                 None => 0,
             };
+            // Where streams go on behind this.
+            let mut behind = BTreeMap::new();
             let mut from = next.map(|(at, _)| at);
-            while let Some(found) = from {
-                let batch = pieces.batch(found, limit);
-                durable_before = durable_before.max(batch.map_or(0, |batch| batch.durable_before));
-                let behind = found + batch.map_or(ALIGNMENT, |batch| batch.bytes()) as u64;
-                from = pieces.next_batch(behind, limit, self.end.next_sequence).map(|(at, _)| at);
+            while let Some(found) = from
+                && let Some(batch) = pieces.batch(found, limit)
+            {
+                durable_before = durable_before.max(batch.durable_before);
+                for (_, record) in batch.records() {
+                    behind.entry(record.stream).or_insert(record.sequence);
+                }
+                let found = found + batch.bytes() as u64;
+                from = pieces.next_batch(found, limit, self.end.next_sequence).map(|(at, _)| at);
+            }
+            for (&stream, state) in self.header_behind(at).iter().flat_map(|header| &header.streams) {
+                behind.entry(stream).or_insert(state.last + 1);
             }
             if durable_before <= self.end.next_sequence {
                 let unreadable = pieces.unreadable_in(offset..limit);
@@ -275,12 +289,13 @@ impl<'r> Reading<'r> {
             }
             let region_end = next.map_or(limit, |(at, _)| at);
             let salvaged_from = (offset + BATCH_HEADER_BYTES as u64).min(region_end);
-            let salvaged = self.salvage(segment, &mut pieces, salvaged_from..region_end, each);
+            let salvaged = self.salvage(segment, &mut pieces, salvaged_from..region_end, &behind, each);
             whole_from = region_end;
             // What is missing before the next segment is counted when that is read.
             let next_sequence =
                 next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
             let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
+            self.missed += missing;
             if next.is_some() || !pieces.is_blank(offset, region_end) {
                 self.damaged(segment, &mut pieces, offset..region_end, Missing::Exactly(missing));
             }
@@ -479,55 +494,51 @@ impl<'r> Reading<'r> {
         count
     }
 
-    /// The same with records that verify by themselves, from the beginning of a range on. Behind one that does not, the next one
-    /// is where that says it ends or, if that is wrong, too, at the next byte where one of a stream goes on.
+    /// The same with records that verify by themselves, from the beginning of a range on; of each stream those before what is
+    /// `behind` the range. After one that does not verify, the next one is where that says it ends or, if that is wrong, too, at
+    /// the next byte where one of a stream goes on. What does not go on in its stream is a copy, where it was not written.
     fn salvage(
         &mut self,
         segment: &Segment,
         pieces: &mut Pieces,
         range: Range<u64>,
+        behind: &BTreeMap<u32, u64>,
         each: &mut dyn FnMut(Record<'_>),
     ) -> u64 {
         let (mut at, mut count, mut verified) = (range.start, 0, 0);
+        // Records lie one behind the other from there on, and so many of them.
+        let (mut begin, mut in_run) = (at, 0);
+        // So many bytes do not verify.
+        let mut bad = 0;
         while at < range.end {
+            let goes_on = |stream: u32, sequence: u64, bad: u64| {
+                let (last, most) = (self.last(stream), 1 + self.missed + most_records(bad));
+                let is_before = behind.get(&stream).is_none_or(|&first| sequence < first);
+                sequence > last && sequence - last <= most && is_before
+            };
             let found = pieces.record(at, range.end);
-            if let Some((bytes, Some(record))) = found {
-                count += 1;
-                self.take_one(at - range.start, record, each);
+            if let Some((bytes, Some(record))) = found
+                && goes_on(record.stream, record.sequence, bad)
+            {
+                in_run += 1;
+                self.take_one(at - begin, record, each);
                 at += bytes;
                 continue;
             }
-            let behind = found.map_or(range.end, |(bytes, _)| at + bytes);
+            let end = found.map_or(range.end, |(bytes, _)| at + bytes);
             // If it is the length that is wrong, others may lie before that.
-            let follows = match pieces.record(behind, range.end) {
-                Some((_, Some(record))) => record.sequence <= self.last(record.stream).saturating_add(2),
+            let follows = match pieces.record(end, range.end) {
+                Some((_, Some(record))) => goes_on(record.stream, record.sequence, 1),
                 _ => false,
             };
-            at = if follows { behind } else { self.next_record(pieces, at + 1..range.end, &mut verified) };
+            let may_be = |place, stream, sequence| goes_on(stream, sequence, bad + (place - at));
+            let next = if follows { end } else { next_record(pieces, at + 1..range.end, &mut verified, may_be) };
+            self.place(segment, begin..range.end, begin, in_run);
+            bad += next - at;
+            (at, count, begin, in_run) = (next, count + in_run, next, 0);
         }
-        self.place(segment, range.clone(), range.start, count);
-        count
-    }
-
-    /// Where in a range the first record begins that verifies and goes on in a stream; its end if none does.
-    fn next_record(&self, pieces: &mut Pieces, range: Range<u64>, verified: &mut u64) -> u64 {
-        let bytes = range.end - range.start;
-        let may_be = |stream, sequence| {
-            let last = self.last(stream);
-            sequence > last && sequence - last <= most_records(bytes)
-        };
-        for at in range.clone() {
-            let Some((length, stream, sequence)) = pieces.peek(at, range.end) else { continue };
-            // To verify whatever looks like a length may take for ever, if somebody has made it look so.
-            let is_short = length <= SMALL_RECORD_BYTES || *verified <= bytes.saturating_mul(VERIFIED_FACTOR_MAX);
-            if may_be(stream, sequence) && is_short {
-                *verified += length;
-                if matches!(pieces.record(at, range.end), Some((_, Some(_)))) {
-                    return at;
-                }
-            }
-        }
-        range.end
+        self.place(segment, begin..range.end, begin, in_run);
+        count + in_run
     }
 
     fn take_one(&mut self, offset: u64, record: Record<'_>, each: &mut dyn FnMut(Record<'_>)) {
@@ -651,6 +662,29 @@ fn set_aside(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64
     file.sync()?;
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
+}
+
+/// Where in a range the first record begins that verifies and may be one, by its place, stream and sequence; its end if none
+/// does.
+fn next_record(
+    pieces: &mut Pieces,
+    range: Range<u64>,
+    verified: &mut u64,
+    may_be: impl Fn(u64, u32, u64) -> bool,
+) -> u64 {
+    let bytes = range.end - range.start;
+    for at in range.clone() {
+        let Some((length, stream, sequence)) = pieces.peek(at, range.end) else { continue };
+        // To verify whatever looks like a length may take for ever, if somebody has made it look so.
+        let is_short = length <= SMALL_RECORD_BYTES || *verified <= bytes.saturating_mul(VERIFIED_FACTOR_MAX);
+        if may_be(at, stream, sequence) && is_short {
+            *verified += length;
+            if matches!(pieces.record(at, range.end), Some((_, Some(_)))) {
+                return at;
+            }
+        }
+    }
+    range.end
 }
 
 /// How many records so many bytes can hold.

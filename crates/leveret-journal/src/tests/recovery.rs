@@ -230,6 +230,35 @@ fn a_hole_in_a_large_batch_takes_the_records_in_it_and_no_more() {
     assert_eq!((found.len(), recovery.records_missing()), (99, 1));
 }
 
+/// What was written in the wrong place may verify there.
+#[test]
+fn a_copy_of_a_later_record_in_an_earlier_place_is_not_that_record() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    append(&mut log, 1, 20, 100).unwrap();
+    append(&mut log, 21, 40, 100).unwrap();
+    log.mark().unwrap();
+    drop(log);
+    let record = |sequence: usize| {
+        // Each batch has a header of 40 bytes, each record one of 24.
+        let begin = HEADER + 40 * sequence.div_ceil(20) + (sequence - 1) * 124;
+        begin..begin + 124
+    };
+    for (copied, over) in [(21, 1), (25, 7), (40, 20), (20, 10), (3, 12)] {
+        let mut files = disk.snapshot();
+        files.get_mut(SEGMENT).unwrap().copy_within(record(copied), record(over).start);
+        let (log, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+        let mut expected = records(1, 40, 100);
+        expected.remove(over - 1);
+        assert!(found == expected, "{copied} over {over}: {:?}", recovery.damage);
+        assert_eq!(recovery.records_missing(), 1, "{copied} over {over}");
+        let mut reader = log.reader();
+        for (stream, sequence, payload) in expected {
+            assert_eq!(reader.read(stream, sequence).unwrap(), payload);
+        }
+    }
+}
+
 /// What looks like the headers of large records takes time to verify, and hides nothing.
 #[test]
 fn what_a_payload_looks_like_does_not_hide_the_records_behind_it() {

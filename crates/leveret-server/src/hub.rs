@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 
 use leveret_broker::access::{Grant, Login};
-use leveret_broker::limits::UNITS_PER_HOLD;
+use leveret_broker::limits::{ROW_MESSAGE_BYTES_MAX, UNITS_PER_HOLD};
 use leveret_broker::memory::Meter;
 use leveret_broker::moment::{Deadline, Moment};
 use leveret_broker::names::{PolicyName, UserName};
@@ -28,7 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::journal::{Appended, Stream};
-use crate::limits::{LARGE_MESSAGE_BYTES, LEAVE_AT_ONCE, READ_AHEAD_BYTES_MIN};
+use crate::limits::{LEAVE_AT_ONCE, READ_AHEAD_BYTES_MIN};
 use crate::memory::Memory;
 use crate::outbox::Outbox;
 use crate::sync::{Mutex, MutexGuard};
@@ -81,8 +81,20 @@ pub(crate) enum Woken {
     Nobody,
     /// Other connections have something to tell their clients, or the timers were set anew.
     Somebody,
-    /// Others have large messages to write, not in rows, which takes longer than it takes another thread to be there for them.
-    WithLargeMessages,
+    /// Others have so much to do that another thread should do it.
+    Busy,
+}
+
+/// Whether it takes longer to tell all this, with so many bytes of messages, than it takes another thread to be there for it. A row is
+/// written in little time, and so are small messages; but what is acked was found, and will be settled, one by one.
+fn are_much(outputs: &[Output], bytes: usize) -> bool {
+    if outputs.iter().any(Output::is_to_be_acked) {
+        return true;
+    }
+    let rows = outputs.iter().filter_map(Output::row_bytes);
+    let (rows, row_bytes) = rows.fold((0, 0), |(rows, sum), bytes| (rows + 1, sum + bytes));
+    let (others, bytes) = (outputs.len() - rows, bytes - row_bytes);
+    bytes > 0 && bytes >= others * ROW_MESSAGE_BYTES_MAX
 }
 
 impl Hub {
@@ -246,17 +258,14 @@ impl Hub {
         }
         // To be woken once the lock is released.
         let mut woken: SmallVec<[Arc<Outbox>; 8]> = SmallVec::new();
-        let mut has_large = false;
+        let mut is_busy = false;
         let outboxes = &state.outboxes;
         state.effects.take_outputs(|to, outputs, bytes| {
             let Some(outbox) = outboxes.get(to) else { return };
-            // A row is written in little time.
-            let rows = outputs.iter().filter_map(Output::row_bytes);
-            let (rows, row_bytes) = rows.fold((0, 0), |(rows, sum), bytes| (rows + 1, sum + bytes));
-            let is_large = bytes - row_bytes >= (outputs.len() - rows) * LARGE_MESSAGE_BYTES;
+            let is_much = are_much(outputs, bytes);
             if outbox.append(outputs, bytes) && caller != Some(to) {
                 woken.push(Arc::clone(outbox));
-                has_large |= is_large && bytes > row_bytes;
+                is_busy |= is_much;
             }
         });
         let held = self.meter.bytes();
@@ -280,8 +289,8 @@ impl Hub {
         if is_earlier {
             self.rearm.notify_one();
         }
-        let who = match (has_large, is_earlier || !woken.is_empty()) {
-            (true, _) => Woken::WithLargeMessages,
+        let who = match (is_busy, is_earlier || !woken.is_empty()) {
+            (true, _) => Woken::Busy,
             (false, true) => Woken::Somebody,
             (false, false) => Woken::Nobody,
         };
@@ -674,33 +683,47 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn who_brings_large_messages_for_others_is_told_so() {
+    fn who_brings_others_much_to_do_is_told_so() {
         let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
         let hub = Hub::new(vhost, Stream::forgetful(1), None, Memory::new(1 << 30), Clock::start());
         let (mut consumer, mut publisher) = (Client::open(&hub), Client::open(&hub));
         let text = ShortStr::truncated;
-        let (ticket, queue, arguments, nowait) = (0, text("q"), Table::EMPTY, true);
-        let (passive, durable, exclusive, auto_delete) = (false, false, false, false);
-        let (consumer_tag, no_local, no_ack) = (text("c"), false, true);
+        let (ticket, arguments, nowait) = (0, Table::EMPTY, true);
+        let (passive, durable, exclusive, auto_delete, no_local) = (false, false, false, false, false);
         let mut bytes = Vec::new();
-        let declare =
-            Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
-        write_method(&mut bytes, 1, &declare);
-        let consume =
-            Method::BasicConsume { ticket, queue, consumer_tag, no_local, no_ack, exclusive, nowait, arguments };
-        write_method(&mut bytes, 1, &consume);
+        for (queue, no_ack) in [("automatic", true), ("manual", false)] {
+            let (queue, consumer_tag) = (text(queue), text(queue));
+            let declare =
+                Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+            write_method(&mut bytes, 1, &declare);
+            let consume = Method::BasicConsume {
+                ticket,
+                queue,
+                consumer_tag,
+                no_local,
+                no_ack,
+                exclusive,
+                nowait,
+                arguments,
+            };
+            write_method(&mut bytes, 1, &consume);
+        }
         consumer.feed(&hub, &bytes);
-        for (count, size, woken) in [
-            (1, 16, Woken::Somebody),
-            (100, 16, Woken::Somebody),
-            (1, 1024, Woken::WithLargeMessages),
-            (100, 8192, Woken::WithLargeMessages),
+        for (queue, count, size, woken) in [
+            ("automatic", 1, 16, Woken::Somebody),
+            ("automatic", 100, 16, Woken::Somebody),
+            ("automatic", 1, 1024, Woken::Somebody),
+            ("automatic", 1, 8192, Woken::Busy),
+            ("automatic", 100, 8192, Woken::Busy),
             // A row of them is written as it lies there.
-            (100, 1024, Woken::Somebody),
-            (0, 0, Woken::Nobody),
+            ("automatic", 100, 1024, Woken::Somebody),
+            ("automatic", 0, 0, Woken::Nobody),
+            ("manual", 1, 16, Woken::Busy),
+            ("manual", 100, 16, Woken::Busy),
+            ("manual", 0, 0, Woken::Nobody),
         ] {
             let mut bytes = Vec::new();
-            let (exchange, routing_key) = (text(""), queue);
+            let (exchange, routing_key) = (text(""), text(queue));
             let publish =
                 Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false };
             let mut header = Vec::new();
@@ -712,7 +735,7 @@ pub(crate) mod tests {
             let used = publisher.connection.handle_input(hub.clock.now(), &bytes, &mut publisher.written);
             assert_eq!(used, bytes.len());
             let turn = publisher.attached.as_ref().unwrap().execute(publisher.connection.commands());
-            assert_eq!(turn.woken, woken, "{count} messages of {size} bytes");
+            assert_eq!(turn.woken, woken, "{queue}: {count} messages of {size} bytes");
             consumer.turn(&hub);
         }
     }

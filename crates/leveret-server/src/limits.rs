@@ -7,10 +7,6 @@ use leveret_broker::limits::{UNITS_PER_HOLD, WINDOW_BYTES_MAX};
 /// Bytes read from a socket at once. One buffer for each worker thread, not for each connection.
 pub(crate) const READ_BYTES: usize = 128 * 1024;
 
-/// Bytes that the messages for a connection have on average, without those in rows, as windows count them, for it to have its
-/// turn on another thread than the one that brought them: less is written sooner than another processor has fetched it.
-pub(crate) const LARGE_MESSAGE_BYTES: usize = 512;
-
 /// Connections that are listed with the lock on all of them held, which those that come and go wait for.
 pub(crate) const CONNECTIONS_PER_HOLD: usize = 1024;
 

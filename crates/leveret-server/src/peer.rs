@@ -235,7 +235,7 @@ impl Peer {
                     // A client that never stops sending keeps its socket readable for ever, and who was woken on this thread waits
                     // for it. They have a turn.
                     let Brought { is_unwritten, woken } = self.brought;
-                    if is_full && woken == Woken::WithLargeMessages {
+                    if is_full && woken == Woken::Busy {
                         turns::go_on().await;
                     } else if is_full || (is_unwritten && woken != Woken::Nobody) {
                         tokio::task::yield_now().await;

@@ -38,7 +38,8 @@ impl Recipe {
     pub(super) fn deliver(&mut self, message: Message) -> Output {
         let &mut Recipe { channel, consumer, tag, after } = self;
         self.tag = tag.next();
-        Output::Deliver { channel, consumer, tag, redelivered: false, after, message }
+        let (ack_mode, redelivered) = (AckMode::Automatic, false);
+        Output::Deliver { channel, consumer, tag, ack_mode, redelivered, after, message }
     }
 
     pub(super) fn deliver_row(self, row: &Arc<Row>, messages: Range<usize>) -> Output {
@@ -272,7 +273,8 @@ impl VirtualHost {
             Served::Nobody => return 0,
         };
         let (consumer, channel) = (key.consumer, recipient.consumer.channel);
-        let is_manual = recipient.consumer.ack_mode == AckMode::Manual;
+        let ack_mode = recipient.consumer.ack_mode;
+        let is_manual = ack_mode == AckMode::Manual;
         let timeout = recipient.consumer.timeout.or(queue.settings.consumer_timeout).or(self.consumer_timeout);
         let is_alone = queue.consumers.is_one_waiting();
         let outputs = effects.outputs(key.connection);
@@ -310,7 +312,7 @@ impl VirtualHost {
             };
             credit = recipient.use_window(window, &mut self.window_room);
             if let Some(message) = message {
-                outputs.push(Output::Deliver { channel, consumer, tag, redelivered, after, message });
+                outputs.push(Output::Deliver { channel, consumer, tag, ack_mode, redelivered, after, message });
             }
             delivered += 1;
             match queue.head().filter(|_| is_alone) {

@@ -14,7 +14,7 @@ use crate::limits::DELIVERY_OVERHEAD_BYTES;
 use crate::message::{Message, MessageId};
 use crate::names::{ChannelId, ConsumerTag, QueueName};
 use crate::row::Row;
-use crate::vhost::command::{ConsumerId, DeliveryTag, Farewell, Wait};
+use crate::vhost::command::{AckMode, ConsumerId, DeliveryTag, Farewell, Wait};
 use crate::vhost::queue::Position;
 use crate::vhost::{ConnectionId, QueueId};
 
@@ -29,6 +29,8 @@ pub enum Output {
         consumer: ConsumerId,
         /// The number of the delivery.
         tag: DeliveryTag,
+        /// Whether it is to be acked.
+        ack_mode: AckMode,
         /// Whether it may have been delivered before.
         redelivered: bool,
         /// What must be durable first.
@@ -133,6 +135,11 @@ impl Output {
         if let Output::DeliverRow { messages, .. } = self { messages.len() } else { 1 }
     }
 
+    /// Whether it is a delivery that the consumer has to ack.
+    pub fn is_to_be_acked(&self) -> bool {
+        matches!(self, Output::Deliver { ack_mode: AckMode::Manual, .. })
+    }
+
     /// What it counts in the windows of its connection, if it is a row.
     pub fn row_bytes(&self) -> Option<usize> {
         matches!(self, Output::DeliverRow { .. }).then(|| self.window().bytes())
@@ -146,11 +153,12 @@ impl Output {
                 return rest.take();
             };
             let nth = messages.next()? as usize;
-            let (message, redelivered) = (row.message(nth), false);
+            let (message, ack_mode, redelivered) = (row.message(nth), AckMode::Automatic, false);
             let single = Output::Deliver {
                 channel: *channel,
                 consumer: *consumer,
                 tag: *tag,
+                ack_mode,
                 redelivered,
                 after: *after,
                 message,

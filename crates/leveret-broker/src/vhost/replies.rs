@@ -11,7 +11,7 @@ use leveret_amqp::ShortString;
 use crate::change::JournalPosition;
 use crate::message::Message;
 use crate::names::ChannelId;
-use crate::vhost::command::{ConsumerId, Wait};
+use crate::vhost::command::{AckMode, ConsumerId, Wait};
 use crate::vhost::effects::{Answer, Effects, Output, window_bytes};
 use crate::vhost::{ConnectionId, VirtualHost};
 
@@ -95,8 +95,9 @@ impl VirtualHost {
         let tag = channel.unacked.next_tag();
         session.use_window(window_bytes(message));
         self.window_room = self.window_room.saturating_sub(window_bytes(message));
+        let (ack_mode, redelivered) = (AckMode::Automatic, false);
         let (after, message) = (JournalPosition::default(), message.clone());
-        effects.push(to, Output::Deliver { channel: id, consumer, tag, redelivered: false, after, message });
+        effects.push(to, Output::Deliver { channel: id, consumer, tag, ack_mode, redelivered, after, message });
         true
     }
 }

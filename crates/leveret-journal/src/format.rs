@@ -14,7 +14,7 @@ pub(crate) const BATCH_MAGIC: &[u8; 4] = b"LVB1";
 /// Bytes of a segment's header before its table of streams.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 96;
 /// Where a segment says its salt.
-pub(crate) const SALT_AT: u64 = 48;
+const SALT_AT: usize = 48;
 const STREAM_BYTES: usize = 20;
 pub(crate) const BATCH_HEADER_BYTES: usize = 40;
 pub(crate) const RECORD_HEADER_BYTES: usize = 24;
@@ -158,6 +158,25 @@ impl SegmentHeader {
     /// How long a header is that begins like this. Nothing is verified yet.
     pub(crate) fn bytes_claimed(bytes: &[u8]) -> usize {
         Self::bytes_with(u32_at(bytes, 64) as usize)
+    }
+
+    /// The salts that a damaged header may have had: what it says, and that with another byte which makes its checksum right.
+    pub(crate) fn salts_of_damaged(bytes: &[u8]) -> Vec<Salt> {
+        let Some(&said) = bytes.get(SALT_AT..).and_then(|rest| rest.first_chunk()) else { return Vec::new() };
+        let mut salts = vec![said];
+        let mut header = bytes.get(..Self::bytes_claimed(bytes)).unwrap_or_default().to_vec();
+        let places = if header.is_empty() { 0..0 } else { SALT_AT..SALT_AT + said.len() };
+        for at in places {
+            let before = header[at];
+            for other in 0..=u8::MAX {
+                header[at] = other;
+                if other != before && u32_at(&header, 12) == header_checksum(&header) {
+                    salts.extend(header[SALT_AT..].first_chunk());
+                }
+            }
+            header[at] = before;
+        }
+        salts
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

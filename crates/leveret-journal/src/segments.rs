@@ -5,10 +5,11 @@ use std::ops::RangeInclusive;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    DAMAGED_PREFIX, HeaderFound, Replay, SALT_AT, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION,
+    DAMAGED_PREFIX, HeaderFound, Replay, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION,
     damaged_region_prefix, generation_of, is_unknown_name, segment_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
+use crate::limits::MENDED_HEADER_BYTES_MAX;
 use crate::pieces::Pieces;
 use crate::spares;
 
@@ -169,19 +170,18 @@ pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     let mut salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
     if salt.is_none() {
         // A header that does not verify may be wrong in anything else; what verifies with this salt was written with it.
-        for segment in &segments {
+        'segments: for segment in &segments {
             let mut pieces = Pieces::open(disk, &segment.name, segment.length, segment.seeds)?;
-            let mut said = Salt::default();
-            let found = pieces.bytes(SALT_AT, said.len());
-            if found.len() < said.len() {
-                continue;
-            }
-            said.copy_from_slice(found);
-            let seeds = Seeds::new(&said, segment.generation);
-            let mut pieces = Pieces::open(disk, &segment.name, segment.length, seeds)?;
-            if pieces.next_batch(0, segment.length, 0).is_some() {
-                salt = Some(said);
-                break;
+            let header = pieces.bytes(0, SEGMENT_HEADER_BYTES);
+            let claimed = SegmentHeader::bytes_claimed(header).min(MENDED_HEADER_BYTES_MAX);
+            let header = pieces.bytes(0, claimed);
+            for said in SegmentHeader::salts_of_damaged(header) {
+                let seeds = Seeds::new(&said, segment.generation);
+                let mut pieces = Pieces::open(disk, &segment.name, segment.length, seeds)?;
+                if pieces.next_batch(0, segment.length, 0).is_some() {
+                    salt = Some(said);
+                    break 'segments;
+                }
             }
         }
     }

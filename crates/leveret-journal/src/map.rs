@@ -13,7 +13,7 @@ pub(crate) struct Mark {
     pub(crate) sequence: u64,
     /// Where the record begins in its segment.
     pub(crate) offset: u64,
-    /// Where the records of its batch end.
+    /// Where the records of its batch end, or the damaged region in which it was found.
     pub(crate) end: u64,
 }
 

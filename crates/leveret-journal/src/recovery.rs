@@ -13,8 +13,8 @@ use crate::damage::{Cut, Damage, Extent, Missing, Recovery};
 use crate::disk::Disk;
 use crate::ended::end_segment;
 use crate::format::{
-    BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader, StreamState,
-    damaged_region_prefix, generation_of, unknown_name,
+    ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader,
+    StreamState, damaged_region_prefix, generation_of, unknown_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
 use crate::limits::{SMALL_RECORD_BYTES, VERIFIED_FACTOR_MAX};
@@ -105,7 +105,18 @@ pub(crate) fn read(
     for segment in segments.iter().filter(|segment| segment.was_damaged) {
         map.set_condition(segment.generation, Condition::Damaged, segment.length);
     }
-    let mut reader = Reading { disk, repair, segments: &segments, recovery, end, map, candidates, missed: 0 };
+    let (passed_over, passed_over_before) = (replay.sequence.saturating_sub(1), BTreeMap::new());
+    let mut reader = Reading {
+        disk,
+        repair,
+        segments: &segments,
+        recovery,
+        end,
+        map,
+        candidates,
+        passed_over,
+        passed_over_before,
+    };
     let mut has_ended = false;
     for (at, segment) in segments.iter().enumerate() {
         if segment.generation < replay.generation || segment.is_compacted() {
@@ -172,8 +183,10 @@ struct Reading<'r> {
     end: End,
     map: Map,
     candidates: Candidates,
-    /// Streams may be that much further than is known, until a header says how far they are.
-    missed: u64,
+    /// So many records may have been passed over since a header said how far streams are.
+    passed_over: u64,
+    /// The same when a record of a stream was last found; nothing if that was none.
+    passed_over_before: BTreeMap<u32, u64>,
 }
 
 impl<'r> Reading<'r> {
@@ -195,11 +208,12 @@ impl<'r> Reading<'r> {
                 }
                 // What is missing is counted when the next segment is read.
                 self.damaged(segment, &mut pieces, 0..segment.length, Missing::Exactly(0));
+                self.passed_over += most_records(segment.length);
                 return Ok(true);
             };
             if self.segments.iter().all(|segment| segment.header.is_none()) && at == 0 && first_sequence > 1 {
                 // Nobody knows where the journal began.
-                self.missed = first_sequence - 1;
+                self.passed_over = first_sequence - 1;
                 self.end.next_sequence = first_sequence;
                 self.missing(segment, first, Missing::Unknown);
             }
@@ -225,7 +239,7 @@ impl<'r> Reading<'r> {
                 }
                 self.end.next_sequence = header.first_sequence;
             }
-            self.missed = 0;
+            self.know_streams(0);
         }
         self.map.begin(segment.generation, self.end.next_sequence);
         let mut offset = begin;
@@ -235,11 +249,17 @@ impl<'r> Reading<'r> {
         let is_last = at + 1 == self.segments.len();
         let is_cut_short = is_last && segment.header.as_ref().is_some_and(|header| segment.length < header.room);
         while offset < limit {
-            let batch = pieces.batch(offset, limit);
-            if let Some(batch) = batch.filter(|batch| batch.first_sequence >= self.end.next_sequence) {
-                if batch.first_sequence > self.end.next_sequence {
+            let expected = self.end.next_sequence;
+            let mut batch = pieces.batch(offset, limit);
+            if batch.as_ref().is_some_and(|batch| batch.first_sequence > expected) {
+                let next = next_in_order(&mut pieces, offset, limit, expected);
+                let is_next = next.is_some_and(|(at, _)| at == offset);
+                batch = if is_next { pieces.batch(offset, limit) } else { None };
+            }
+            if let Some(batch) = batch.filter(|batch| batch.first_sequence >= expected) {
+                if batch.first_sequence > expected {
                     let missing = batch.first_sequence - self.end.next_sequence;
-                    self.missed += missing;
+                    self.passed_over += missing;
                     self.missing(segment, offset, Missing::Exactly(missing));
                 }
                 self.take(segment, offset, whole_from, &batch, each);
@@ -250,7 +270,7 @@ impl<'r> Reading<'r> {
                 self.end.offset = offset;
                 continue;
             }
-            let next = pieces.next_batch(offset, limit, self.end.next_sequence);
+            let next = next_in_order(&mut pieces, offset, limit, expected);
             let mut durable_before = match self.first_sequence_behind(at)? {
                 // Nothing is missing: the journal went on in the next segment, and what is here was never part of it.
                 Some(first_sequence) if first_sequence <= self.end.next_sequence => return Ok(true),
@@ -265,7 +285,8 @@ impl<'r> Reading<'r> {
             {
                 durable_before = durable_before.max(batch.durable_before);
                 for (_, record) in batch.records() {
-                    behind.entry(record.stream).or_insert(record.sequence);
+                    let first = behind.entry(record.stream).or_insert(record.sequence);
+                    *first = record.sequence.min(*first);
                 }
                 let found = found + batch.bytes() as u64;
                 from = pieces.next_batch(found, limit, self.end.next_sequence).map(|(at, _)| at);
@@ -289,13 +310,18 @@ impl<'r> Reading<'r> {
             }
             let region_end = next.map_or(limit, |(at, _)| at);
             let salvaged_from = (offset + BATCH_HEADER_BYTES as u64).min(region_end);
+            let passed_over = self.passed_over;
+            if segment.header.is_none() {
+                // Nobody has counted what is missing at the end of the segment before.
+                self.passed_over += next.map_or(durable_before, |(_, first_sequence)| first_sequence) - expected;
+            }
             let salvaged = self.salvage(segment, &mut pieces, salvaged_from..region_end, &behind, each);
             whole_from = region_end;
             // What is missing before the next segment is counted when that is read.
             let next_sequence =
                 next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
             let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
-            self.missed += missing;
+            self.passed_over = self.passed_over.max(passed_over + missing);
             if next.is_some() || !pieces.is_blank(offset, region_end) {
                 self.damaged(segment, &mut pieces, offset..region_end, Missing::Exactly(missing));
             }
@@ -322,6 +348,7 @@ impl<'r> Reading<'r> {
             for (&stream, state) in &header.streams {
                 self.saw(stream, state.last);
             }
+            self.know_streams(self.end.replay.sequence.saturating_sub(header.first_sequence));
             let next = self.header_behind(at);
             let end = self.end_of(at);
             self.map.add_unread(header, next, end);
@@ -349,6 +376,7 @@ impl<'r> Reading<'r> {
             missing = missing.saturating_sub(found);
             from = offset + batch.bytes() as u64;
         }
+        self.passed_over_before.clear();
         let is_shorter = limit < header_bytes || said_end.is_some_and(|end| limit < end);
         // Without its end, nothing tells how long it was.
         let end = if is_shorter { said_end.unwrap_or(u64::MAX) } else { limit };
@@ -508,17 +536,14 @@ impl<'r> Reading<'r> {
         let (mut at, mut count, mut verified) = (range.start, 0, 0);
         // Records lie one behind the other from there on, and so many of them.
         let (mut begin, mut in_run) = (at, 0);
-        // So many bytes do not verify.
-        let mut bad = 0;
         while at < range.end {
-            let goes_on = |stream: u32, sequence: u64, bad: u64| {
-                let (last, most) = (self.last(stream), 1 + self.missed + most_records(bad));
-                let is_before = behind.get(&stream).is_none_or(|&first| sequence < first);
-                sequence > last && sequence - last <= most && is_before
+            let goes_on = |stream: u32, sequence: u64, most: u64| {
+                let (last, behind) = (self.last(stream), behind.get(&stream));
+                sequence > last && sequence - last <= most && behind.is_none_or(|&first| sequence < first)
             };
             let found = pieces.record(at, range.end);
             if let Some((bytes, Some(record))) = found
-                && goes_on(record.stream, record.sequence, bad)
+                && goes_on(record.stream, record.sequence, 1 + self.passed_over_since(record.stream))
             {
                 in_run += 1;
                 self.take_one(at - begin, record, each);
@@ -528,21 +553,37 @@ impl<'r> Reading<'r> {
             let end = found.map_or(range.end, |(bytes, _)| at + bytes);
             // If it is the length that is wrong, others may lie before that.
             let follows = match pieces.record(end, range.end) {
-                Some((_, Some(record))) => goes_on(record.stream, record.sequence, 1),
+                Some((_, Some(record))) => goes_on(record.stream, record.sequence, 2),
                 _ => false,
             };
-            let may_be = |place, stream, sequence| goes_on(stream, sequence, bad + (place - at));
+            let may_be = |place, stream, sequence| {
+                goes_on(stream, sequence, 1 + self.passed_over_since(stream) + most_records(place - at))
+            };
             let next = if follows { end } else { next_record(pieces, at + 1..range.end, &mut verified, may_be) };
             self.place(segment, begin..range.end, begin, in_run);
-            bad += next - at;
+            self.passed_over += most_records(next - at);
             (at, count, begin, in_run) = (next, count + in_run, next, 0);
         }
         self.place(segment, begin..range.end, begin, in_run);
         count + in_run
     }
 
+    /// Streams are as far as is known, but for so many records.
+    fn know_streams(&mut self, passed_over: u64) {
+        self.passed_over = passed_over;
+        self.passed_over_before.clear();
+    }
+
+    /// How many records may have been passed over since one of a stream was found.
+    fn passed_over_since(&self, stream: u32) -> u64 {
+        self.passed_over - self.passed_over_before.get(&stream).copied().unwrap_or(0)
+    }
+
     fn take_one(&mut self, offset: u64, record: Record<'_>, each: &mut dyn FnMut(Record<'_>)) {
         self.saw(record.stream, record.sequence);
+        if self.passed_over > 0 {
+            self.passed_over_before.insert(record.stream, self.passed_over);
+        }
         self.candidates.see(record.stream, record.sequence, offset);
         if self.end.replay_from.get(&record.stream).is_none_or(|&from| record.sequence >= from) {
             each(record);
@@ -662,6 +703,23 @@ fn set_aside(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64
     file.sync()?;
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
+}
+
+/// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`. One with others behind it
+/// that come before it is a copy, where it was not written.
+fn next_in_order(pieces: &mut Pieces, from: u64, limit: u64, expected: u64) -> Option<(u64, u64)> {
+    let mut next = pieces.next_batch(from, limit, expected)?;
+    loop {
+        let (at, first_sequence) = next;
+        if first_sequence == expected {
+            return Some(next);
+        }
+        let end = at + pieces.batch(at, limit).map_or(ALIGNMENT, |batch| batch.bytes()) as u64;
+        match pieces.next_batch(end, limit, expected) {
+            Some(behind) if behind.1 < first_sequence => next = behind,
+            Some(_) | None => return Some(next),
+        }
+    }
 }
 
 /// Where in a range the first record begins that verifies and may be one, by its place, stream and sequence; its end if none

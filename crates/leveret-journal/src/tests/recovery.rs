@@ -7,7 +7,7 @@ use super::{
     BATCH, HEADER, MIDDLE, MemoryDisk, SALT, SEGMENT, SMALL, append, mostly_old, open, payload, records, sweep,
     ten_batches,
 };
-use crate::format::{Seeds, SegmentHeader, begin_record};
+use crate::format::{HeaderFound, Seeds, SegmentHeader, begin_record};
 use crate::{Batch, Damage, Extent, Log, Missing, OpenError, Options, check};
 
 #[test]
@@ -257,6 +257,100 @@ fn a_copy_of_a_later_record_in_an_earlier_place_is_not_that_record() {
         for (stream, sequence, payload) in expected {
             assert_eq!(reader.read(stream, sequence).unwrap(), payload);
         }
+    }
+}
+
+#[test]
+fn a_copy_of_another_batch_takes_what_it_lies_over_and_no_more() {
+    let (files, ..) = ten_batches(true);
+    let place = |batch: usize| HEADER + batch * BATCH..HEADER + (batch + 1) * BATCH;
+    for (copied, over) in (0..10).flat_map(|copied| (0..10).map(move |over| (copied, over))) {
+        let mut files = files.clone();
+        files.get_mut(SEGMENT).unwrap().copy_within(place(copied), place(over).start);
+        let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+        let mut expected = records(1, 30, 10);
+        if copied != over {
+            expected.drain(over * 3..over * 3 + 3);
+        }
+        assert_eq!(found, expected, "{copied} over {over}");
+        assert_eq!(recovery.records_missing(), 30 - expected.len() as u64, "{copied} over {over}");
+    }
+}
+
+/// What was missing before does not make a record likelier that does not go on where its stream was seen since.
+#[test]
+fn damage_before_does_not_take_what_is_behind_other_damage() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    for (first, last) in [(1, 20), (21, 30), (31, 130)] {
+        append(&mut log, first, last, 104).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    let record = |sequence: usize| {
+        let batches = 1 + usize::from(sequence > 20) + usize::from(sequence > 30);
+        HEADER + 40 * batches + (sequence - 1) * 128
+    };
+    let whole = |sequence: &u64| *sequence > 20;
+    for (over, change) in [(41, None), (45, Some(60)), (100, Some(125))] {
+        let mut files = disk.snapshot();
+        let segment = files.get_mut(SEGMENT).unwrap();
+        segment[HEADER..record(21) - 40].fill(0x5a);
+        match change {
+            // Its length leads to another record.
+            None => segment[record(over) + 1] ^= 4,
+            Some(copied) => segment.copy_within(record(copied)..record(copied) + 128, record(over)),
+        }
+        let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+        let found: Vec<_> = found.iter().map(|(_, sequence, _)| *sequence).collect();
+        assert_eq!(found, (1..=130).filter(whole).filter(|&nth| nth != over as u64).collect::<Vec<_>>(), "{over}");
+        assert_eq!(recovery.records_missing(), 21, "{over}");
+    }
+}
+
+/// So it is in one batch.
+#[test]
+fn a_hole_does_not_make_a_copy_behind_it_likelier() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    append(&mut log, 1, 1000, 100).unwrap();
+    log.mark().unwrap();
+    drop(log);
+    let record = |sequence: usize| HEADER + 40 + (sequence - 1) * 124;
+    let mut files = disk.snapshot();
+    let segment = files.get_mut(SEGMENT).unwrap();
+    segment[record(100)..record(140)].fill(0x5a);
+    segment.copy_within(record(300)..record(301), record(200));
+    let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+    let found: Vec<_> = found.iter().map(|(_, sequence, _)| *sequence).collect();
+    let is_there = |sequence: &u64| !(100..140).contains(sequence) && *sequence != 200;
+    assert_eq!(found, (1..=1000).filter(is_there).collect::<Vec<_>>());
+    assert_eq!(recovery.records_missing(), 41);
+}
+
+/// Nobody says how far streams are then.
+#[test]
+fn where_the_first_segment_that_is_read_has_lost_its_header_its_records_are_found() {
+    for is_swept in [false, true] {
+        let disk = MemoryDisk::default();
+        let (log, _) = mostly_old(&disk);
+        if is_swept {
+            sweep(&log, 181..=200);
+        }
+        drop(log);
+        let mut files = disk.snapshot();
+        let first = |bytes: &Vec<u8>| match SegmentHeader::decode(bytes) {
+            HeaderFound::Valid(header) => Some((header.first_sequence, header.bytes())),
+            _ => None,
+        };
+        let headers = files.iter().filter_map(|(name, bytes)| Some((first(bytes)?, name.clone())));
+        let ((_, begin), name) = headers.filter(|((first, _), _)| *first <= 181).max().unwrap();
+        let segment = files.get_mut(&name).unwrap();
+        segment[20] ^= 1;
+        segment[begin + 33] ^= 1;
+        let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+        assert_eq!(found, records(181, 200, 100), "swept: {is_swept}");
+        assert_eq!(recovery.records_missing(), 0, "swept: {is_swept}");
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 
 use leveret_broker::access::{Grant, Login};
-use leveret_broker::limits::{ROW_MESSAGE_BYTES_MAX, UNITS_PER_HOLD};
+use leveret_broker::limits::{DELIVERY_OVERHEAD_BYTES, ROW_MESSAGE_BYTES_MAX, UNITS_PER_HOLD};
 use leveret_broker::memory::Meter;
 use leveret_broker::moment::{Deadline, Moment};
 use leveret_broker::names::{PolicyName, UserName};
@@ -94,7 +94,7 @@ fn are_much(outputs: &[Output], bytes: usize) -> bool {
     let rows = outputs.iter().filter_map(Output::row_bytes);
     let (rows, row_bytes) = rows.fold((0, 0), |(rows, sum), bytes| (rows + 1, sum + bytes));
     let (others, bytes) = (outputs.len() - rows, bytes - row_bytes);
-    bytes > 0 && bytes >= others * ROW_MESSAGE_BYTES_MAX
+    bytes > others * (ROW_MESSAGE_BYTES_MAX + DELIVERY_OVERHEAD_BYTES)
 }
 
 impl Hub {
@@ -262,7 +262,7 @@ impl Hub {
         let outboxes = &state.outboxes;
         state.effects.take_outputs(|to, outputs, bytes| {
             let Some(outbox) = outboxes.get(to) else { return };
-            let is_much = are_much(outputs, bytes);
+            let is_much = caller != Some(to) && are_much(outputs, bytes);
             if outbox.append(outputs, bytes) && caller != Some(to) {
                 woken.push(Arc::clone(outbox));
                 is_busy |= is_much;
@@ -713,7 +713,8 @@ pub(crate) mod tests {
             ("automatic", 1, 16, Woken::Somebody),
             ("automatic", 100, 16, Woken::Somebody),
             ("automatic", 1, 1024, Woken::Somebody),
-            ("automatic", 1, 8192, Woken::Busy),
+            ("automatic", 1, 4000, Woken::Somebody),
+            ("automatic", 1, 4200, Woken::Busy),
             ("automatic", 100, 8192, Woken::Busy),
             // A row of them is written as it lies there.
             ("automatic", 100, 1024, Woken::Somebody),

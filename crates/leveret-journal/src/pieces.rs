@@ -80,6 +80,26 @@ impl Pieces {
 
     /// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`.
     pub(crate) fn next_batch(&mut self, from: u64, limit: u64, expected: u64) -> Option<(u64, u64)> {
+        let is_valid = |pieces: &mut Self, at, header: &BatchHeader| {
+            header.first_sequence >= expected && pieces.batch(at, limit).is_some()
+        };
+        self.next_header(from, limit, is_valid).map(|(at, header)| (at, header.first_sequence))
+    }
+
+    /// The first header of a batch at or behind `from`, whatever became of its records, that says that more was durable before it
+    /// than comes before `expected`; and how much.
+    pub(crate) fn next_evidence(&mut self, from: u64, limit: u64, expected: u64) -> Option<(u64, u64)> {
+        let is_one = |_: &mut Self, _, header: &BatchHeader| header.durable_before > expected;
+        self.next_header(from, limit, is_one).map(|(at, header)| (at, header.durable_before))
+    }
+
+    /// The first header of a batch at or behind `from` that verifies and is wanted.
+    fn next_header(
+        &mut self,
+        from: u64,
+        limit: u64,
+        mut is_wanted: impl FnMut(&mut Self, u64, &BatchHeader) -> bool,
+    ) -> Option<(u64, BatchHeader)> {
         let mut at = from.next_multiple_of(ALIGNMENT as u64);
         while at < limit {
             let at_hand = self.at_hand(at, ALIGNMENT);
@@ -98,11 +118,10 @@ impl Pieces {
                 return None;
             }
             let seeds = self.seeds;
-            let header = BatchHeader::decode(self.bytes(at, BATCH_HEADER_BYTES), seeds);
-            if header.is_some_and(|header| header.first_sequence >= expected)
-                && let Some(batch) = self.batch(at, limit)
+            if let Some(header) = BatchHeader::decode(self.bytes(at, BATCH_HEADER_BYTES), seeds)
+                && is_wanted(self, at, &header)
             {
-                return Some((at, batch.first_sequence));
+                return Some((at, header));
             }
             at += ALIGNMENT as u64;
         }

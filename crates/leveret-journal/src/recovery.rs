@@ -294,7 +294,12 @@ impl<'r> Reading<'r> {
             for (&stream, state) in self.header_behind(at).iter().flat_map(|header| &header.streams) {
                 behind.entry(stream).or_insert(state.last + 1);
             }
-            if durable_before <= self.end.next_sequence {
+            // Of a batch that does not verify, the header may, and tell the same.
+            let evidence =
+                if durable_before > expected { None } else { pieces.next_evidence(offset, limit, expected) };
+            let next = next.or(evidence);
+            durable_before = durable_before.max(evidence.map_or(0, |(_, durable_before)| durable_before));
+            if durable_before <= expected {
                 let unreadable = pieces.unreadable_in(offset..limit);
                 if is_cut_short {
                     self.damaged(segment, &mut pieces, offset..limit, Missing::Unknown);

@@ -277,6 +277,23 @@ fn a_copy_of_another_batch_takes_what_it_lies_over_and_no_more() {
     }
 }
 
+/// The header of a batch verifies by itself, and tells what was durable before it.
+#[test]
+fn where_every_batch_at_the_end_is_damaged_their_headers_tell_that_those_before_were_durable() {
+    let (mut files, ..) = ten_batches(true);
+    let segment = files.get_mut(SEGMENT).unwrap();
+    for batch in 7..10 {
+        // In the last of its records.
+        segment[HEADER + (batch + 1) * BATCH - 8] ^= 1;
+    }
+    segment[HEADER + 10 * BATCH..].fill(0);
+    let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+    let mut expected = records(1, 26, 10);
+    expected.remove(23);
+    assert_eq!(found, expected);
+    assert_eq!((recovery.records_missing(), recovery.cut.is_some()), (2, true), "{recovery:?}");
+}
+
 /// What was missing before does not make a record likelier that does not go on where its stream was seen since.
 #[test]
 fn damage_before_does_not_take_what_is_behind_other_damage() {

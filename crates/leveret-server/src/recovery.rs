@@ -214,7 +214,18 @@ pub(crate) fn recover(
     report(&recovery, fold.faults(), &missing, started.elapsed());
     let mut batch = Batch::default();
     if !fold.node().is_initialized() {
-        for change in begin(fold.node()) {
+        let mut changes = begin(fold.node());
+        if is_something_missing(&recovery, fold.faults()) {
+            let count = changes.len();
+            changes.retain(|change| matches!(change, NodeChange::VhostAdded { .. }));
+            if changes.len() < count {
+                tracing::error!(
+                    "there is no user, and one may be among what is missing: so the first user is not made again. \
+                     `leveret add user` makes one, on this machine"
+                );
+            }
+        }
+        for change in changes {
             match fold.push(change.clone()) {
                 Ok(sequence) => batch.push(NODE_STREAM, sequence, |out| change.encode(out)),
                 Err(fault) => tracing::error!("the first user cannot be made: {fault}"),
@@ -224,6 +235,12 @@ pub(crate) fn recover(
     log.append(&mut batch)
         .map_err(|error| DataDirError::Journal(JournalError::Write { folder: folder_name, error }))?;
     Ok(Recovered { log, bytes: recovery.bytes, folded: fold.finish(recovery.streams.into_keys()) })
+}
+
+/// Whether anything may be missing that was there once.
+fn is_something_missing(recovery: &Recovery, faults: &Faults) -> bool {
+    let is_damaged = recovery.damage.iter().any(|damage| !is_harmless(damage));
+    is_damaged || !recovery.noted.is_empty() || faults.set_aside > 0
 }
 
 /// How many records are missing, at most, whose numbers are not to be given again.
@@ -240,7 +257,7 @@ fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took:
     }
     if let Some(cut) = &recovery.cut {
         tracing::warn!(
-            "the end of the journal was torn and is cut: {}, offset {}; nobody was promised what was there",
+            "the end of the journal was torn and is cut: {}, offset {}; unless the disk is damaged, nobody was promised what was there",
             cut.file,
             cut.offset
         );
@@ -328,6 +345,8 @@ impl fmt::Display for Shown<'_> {
 #[cfg(test)]
 mod tests {
     use leveret_amqp::ShortStr;
+    use leveret_broker::names::UserName;
+    use leveret_broker::node::password::PasswordHash;
 
     use super::*;
     use crate::check::Condition;
@@ -350,6 +369,32 @@ mod tests {
         let recovered = recover(folder.path(), options(), 1 << 20, now, &first, &|_| Vec::new()).unwrap();
         let Folded { gone, node, .. } = recovered.folded;
         assert_eq!((gone, node.next_stream()), (vec![7], 8));
+    }
+
+    /// Whoever damages the only user must not be given the one with the password that everybody knows.
+    #[test]
+    fn the_first_user_is_not_made_again_where_one_may_be_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
+        let (first, guest) = (ShortStr::truncated("/"), ShortStr::truncated("guest"));
+        let (first, guest) = (VhostName::new(first), UserName::new(guest));
+        let password = || PasswordHash::new(b"guest", [0; 4]);
+        let begin = |node: &Node| node.beginning(&first, &guest, password());
+        let start = || {
+            let options = Options { segment_bytes: 1 << 20, salt: [1; 16] };
+            let recovered = recover(folder.path(), options, 1 << 20, now, &first, &begin).unwrap();
+            (recovered.folded.node.users().len(), recovered.folded.vhosts.len())
+        };
+        assert_eq!(start(), (1, 1), "a new folder");
+        let file = folder.path().join("0000000001.segment");
+        let mut bytes = std::fs::read(&file).unwrap();
+        let name = bytes.windows(5).position(|bytes| bytes == b"guest").unwrap();
+        bytes[name] ^= 1;
+        // Without this, it may be a torn end.
+        assert_eq!(start(), (1, 1), "a second start");
+        std::fs::write(&file, &bytes).unwrap();
+        assert_eq!(start(), (0, 1), "its record is damaged");
+        assert_eq!(start(), (0, 1), "and remains so");
     }
 
     /// What one start leaves out, the next one does not know of, but for the numbers that the journal says.

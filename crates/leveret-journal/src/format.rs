@@ -160,21 +160,35 @@ impl SegmentHeader {
         Self::bytes_with(u32_at(bytes, 64) as usize)
     }
 
-    /// The salts that a damaged header may have had: what it says, and that with another byte which makes its checksum right.
-    pub(crate) fn salts_of_damaged(bytes: &[u8]) -> Vec<Salt> {
-        let Some(&said) = bytes.get(SALT_AT..).and_then(|rest| rest.first_chunk()) else { return Vec::new() };
-        let mut salts = vec![said];
-        let mut header = bytes.get(..Self::bytes_claimed(bytes)).unwrap_or_default().to_vec();
-        let places = if header.is_empty() { 0..0 } else { SALT_AT..SALT_AT + said.len() };
-        for at in places {
-            let before = header[at];
-            for other in 0..=u8::MAX {
-                header[at] = other;
-                if other != before && u32_at(&header, 12) == header_checksum(&header) {
-                    salts.extend(header[SALT_AT..].first_chunk());
-                }
+    /// The salt that a damaged header says.
+    pub(crate) fn salt_said(bytes: &[u8]) -> Option<Salt> {
+        bytes.get(SALT_AT..).and_then(|rest| rest.first_chunk()).copied()
+    }
+
+    /// The salts that it may have had if only one byte of that is wrong: those that make its checksum right.
+    pub(crate) fn salts_mended(bytes: &[u8]) -> Vec<Salt> {
+        let Some(bytes) = bytes.get(..Self::bytes_claimed(bytes)) else { return Vec::new() };
+        if !bytes.starts_with(SEGMENT_MAGIC) || u32_at(bytes, 8) != VERSION {
+            return Vec::new();
+        }
+        let (mut header, mut salts) = (bytes.to_vec(), Vec::new());
+        let checksum = header_checksum(bytes);
+        let wanted = u32_at(bytes, 12) ^ checksum;
+        for at in SALT_AT..SALT_AT + size_of::<Salt>() {
+            // What several bits change in a CRC is what each of them changes by itself, together.
+            let changes = [0, 1, 2, 3, 4, 5, 6, 7].map(|bit| {
+                header[at] = bytes[at] ^ 1 << bit;
+                header_checksum(&header) ^ checksum
+            });
+            let change_of = |bits: &u8| {
+                let set = (0..8).filter(|bit| bits >> bit & 1 == 1);
+                set.fold(0, |change, bit| change ^ changes[bit])
+            };
+            for bits in (1..=u8::MAX).filter(|bits| change_of(bits) == wanted) {
+                header[at] = bytes[at] ^ bits;
+                salts.extend(Self::salt_said(&header));
             }
-            header[at] = before;
+            header[at] = bytes[at];
         }
         salts
     }

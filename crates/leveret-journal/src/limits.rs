@@ -79,5 +79,5 @@ pub const SCRATCH_BYTES: u32 = 16 * 1024 * 1024;
 /// Bytes around a place that the disk cannot read, which are given up with it.
 pub const UNREADABLE_BLOCK_BYTES: usize = 4096;
 
-/// Bytes of a header in which a byte of the salt is looked for that is wrong: with 3,000 streams. It is tried with each other byte.
+/// Bytes of a header in which a byte of the salt is looked for that is wrong: with 3,000 streams. Its checksum is taken 128 times.
 pub(crate) const MENDED_HEADER_BYTES_MAX: usize = 64 * 1024;

@@ -168,21 +168,10 @@ pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     let mut leftovers: Vec<_> =
         segments.extract_if(.., |segment| is_covered(segment)).map(|segment| segment.name).collect();
     let mut salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
-    if salt.is_none() {
-        // A header that does not verify may be wrong in anything else; what verifies with this salt was written with it.
-        'segments: for segment in &segments {
-            let mut pieces = Pieces::open(disk, &segment.name, segment.length, segment.seeds)?;
-            let header = pieces.bytes(0, SEGMENT_HEADER_BYTES);
-            let claimed = SegmentHeader::bytes_claimed(header).min(MENDED_HEADER_BYTES_MAX);
-            let header = pieces.bytes(0, claimed);
-            for said in SegmentHeader::salts_of_damaged(header) {
-                let seeds = Seeds::new(&said, segment.generation);
-                let mut pieces = Pieces::open(disk, &segment.name, segment.length, seeds)?;
-                if pieces.next_batch(0, segment.length, 0).is_some() {
-                    salt = Some(said);
-                    break 'segments;
-                }
-            }
+    // A header that does not verify may be wrong in anything else; what verifies with this salt was written with it.
+    for salts in [|header: &[u8]| Vec::from_iter(SegmentHeader::salt_said(header)), SegmentHeader::salts_mended] {
+        if salt.is_none() {
+            salt = salt_of_damaged(disk, &segments, salts)?;
         }
     }
     for segment in &mut segments {
@@ -196,6 +185,26 @@ pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
         leftovers.extend(names.into_iter().filter(|name| spares::number_of(name).is_some()));
     }
     Ok(Files { segments, salt, leftovers, is_emptied, noted })
+}
+
+/// One of the salts that damaged headers may have had with which a batch of that segment verifies.
+fn salt_of_damaged(
+    disk: &dyn Disk,
+    segments: &[Segment],
+    salts: fn(&[u8]) -> Vec<Salt>,
+) -> io::Result<Option<Salt>> {
+    for segment in segments {
+        let mut pieces = segment.pieces(disk)?;
+        let claimed = SegmentHeader::bytes_claimed(pieces.bytes(0, SEGMENT_HEADER_BYTES));
+        for salt in salts(pieces.bytes(0, claimed.min(MENDED_HEADER_BYTES_MAX))) {
+            let seeds = Seeds::new(&salt, segment.generation);
+            let mut pieces = Pieces::open(disk, &segment.name, segment.length, seeds)?;
+            if pieces.next_batch(0, segment.length, 0).is_some() {
+                return Ok(Some(salt));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// A header that the disk cannot read is as invalid as any.

@@ -45,7 +45,7 @@ fn sum<'d>(damage: impl IntoIterator<Item = &'d Damage>) -> u64 {
     damage.into_iter().map(|damage| damage.missing.at_most()).fold(0, u64::saturating_add)
 }
 
-/// A torn end: nobody was promised what was there.
+/// A torn end: unless the disk is damaged, nobody was promised what was there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The segment.

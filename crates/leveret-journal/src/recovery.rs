@@ -258,7 +258,7 @@ impl<'r> Reading<'r> {
             }
             if let Some(batch) = batch.filter(|batch| batch.first_sequence >= expected) {
                 if batch.first_sequence > expected {
-                    let missing = batch.first_sequence - self.end.next_sequence;
+                    let missing = batch.first_sequence - expected;
                     self.passed_over += missing;
                     self.missing(segment, offset, Missing::Exactly(missing));
                 }
@@ -327,7 +327,9 @@ impl<'r> Reading<'r> {
                 next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
             let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
             self.passed_over = self.passed_over.max(passed_over + missing);
-            if next.is_some() || !pieces.is_blank(offset, region_end) {
+            if region_end == offset {
+                self.missing(segment, offset, Missing::Exactly(missing));
+            } else if next.is_some() || !pieces.is_blank(offset, region_end) {
                 self.damaged(segment, &mut pieces, offset..region_end, Missing::Exactly(missing));
             }
             self.end.next_sequence = next_sequence;
@@ -353,6 +355,7 @@ impl<'r> Reading<'r> {
             for (&stream, state) in &header.streams {
                 self.saw(stream, state.last);
             }
+            // It says how far they were when it began, and nothing of it is read.
             self.know_streams(self.end.replay.sequence.saturating_sub(header.first_sequence));
             let next = self.header_behind(at);
             let end = self.end_of(at);
@@ -381,6 +384,7 @@ impl<'r> Reading<'r> {
             missing = missing.saturating_sub(found);
             from = offset + batch.bytes() as u64;
         }
+        // Others may have come behind what was found of a stream.
         self.passed_over_before.clear();
         let is_shorter = limit < header_bytes || said_end.is_some_and(|end| limit < end);
         // Without its end, nothing tells how long it was.

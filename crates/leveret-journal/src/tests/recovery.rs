@@ -294,6 +294,28 @@ fn where_every_batch_at_the_end_is_damaged_their_headers_tell_that_those_before_
     assert_eq!((recovery.records_missing(), recovery.cut.is_some()), (2, true), "{recovery:?}");
 }
 
+/// There are no bytes of that to be set aside.
+#[test]
+fn what_a_header_tells_to_be_missing_right_before_it_is_said() {
+    let (mut files, ..) = ten_batches(true);
+    let segment = files.get_mut(SEGMENT).unwrap();
+    let begin = |batch: usize| HEADER + batch * BATCH;
+    segment.copy_within(begin(9)..begin(10), begin(7));
+    for batch in 7..10 {
+        segment[begin(batch + 1) - 8] ^= 1;
+    }
+    segment[begin(10)..].fill(0);
+    let disk = MemoryDisk::of(files);
+    let (_, found, recovery) = open(&disk, SMALL);
+    assert_eq!(found, records(1, 21, 10));
+    let [Damage { extent: Extent::Before { offset }, missing: Missing::Exactly(6), .. }] = recovery.damage[..]
+    else {
+        panic!("{recovery:?}")
+    };
+    assert_eq!((offset, recovery.cut.is_some()), (begin(7) as u64, true));
+    assert!(disk.snapshot().keys().all(|name| !name.starts_with("damaged-")));
+}
+
 /// What was missing before does not make a record likelier that does not go on where its stream was seen since.
 #[test]
 fn damage_before_does_not_take_what_is_behind_other_damage() {

@@ -257,7 +257,8 @@ fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took:
     }
     if let Some(cut) = &recovery.cut {
         tracing::warn!(
-            "the end of the journal was torn and is cut: {}, offset {}; unless the disk is damaged, nobody was promised what was there",
+            "the end of the journal was torn and is cut: {}, offset {}; unless the disk is damaged, nobody was \
+             promised what was there",
             cut.file,
             cut.offset
         );

@@ -369,10 +369,11 @@ def power_cuts():
 
 
 def faked_syncs_are_found_out():
-    # All of them, and those of files alone.
-    for calls in ("fdatasync,fsync", "fdatasync"):
+    # All of them, and those of files alone: what is left then still reaches the disk now and then, and the log with it where ext4
+    # journals data. What is lost is what came after that, so it takes more rounds, most of all on a slow machine.
+    for calls, rounds in (("fdatasync,fsync", 2), ("fdatasync", 5)):
         strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:retval=0"]
-        numbers, _ = cut_power(strace, 2, f"control, {calls} faked", True)
+        numbers, _ = cut_power(strace, rounds, f"control, {calls} faked", True)
         assert numbers["lost"] >= 100, f"only {numbers['lost']} lost: this test proves nothing"
 
 

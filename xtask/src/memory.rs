@@ -13,7 +13,7 @@ use leveret_client::{AckMode, Connection, ConsumeOptions, ConsumerEvent, Publish
 
 use crate::broker::{Broker, anonymous_kib};
 use crate::measure::raise_file_limit;
-use crate::peer::Peer;
+use crate::peer::{ANSWER_DEADLINE, Peer};
 use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
@@ -352,9 +352,8 @@ fn unread(binary: &Path, folder: &Path) -> Result<String> {
     backlog.declare(&mut connection, true)?;
     let mut idle = Vec::with_capacity(CONSUMERS);
     for _ in 0..CONSUMERS {
-        let mut peer = Peer::connect(broker.url.trim_start_matches("amqp://"))?;
-        // What the operating system keeps for them is not the broker's.
-        rustix::net::sockopt::set_socket_recv_buffer_size(peer.stream(), 4096)?;
+        let address = broker.url.trim_start_matches("amqp://");
+        let mut peer = Peer::connect_with_small_window(address, ANSWER_DEADLINE)?;
         let (queue, empty) = (Backlog::queue(0), ShortStr::truncated(""));
         peer.send(
             1,

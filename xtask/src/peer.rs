@@ -1,15 +1,20 @@
 //! A client that writes methods as bytes, for what a client of callers that wait for each answer cannot do.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use leveret_amqp::frame::{split_frame, write_method};
 use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, ShortStr};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// In which a client hears an answer, if nothing else is said.
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 const FRAME_BYTES_MAX: u32 = 131_072;
+
+/// Room that the operating system is asked to have for what a client does not read, in bytes.
+const SMALL_WINDOW_BYTES: usize = 4096;
 
 /// A connection with channel 1 open.
 pub(crate) struct Peer {
@@ -17,6 +22,15 @@ pub(crate) struct Peer {
     input: Vec<u8>,
     /// How many bytes of the input were taken.
     taken: usize,
+}
+
+/// A socket for which the operating system keeps little that is not read. It is told before it connects: one whose window shrinks later
+/// is not heard any more by Linux 6.17 and newer, as what acknowledges what it sends then comes from beyond that window.
+pub(crate) fn connect_with_small_window(address: SocketAddr) -> Result<TcpStream> {
+    let socket = rustix::net::socket(if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }, SocketType::STREAM, None)?;
+    sockopt::set_socket_recv_buffer_size(&socket, SMALL_WINDOW_BYTES)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket.into())
 }
 
 impl Peer {
@@ -27,7 +41,16 @@ impl Peer {
 
     /// The same with a heartbeat, in seconds, which whoever has this sends, and that long for each answer.
     pub(crate) fn connect_with(address: &str, heartbeat: u16, answer_within: Duration) -> Result<Self> {
-        let mut peer = Peer { stream: TcpStream::connect(address)?, input: Vec::new(), taken: 0 };
+        Self::over(TcpStream::connect(address)?, heartbeat, answer_within)
+    }
+
+    /// One for which the operating system keeps little that is not read: that is not the broker's.
+    pub(crate) fn connect_with_small_window(address: &str, answer_within: Duration) -> Result<Self> {
+        Self::over(connect_with_small_window(address.parse()?)?, 0, answer_within)
+    }
+
+    fn over(stream: TcpStream, heartbeat: u16, answer_within: Duration) -> Result<Self> {
+        let mut peer = Peer { stream, input: Vec::new(), taken: 0 };
         peer.stream.set_nodelay(true)?;
         peer.stream.set_read_timeout(Some(answer_within))?;
         peer.write(&PROTOCOL_HEADER)?;

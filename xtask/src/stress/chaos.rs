@@ -14,6 +14,8 @@ use std::time::Duration;
 use anyhow::Result;
 use rand::Rng;
 
+use crate::peer::connect_with_small_window;
+
 /// What becomes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
@@ -139,16 +141,17 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 
 /// Carries bytes both ways until either end has enough. Gives whether it came to its trouble.
 fn carry(client: &TcpStream, trouble: Trouble, cut_after: usize, shared: &Shared) -> Result<bool> {
-    let broker = TcpStream::connect(shared.target)?;
+    let broker = if trouble == Trouble::SlowReader {
+        connect_with_small_window(shared.target)?
+    } else {
+        TcpStream::connect(shared.target)?
+    };
     for socket in [client, &broker] {
         // An accepted socket may have inherited this from its listener.
         socket.set_nonblocking(false)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(LOOK_EVERY))?;
         socket.set_write_timeout(Some(LOOK_EVERY))?;
-    }
-    if trouble == Trouble::SlowReader {
-        rustix::net::sockopt::set_socket_recv_buffer_size(&broker, 4096)?;
     }
     let line = Line {
         trouble,

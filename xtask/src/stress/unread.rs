@@ -28,9 +28,7 @@ const RETURNED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A consumer without a prefetch that has read nothing yet but the answer to its question.
 fn consumer(address: &str) -> Result<Peer> {
-    let mut peer = Peer::connect_with(address, 0, PATIENCE)?;
-    // What the system keeps for it is not the broker's.
-    rustix::net::sockopt::set_socket_recv_buffer_size(peer.stream(), 4096)?;
+    let mut peer = Peer::connect_with_small_window(address, PATIENCE)?;
     peer.send(1, &consume(ShortStr::truncated(QUEUE)))?;
     peer.expect("basic.consume-ok")?;
     Ok(peer)

@@ -35,6 +35,11 @@ pub struct Passed {
     pub stats: Stats,
     /// Stands for all bytes that clients have received.
     pub digest: u64,
+    /// Steps that did something; the others found nothing to do it with.
+    pub done: u64,
+    /// Whether it came to its end. After a power cut nobody may be able to tell which of two states was found, and what would be
+    /// wrong from then on.
+    pub is_whole: bool,
 }
 
 /// The first thing that must not be.
@@ -65,7 +70,7 @@ pub fn keep_panics() {
 pub fn check(plan: &Plan) -> Result<Passed, Failure> {
     let step = std::cell::Cell::new(0);
     match catch_unwind(AssertUnwindSafe(|| world::run(plan, &step))) {
-        Ok(Ok((stats, digest))) => Ok(Passed { stats, digest }),
+        Ok(Ok(passed)) => Ok(passed),
         Ok(Err(violation)) => Err(Failure { step: step.get(), violation }),
         Err(_) => {
             let violation = PANIC.with_borrow(|panic| format!("a panic: {panic}"));

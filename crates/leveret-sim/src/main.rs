@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -11,6 +12,9 @@ use leveret_sim::{Failure, Kind, Plan, Stats, check, keep_panics, shorten};
 
 /// How often a plan that fails is tried with fewer steps.
 const SHORTENING_TRIES: usize = 3000;
+
+/// Among so many seeds everything occurs.
+const SEEDS_OF_ALL: u64 = 1000;
 
 /// Simulates the broker.
 #[derive(Debug, Parser)]
@@ -21,6 +25,12 @@ struct Options {
     /// How many seeds, from that one on
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: u64,
+    /// Takes no further one after so long
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// Fails if fewer come to their ends
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    whole_least: u64,
     /// Threads, each with a seed of its own
     #[arg(long, value_name = "N", default_value_t = 2)]
     threads: usize,
@@ -39,8 +49,12 @@ struct Options {
 #[derive(Default)]
 struct Sum {
     stats: Stats,
-    passed: u64,
-    steps: u64,
+    /// Seeds that came to their end.
+    whole: u64,
+    /// Those of which nobody could tell any more what would be wrong.
+    given_up: u64,
+    /// Steps that did something.
+    done: u64,
     /// Power cuts of each seed.
     crashes: Vec<u64>,
     failed: Vec<(u64, Failure)>,
@@ -78,20 +92,27 @@ fn run(options: &Options) -> Result<bool> {
     }
     let (next, sum) = (AtomicU64::new(options.seed), Mutex::new(Sum::default()));
     let end = options.seed.saturating_add(options.seeds);
+    let started = started();
+    let is_over = || options.seconds.is_some_and(|seconds| started.elapsed() >= Duration::from_secs(seconds));
     std::thread::scope(|scope| {
         for _ in 0..options.threads.max(1) {
-            scope.spawn(|| work(&next, end, &sum, options.keep_going));
+            scope.spawn(|| work(&next, end, &is_over, &sum, options.keep_going));
         }
     });
     let mut sum = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    report(&mut sum, options)
+    report(&mut sum, options, started)
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long it takes is nothing that a plan knows of")]
+fn started() -> Instant {
+    Instant::now()
 }
 
 /// Takes one seed after the other.
-fn work(next: &AtomicU64, end: u64, sum: &Mutex<Sum>, keeps_going: bool) {
+fn work(next: &AtomicU64, end: u64, is_over: &dyn Fn() -> bool, sum: &Mutex<Sum>, keeps_going: bool) {
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= end {
+        if seed >= end || is_over() {
             return;
         }
         let plan = Plan::of(seed);
@@ -102,8 +123,9 @@ fn work(next: &AtomicU64, end: u64, sum: &Mutex<Sum>, keeps_going: bool) {
                 let crashes = ["power cut", "power cut later", "end after a failed sync"];
                 sum.crashes.push(crashes.iter().map(|what| passed.stats.get(Kind::Fault, what)).sum());
                 sum.stats.add(&passed.stats);
-                sum.passed += 1;
-                sum.steps += plan.steps.len() as u64;
+                sum.whole += u64::from(passed.is_whole);
+                sum.given_up += u64::from(!passed.is_whole);
+                sum.done += passed.done;
             }
             Err(failure) => {
                 sum.failed.push((seed, failure));
@@ -115,7 +137,7 @@ fn work(next: &AtomicU64, end: u64, sum: &Mutex<Sum>, keeps_going: bool) {
     }
 }
 
-fn report(sum: &mut Sum, options: &Options) -> Result<bool> {
+fn report(sum: &mut Sum, options: &Options, started: Instant) -> Result<bool> {
     sum.failed.sort_by_key(|(seed, _)| *seed);
     for (seed, Failure { step, violation }) in &sum.failed {
         println!("seed {seed} fails at step {step}: {violation}");
@@ -127,9 +149,18 @@ fn report(sum: &mut Sum, options: &Options) -> Result<bool> {
     sum.crashes.sort_unstable();
     let median = sum.crashes.get(sum.crashes.len() / 2).copied().unwrap_or_default();
     print!("{}", sum.stats);
-    println!("{} seeds, {} steps, {median} crashes in the median seed", sum.passed, sum.steps);
+    let Sum { whole, given_up, done, .. } = *sum;
+    println!(
+        "{whole} seeds to their ends, {given_up} given up where two states were possible, {done} steps that did something, \
+         {median} crashes in the median seed, {:.0} s",
+        started.elapsed().as_secs_f32()
+    );
     let mut is_good = sum.failed.is_empty();
-    if options.seeds >= 1000 && is_good {
+    if whole < options.whole_least {
+        println!("too few seeds came to their ends: {whole}, not {}", options.whole_least);
+        is_good = false;
+    }
+    if whole + given_up >= SEEDS_OF_ALL && is_good {
         let missing = sum.stats.missing();
         if !missing.is_empty() {
             println!("never occurred: {}", missing.join(", "));

@@ -386,9 +386,9 @@ impl Op {
             Op::Checkpoint { .. } => "checkpoint step",
             Op::Restart => "restart in good order",
             Op::Crash { now: true, .. } => "power cut",
-            Op::Crash { now: false, .. } => "power cut later",
-            Op::FailSync { folder: false, .. } => "failing sync",
-            Op::FailSync { folder: true, .. } => "failing sync of the folder",
+            Op::Crash { now: false, .. } => "power cut to come",
+            Op::FailSync { folder: false, .. } => "failing sync to come",
+            Op::FailSync { folder: true, .. } => "failing sync of the folder to come",
             Op::FillDisk { .. } => "full disk",
             Op::EmptyDisk => "room again",
         }

@@ -18,7 +18,7 @@ use leveret_broker::{Change, JournalPosition, Message};
 use leveret_journal::{
     Batch, Keeper, Living, Log, LogError, OpenError, Options, Reader, Recovery, Scratch, ScratchReader, look_ahead,
 };
-use leveret_testkit::disk::{Fate, SimDisk};
+use leveret_testkit::disk::{Fate, SimDisk, Synced};
 use rand::Rng;
 
 use crate::model::{Model, Order, Snapshot, Violation};
@@ -312,11 +312,13 @@ impl World {
             && self.disk.operations() >= at
         {
             self.dies = None;
+            self.stats.count(Kind::Fault, "power cut later");
             return self.power_cut(cut, cuts_of_recovery);
         }
         if !self.has_failed {
             return Ok(());
         }
+        self.count_failed_sync();
         self.stats.count(Kind::Fault, "end after a failed sync");
         let now = self.now;
         for link in self.clients.iter_mut().filter_map(|client| client.link.as_mut()) {
@@ -327,6 +329,15 @@ impl World {
         }
         self.disarm();
         self.start(false, 0)
+    }
+
+    fn count_failed_sync(&mut self) {
+        match self.disk.failed_sync() {
+            Some(Synced::File) => self.stats.count(Kind::Fault, "failed sync"),
+            Some(Synced::Folder) => self.stats.count(Kind::Fault, "failed sync of the folder"),
+            // A disk that is dead fails otherwise.
+            None => {}
+        }
     }
 
     /// No sync will fail.
@@ -404,9 +415,10 @@ impl World {
             let operations = self.luck.random_range(0..12);
             self.disk.stop_at(self.disk.operations() + operations);
             // Whether it came so far or not, the power is cut.
-            drop(self.open(&mut Self::fold()));
+            if self.open(&mut Self::fold()).is_err() {
+                self.stats.count(Kind::Fault, "power cut in a recovery");
+            }
             self.lose_power(Cut::Mixed);
-            self.stats.count(Kind::Fault, "power cut in a recovery");
         }
         let mut in_good_order = in_good_order;
         let (mut fold, log, recovery) = loop {
@@ -418,8 +430,12 @@ impl World {
             in_good_order = false;
             let dies = self.dies.take().filter(|(at, _, _)| self.disk.operations() >= *at);
             match dies {
-                Some((_, cut, _)) => self.lose_power(cut),
-                None if self.disk.has_failed_sync() => {
+                Some((_, cut, _)) => {
+                    self.stats.count(Kind::Fault, "power cut later");
+                    self.lose_power(cut);
+                }
+                None if self.disk.failed_sync().is_some() => {
+                    self.count_failed_sync();
                     let cut = self.after_failure.take().unwrap_or(Cut::Lost);
                     self.lose_power(cut);
                 }

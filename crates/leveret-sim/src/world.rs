@@ -26,6 +26,7 @@ use leveret_testkit::disk::SimDisk;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::Passed;
 use crate::history::History;
 use crate::link::{self, Heard, Link, Standing};
 use crate::model::{Message, Model, Snapshot, Told, Violation, binding_headers, binding_key, body, headers};
@@ -216,6 +217,8 @@ pub(crate) struct World {
     pub(crate) has_failed: bool,
     /// What there is cannot be told exactly any more: the run ends.
     pub(crate) is_unclear: bool,
+    /// Steps that did something.
+    done: u64,
     /// All bytes that clients have received, in short.
     pub(crate) heard: u64,
     presence: Arc<Presence>,
@@ -253,6 +256,7 @@ impl World {
             after_failure: None,
             has_failed: false,
             is_unclear: false,
+            done: 0,
             heard: 0xCBF2_9CE4_8422_2325,
             presence: Arc::default(),
             settings: Arc::default(),
@@ -282,6 +286,7 @@ impl World {
         };
         if self.act(&step.op)? {
             self.stats.count(kind, name);
+            self.done += 1;
         }
         self.end_step()
     }
@@ -315,7 +320,6 @@ impl World {
         self.disarm();
         self.power_cut(crate::plan::Cut::Mixed, 0)?;
         if self.is_unclear {
-            self.stats.count(Kind::Outcome, "given up");
             return Ok(());
         }
         for hub in 0..self.hubs.len() {
@@ -334,6 +338,10 @@ impl World {
             }
         }
         self.compare()
+    }
+
+    fn passed(self) -> Passed {
+        Passed { stats: self.stats, digest: self.heard, done: self.done, is_whole: !self.is_unclear }
     }
 
     // Clients.
@@ -1233,21 +1241,19 @@ fn arguments(spec: &QueueSpec) -> FieldTable {
     })
 }
 
-/// Runs a plan; what it counted and a number that stands for all that clients have received, or the first thing that must not
-/// be. `step` says how far it is.
-pub(crate) fn run(plan: &Plan, step: &Cell<usize>) -> Result<(Stats, u64), Violation> {
+/// Runs a plan, to its end or to the first thing that must not be. `step` says how far it is.
+pub(crate) fn run(plan: &Plan, step: &Cell<usize>) -> Result<Passed, Violation> {
     let mut world = World::new(&plan.config)?;
     for (at, next) in plan.steps.iter().enumerate() {
         step.set(at);
         world.step(next)?;
         if world.is_unclear {
-            world.stats.count(Kind::Outcome, "given up");
-            return Ok((world.stats, world.heard));
+            return Ok(world.passed());
         }
     }
     step.set(plan.steps.len());
     world.end()?;
-    Ok((world.stats, world.heard))
+    Ok(world.passed())
 }
 
 /// A reader of scratch files.

@@ -9,8 +9,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use leveret_journal::disk::{Disk, DiskFile};
-use rand::Rng;
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
 /// Writes are torn between these, if not between bytes.
 pub const SECTOR_BYTES: usize = 512;
@@ -26,6 +26,15 @@ pub enum Fate {
     Torn(usize),
 }
 
+/// What a sync is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synced {
+    /// What was written to a file.
+    File,
+    /// The names of the folder.
+    Folder,
+}
+
 /// How large a write is that was not synced; nothing for what is no write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unsynced {
@@ -39,6 +48,13 @@ pub struct Unsynced {
 /// `cargo xtask proof` does.
 pub fn tries_everything() -> bool {
     std::env::var_os("LEVERET_EVERY_BYTE").is_some()
+}
+
+/// Chance for what a test does not try in every way. It is the same every time, but other rounds of a test that is repeated have
+/// other chance: `cargo xtask proof crash` numbers them from 0.
+pub fn chance(seed: u64) -> SmallRng {
+    let round = std::env::var("LEVERET_ROUND").ok().and_then(|round| round.parse::<u64>().ok());
+    SmallRng::seed_from_u64(seed ^ (round.unwrap_or_default() << 32))
 }
 
 /// What may become of all that is pending: every subset of the first six things, or of ten if everything is tried, with chance for
@@ -94,7 +110,7 @@ struct State {
     fails_sync_at: Option<u64>,
     /// The same if it syncs the folder.
     fails_folder_sync_at: Option<u64>,
-    has_failed: bool,
+    failed: Option<Synced>,
     /// How many bytes longer all files together may become.
     room: Option<usize>,
     /// Nothing can be read.
@@ -149,9 +165,9 @@ impl SimDisk {
         self.lock().is_unreadable = is_unreadable;
     }
 
-    /// Whether a sync has failed so.
-    pub fn has_failed_sync(&self) -> bool {
-        self.lock().has_failed
+    /// The sync that has failed so, the last one.
+    pub fn failed_sync(&self) -> Option<Synced> {
+        self.lock().failed
     }
 
     /// Each thing that was not synced.
@@ -348,7 +364,7 @@ impl Disk for SimDisk {
             !is_name
         });
         if fails {
-            state.has_failed = true;
+            state.failed = Some(Synced::Folder);
             return Err(io::Error::other("the disk has failed"));
         }
         Ok(())
@@ -398,7 +414,7 @@ impl DiskFile for SimFile {
         }
         let state = &mut *state;
         if state.fails_sync_at == Some(state.operations) {
-            state.has_failed = true;
+            state.failed = Some(Synced::File);
             state
                 .pending
                 .retain(|pending| !pending.is_of(self.number) || !matches!(pending, Pending::Write { .. }));

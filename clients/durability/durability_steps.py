@@ -1,8 +1,9 @@
 """Kills and power cuts of a real broker under load, judged by what its clients saw.
 
-LEVERET_BINARY is the broker, LEVERET_SCRATCH a folder for its data, KILLS and CUTS how often it dies, FULLS how often its disk is full. The power cut is real
-as far as a file system can tell: a loop-mounted ext4 is shut down at one instant without flushing anything (the ioctl
-FS_IOC_SHUTDOWN), so that whatever was not synced is gone. That needs root.
+LEVERET_BINARY is the broker, LEVERET_SCRATCH a folder for its data, KILLS and CUTS how often it dies, FULLS how often its disk
+is full; each of that is done again and again until SECONDS are over. The power cut is real as far as a file system can tell: a
+loop-mounted ext4 is shut down at one instant without flushing anything (the ioctl FS_IOC_SHUTDOWN), so that whatever was not
+synced is gone. That needs root.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ import history
 
 BINARY, SCRATCH = os.environ["LEVERET_BINARY"], os.environ["LEVERET_SCRATCH"]
 KILLS, CUTS = int(os.environ.get("KILLS", "3")), int(os.environ.get("CUTS", "2"))
-FULLS = int(os.environ.get("FULLS", "2"))
+FULLS, SECONDS = int(os.environ.get("FULLS", "2")), int(os.environ.get("SECONDS", "0"))
 LOAD_SECONDS = 1.2
 WINDOW = 100
 QUEUES = ["one", "two", "three"]
@@ -327,6 +328,14 @@ def die_and_check(what, broker, rounds, fault, come_back, declares=False):
     return judge(clients, what)
 
 
+def until_time_is_over():
+    """Once, and again while there is time."""
+    started = time.monotonic()
+    yield
+    while time.monotonic() - started < SECONDS:
+        yield
+
+
 def fresh(name):
     folder = os.path.join(SCRATCH, name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -339,10 +348,11 @@ def checker_finds_every_fault():
 
 
 def kills():
-    broker = Broker(fresh("kill"))
-    numbers, counts = die_and_check(f"{KILLS} kills", broker, KILLS, broker.kill, lambda: None)
-    assert not any(numbers.values()), numbers
-    assert counts["confirmed"] > 100 * KILLS, counts
+    for _ in until_time_is_over():
+        broker = Broker(fresh("kill"))
+        numbers, counts = die_and_check(f"{KILLS} kills", broker, KILLS, broker.kill, lambda: None)
+        assert not any(numbers.values()), numbers
+        assert counts["confirmed"] > 100 * KILLS, counts
 
 
 def cut_power(wrapper, rounds, what, declares=False):
@@ -363,9 +373,10 @@ def cut_power(wrapper, rounds, what, declares=False):
 
 
 def power_cuts():
-    numbers, counts = cut_power([], CUTS, f"{CUTS} power cuts")
-    assert not any(numbers.values()), numbers
-    assert counts["confirmed"] > 50 * CUTS, counts
+    for _ in until_time_is_over():
+        numbers, counts = cut_power([], CUTS, f"{CUTS} power cuts")
+        assert not any(numbers.values()), numbers
+        assert counts["confirmed"] > 50 * CUTS, counts
 
 
 def faked_syncs_are_found_out():
@@ -501,6 +512,11 @@ def blocked_reason(url):
 
 
 def full_disk_holds_publishers_and_nobody_else():
+    for _ in until_time_is_over():
+        fill_and_check()
+
+
+def fill_and_check():
     with Mount("full", 64) as mount:
         broker = Broker(os.path.join(mount.folder, "data"), options=["--disk-free-limit", str(DISK_FREE_LIMIT)])
         clients = Clients(LARGER_SIZES)

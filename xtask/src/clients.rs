@@ -69,10 +69,12 @@ pub(crate) struct Deaths {
     pub(crate) cuts: u32,
     /// It does not die, but its disk is full.
     pub(crate) fulls: u32,
+    /// All of that again, each, until so much time is over.
+    pub(crate) time: Duration,
 }
 
 /// As often as a test can wait for.
-const DEATHS_IN_A_TEST: Deaths = Deaths { kills: 3, cuts: 1, fulls: 2 };
+const DEATHS_IN_A_TEST: Deaths = Deaths { kills: 3, cuts: 1, fulls: 2, time: Duration::ZERO };
 
 /// A suite of the fourteen common steps. A step may take 20 s, so that even then the suite reports by itself.
 const fn suite(name: &'static str, program: Program) -> Suite {
@@ -121,8 +123,8 @@ fn run_with(suite: &Suite, binary: &Path, deaths: Deaths) -> Result<Tally> {
             command.arg(root().join("clients/durability/durability_steps.py"));
             command.env("LEVERET_BINARY", binary).env("LEVERET_SCRATCH", target().join("clients/durability"));
             command.env("KILLS", deaths.kills.to_string()).env("CUTS", deaths.cuts.to_string());
-            command.env("FULLS", deaths.fulls.to_string());
-            run_steps(suite, command)
+            command.env("FULLS", deaths.fulls.to_string()).env("SECONDS", deaths.time.as_secs().to_string());
+            run_steps(&Suite { deadline: suite.deadline + 4 * deaths.time, ..*suite }, command)
         }),
         Program::Lapin => setup::lapin().and_then(|lapin| {
             let broker = Broker::start(binary, 0, &log)?;

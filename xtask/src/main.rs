@@ -49,17 +49,14 @@ enum Command {
         #[arg(long, value_name = "SUITE")]
         only: Vec<String>,
     },
-    /// The property tests with many more cases than `test` tries, power cuts, kills, and a little stress
+    /// What takes long: many more cases than `test` tries, power cuts, kills, overload, and bugs that all this must find
     Proof {
-        /// About how long to try new cases
-        #[arg(long, value_name = "N", default_value_t = 60)]
-        seconds: u64,
-        /// How long to try arbitrary bytes with each target of `fuzz`
-        #[arg(long, value_name = "N", default_value_t = 30)]
-        fuzz_seconds: u64,
-        /// How long each step of `stress` lasts, about
-        #[arg(long, value_name = "N", default_value_t = stress::SHORT_SECONDS, value_parser = clap::value_parser!(u64).range(1..))]
-        stress_seconds: u64,
+        /// Only these parts; all, if none is named
+        #[arg(value_name = "PART")]
+        only: Vec<proof::Part>,
+        /// How long each part lasts, about; as long as in CI, if this is not given
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: Option<u64>,
     },
     /// Arbitrary bytes for everything that takes bytes from outside
     Fuzz {
@@ -143,9 +140,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let tally = match command {
         Command::Check => check::run()?,
         Command::Test { only } => test::run(&only)?,
-        Command::Proof { seconds, fuzz_seconds, stress_seconds } => {
-            proof::run(Duration::from_secs(seconds), fuzz_seconds, Duration::from_secs(stress_seconds))?
-        }
+        Command::Proof { only, seconds } => proof::run(&only, seconds.map(Duration::from_secs))?,
         Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
         Command::Sim { seed, seeds } => sim::run(seed, seeds)?,
         Command::Planted { only, seeds } => planted::run(&only, seeds)?,

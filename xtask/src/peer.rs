@@ -27,7 +27,8 @@ pub(crate) struct Peer {
 /// A socket for which the operating system keeps little that is not read. It is told before it connects: one whose window shrinks later
 /// is not heard any more by Linux 6.17 and newer, as what acknowledges what it sends then comes from beyond that window.
 pub(crate) fn connect_with_small_window(address: SocketAddr) -> Result<TcpStream> {
-    let socket = rustix::net::socket(if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }, SocketType::STREAM, None)?;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
     sockopt::set_socket_recv_buffer_size(&socket, SMALL_WINDOW_BYTES)?;
     rustix::net::connect(&socket, &address)?;
     Ok(socket.into())

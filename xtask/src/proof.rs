@@ -1,11 +1,11 @@
-//! `cargo xtask proof`: proofs that take long. Property tests with as many new cases as time allows, arbitrary bytes, power cuts at every
-//! place of a simulated disk, seeds of the simulation, schedules of the hand-over between threads, bugs that these must find, a broker that
-//! is killed and whose power is cut many times, and a short form of `stress`.
+//! `cargo xtask proof`: proofs that take long. In CI each has what it can be given there; alone, with `--seconds`, as much as one has time
+//! for. Each says how much it has tried.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::broker;
 use crate::clients::{self, Deaths};
@@ -18,12 +18,38 @@ use crate::stress;
 use crate::tally::{Tally, number_before, too_few};
 use crate::workspace::cargo;
 
+/// What is proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Property tests, with as many new cases as there is time for
+    Properties,
+    /// Arbitrary bytes, for so long with each target
+    Fuzz,
+    /// Power cuts at every operation of a simulated disk, torn at every byte, and random restarts; then again, with other chance
+    Crash,
+    /// Seeds of the simulation
+    Sim,
+    /// Schedules of the hand-over between threads
+    HandOver,
+    /// Bugs that seeds or tests must find; these are tried once, however long that takes
+    Planted,
+    /// A broker that is killed, whose power is cut, and whose disk is full, for so long each
+    Deaths,
+    /// Overload, for so long in each step
+    Stress,
+}
+
+/// How long the property tests and the models of the hand-over are tried in CI.
+const SHORT_TIME: Duration = Duration::from_mins(1);
+/// How long each target of `fuzz` is.
+const SHORT_FUZZ_SECONDS: u64 = 30;
+
 /// Cases of the first round, whose speed says how many the next ones may have.
 const CASES_MIN: u64 = 1000;
 const CASES_MAX: u64 = 10_000_000;
 
 /// `kill -9` twenty times, six power cuts, and ten times a full disk.
-const DEATHS: Deaths = Deaths { kills: 20, cuts: 6, fulls: 10 };
+const DEATHS: Deaths = Deaths { kills: 20, cuts: 6, fulls: 10, time: Duration::ZERO };
 const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 
 /// Property tests, and crash tests; there are so many at least.
@@ -38,34 +64,67 @@ const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// What a round may take longer than it should.
 const ROUND_SLACK: Duration = Duration::from_mins(5);
 
-pub(crate) fn run(time: Duration, fuzz_seconds: u64, stress: Duration) -> Result<Tally> {
+/// Proves these parts, or all; each in so much time, or in what CI has for it.
+pub(crate) fn run(only: &[Part], time: Option<Duration>) -> Result<Tally> {
+    let mut sum = Tally::default();
+    for &part in Part::value_variants() {
+        if only.is_empty() || only.contains(&part) {
+            sum += prove(part, time)?;
+        }
+    }
+    Ok(sum)
+}
+
+fn prove(part: Part, time: Option<Duration>) -> Result<Tally> {
+    match part {
+        Part::Properties => prove_properties(time.unwrap_or(SHORT_TIME)),
+        Part::Fuzz => {
+            if let Some(time) = time {
+                return fuzz::run(Engine::best(), &[], time.as_secs());
+            }
+            println!("proptest, on the stable toolchain: libFuzzer would have everything compiled once more");
+            fuzz::run(Engine::Proptest, &[], SHORT_FUZZ_SECONDS)
+        }
+        Part::Crash => crash_everywhere(time.unwrap_or_default()),
+        Part::Sim => sim::prove(time),
+        Part::HandOver => hand_over(time.unwrap_or(SHORT_TIME)),
+        Part::Planted => planted::run(&[], planted::SEEDS),
+        Part::Deaths => {
+            clients::run_durability(&broker::build()?, Deaths { time: time.unwrap_or_default(), ..DEATHS })
+        }
+        Part::Stress => stress::run(time.unwrap_or(Duration::from_secs(stress::SHORT_SECONDS)), None),
+    }
+}
+
+/// All property tests, each crate for its share of the time.
+fn prove_properties(time: Duration) -> Result<Tally> {
     let properties = properties(&Files::read()?);
     let share = time / u32::try_from(properties.len().max(1))?;
     let mut sum = Tally::default();
     for (package, names) in &properties {
-        sum += prove(package, names, share)?.at_least(package, names.len() as u64);
+        sum += prove_package(package, names, share)?.at_least(package, names.len() as u64);
     }
-    sum = sum.at_least("property tests", PROPERTIES_LEAST);
-    sum += fuzz::run(Engine::Proptest, &[], fuzz_seconds)?;
-    sum += crash_everywhere()?;
-    sum += sim::run(0, sim::PROOF_SEEDS)?;
-    sum += hand_over(time)?;
-    sum += planted::run(&[], planted::SEEDS)?;
-    sum += clients::run_durability(&broker::build()?, DEATHS)?;
-    sum += stress::run(stress, None)?;
-    Ok(sum)
+    Ok(sum.at_least("property tests", PROPERTIES_LEAST))
 }
 
 /// The crash tests with every byte of every write as a place where it may be torn, of the journal alone and under a virtual host and
-/// a node with all subsets of ten things that were not synced; and many more random restarts.
-fn crash_everywhere() -> Result<Tally> {
+/// a node with all subsets of ten things that were not synced; and many more random restarts. Once, and again with other chance until
+/// the time is over.
+fn crash_everywhere(time: Duration) -> Result<Tally> {
     let tests = ["crash", "recovery", "node", "restarts"].into_iter().flat_map(|test| ["--test", test]);
     let arguments: Vec<_> = tests.chain(["--", "--nocapture"]).collect();
-    let mut test = test_command("leveret-testkit", &arguments);
-    test.env("LEVERET_EVERY_BYTE", "1");
-    let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
-    let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
-    Ok(tally.at_least("crash tests", CRASH_TESTS_LEAST))
+    let (started, mut rounds) = (Instant::now(), 0_u64);
+    loop {
+        let mut test = test_command("leveret-testkit", &arguments);
+        test.env("LEVERET_EVERY_BYTE", "1").env("LEVERET_ROUND", rounds.to_string());
+        let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
+        let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
+        if tally.failed > 0 || started.elapsed() >= time {
+            println!("crash tests: the last round was LEVERET_ROUND={rounds}");
+            return Ok(tally.at_least("crash tests", CRASH_TESTS_LEAST));
+        }
+        rounds += 1;
+    }
 }
 
 /// The models of the hand-over between connections, outboxes and the journal's writer, in new schedules.
@@ -92,7 +151,7 @@ fn hand_over(time: Duration) -> Result<Tally> {
 }
 
 /// Runs the property tests of a crate, again and again with other cases until the time is over or one fails.
-fn prove(package: &str, names: &[String], time: Duration) -> Result<Tally> {
+fn prove_package(package: &str, names: &[String], time: Duration) -> Result<Tally> {
     let build = test_command(package, &["--tests", "--no-run"]);
     let built = process::run(build, BUILD_DEADLINE, Show::Nothing)?;
     if !built.has_succeeded() {

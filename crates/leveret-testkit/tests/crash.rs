@@ -8,9 +8,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
-use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced, tries_everything};
+use leveret_testkit::disk::{Fate, SECTOR_BYTES, SimDisk, Unsynced, chance, tries_everything};
+use rand::Rng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
 const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
 const STREAMS: u32 = 2;
@@ -331,7 +331,7 @@ fn hash(disk: &SimDisk) -> u64 {
 
 /// Stops a workload at every operation, tries every disk that may be found then, and hands each to `each`.
 fn at_every_crash(steps: &[Step], lies: bool, mut each: impl FnMut(u64, &Promised, &SimDisk)) {
-    let mut random = SmallRng::seed_from_u64(11);
+    let mut random = chance(11);
     // What a disk that lies has lost shows anywhere.
     let every_byte = tries_everything() && !lies;
     let whole = SimDisk::default();
@@ -413,7 +413,7 @@ fn after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_el
 /// A process is killed, and what it had not synced is still there for the next one, which counts on it until the power goes.
 #[test]
 fn after_a_kill_at_any_operation_and_a_power_cut_in_the_next_start_nothing_is_missing() {
-    let mut random = SmallRng::seed_from_u64(17);
+    let mut random = chance(17);
     let (mut tries, step) = (0, if tries_everything() { 1 } else { 7 });
     for (name, steps) in WORKLOADS {
         let whole = SimDisk::default();
@@ -464,7 +464,7 @@ fn a_start_after_a_failed_sync_makes_durable_what_it_reads() {
             let disk = SimDisk::default();
             disk.fail_sync_at(operation);
             let promised = run(&disk, steps);
-            if !disk.has_failed_sync() {
+            if disk.failed_sync().is_none() {
                 continue;
             }
             failures += 1;
@@ -492,7 +492,7 @@ fn after_a_failed_sync_of_the_folder_nothing_is_promised_that_a_power_cut_would_
             let disk = SimDisk::default();
             disk.fail_folder_sync_at(operation);
             let promised = run(&disk, &steps);
-            if !disk.has_failed_sync() {
+            if disk.failed_sync().is_none() {
                 continue;
             }
             failures += 1;

@@ -17,10 +17,8 @@ use leveret_broker::node::{UserLimits, VhostLimits, VhostMetadata};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, Moment, Node, VirtualHost};
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
-use leveret_testkit::disk::{SimDisk, fates};
+use leveret_testkit::disk::{SimDisk, chance, fates};
 use leveret_testkit::{Broker, Variation, continue_script, run_script};
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 
 const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
 /// Behind all that is done.
@@ -469,7 +467,7 @@ fn after_a_power_cut_at_any_operation_a_node_is_what_its_durable_requests_come_t
     let (promised, swept) = run(&whole, &actions);
     assert_eq!(promised + 1, states.len());
     assert!(swept > 3, "only {swept} segments were removed or rewritten");
-    let (mut seen, mut random) = (BTreeSet::new(), SmallRng::seed_from_u64(5));
+    let (mut seen, mut random) = (BTreeSet::new(), chance(5));
     let mut begun_later = 0;
     for operation in 0..=whole.operations() {
         let disk = SimDisk::default();

@@ -15,10 +15,8 @@ use leveret_broker::vhost::apply::ApplyError;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, JournalPosition, Moment, VirtualHost};
 use leveret_journal::{Batch, Living, Log, Options, Record, Recovery};
-use leveret_testkit::disk::{SimDisk, fates};
+use leveret_testkit::disk::{SimDisk, chance, fates};
 use leveret_testkit::{Broker, Eviction, Variation, continue_script, run_script};
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 
 const OPTIONS: Options = Options { segment_bytes: 2048, salt: *b"sixteen of bytes" };
 const STREAM: u32 = 1;
@@ -347,7 +345,7 @@ fn check_all_power_cuts(actions: &[Action]) {
     let whole = SimDisk::default();
     let (_, swept) = run(&whole, actions);
     assert!(swept > 3, "only {swept} segments were removed or rewritten");
-    let (mut seen, mut random) = (BTreeSet::new(), SmallRng::seed_from_u64(5));
+    let (mut seen, mut random) = (BTreeSet::new(), chance(5));
     let mut begun_later = 0;
     for operation in 0..=whole.operations() {
         let disk = SimDisk::default();

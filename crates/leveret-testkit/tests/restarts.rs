@@ -6,10 +6,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use leveret_testkit::disk::tries_everything;
+use leveret_testkit::disk::{chance, tries_everything};
 use leveret_testkit::{Broker, Variation, run_script};
+use rand::Rng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
 #[derive(Clone, Debug)]
 struct Message {
@@ -315,7 +315,7 @@ impl Model {
 }
 
 fn random_work(seed: u64) -> String {
-    let mut random = SmallRng::seed_from_u64(seed);
+    let mut random = chance(seed);
     let mut model = Model::default();
     model.declare_exchanges();
     (0..QUEUES).for_each(|queue| model.declare(queue));
@@ -357,7 +357,7 @@ fn random_work(seed: u64) -> String {
 
 /// The same in bursts, so that queues grow over many pages of their index.
 fn deep_work(seed: u64) -> String {
-    let mut random = SmallRng::seed_from_u64(seed);
+    let mut random = chance(seed);
     let mut model = Model::default();
     model.declare_exchanges();
     (0..QUEUES).for_each(|queue| model.declare(queue));
@@ -411,6 +411,7 @@ fn long_queues_hold_what_a_list_would_wherever_their_bodies_are() {
             panic!("seed {seed}, {variation:?}: {failure}");
         }
     }
+    println!("{seeds} random works on long queues");
 }
 
 #[test]
@@ -424,4 +425,5 @@ fn after_any_work_and_any_restarts_the_queues_hold_what_a_list_would() {
             panic!("seed {seed}, {variation:?}: {failure}");
         }
     }
+    println!("{seeds} random works");
 }

@@ -1198,6 +1198,33 @@ impl World {
         count(spec.max_priority.is_some(), "x-max-priority");
         count(spec.single_active, "x-single-active-consumer");
         count(spec.delivery_limit.is_some(), "x-delivery-limit");
+        if says_more(spec) {
+            for (name, _) in without_meaning(spec) {
+                count(true, name);
+            }
+        }
+    }
+}
+
+/// Whether a queue is declared with arguments that change nothing, too.
+fn says_more(spec: &QueueSpec) -> bool {
+    spec.ttl_ms.is_some() || spec.max_length.is_some()
+}
+
+/// Arguments of a queue of this type that change nothing.
+fn without_meaning(spec: &QueueSpec) -> &'static [(&'static str, Value<'static>)] {
+    if spec.quorum {
+        &[
+            ("x-queue-leader-locator", Value::LongStr(b"balanced")),
+            ("x-max-in-memory-length", Value::I64(1)),
+            ("x-max-in-memory-bytes", Value::I64(1)),
+        ]
+    } else {
+        &[
+            ("x-queue-mode", Value::LongStr(b"lazy")),
+            ("x-queue-version", Value::I64(2)),
+            ("x-queue-master-locator", Value::LongStr(b"client-local")),
+        ]
     }
 }
 
@@ -1236,6 +1263,11 @@ fn arguments(spec: &QueueSpec) -> FieldTable {
             Some(Dead::Exchange) => {
                 let name = ExchangeName::Dead.name().as_bytes();
                 table.field("x-dead-letter-exchange", Value::LongStr(name));
+            }
+        }
+        if says_more(spec) {
+            for (name, value) in without_meaning(spec) {
+                table.field(name, *value);
             }
         }
     })

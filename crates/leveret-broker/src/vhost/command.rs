@@ -121,7 +121,7 @@ impl Commands {
     }
 
     /// Takes out what comes next; of a row, the first publish by itself.
-    pub(crate) fn take(&mut self) -> Option<Command> {
+    pub fn take(&mut self) -> Option<Command> {
         let Some(Command::PublishRow(row)) = self.queue.front_mut() else { return self.queue.pop_front() };
         let first = row.take_publish();
         if row.left() == 0 {

@@ -63,16 +63,25 @@ fn main() -> ExitCode {
     driven.expect("there is room for a thread").join().unwrap_or(ExitCode::FAILURE)
 }
 
+/// Inputs that were tried, said also if the target panics with the last one.
+struct Tried(u64);
+
+impl Drop for Tried {
+    fn drop(&mut self) {
+        println!("{} inputs tried", self.0);
+    }
+}
+
 fn drive(time: Duration) -> ExitCode {
     let (target, mut last) = (Target::of_environment(), Last::of_environment());
     let corpus = target.corpus().expect("the corpus can be read");
     let mut inputs: Vec<_> = corpus.into_iter().map(|(_, input)| input).collect();
     inputs.push(Vec::new());
-    let mut tried = 0_u64;
+    let mut tried = Tried(0);
     for input in &inputs {
         last.keep(input);
+        tried.0 += 1;
         (target.run)(input);
-        tried += 1;
     }
     let input = prop_oneof![
         8 => (prop::sample::select(inputs.clone()), prop::collection::vec(edit(), 1..8)),
@@ -87,9 +96,8 @@ fn drive(time: Duration) -> ExitCode {
         let tree = input.new_tree(&mut runner).expect("nothing is refused");
         let input = tree.current();
         last.keep(&input);
+        tried.0 += 1;
         (target.run)(&input);
-        tried += 1;
     }
-    println!("{tried} inputs tried");
     ExitCode::SUCCESS
 }

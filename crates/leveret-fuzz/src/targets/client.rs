@@ -4,27 +4,30 @@ mod steps;
 
 use std::collections::VecDeque;
 use std::mem;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_amqp::frame::{FrameKind, split_frame};
 use leveret_amqp::{FieldTable, Method, ShortStr};
 use leveret_broker::connection::Credentials;
-use leveret_broker::names::VhostName;
+use leveret_broker::names::{ChannelId, VhostName};
 use leveret_broker::node::Origin;
 use leveret_broker::node::presence::{Presence, Present};
+use leveret_broker::vhost::command::Publish;
 use leveret_broker::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
 use leveret_broker::vhost::room::Room;
-use leveret_broker::{Connection, Moment, Node, Settings, VirtualHost};
+use leveret_broker::{Command, Connection, Moment, Node, Settings, VirtualHost};
 use leveret_testkit::{
     Broker, Eviction, Extent, Heard, JournalPace, Lag, PolicyOrder, Stop, Variation, Windows, Wire,
 };
 
 use self::steps::{Event, Step, Steps, arguments, handshake, name};
-use crate::allowance::{at_once, twice};
+use crate::allowance::{at_once, twice, uncounted};
 use crate::bytes::Bytes;
 
-/// A connection without a broker behind it: what a client sends is put together to commands, which are dropped.
+/// A connection without a broker behind it: what a client sends is put together to commands, the same ones however it is cut
+/// into pieces.
 pub(super) fn assembly(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let piece_bytes = usize::from(bytes.u16() % 8192) + 1;
@@ -35,22 +38,59 @@ pub(super) fn assembly(input: &[u8]) {
             Step::Event { .. } => {}
         }
     }
+    let put_together = put_together(&sent, piece_bytes);
+    let mut heard = &put_together.answered[..];
+    while let Some(frame) = split_frame(&mut heard, u32::MAX).expect("the broker's frames are well formed") {
+        assert!(frame.kind != FrameKind::Method || Method::decode(frame.payload).is_ok());
+    }
+    assert_eq!(put_together, self::put_together(&sent, sent.len().max(1)), "in one piece");
+}
+
+/// What a connection makes of what a client sends.
+#[derive(Debug, PartialEq, Eq)]
+struct PutTogether {
+    published: Vec<Published>,
+    answered: Vec<u8>,
+}
+
+/// A publish without what counts who has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Published {
+    channel: ChannelId,
+    mandatory: bool,
+    expiration_ms: Option<u64>,
+    confirm: Option<NonZeroU64>,
+    /// Route, header and body.
+    block: Vec<u8>,
+}
+
+/// Shows a connection what a client sends in pieces of so many bytes. It never has more in memory than twice that.
+fn put_together(sent: &[u8], piece_bytes: usize) -> PutTogether {
     let now = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1) };
-    let mut connection = opened(now);
-    let (mut carry, mut out) = (Vec::with_capacity(sent.len()), Vec::with_capacity(sent.len() + 64 * 1024));
+    let (mut connection, mut published) = (opened(now), Vec::new());
+    let (mut carry, mut answered) = (Vec::with_capacity(sent.len()), Vec::with_capacity(sent.len() + 64 * 1024));
     twice(sent.len(), || {
         for piece in sent.chunks(piece_bytes) {
             carry.extend_from_slice(piece);
-            let used = connection.handle_input(now, &carry, &mut out);
-            drop(mem::take(connection.commands()));
+            let used = connection.handle_input(now, &carry, &mut answered);
+            let mut commands = mem::take(connection.commands());
+            while let Some(command) = commands.take() {
+                if let Command::Publish(Publish { channel, message, mandatory, expiration_ms, confirm, .. }) =
+                    command
+                {
+                    let header = message.decode_header().expect("it was decoded before");
+                    assert_eq!(header.body_bytes, message.body().len() as u64, "the body is as long as was said");
+                    uncounted(|| {
+                        let block = [message.route(), message.header(), message.body()].concat();
+                        published.push(Published { channel, mandatory, expiration_ms, confirm, block });
+                    });
+                }
+            }
             carry.drain(..used);
         }
         assert!(connection.unfinished_bytes() <= sent.len());
     });
-    let mut heard = &out[..];
-    while let Some(frame) = split_frame(&mut heard, u32::MAX).expect("the broker's frames are well formed") {
-        assert!(frame.kind != FrameKind::Method || Method::decode(frame.payload).is_ok());
-    }
+    PutTogether { published, answered }
 }
 
 /// A connection that is open, behind its handshake.

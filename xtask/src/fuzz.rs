@@ -16,12 +16,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::planted;
 use crate::process::{self, Show};
 use crate::tally::{Tally, too_few};
 use crate::workspace::{cargo, root, target, tool};
 
 const CORPUS: &str = "crates/leveret-fuzz/corpus";
 const TARGETS_LEAST: u64 = 14;
+
+/// What the program asks for the name of a target.
+pub(crate) const TARGET_VARIABLE: &str = "LEVERET_FUZZ_TARGET";
 
 /// A target that has tried fewer inputs than this has not run.
 const INPUTS_LEAST: u64 = 100;
@@ -120,19 +124,22 @@ fn names() -> Result<Vec<String>> {
 
 /// Builds the one binary that has all targets.
 fn build(engine: Engine) -> Result<PathBuf> {
-    let package = ["--locked", "--package", "leveret-fuzz", "--profile", "proof"];
-    let (mut command, built) = match engine {
+    let (command, built) = match engine {
         Engine::LibFuzzer => {
             // A target that is named apart keeps the flags away from what runs while it builds.
             let (folder, triple) = (target().join("fuzz"), host()?);
             let mut command = tool("cargo");
             command.args(["+nightly", "build", "--features", "libfuzzer", "--bin", "fuzz-libfuzzer"]);
+            command.args(["--locked", "--package", "leveret-fuzz", "--profile", "proof"]);
             command.args(["--target", &triple]).arg("--target-dir").arg(&folder).env("RUSTFLAGS", COVERAGE);
             (command, folder.join(triple).join("proof/fuzz-libfuzzer"))
         }
-        Engine::Proptest => (cargo(["build", "--bin", "fuzz-proptest"]), target().join("proof/fuzz-proptest")),
+        Engine::Proptest => {
+            let mut command = cargo(["build"]);
+            command.args(planted::BUILD).args(["--bin", planted::FUZZ]);
+            (command, target().join("proof").join(planted::FUZZ))
+        }
     };
-    command.args(package);
     let finished = process::run(command, BUILD_DEADLINE, Show::Nothing)?;
     if !finished.has_succeeded() {
         bail!("{}\nthe targets cannot be built: {}", finished.output, finished.end);
@@ -156,7 +163,7 @@ fn drive(engine: Engine, binary: &Path, name: &str, seconds: u64) -> Result<Tall
     fs::create_dir_all(&found)?;
     let input = folder.join("input");
     let mut command = tool(binary);
-    command.env("LEVERET_FUZZ_TARGET", name).env("LEVERET_FUZZ_INPUT", &input);
+    command.env(TARGET_VARIABLE, name).env("LEVERET_FUZZ_INPUT", &input);
     match engine {
         Engine::LibFuzzer => {
             command.arg(format!("-max_total_time={seconds}")).arg(format!("-timeout={INPUT_SECONDS_MAX}"));
@@ -188,7 +195,7 @@ fn drive(engine: Engine, binary: &Path, name: &str, seconds: u64) -> Result<Tall
 }
 
 /// How many inputs an engine says it has tried.
-fn tried(output: &str) -> u64 {
+pub(crate) fn tried(output: &str) -> u64 {
     let of_line = |line: &str| match line.strip_prefix("stat::number_of_executed_units:") {
         Some(count) => count.trim().parse().ok(),
         None => line.strip_suffix(" inputs tried")?.parse().ok(),

@@ -1,11 +1,11 @@
 //! `cargo xtask planted`: bugs that one build can be made to have, one at a time, and what finds each of them.
 //!
 //! Most must be found by seeds of the simulation alone; the others lie where it does not look, and each has a test that must
-//! fail. Those of the hand-over between threads have models, which try many schedules. A bug that nothing finds says that something is missing in the tests. Without a bug, the same seeds and tests of the
-//! same build must pass.
+//! fail. Those of the hand-over between threads have models, which try many schedules. Some are also shown to `fuzz`, and to the real
+//! binary with bad inputs. A bug that nothing finds says that something is missing in the tests. Without a bug, the same seeds and
+//! tests of the same build must pass.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use leveret_planted::{Bug, VARIABLE};
 
+use crate::fuzz;
 use crate::process::{self, End, Show};
 use crate::tally::{Tally, too_few};
-use crate::workspace::{cargo, target, tool};
+use crate::workspace::{cargo, tool};
 
 /// Seeds within which a bug must be found.
 pub(crate) const SEEDS: u64 = 2000;
@@ -29,11 +30,15 @@ const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 const SEEDS_DEADLINE: Duration = Duration::from_mins(5);
 const TEST_DEADLINE: Duration = Duration::from_mins(2);
 
+/// The programs that are built, beside tests.
+pub(crate) const SIMULATION: &str = "leveret-sim";
+pub(crate) const FUZZ: &str = "fuzz-proptest";
+
 /// How much of a complaint is shown.
 const COMPLAINT_CHARS: usize = 120;
 
 /// A test, by the program that it is in and its name there. A program is a file of tests in the testkit, or one of
-/// [`UNIT_TESTS`].
+/// [`TESTS_OF_CRATES`].
 type Test = (&'static str, &'static str);
 
 /// The unit tests of the journal, as cargo calls them.
@@ -41,13 +46,37 @@ const JOURNAL: &str = "leveret_journal";
 /// Those of the server, as the checker of schedules runs them.
 const SERVER: &str = "leveret_server";
 
-/// How the unit tests of crates are built.
-const UNIT_TESTS: [(&str, &[&str]); 2] = [
+/// Bad inputs, to the real binary.
+const BAD_INPUTS: &str = "bad_inputs";
+const BAD_INPUT: Test = (BAD_INPUTS, "a_bad_input_is_answered_as_it_should_be_and_hurts_nobody_else");
+
+/// How the unit tests of crates, and those that need the binary, are built.
+const TESTS_OF_CRATES: [(&str, &[&str]); 3] = [
+    (BAD_INPUTS, &["--package", "leveret", "--package", "leveret-planted", "--test", BAD_INPUTS]),
     (JOURNAL, &["--package", "leveret-journal", "--lib"]),
     (SERVER, &["--package", "leveret-server", "--lib", "--features", "shuttle"]),
 ];
 
-/// What is built once more with all bugs in it. What is built without them stands beside it, and is not built again.
+/// How `proof` has the simulation, the targets of `fuzz` and the tests of the testkit built, and `planted`, too: with all bugs in
+/// them, which a process has only if it is told to. So they are compiled once. Cargo must be shown the same packages each time, or
+/// it compiles what they share with other features.
+pub(crate) const BUILD: &[&str] = &[
+    "--locked",
+    "--profile",
+    "proof",
+    "--features",
+    "leveret-planted/on",
+    "--package",
+    "leveret-planted",
+    "--package",
+    "leveret-sim",
+    "--package",
+    "leveret-testkit",
+    "--package",
+    "leveret-fuzz",
+];
+
+/// The same for what is not among these packages.
 const WITH_BUGS: [&str; 5] = ["--locked", "--profile", "proof", "--features", "leveret-planted/on"];
 
 /// The test for a bug that the simulation cannot know of.
@@ -147,6 +176,16 @@ fn test_for(bug: Bug) -> Option<Test> {
     }
 }
 
+/// Bugs that arbitrary bytes find, too, and which target does.
+const FUZZED: [(Bug, &str); 3] =
+    [(Bug::ChecksumNotChecked, "recovery"), (Bug::HashNeedsWord, "topic"), (Bug::BodyTooLong, "assembly")];
+
+/// Those that bad inputs find, too, and that do not keep them waiting for an answer.
+const OF_BAD_INPUTS: [Bug; 1] = [Bug::PassiveDeclareUnchecked];
+
+/// How long a target looks for a bug, at most.
+const FUZZ_SECONDS: u64 = 30;
+
 /// What was found, or not.
 struct Verdict {
     is_good: bool,
@@ -167,7 +206,9 @@ pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
         .copied()
         .filter(|bug| only.is_empty() || only.iter().any(|name| bug.name() == name))
         .collect();
-    let tests: BTreeSet<_> = wanted.iter().filter_map(|&bug| test_for(bug)).collect();
+    let of_bad_inputs: Vec<_> = OF_BAD_INPUTS.into_iter().filter(|bug| wanted.contains(bug)).collect();
+    let bad_inputs = of_bad_inputs.first().map(|_| BAD_INPUT);
+    let tests: BTreeSet<_> = wanted.iter().filter_map(|&bug| test_for(bug)).chain(bad_inputs).collect();
     let Some(build) = Build::make(&tests)? else { return Ok(Tally::FAILED) };
 
     let started = Instant::now();
@@ -184,6 +225,12 @@ pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
         if !verdict.is_good {
             println!("     {}", bug.what());
         }
+    }
+    for bug in of_bad_inputs {
+        tally += show(bug.name(), &build.fails(bug, BAD_INPUT)?);
+    }
+    for (bug, target) in FUZZED.into_iter().filter(|(bug, _)| wanted.contains(bug)) {
+        tally += show(bug.name(), &build.is_fuzzed(bug, target)?);
     }
     if slowest > 0 {
         tally += show("no bug", &build.finds_nothing(slowest)?);
@@ -213,8 +260,7 @@ fn show(name: &str, Verdict { is_good, says, .. }: &Verdict) -> Tally {
 
 /// The simulation and tests, with all bugs in them.
 struct Build {
-    simulation: PathBuf,
-    /// Those of tests, by their names.
+    /// By their names.
     programs: BTreeMap<String, PathBuf>,
 }
 
@@ -222,21 +268,21 @@ impl Build {
     /// Nothing if it cannot be built, and it says why.
     fn make(tests: &BTreeSet<Test>) -> Result<Option<Build>> {
         let mut files: BTreeSet<_> = tests.iter().map(|(program, _)| *program).collect();
-        let unit_tests: Vec<_> = UNIT_TESTS.iter().filter(|(program, _)| files.remove(program)).collect();
-        let mut command = cargo(["build", "--package", "leveret-planted", "--package", "leveret-sim"]);
-        command.args(["--package", "leveret-testkit", "--bin", "leveret-sim"]);
+        let of_crates: Vec<_> = TESTS_OF_CRATES.iter().filter(|(program, _)| files.remove(program)).collect();
+        let mut command = cargo(["build"]);
+        command.args(BUILD).args(["--bin", SIMULATION, "--bin", FUZZ]);
         for file in files {
             command.args(["--test", file]);
         }
         let mut commands = vec![command];
-        for (_, arguments) in unit_tests {
+        for (_, arguments) in of_crates {
             let mut command = cargo(["test", "--no-run"]);
-            command.args(*arguments);
+            command.args(WITH_BUGS).args(*arguments);
             commands.push(command);
         }
         let mut programs = BTreeMap::new();
         for mut command in commands {
-            command.args(WITH_BUGS).args(["--message-format", "json-render-diagnostics"]);
+            command.args(["--message-format", "json-render-diagnostics"]);
             let built = process::run(command, BUILD_DEADLINE, Show::Nothing)?;
             if !built.has_succeeded() {
                 print!("{}", built.output);
@@ -245,13 +291,23 @@ impl Build {
             }
             programs.extend(programs_in(&built.output));
         }
-        // Under its own name the next build of it, without bugs, would take its place.
-        let simulation = target().join("planted/leveret-sim");
-        fs::create_dir_all(target().join("planted"))?;
-        // One that runs keeps its file, and cannot be written over.
-        let _ = fs::remove_file(&simulation);
-        fs::copy(programs.get("leveret-sim").context("cargo has built no simulation")?, &simulation)?;
-        Ok(Some(Build { simulation, programs }))
+        Ok(Some(Build { programs }))
+    }
+
+    fn program(&self, name: &str) -> Result<Command> {
+        let path = self.programs.get(name).with_context(|| format!("cargo has built no {name}"))?;
+        Ok(tool(path))
+    }
+
+    /// Whether a target comes to an input that shows a bug.
+    fn is_fuzzed(&self, bug: Bug, name: &str) -> Result<Verdict> {
+        let mut fuzz = self.program(FUZZ)?;
+        fuzz.arg(FUZZ_SECONDS.to_string()).env(fuzz::TARGET_VARIABLE, name);
+        plant(&mut fuzz, Some(bug));
+        let finished = process::run(fuzz, Duration::from_secs(FUZZ_SECONDS) + TEST_DEADLINE, Show::Nothing)?;
+        let is_good = matches!(finished.end, End::Exited(status) if !status.success());
+        let (tried, end) = (fuzz::tried(&finished.output), finished.end);
+        Ok(Verdict { is_good, says: format!("fuzz target {name}: {tried} inputs, {end}"), seeds: 0 })
     }
 
     /// Whether seeds find a bug.
@@ -277,7 +333,7 @@ impl Build {
     }
 
     fn simulate(&self, bug: Option<Bug>, seeds: u64) -> Result<(String, End)> {
-        let mut simulation = tool(&self.simulation);
+        let mut simulation = self.program(SIMULATION)?;
         let threads = thread::available_parallelism()?.to_string();
         // The first seed that fails is the same with any number of threads.
         simulation.args(["1", "--seeds", &seeds.to_string(), "--threads", &threads]);
@@ -300,8 +356,7 @@ impl Build {
     }
 
     fn test(&self, bug: Option<Bug>, (program, name): Test) -> Result<(Tally, End)> {
-        let path = self.programs.get(program).with_context(|| format!("cargo has built no {program}"))?;
-        let mut test = tool(path);
+        let mut test = self.program(program)?;
         test.args(["--exact", name]);
         plant(&mut test, bug);
         let finished = process::run(test, TEST_DEADLINE, Show::Nothing)?;

@@ -115,7 +115,8 @@ fn crash_everywhere(time: Duration) -> Result<Tally> {
     let arguments: Vec<_> = tests.chain(["--", "--nocapture"]).collect();
     let (started, mut rounds) = (Instant::now(), 0_u64);
     loop {
-        let mut test = test_command("leveret-testkit", &arguments);
+        let mut test = cargo(["test"]);
+        test.args(planted::BUILD).args(&arguments);
         test.env("LEVERET_EVERY_BYTE", "1").env("LEVERET_ROUND", rounds.to_string());
         let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
         let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::planted;
 use crate::process::{self, Show};
 use crate::tally::Tally;
 use crate::workspace::{cargo, target, tool};
@@ -38,14 +39,15 @@ pub(crate) fn prove(time: Option<Duration>) -> Result<Tally> {
 
 /// Runs the simulation. The first seed that fails is cut down to a script, in the folder that cargo builds in.
 fn simulate(arguments: &[&str], deadline: Duration) -> Result<Tally> {
-    let build = cargo(["build", "--locked", "--profile", "proof", "--package", "leveret-sim"]);
+    let mut build = cargo(["build"]);
+    build.args(planted::BUILD).args(["--bin", planted::SIMULATION]);
     let built = process::run(build, BUILD_DEADLINE, Show::Nothing)?;
     if !built.has_succeeded() {
         print!("{}", built.output);
         println!("the simulation was not built: {}", built.end);
         return Ok(Tally::FAILED);
     }
-    let mut simulation = tool(target().join("proof/leveret-sim"));
+    let mut simulation = tool(target().join("proof").join(planted::SIMULATION));
     simulation.args(arguments).arg("--shorten-to").arg(target().join("sim-failure.txt"));
     let finished = process::run(simulation, deadline, Show::Lines)?;
     Ok(if finished.has_succeeded() { Tally::PASSED } else { Tally::FAILED })

@@ -34,13 +34,18 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
+/// The variable that gives a build for tests a bug, to see that tests find it.
+const PLANTED: &str = "LEVERET_PLANTED";
+
 /// `leveret ARGUMENTS`, ready to run.
 pub(crate) fn leveret(arguments: &[&str]) -> Leveret {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_leveret"));
     command.args(arguments).current_dir(folder.path());
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LEVERET_")) {
-        command.env_remove(name);
+        if name != PLANTED {
+            command.env_remove(name);
+        }
     }
     Leveret { command, folder, input: Vec::new() }
 }

@@ -1,5 +1,5 @@
 //! The rules that every history keeps, whatever queues and exchanges there are: nothing is delivered that was not published,
-//! nothing twice without the flag, nothing once it was settled for good, and nothing out of its order.
+//! nothing twice without the flag, and nothing once it was settled for good. Orders are the model's concern.
 //!
 //! Owns: what clients have heard. Must not know: the model.
 

@@ -10,7 +10,7 @@ use leveret_broker::vhost::binding::{Binding, Destination};
 use leveret_broker::vhost::explain::Question;
 use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
 
-use crate::allowance::{at_once, in_all, uncounted};
+use crate::allowance::{in_all, uncounted};
 use crate::bytes::Bytes;
 
 const QUEUES_COUNT: u8 = 6;
@@ -120,8 +120,8 @@ fn key(bytes: &mut Bytes<'_>) -> String {
 pub(super) fn topic(input: &[u8]) {
     let mut topology = Topology::new("topic");
     let mut bytes = Bytes::new(input);
-    // A word of a binding key, which may be a dot and nothing else, is a node.
-    at_once(256, input.len(), || {
+    // A word of a binding key, which may be a dot and nothing else, is a node: it takes twice what others may.
+    in_all(2 * input.len(), || {
         for _ in 0..STEPS_MAX {
             if bytes.is_empty() {
                 break;

@@ -14,7 +14,7 @@ const PATTERNS: [&[u8]; 4] = [b"\"pattern\"", b"\"configure\"", b"\"write\"", b"
 pub(super) fn definitions(input: &[u8]) {
     let patterns: usize =
         PATTERNS.iter().map(|name| input.windows(name.len()).filter(|at| at == name).count()).sum();
-    at_once(64, input.len() + patterns * PATTERN_BYTES_MAX / 16, || match Definitions::parse(input) {
+    in_all(input.len() + patterns * PATTERN_BYTES_MAX / 16, || match Definitions::parse(input) {
         Ok(definitions) => {
             let ignored = definitions.ignored();
             assert!(ignored.iter().all(|ignored| !ignored.is_empty()));

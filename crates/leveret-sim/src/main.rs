@@ -79,7 +79,10 @@ fn run(options: &Options) -> Result<bool> {
         return Ok(match check(&plan) {
             Ok(passed) => {
                 println!("{} steps, digest {:016x}", plan.steps.len(), passed.digest);
-                true
+                if !passed.is_whole {
+                    println!("given up where two states were possible");
+                }
+                passed.is_whole
             }
             Err(Failure { step, violation }) => {
                 println!("step {step}: {violation}");

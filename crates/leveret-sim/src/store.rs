@@ -327,6 +327,8 @@ impl World {
         if let Some(cut) = self.after_failure.take() {
             return self.power_cut(cut, 0);
         }
+        // Whoever mends the disk makes room, too.
+        self.disk.set_room(None);
         self.disarm();
         self.start(false, 0)
     }
@@ -344,6 +346,7 @@ impl World {
     pub(crate) fn disarm(&mut self) {
         self.disk.fail_sync_at(u64::MAX);
         self.disk.fail_folder_sync_at(u64::MAX);
+        self.disk.forget_failed_sync();
         self.after_failure = None;
     }
 

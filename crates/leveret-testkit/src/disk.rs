@@ -52,9 +52,12 @@ pub fn tries_everything() -> bool {
 
 /// Chance for what a test does not try in every way. It is the same every time, but other rounds of a test that is repeated have
 /// other chance: `cargo xtask proof crash` numbers them from 0.
+///
+/// # Panics
+/// If the round is no number.
 pub fn chance(seed: u64) -> SmallRng {
-    let round = std::env::var("LEVERET_ROUND").ok().and_then(|round| round.parse::<u64>().ok());
-    SmallRng::seed_from_u64(seed ^ (round.unwrap_or_default() << 32))
+    let round = std::env::var("LEVERET_ROUND").map_or(0, |round| round.parse().expect("LEVERET_ROUND is a number"));
+    SmallRng::seed_from_u64(seed ^ (round << 32))
 }
 
 /// What may become of all that is pending: every subset of the first six things, or of ten if everything is tried, with chance for
@@ -152,6 +155,11 @@ impl SimDisk {
     /// The same for a sync of the folder: the names that changed since the last one never reach the disk.
     pub fn fail_folder_sync_at(&self, operation: u64) {
         self.lock().fails_folder_sync_at = Some(operation);
+    }
+
+    /// What has failed so far is not told any more.
+    pub fn forget_failed_sync(&self) {
+        self.lock().failed = None;
     }
 
     /// From now on files become longer by so many bytes in all. Of a write that would need more, a part is there. None takes the

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::planted;
 use crate::process::{self, Show};
 use crate::tally::{Tally, too_few};
-use crate::workspace::{cargo, root, target, tool};
+use crate::workspace::{root, target, tool};
 
 const CORPUS: &str = "crates/leveret-fuzz/corpus";
 const TARGETS_LEAST: u64 = 14;
@@ -28,7 +28,7 @@ const TARGETS_LEAST: u64 = 14;
 pub(crate) const TARGET_VARIABLE: &str = "LEVERET_FUZZ_TARGET";
 
 /// A target that has tried fewer inputs than this has not run.
-const INPUTS_LEAST: u64 = 100;
+pub(crate) const INPUTS_LEAST: u64 = 100;
 
 /// Longest input that libFuzzer makes up, in bytes.
 const INPUT_BYTES_MAX: usize = 16 * 1024;
@@ -135,8 +135,8 @@ fn build(engine: Engine) -> Result<PathBuf> {
             (command, folder.join(triple).join("proof/fuzz-libfuzzer"))
         }
         Engine::Proptest => {
-            let mut command = cargo(["build"]);
-            command.args(planted::BUILD).args(["--bin", planted::FUZZ]);
+            let mut command = planted::cargo_with_bugs("build");
+            command.args(["--bin", planted::FUZZ]);
             (command, target().join("proof").join(planted::FUZZ))
         }
     };
@@ -164,6 +164,7 @@ fn drive(engine: Engine, binary: &Path, name: &str, seconds: u64) -> Result<Tall
     let input = folder.join("input");
     let mut command = tool(binary);
     command.env(TARGET_VARIABLE, name).env("LEVERET_FUZZ_INPUT", &input);
+    planted::plant(&mut command, None);
     match engine {
         Engine::LibFuzzer => {
             command.arg(format!("-max_total_time={seconds}")).arg(format!("-timeout={INPUT_SECONDS_MAX}"));

@@ -54,8 +54,9 @@ enum Command {
         /// Only these parts; all, if none is named
         #[arg(value_name = "PART")]
         only: Vec<proof::Part>,
-        /// How long each part lasts, about; as long as in CI, if this is not given
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        /// How long each part lasts, about: of fuzz each target, of deaths each kind, of stress each step, and planted takes
+        /// what it takes. As long as in CI, if this is not given; a week at most
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=7 * 24 * 3600))]
         seconds: Option<u64>,
     },
     /// Arbitrary bytes for everything that takes bytes from outside

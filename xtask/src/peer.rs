@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use leveret_amqp::frame::{split_frame, write_method};
 use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, ShortStr};
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// In which a client hears an answer, if nothing else is said.
 pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ pub(crate) struct Peer {
 /// is not heard any more by Linux 6.17 and newer, as what acknowledges what it sends then comes from beyond that window.
 pub(crate) fn connect_with_small_window(address: SocketAddr) -> Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_recv_buffer_size(&socket, SMALL_WINDOW_BYTES)?;
     rustix::net::connect(&socket, &address)?;
     Ok(socket.into())

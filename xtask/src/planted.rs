@@ -57,27 +57,12 @@ const TESTS_OF_CRATES: [(&str, &[&str]); 3] = [
     (SERVER, &["--package", "leveret-server", "--lib", "--features", "shuttle"]),
 ];
 
-/// How `proof` has the simulation, the targets of `fuzz` and the tests of the testkit built, and `planted`, too: with all bugs in
-/// them, which a process has only if it is told to. So they are compiled once. Cargo must be shown the same packages each time, or
-/// it compiles what they share with other features.
-pub(crate) const BUILD: &[&str] = &[
-    "--locked",
-    "--profile",
-    "proof",
-    "--features",
-    "leveret-planted/on",
-    "--package",
-    "leveret-planted",
-    "--package",
-    "leveret-sim",
-    "--package",
-    "leveret-testkit",
-    "--package",
-    "leveret-fuzz",
-];
-
-/// The same for what is not among these packages.
+/// All bugs are in what is built so; a process has one only if it is told to.
 const WITH_BUGS: [&str; 5] = ["--locked", "--profile", "proof", "--features", "leveret-planted/on"];
+
+/// What is built together, so that it is compiled once: cargo compiles what packages share with the features that all of those
+/// ask for which it is shown.
+const PACKAGES: [&str; 4] = ["leveret-planted", "leveret-sim", "leveret-testkit", "leveret-fuzz"];
 
 /// The test for a bug that the simulation cannot know of.
 fn test_for(bug: Bug) -> Option<Test> {
@@ -183,8 +168,19 @@ const FUZZED: [(Bug, &str); 3] =
 /// Those that bad inputs find, too, and that do not keep them waiting for an answer.
 const OF_BAD_INPUTS: [Bug; 1] = [Bug::PassiveDeclareUnchecked];
 
-/// How long a target looks for a bug, at most.
+/// How long a target looks for a bug, at most, and how long it must find nothing where there is none. Its corpus, which it tries
+/// first, takes less.
 const FUZZ_SECONDS: u64 = 30;
+const FUZZ_WITHOUT_SECONDS: u64 = 2;
+
+/// A command of cargo for the simulation, the targets of `fuzz`, or tests of the testkit, as `proof` and `planted` have them. A bug
+/// that this process may have been told to have is not for them.
+pub(crate) fn cargo_with_bugs(command: &str) -> Command {
+    let mut command = cargo([command]);
+    command.args(WITH_BUGS).args(PACKAGES.into_iter().flat_map(|package| ["--package", package]));
+    plant(&mut command, None);
+    command
+}
 
 /// What was found, or not.
 struct Verdict {
@@ -231,6 +227,7 @@ pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
     }
     for (bug, target) in FUZZED.into_iter().filter(|(bug, _)| wanted.contains(bug)) {
         tally += show(bug.name(), &build.is_fuzzed(bug, target)?);
+        tally += show("no bug", &build.is_taken(target)?);
     }
     if slowest > 0 {
         tally += show("no bug", &build.finds_nothing(slowest)?);
@@ -244,7 +241,10 @@ pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
         "{count} bugs, of which seeds from 1 on have found {by_seeds}, the last by seed {slowest}; {seconds} s"
     );
     if only.is_empty() {
-        tally = tally.at_least("bugs", BUGS_LEAST);
+        if let Some(complaint) = too_few("bugs", count as u64, BUGS_LEAST) {
+            println!("{complaint}");
+            tally += Tally::FAILED;
+        }
         if let Some(complaint) = too_few("bugs that seeds find", by_seeds, BUGS_OF_SEEDS_LEAST) {
             println!("{complaint}");
             tally += Tally::FAILED;
@@ -269,8 +269,8 @@ impl Build {
     fn make(tests: &BTreeSet<Test>) -> Result<Option<Build>> {
         let mut files: BTreeSet<_> = tests.iter().map(|(program, _)| *program).collect();
         let of_crates: Vec<_> = TESTS_OF_CRATES.iter().filter(|(program, _)| files.remove(program)).collect();
-        let mut command = cargo(["build"]);
-        command.args(BUILD).args(["--bin", SIMULATION, "--bin", FUZZ]);
+        let mut command = cargo_with_bugs("build");
+        command.args(["--bin", SIMULATION, "--bin", FUZZ]);
         for file in files {
             command.args(["--test", file]);
         }
@@ -299,15 +299,29 @@ impl Build {
         Ok(tool(path))
     }
 
-    /// Whether a target comes to an input that shows a bug.
-    fn is_fuzzed(&self, bug: Bug, name: &str) -> Result<Verdict> {
+    /// Whether a target comes to an input that shows a bug: its panic says so.
+    fn is_fuzzed(&self, bug: Bug, target: &str) -> Result<Verdict> {
+        let (output, end) = self.fuzz(Some(bug), target, FUZZ_SECONDS)?;
+        let tried = fuzz::tried(&output);
+        let is_good =
+            tried > 0 && output.contains("panicked at") && matches!(end, End::Exited(status) if !status.success());
+        Ok(Verdict { is_good, says: format!("fuzz target {target}: {tried} inputs, {end}"), seeds: 0 })
+    }
+
+    /// Whether it takes all of them where there is no bug.
+    fn is_taken(&self, target: &str) -> Result<Verdict> {
+        let (output, end) = self.fuzz(None, target, FUZZ_WITHOUT_SECONDS)?;
+        let tried = fuzz::tried(&output);
+        let is_good = tried >= fuzz::INPUTS_LEAST && matches!(end, End::Exited(status) if status.success());
+        Ok(Verdict { is_good, says: format!("fuzz target {target}: {tried} inputs, {end}"), seeds: 0 })
+    }
+
+    fn fuzz(&self, bug: Option<Bug>, target: &str, seconds: u64) -> Result<(String, End)> {
         let mut fuzz = self.program(FUZZ)?;
-        fuzz.arg(FUZZ_SECONDS.to_string()).env(fuzz::TARGET_VARIABLE, name);
-        plant(&mut fuzz, Some(bug));
-        let finished = process::run(fuzz, Duration::from_secs(FUZZ_SECONDS) + TEST_DEADLINE, Show::Nothing)?;
-        let is_good = matches!(finished.end, End::Exited(status) if !status.success());
-        let (tried, end) = (fuzz::tried(&finished.output), finished.end);
-        Ok(Verdict { is_good, says: format!("fuzz target {name}: {tried} inputs, {end}"), seeds: 0 })
+        fuzz.arg(seconds.to_string()).env(fuzz::TARGET_VARIABLE, target);
+        plant(&mut fuzz, bug);
+        let finished = process::run(fuzz, Duration::from_secs(seconds) + TEST_DEADLINE, Show::Nothing)?;
+        Ok((finished.output, finished.end))
     }
 
     /// Whether seeds find a bug.
@@ -366,7 +380,8 @@ impl Build {
     }
 }
 
-fn plant(command: &mut Command, bug: Option<Bug>) {
+/// Tells a process which bug it has.
+pub(crate) fn plant(command: &mut Command, bug: Option<Bug>) {
     match bug {
         Some(bug) => command.env(VARIABLE, bug.name()),
         None => command.env_remove(VARIABLE),
@@ -412,7 +427,7 @@ Operation:
 ";
         let complaint = "a panic: panicked at a.rs:1:2: no more: none".to_owned();
         assert_eq!(failure(output), Some((7, complaint)));
-        assert_eq!(failure("Operation:\n20 seeds, 7 steps\n"), None);
+        assert_eq!(failure("Operation:\n20 seeds to their ends\n"), None);
         let (_, complaint) = failure(&format!("seed 1 fails at step 2: {}\n", "x".repeat(500))).unwrap();
         assert_eq!(complaint.chars().count(), COMPLAINT_CHARS + 1);
     }

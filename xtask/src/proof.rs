@@ -115,13 +115,13 @@ fn crash_everywhere(time: Duration) -> Result<Tally> {
     let arguments: Vec<_> = tests.chain(["--", "--nocapture"]).collect();
     let (started, mut rounds) = (Instant::now(), 0_u64);
     loop {
-        let mut test = cargo(["test"]);
-        test.args(planted::BUILD).args(&arguments);
+        let mut test = planted::cargo_with_bugs("test");
+        test.args(&arguments);
         test.env("LEVERET_EVERY_BYTE", "1").env("LEVERET_ROUND", rounds.to_string());
         let finished = process::run(test, CRASH_DEADLINE, Show::Lines)?;
         let tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
         if tally.failed > 0 || started.elapsed() >= time {
-            println!("crash tests: the last round was LEVERET_ROUND={rounds}");
+            println!("crash tests: the last round was LEVERET_EVERY_BYTE=1 LEVERET_ROUND={rounds}");
             return Ok(tally.at_least("crash tests", CRASH_TESTS_LEAST));
         }
         rounds += 1;
@@ -135,7 +135,7 @@ fn hand_over(time: Duration) -> Result<Tally> {
     let filter = ["--lib", "--features", "shuttle", "--", "hand_over::", "--nocapture"];
     let mut test = test_command("leveret-server", &filter);
     test.env("LEVERET_SCHEDULES_SECONDS", share.to_string());
-    let finished = process::run(test, BUILD_DEADLINE + time + ROUND_SLACK, Show::Nothing)?;
+    let finished = process::run(test, BUILD_DEADLINE + 3 * time + ROUND_SLACK, Show::Nothing)?;
     let mut tally = Tally::of_cargo_test(&finished.output, finished.has_succeeded());
     if tally.failed > 0 {
         print!("{}", finished.output);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::planted;
 use crate::process::{self, Show};
 use crate::tally::Tally;
-use crate::workspace::{cargo, target, tool};
+use crate::workspace::{target, tool};
 
 /// Seeds that `proof` tries, and how many of them come to their ends at least. Of a few nobody can tell, after a power cut, which of two
 /// states was found.
@@ -32,15 +32,15 @@ pub(crate) fn prove(time: Option<Duration>) -> Result<Tally> {
         }
         Some(time) => {
             let (seeds, seconds) = (u64::MAX.to_string(), time.as_secs().to_string());
-            simulate(&["0", "--seeds", &seeds, "--seconds", &seconds], time + DEADLINE)
+            simulate(&["0", "--seeds", &seeds, "--seconds", &seconds, "--whole-least", "1"], time + DEADLINE)
         }
     }
 }
 
 /// Runs the simulation. The first seed that fails is cut down to a script, in the folder that cargo builds in.
 fn simulate(arguments: &[&str], deadline: Duration) -> Result<Tally> {
-    let mut build = cargo(["build"]);
-    build.args(planted::BUILD).args(["--bin", planted::SIMULATION]);
+    let mut build = planted::cargo_with_bugs("build");
+    build.args(["--bin", planted::SIMULATION]);
     let built = process::run(build, BUILD_DEADLINE, Show::Nothing)?;
     if !built.has_succeeded() {
         print!("{}", built.output);
@@ -49,6 +49,7 @@ fn simulate(arguments: &[&str], deadline: Duration) -> Result<Tally> {
     }
     let mut simulation = tool(target().join("proof").join(planted::SIMULATION));
     simulation.args(arguments).arg("--shorten-to").arg(target().join("sim-failure.txt"));
+    planted::plant(&mut simulation, None);
     let finished = process::run(simulation, deadline, Show::Lines)?;
     Ok(if finished.has_succeeded() { Tally::PASSED } else { Tally::FAILED })
 }

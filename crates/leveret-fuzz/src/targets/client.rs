@@ -26,8 +26,8 @@ use self::steps::{Event, Step, Steps, arguments, handshake, name};
 use crate::allowance::{at_once, twice, uncounted};
 use crate::bytes::Bytes;
 
-/// A connection without a broker behind it: what a client sends is put together to commands, the same ones however it is cut
-/// into pieces.
+/// A connection without a broker behind it: what a client sends is put together to the same publishes, and answered in the same way,
+/// however it is cut into pieces. In pieces it never takes more memory than twice what was sent.
 pub(super) fn assembly(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let piece_bytes = usize::from(bytes.u16() % 8192) + 1;
@@ -38,12 +38,14 @@ pub(super) fn assembly(input: &[u8]) {
             Step::Event { .. } => {}
         }
     }
-    let put_together = put_together(&sent, piece_bytes);
-    let mut heard = &put_together.answered[..];
+    let in_pieces = put_together(&sent, piece_bytes, |work| twice(sent.len(), work));
+    let mut heard = &in_pieces.answered[..];
     while let Some(frame) = split_frame(&mut heard, u32::MAX).expect("the broker's frames are well formed") {
         assert!(frame.kind != FrameKind::Method || Method::decode(frame.payload).is_ok());
     }
-    assert_eq!(put_together, self::put_together(&sent, sent.len().max(1)), "in one piece");
+    // What it has said at once is all there at once, as commands.
+    let in_one = put_together(&sent, sent.len().max(1), |work| work());
+    assert_eq!(in_pieces, in_one);
 }
 
 /// What a connection makes of what a client sends.
@@ -64,12 +66,12 @@ struct Published {
     block: Vec<u8>,
 }
 
-/// Shows a connection what a client sends in pieces of so many bytes. It never has more in memory than twice that.
-fn put_together(sent: &[u8], piece_bytes: usize) -> PutTogether {
+/// Shows a connection what a client sends in pieces of so many bytes, within some bounds.
+fn put_together(sent: &[u8], piece_bytes: usize, bounded: impl FnOnce(&mut dyn FnMut())) -> PutTogether {
     let now = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1) };
     let (mut connection, mut published) = (opened(now), Vec::new());
     let (mut carry, mut answered) = (Vec::with_capacity(sent.len()), Vec::with_capacity(sent.len() + 64 * 1024));
-    twice(sent.len(), || {
+    bounded(&mut || {
         for piece in sent.chunks(piece_bytes) {
             carry.extend_from_slice(piece);
             let used = connection.handle_input(now, &carry, &mut answered);

@@ -16,7 +16,7 @@ use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_journal::{Keeper, Living, Swept};
 
 use crate::hubs::Hubs;
-use crate::journal::{Growth, Orders, WriterEnded};
+use crate::journal::{AcksWait, Growth, Orders, WriterEnded};
 use crate::limits::{
     CHECKPOINT_GROWTH, CHECKPOINT_GROWTH_MIN, CHECKPOINT_INTERVALS_MAX, CHECKPOINT_LIVING_PART,
     CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, DISK_SHORT_LOOK_EVERY, ENQUEUED_RECORD_BYTES,
@@ -218,11 +218,19 @@ impl Thread {
             let is_due = is_short && next.others.is_none_or(|others| self.others(own) > others);
             // Where none wins room, those who ack have nothing to wait for.
             let is_refused = next.refused.is_some_and(|since| since.elapsed() >= CHECKPOINT_LOOK_EVERY);
-            let (is_scarce, is_vain) =
-                (orders.is_scarce(), is_refused || (is_short && (!is_due || shortage.is_out())));
-            orders.set_acks_wait(!is_scarce || !is_vain);
+            let (is_scarce, is_out) = (orders.is_scarce(), shortage.is_out());
+            orders.set_acks_wait(if is_scarce && (is_refused || is_out) {
+                AcksWait::No
+            } else if is_scarce && is_short && !is_due {
+                AcksWait::OnceThereIsMore
+            } else {
+                AcksWait::Yes
+            });
+            if is_out != shortage.is_out() {
+                continue;
+            }
             let is_rested = is_scarce || Instant::now() >= next.rested;
-            if !shortage.is_out() && (is_grown || (is_due && is_rested)) {
+            if !is_out && (is_grown || (is_due && is_rested)) {
                 return true;
             }
             let woken =

@@ -18,7 +18,7 @@ use crate::outbox::Outbox;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use pending::Pending;
-pub(crate) use pending::{Orders, WriterEnded};
+pub(crate) use pending::{AcksWait, Orders, WriterEnded};
 use writer::Writing;
 pub(crate) use writer::{Growth, Streams, Writer};
 

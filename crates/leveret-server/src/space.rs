@@ -16,7 +16,7 @@ use leveret_journal::{Reader, Spares};
 use parking_lot::Mutex;
 
 use crate::hubs::Hubs;
-use crate::journal::Orders;
+use crate::journal::{AcksWait, Orders};
 use crate::limits::{
     CHECKPOINT_MESSAGE_BYTES, DISK_GIVE_EVERY, DISK_GIVE_MOST, DISK_GIVE_WITHIN, DISK_LOOK_EVERY,
     DISK_SHORT_LOOK_EVERY, RESERVE_CHECKPOINTS, RESERVE_SEGMENTS, SEGMENT_BYTES_LEAST, SEGMENT_BYTES_SMALL,
@@ -73,7 +73,7 @@ impl Shortage {
 
     /// Whether a checkpoint would find no room.
     pub(crate) fn is_out(&self) -> bool {
-        self.is_short() && self.is_out.load(Ordering::Relaxed)
+        self.is_short() && self.is_out.load(Ordering::SeqCst)
     }
 
     /// Which of the times this is that less is free than must be, if that is so.
@@ -212,7 +212,11 @@ impl Tools {
         let is_short = free < self.limit || kept.is_err();
         looked.refused = kept.err().map(|error| error.to_string());
         let room = free.saturating_add(self.spares.bytes());
-        self.shortage.is_out.store(room / 8 * 7 < sizes.next(messages), Ordering::Relaxed);
+        let is_out = room / 8 * 7 < sizes.next(messages);
+        if self.shortage.is_out.swap(is_out, Ordering::SeqCst) && !is_out {
+            // What was won is for the next checkpoint. Who acks would take it before that looks again.
+            self.orders.set_acks_wait(AcksWait::Yes);
+        }
         let (next, least) = (sizes.next(messages), sizes.least(messages));
         tracing::debug!(messages, reserve, ready = self.spares.bytes(), free, is_short, next, least, "the disk");
         self.tell(looked, is_short);

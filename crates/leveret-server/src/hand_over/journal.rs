@@ -13,7 +13,7 @@ use shuttle::future::block_on;
 use shuttle::thread;
 
 use super::schedules::explore;
-use crate::journal::{Appended, Awaited, Congestion, Orders, Stream, Writer};
+use crate::journal::{AcksWait, Appended, Awaited, Congestion, Orders, Stream, Writer};
 use crate::outbox::Outbox;
 use crate::sync::{Mutex, step};
 
@@ -391,9 +391,10 @@ fn who_waits_since_too_much_is_unwritten_goes_on_when_it_is_written_or_there_is_
         let orders = writer.orders();
         threads.push(thread::spawn(move || {
             orders.set_room(0, u64::MAX);
-            orders.set_acks_wait(false);
+            orders.set_acks_wait(AcksWait::No);
             orders.set_room(u64::MAX, 0);
-            orders.set_acks_wait(true);
+            orders.set_acks_wait(AcksWait::OnceThereIsMore);
+            orders.set_acks_wait(AcksWait::Yes);
         }));
         join(threads);
         writer.stop();

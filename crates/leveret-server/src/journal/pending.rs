@@ -15,7 +15,7 @@ use leveret_planted::{Bug, planted};
 
 use super::{Appended, Congestion};
 use crate::limits::{GROUP_BYTES, WRITTEN_HERE_BYTES_MAX, WRITTEN_HERE_NANOS_MAX};
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::mpsc::{SyncSender, sync_channel};
 use crate::sync::{Condvar, Mutex, MutexGuard, watch};
 
@@ -70,9 +70,10 @@ impl Orders {
         self.relieve();
     }
 
-    /// From now on those who ack wait while less is ready than must be left, or they do not, as nothing wins more.
-    pub(crate) fn set_acks_wait(&self, do_wait: bool) {
-        if self.0.room.acks_wait.swap(do_wait, Ordering::Relaxed) && !do_wait {
+    /// From now on those who ack wait while less is ready than must be left, or they do not.
+    pub(crate) fn set_acks_wait(&self, acks_wait: AcksWait) {
+        let before = self.0.room.acks_wait.swap(acks_wait as u8, Ordering::Relaxed);
+        if before == AcksWait::Yes as u8 && acks_wait != AcksWait::Yes {
             self.relieve();
         }
     }
@@ -107,6 +108,19 @@ pub(super) struct Pending {
     write_nanos: AtomicU64,
 }
 
+/// Whether those who ack wait while less is ready than must be left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum AcksWait {
+    /// For a checkpoint that wins room.
+    Yes,
+    /// None would win more, until somebody has acked something: whoever comes next waits for the one that is due then. Else they would
+    /// take the room that it needs before anybody looks again.
+    OnceThereIsMore,
+    /// None finds room.
+    No,
+}
+
 /// What the disk allows.
 #[derive(Debug)]
 struct Room {
@@ -114,14 +128,14 @@ struct Room {
     publishers: AtomicUsize,
     /// Bytes that acks leave ready.
     least: AtomicU64,
-    /// They wait for that.
-    acks_wait: AtomicBool,
+    /// An [`AcksWait`]: whether they wait for that.
+    acks_wait: AtomicU8,
 }
 
 impl Default for Room {
     fn default() -> Self {
         let (publishers, least) = (AtomicUsize::new(usize::MAX), AtomicU64::new(0));
-        Room { publishers, least, acks_wait: AtomicBool::new(true) }
+        Room { publishers, least, acks_wait: AtomicU8::new(AcksWait::Yes as u8) }
     }
 }
 
@@ -187,6 +201,9 @@ impl Pending {
         let stream = &mut state.streams[at];
         stream.append(changes, bytes, go_on);
         state.bytes += bytes;
+        if bytes > 0 && self.acks_wait(AcksWait::OnceThereIsMore) {
+            self.room.acks_wait.store(AcksWait::Yes as u8, Ordering::Relaxed);
+        }
         let congestion = self.congestion(state.bytes);
         if planted(Bug::CongestionToldLate) {
             drop(state);
@@ -350,7 +367,7 @@ impl Pending {
     }
 
     fn congestion(&self, bytes: usize) -> Congestion {
-        if bytes > 2 * self.bytes_max || (self.room.acks_wait.load(Ordering::Relaxed) && self.is_scarce()) {
+        if bytes > 2 * self.bytes_max || (self.acks_wait(AcksWait::Yes) && self.is_scarce()) {
             Congestion::Changes
         } else if bytes > self.bytes_max.min(self.room.publishers.load(Ordering::Relaxed))
             || self.spares.as_ref().is_some_and(|spares| spares.is_low())
@@ -359,6 +376,10 @@ impl Pending {
         } else {
             Congestion::None
         }
+    }
+
+    fn acks_wait(&self, how: AcksWait) -> bool {
+        self.room.acks_wait.load(Ordering::Relaxed) == how as u8
     }
 
     fn is_scarce(&self) -> bool {

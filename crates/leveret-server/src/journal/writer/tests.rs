@@ -8,8 +8,8 @@ use leveret_broker::names::UserName;
 use leveret_journal::disk::{Disk, DiskFile};
 use leveret_journal::{Options, RealDisk, Writes};
 
-use super::super::Appended;
 use super::super::pending::tests::changes;
+use super::super::{AcksWait, Appended};
 use super::*;
 use crate::limits::PENDING_BYTES_MAX;
 
@@ -162,8 +162,14 @@ fn acks_wait_for_a_checkpoint_before_they_take_its_room() {
     assert!(!congestion(&streams[0]).holds(Appended::Changes));
     orders.set_room(1 << 20, 1);
     assert!(congestion(&streams[0]).holds(Appended::Changes), "less is ready than must be left");
-    orders.set_acks_wait(false);
-    assert!(!congestion(&streams[0]).holds(Appended::Changes), "no checkpoint would win more");
+    orders.set_acks_wait(AcksWait::No);
+    assert!(!congestion(&streams[0]).holds(Appended::Changes), "none finds room");
+    assert!(!congestion(&streams[0]).holds(Appended::Changes), "whoever comes");
+    orders.set_acks_wait(AcksWait::Yes);
+    assert!(congestion(&streams[0]).holds(Appended::Changes));
+    orders.set_acks_wait(AcksWait::OnceThereIsMore);
+    assert!(!streams[0].congestion().unwrap().borrow().holds(Appended::Changes), "no checkpoint would win more");
+    assert!(congestion(&streams[0]).holds(Appended::Changes), "now one would, and must find room");
 }
 
 #[test]

@@ -12,7 +12,9 @@
 //!             └──> power cuts, failing syncs, full disks, time
 //! ```
 
+mod arguments;
 mod history;
+mod hub;
 mod link;
 mod model;
 mod plan;

@@ -21,10 +21,11 @@ use leveret_journal::{
 use leveret_testkit::disk::{Fate, SimDisk, Synced};
 use rand::Rng;
 
+use crate::hub::{Group, Hub};
 use crate::model::{Model, Order, Snapshot, Violation};
 use crate::plan::{Cut, Op};
 use crate::stats::Kind;
-use crate::world::{Group, Hub, VHOSTS, World, scratch_reader};
+use crate::world::{VHOSTS, World, scratch_reader};
 
 /// What a message takes in the journal beside its bytes, and for each further queue: as the server reckons.
 const MESSAGE_RECORD_BYTES: u64 = 29;

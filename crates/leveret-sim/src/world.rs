@@ -4,7 +4,7 @@
 //! the step, so a run is a function of its plan.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,24 +15,22 @@ use leveret_broker::moment::Deadline;
 use leveret_broker::node::presence::{Presence, Present};
 use leveret_broker::node::{OpenError, Origin};
 use leveret_broker::scratch::{Place, Segment, Spilled};
-use leveret_broker::vhost::effects::{Fetch, Fetched};
-use leveret_broker::vhost::views::QueueCursor;
+use leveret_broker::vhost::effects::Fetched;
 use leveret_broker::vhost::{Progress, Sweep};
-use leveret_broker::{
-    Change, Connection, ConnectionId, Effects, JournalPosition, Moment, Node, Output, Settings, VirtualHost,
-};
-use leveret_journal::{Scratch, ScratchReader};
+use leveret_broker::{Change, Connection, JournalPosition, Moment, Node, Settings};
+use leveret_journal::ScratchReader;
 use leveret_testkit::disk::SimDisk;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::Passed;
-use crate::history::History;
+use crate::arguments::{arguments, count_arguments};
+use crate::hub::Hub;
 use crate::link::{self, Heard, Link, Standing};
-use crate::model::{Message, Model, Snapshot, Told, Violation, binding_headers, binding_key, body, headers};
+use crate::model::{Message, Told, Violation, binding_headers, binding_key, body, headers};
 use crate::plan::{
-    Config, DEAD_QUEUES, Dead, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Op, Overflow, PATTERNS, Plan, QUEUES,
-    QueueSpec, Settling, Step, To,
+    Config, DEAD_QUEUES, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Op, PATTERNS, Plan, QUEUES, QueueSpec,
+    Settling, Step, To,
 };
 use crate::stats::{Kind, Stats};
 use crate::store::{Checkpointing, Store, Stuck};
@@ -43,147 +41,6 @@ pub(crate) const VHOSTS: [&str; 2] = ["/", "b"];
 const BEGINNING: u64 = 1_790_000_000;
 /// More consumers than these a client does not start.
 const CONSUMERS_MOST: usize = 5;
-
-/// Changes that become durable together.
-pub(crate) struct Group {
-    pub(crate) changes: Vec<Change>,
-    pub(crate) end: u64,
-}
-
-/// A virtual host, and what surrounds it.
-pub(crate) struct Hub {
-    pub(crate) stream: u32,
-    pub(crate) vhost: VirtualHost,
-    effects: Effects,
-    pub(crate) model: Model,
-    /// Changes whose group is not complete.
-    open: Vec<Change>,
-    pub(crate) pending: VecDeque<Group>,
-    /// The last change that was decided, and the last one that is durable.
-    pub(crate) journaled: u64,
-    pub(crate) durable: u64,
-    /// The last one that was taken to be written.
-    pub(crate) taken: u64,
-    /// What would be there after a crash at these positions, from the last durable one on. Between two groups of one event it
-    /// is what was before the event, or what is behind it, or something in between.
-    pub(crate) marks: VecDeque<(u64, Vec<Snapshot>)>,
-    /// What was there when the model heard of something last.
-    latest: Snapshot,
-    /// The last event that somebody was told of as durable.
-    pub(crate) promised: u64,
-    pub(crate) history: History,
-    connections: Vec<(ConnectionId, u8)>,
-    /// What was said and the model does not know of.
-    said: BTreeMap<u8, VecDeque<Output>>,
-    fetches: Vec<Fetch>,
-    pub(crate) scratch: Scratch,
-    pub(crate) segment: Option<Segment>,
-}
-
-impl Hub {
-    pub(crate) fn new(stream: u32, vhost: VirtualHost, model: Model, scratch: Scratch) -> Self {
-        let journaled = vhost.position().0;
-        let latest = model.snapshot();
-        let marks = VecDeque::from([(journaled, vec![latest.clone()])]);
-        Hub {
-            stream,
-            vhost,
-            effects: Effects::default(),
-            model,
-            open: Vec::new(),
-            pending: VecDeque::new(),
-            journaled,
-            durable: journaled,
-            taken: journaled,
-            marks,
-            latest,
-            promised: 0,
-            history: History::default(),
-            connections: Vec::new(),
-            said: BTreeMap::new(),
-            fetches: Vec::new(),
-            scratch,
-            segment: None,
-        }
-    }
-
-    /// Takes what follows from one hold of the lock.
-    fn take_effects(&mut self, links: &mut [Client]) {
-        let Hub { effects, open, pending, journaled, connections, said, fetches, .. } = self;
-        *journaled += effects.changes.len() as u64;
-        open.append(&mut effects.changes);
-        if !effects.changes_go_on && !open.is_empty() {
-            pending.push_back(Group { changes: std::mem::take(open), end: *journaled });
-        }
-        effects.take_outputs(|to, outputs, _| {
-            let Some((_, client)) = connections.iter().find(|(id, _)| *id == to) else { return };
-            said.entry(*client).or_default().extend(outputs.iter().cloned().flat_map(Output::singly));
-            if let Some(link) = &mut links[usize::from(*client)].link {
-                link.outputs.extend(outputs.drain(..));
-            }
-        });
-        fetches.append(&mut effects.fetches);
-        effects.notices.clear();
-    }
-
-    /// The same, and all that goes on by itself.
-    pub(crate) fn hand_on(&mut self, now: Moment, mut progress: Progress, links: &mut [Client]) {
-        loop {
-            self.take_effects(links);
-            if progress == Progress::Done && !self.vhost.is_behind() {
-                break;
-            }
-            progress = self.vhost.go_on(now, &mut self.effects);
-        }
-    }
-
-    /// What is due is done.
-    pub(crate) fn time_out(&mut self, now: Moment, links: &mut [Client]) {
-        let progress = self.vhost.handle_timeout(now, &mut self.effects);
-        self.hand_on(now, progress, links);
-    }
-
-    /// The broker has started with this, and what is there by now is known.
-    pub(crate) fn restored(&mut self, model: Model, found: Snapshot) {
-        self.model = model;
-        self.said.clear();
-        if let Some((_, snapshots)) = self.marks.front_mut() {
-            *snapshots = vec![found.clone()];
-        }
-        // What was due at the start is an event: a crash may find what was before.
-        self.latest = found;
-    }
-
-    /// What the broker says of its queues: ready and unacked messages, and consumers.
-    pub(crate) fn views(&self) -> BTreeMap<u8, (usize, usize, usize)> {
-        let (mut cursor, mut list) = (QueueCursor::default(), Vec::new());
-        while self.vhost.list_queues(&mut cursor, u32::MAX, &mut list) == Progress::More {}
-        let views = list.iter().filter_map(|view| {
-            let slot = view.name.as_str().strip_prefix('q')?.parse().ok()?;
-            Some((slot, (view.messages_ready, view.messages_unacknowledged, view.consumers)))
-        });
-        views.collect()
-    }
-
-    /// The broker stops in good order.
-    pub(crate) fn stop(&mut self, now: Moment, links: &mut [Client]) {
-        self.vhost.handle_stop(&mut self.effects);
-        self.hand_on(now, Progress::Done, links);
-    }
-
-    /// Goes on with a checkpoint; false once it is complete.
-    pub(crate) fn checkpoint(
-        &mut self,
-        now: Moment,
-        checkpoint: &mut leveret_broker::vhost::checkpoint::Checkpoint,
-        units: u32,
-        links: &mut [Client],
-    ) -> bool {
-        let goes_on = self.vhost.handle_checkpoint(now, checkpoint, units, &mut self.effects);
-        self.hand_on(now, Progress::Done, links);
-        goes_on
-    }
-}
 
 /// Somebody who connects to a virtual host.
 pub(crate) struct Client {
@@ -883,7 +740,7 @@ impl World {
                     model.declare_queue(now_ms, client, slot);
                 }
                 if !is_there && !passive {
-                    self.count_arguments(spec);
+                    count_arguments(&mut self.stats, spec);
                 }
                 let arguments = arguments(spec);
                 let arguments = arguments.as_table();
@@ -1173,104 +1030,6 @@ impl World {
         }
         Ok(())
     }
-
-    fn count_arguments(&mut self, spec: &QueueSpec) {
-        let mut count = |is_there: bool, name| {
-            if is_there {
-                self.stats.count(Kind::Argument, name);
-            }
-        };
-        count(!spec.quorum, "classic");
-        count(spec.quorum, "x-queue-type=quorum");
-        count(spec.durable, "durable");
-        count(!spec.durable, "transient");
-        count(spec.exclusive, "exclusive");
-        count(spec.auto_delete, "auto-delete");
-        count(spec.ttl_ms.is_some(), "x-message-ttl");
-        count(spec.expires_ms.is_some(), "x-expires");
-        count(spec.max_length.is_some(), "x-max-length");
-        count(spec.max_bytes.is_some(), "x-max-length-bytes");
-        count(spec.overflow == Some(Overflow::DropHead), "x-overflow=drop-head");
-        count(spec.overflow == Some(Overflow::Reject), "x-overflow=reject-publish");
-        count(spec.overflow == Some(Overflow::RejectDead), "x-overflow=reject-publish-dlx");
-        count(spec.dead.is_some(), "x-dead-letter-exchange");
-        count(matches!(spec.dead, Some(Dead::Queue(_))), "x-dead-letter-routing-key");
-        count(spec.max_priority.is_some(), "x-max-priority");
-        count(spec.single_active, "x-single-active-consumer");
-        count(spec.delivery_limit.is_some(), "x-delivery-limit");
-        if says_more(spec) {
-            for (name, _) in without_meaning(spec) {
-                count(true, name);
-            }
-        }
-    }
-}
-
-/// Whether a queue is declared with arguments that change nothing, too.
-fn says_more(spec: &QueueSpec) -> bool {
-    spec.ttl_ms.is_some() || spec.max_length.is_some()
-}
-
-/// Arguments of a queue of this type that change nothing.
-fn without_meaning(spec: &QueueSpec) -> &'static [(&'static str, Value<'static>)] {
-    if spec.quorum {
-        &[
-            ("x-queue-leader-locator", Value::LongStr(b"balanced")),
-            ("x-max-in-memory-length", Value::I64(1)),
-            ("x-max-in-memory-bytes", Value::I64(1)),
-        ]
-    } else {
-        &[
-            ("x-queue-mode", Value::LongStr(b"lazy")),
-            ("x-queue-version", Value::I64(2)),
-            ("x-queue-master-locator", Value::LongStr(b"client-local")),
-        ]
-    }
-}
-
-/// The arguments of a queue.
-fn arguments(spec: &QueueSpec) -> FieldTable {
-    FieldTable::build(|table| {
-        let mut number = |name, value: Option<i64>| {
-            if let Some(value) = value {
-                table.field(name, Value::I64(value));
-            }
-        };
-        number("x-message-ttl", spec.ttl_ms.map(i64::from));
-        number("x-expires", spec.expires_ms.map(i64::from));
-        number("x-max-length", spec.max_length.map(i64::from));
-        number("x-max-length-bytes", spec.max_bytes.map(i64::from));
-        number("x-max-priority", spec.max_priority.map(i64::from));
-        number("x-delivery-limit", spec.delivery_limit.map(i64::from));
-        if spec.quorum {
-            table.field("x-queue-type", Value::LongStr(b"quorum"));
-        }
-        if spec.single_active {
-            table.field("x-single-active-consumer", Value::Bool(true));
-        }
-        match spec.overflow {
-            None => {}
-            Some(Overflow::DropHead) => _ = table.field("x-overflow", Value::LongStr(b"drop-head")),
-            Some(Overflow::Reject) => _ = table.field("x-overflow", Value::LongStr(b"reject-publish")),
-            Some(Overflow::RejectDead) => _ = table.field("x-overflow", Value::LongStr(b"reject-publish-dlx")),
-        }
-        match spec.dead {
-            None => {}
-            Some(Dead::Queue(slot)) => {
-                table.field("x-dead-letter-exchange", Value::LongStr(b""));
-                table.field("x-dead-letter-routing-key", Value::LongStr(format!("q{slot}").as_bytes()));
-            }
-            Some(Dead::Exchange) => {
-                let name = ExchangeName::Dead.name().as_bytes();
-                table.field("x-dead-letter-exchange", Value::LongStr(name));
-            }
-        }
-        if says_more(spec) {
-            for (name, value) in without_meaning(spec) {
-                table.field(name, *value);
-            }
-        }
-    })
 }
 
 /// Runs a plan, to its end or to the first thing that must not be. `step` says how far it is.

@@ -226,6 +226,7 @@ impl Thread {
             } else {
                 AcksWait::Yes
             });
+            // Whoever has seen meanwhile that it is not so may have said so before this did.
             if is_out != shortage.is_out() {
                 continue;
             }

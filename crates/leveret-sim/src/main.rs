@@ -14,7 +14,7 @@ use leveret_sim::{Failure, Kind, Plan, Stats, check, keep_panics, shorten};
 const SHORTENING_TRIES: usize = 3000;
 
 /// Among so many seeds everything occurs.
-const SEEDS_OF_ALL: u64 = 1000;
+const SEEDS_FOR_EVERYTHING: u64 = 1000;
 
 /// Simulates the broker.
 #[derive(Debug, Parser)]
@@ -163,7 +163,7 @@ fn report(sum: &mut Sum, options: &Options, started: Instant) -> Result<bool> {
         println!("too few seeds came to their ends: {whole}, not {}", options.whole_least);
         is_good = false;
     }
-    if whole + given_up >= SEEDS_OF_ALL && is_good {
+    if whole + given_up >= SEEDS_FOR_EVERYTHING && is_good {
         let missing = sum.stats.missing();
         if !missing.is_empty() {
             println!("never occurred: {}", missing.join(", "));

@@ -72,7 +72,8 @@ impl Orders {
 
     /// From now on those who ack wait while less is ready than must be left, or they do not.
     pub(crate) fn set_acks_wait(&self, acks_wait: AcksWait) {
-        let before = self.0.room.acks_wait.swap(acks_wait as u8, Ordering::Relaxed);
+        // In one order with what is known of the disk: of two who say so, the last one knows it.
+        let before = self.0.room.acks_wait.swap(acks_wait as u8, Ordering::SeqCst);
         if before == AcksWait::Yes as u8 && acks_wait != AcksWait::Yes {
             self.relieve();
         }

@@ -4,7 +4,9 @@
 //! decide: which of several consumers gets a message, and when. Which message that is, is not.
 //! Must not know: how the broker does anything.
 
-use std::cmp::Reverse;
+mod alone;
+mod crash;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
 
@@ -12,9 +14,7 @@ use leveret_broker::Output;
 use leveret_broker::vhost::command::{ConsumerId, Farewell};
 use leveret_broker::vhost::effects::Answer;
 
-use crate::plan::{
-    Config, Dead, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Overflow, PATTERNS, QueueSpec, Settling, To,
-};
+use crate::plan::{Config, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Overflow, PATTERNS, QueueSpec, Settling, To};
 
 /// In place of a promise: the publish is refused.
 pub(crate) const REFUSED: u64 = u64::MAX;
@@ -282,15 +282,6 @@ pub(crate) struct Model {
     pub(crate) promises: BTreeMap<(u8, Mode, u64), u64>,
 }
 
-impl Snapshot {
-    /// Nobody knows what messages were delivered.
-    fn forget_flags(&mut self) {
-        for entry in self.queues.values_mut().map(Rc::make_mut).flat_map(|queue| &mut queue.entries) {
-            entry.flag = Flag::Perhaps;
-        }
-    }
-}
-
 impl Model {
     pub(crate) fn new(config: Rc<Config>) -> Self {
         Model {
@@ -437,136 +428,6 @@ impl Model {
             serial,
         });
         self.is_durable |= journaled;
-    }
-
-    fn would_overflow(&self, slot: u8, bytes: usize) -> bool {
-        let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
-        let (count, bytes) = (queue.ready_count() + 1, queue.ready_bytes() + bytes);
-        spec.max_length.is_some_and(|most| count > most as usize)
-            || spec.max_bytes.is_some_and(|most| bytes > most as usize)
-    }
-
-    fn overflows(&self, slot: u8) -> bool {
-        let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
-        let drops = matches!(spec.overflow, None | Some(Overflow::DropHead));
-        drops
-            && (spec.max_length.is_some_and(|most| queue.ready_count() > most as usize)
-                || spec.max_bytes.is_some_and(|most| queue.ready_bytes() > most as usize))
-    }
-
-    /// Puts a message into those queues that do not refuse it, and returns them.
-    fn offer(&mut self, now_ms: u64, message: &Rc<Message>, slots: &[u8]) -> Vec<u8> {
-        let refuses = |slot: &u8| {
-            matches!(self.spec(*slot).overflow, Some(Overflow::Reject | Overflow::RejectDead))
-                && self.would_overflow(*slot, message.bytes)
-        };
-        let (full, open): (Vec<u8>, Vec<u8>) = slots.iter().copied().partition(refuses);
-        for &slot in &full {
-            if self.spec(slot).overflow == Some(Overflow::RejectDead) {
-                self.letter(now_ms, slot, message, 0);
-            }
-        }
-        for &slot in &open {
-            self.enqueue(now_ms, slot, message, 0);
-        }
-        open
-    }
-
-    /// A dead letter goes on from a queue.
-    fn letter(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, rank: u8) {
-        let message = Rc::new(Message { expiration_ms: None, ..Message::clone(message) });
-        let targets: Vec<u8> = match self.spec(slot).dead {
-            None => return,
-            Some(Dead::Queue(target)) => vec![target],
-            Some(Dead::Exchange) => self.targets(ExchangeName::Dead, &message).into_iter().collect(),
-        };
-        for target in targets {
-            self.enqueue(now_ms, target, &message, 1 + u16::from(slot) * 32 + u16::from(rank));
-        }
-    }
-
-    /// A message leaves its queue without having been consumed.
-    fn die(&mut self, now_ms: u64, slot: u8, at: usize) {
-        let Some(queue) = self.queue_mut(slot) else { return };
-        let entry = queue.entries.remove(at);
-        self.is_durable |= entry.journaled;
-        self.letter(now_ms, slot, &entry.message, entry.rank);
-    }
-
-    /// What happens by itself, the first of it; false if there is nothing.
-    fn happen(&mut self, now_ms: u64) -> bool {
-        if self.order == Order::OneByOne && self.drop_overflow(now_ms) {
-            return true;
-        }
-        let due_in = |queue: &Rc<Queue>| {
-            queue.ready().filter_map(|entry| entry.deadline_ms).filter(|due| *due <= now_ms).min()
-        };
-        let delayed = self.delayed.iter().map(|delayed| delayed.due_ms).filter(|due| *due <= now_ms).min();
-        let first = self.queues.iter().filter_map(|(slot, queue)| Some((due_in(queue)?, *slot))).min();
-        let is_delayed = match (delayed, first, self.order) {
-            (None, _, _) | (Some(_), Some(_), Order::ExpiryFirst) => false,
-            (Some(_), None, _) | (Some(_), Some(_), Order::DelayedFirst) => true,
-            (Some(delayed), Some((first, _)), Order::ByTime | Order::OneByOne) => delayed <= first,
-        };
-        if is_delayed {
-            let mut all = Vec::clone(&self.delayed);
-            all.sort_by_key(|delayed| delayed.due_ms);
-            let due = all.partition_point(|delayed| delayed.due_ms <= now_ms);
-            let later = all.split_off(if self.order == Order::OneByOne { 1 } else { due });
-            self.delayed = Rc::new(later);
-            for Delayed { message, .. } in all {
-                let slots: Vec<u8> = self.targets(ExchangeName::Delayed, &message).into_iter().collect();
-                self.offer(now_ms, &message, &slots);
-            }
-            return true;
-        }
-        if let Some((_, slot)) = first {
-            // What is due just now may still be given to a consumer.
-            let until = if self.queues[&slot].ready().any(|entry| entry.deadline_ms.is_some_and(|due| due < now_ms))
-            {
-                now_ms - 1
-            } else {
-                now_ms
-            };
-            let is_due = |entry: &Entry| !entry.is_held && entry.deadline_ms.is_some_and(|due| due <= until);
-            while let Some(at) = {
-                let due = self.queues[&slot].entries.iter().enumerate().filter(|(_, entry)| is_due(entry));
-                due.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)).map(|(at, _)| at)
-            } {
-                self.die(now_ms, slot, at);
-            }
-            return true;
-        }
-        self.drop_overflow(now_ms)
-    }
-
-    /// The head of a queue goes that is too long; false if there is none.
-    fn drop_overflow(&mut self, now_ms: u64) -> bool {
-        let Some(slot) = self.queues.keys().copied().find(|slot| self.overflows(*slot)) else { return false };
-        let Some(at) = self.queues[&slot].head() else { return false };
-        self.die(now_ms, slot, at);
-        true
-    }
-
-    /// Queues go that nobody has used for as long as they say.
-    fn expire_queues(&mut self, now_ms: u64) {
-        for slot in self.queues.keys().copied().collect::<Vec<_>>() {
-            let Some(expires_ms) = self.spec(slot).expires_ms else { continue };
-            let is_due = self.queues[&slot].last_used_ms + u64::from(expires_ms) <= now_ms;
-            if is_due && self.consumer_count(slot) == 0 {
-                self.remove_queue(slot);
-            }
-        }
-    }
-
-    fn remove_queue(&mut self, slot: u8) {
-        self.queues.remove(&slot);
-        Rc::make_mut(&mut self.topology).bindings.retain(|(_, bound, _)| *bound != slot);
-        let (gone, rest) = std::mem::take(&mut self.consumers).into_iter().partition(|own| own.slot == slot);
-        self.consumers = rest;
-        let gone: Vec<Consumer> = gone;
-        self.cancelled.extend(gone.into_iter().map(|consumer| (consumer.client, consumer.id)));
-        self.is_durable |= self.spec(slot).durable;
     }
 
     // What clients do.
@@ -1266,147 +1127,6 @@ impl Model {
         self.heard.insert(serial);
     }
 
-    /// As a crash would find it.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            queues: self.queues.clone(),
-            topology: Rc::clone(&self.topology),
-            delayed: Rc::clone(&self.delayed),
-            events: self.events,
-        }
-    }
-
-    /// All connections are gone, and the broker starts again with what a disk has kept.
-    pub(crate) fn restore(&mut self, snapshot: Snapshot, now_ms: u64, in_good_order: bool) {
-        self.consumers.clear();
-        self.channels.clear();
-        self.expected.clear();
-        self.cancelled.clear();
-        self.promises.clear();
-        self.topology_event = 0;
-        self.queues = snapshot.queues;
-        self.queues.retain(|slot, _| self.config.queues[usize::from(*slot)].durable);
-        for (slot, queue) in &mut self.queues {
-            let queue = Rc::make_mut(queue);
-            queue.last_used_ms = now_ms;
-            queue.entries.retain(|entry| entry.journaled || entry.is_late);
-            let ttl_ms = self.config.queues[usize::from(*slot)].ttl_ms.map(u64::from);
-            for entry in &mut queue.entries {
-                if std::mem::take(&mut entry.is_late) {
-                    entry.deadline_ms = ttl_ms.map(|ttl_ms| now_ms + ttl_ms);
-                }
-                let is_known = entry.is_held || self.heard.contains(&entry.serial);
-                entry.flag = match entry.flag {
-                    _ if is_known => Flag::Yes,
-                    Flag::No if !in_good_order && self.granted.contains(&queue.uid) => Flag::Perhaps,
-                    flag => flag,
-                };
-                entry.is_held = false;
-            }
-        }
-        if in_good_order {
-            self.granted.clear();
-        }
-        self.topology = snapshot.topology;
-        self.delayed = snapshot.delayed;
-        if self.config.durable_exchanges {
-            let is_durable = |slot: u8| self.config.queues[usize::from(slot)].durable;
-            Rc::make_mut(&mut self.topology).bindings.retain(|(_, slot, _)| is_durable(*slot));
-            Rc::make_mut(&mut self.delayed).retain(|delayed| delayed.message.persistent);
-        } else {
-            self.topology = Rc::default();
-            self.delayed = Rc::default();
-        }
-    }
-
-    /// Something between two snapshots that explains so many messages in each queue: what goes, goes in order, and so does what
-    /// comes.
-    pub(crate) fn between(
-        before: &Snapshot,
-        after: &Snapshot,
-        views: &BTreeMap<u8, (usize, usize, usize)>,
-    ) -> Snapshot {
-        let mut between = after.clone();
-        for (slot, later) in &mut between.queues {
-            let Some(earlier) = before.queues.get(slot).filter(|earlier| earlier.uid == later.uid) else {
-                continue;
-            };
-            let has = |queue: &Queue, serial: u64| queue.entries.iter().any(|entry| entry.serial == serial);
-            let journaled = |queue: &Queue| queue.entries.iter().filter(|entry| entry.journaled).count();
-            let count = views.get(slot).map_or(0, |(ready, unacked, _)| ready + unacked);
-            let missing = count.saturating_sub(journaled(later));
-            let gone = earlier.entries.iter().filter(|entry| entry.journaled && !has(later, entry.serial));
-            let mut back: Vec<Entry> = gone.cloned().collect();
-            back.sort_by_key(|entry| (entry.rank, Reverse(entry.serial)));
-            back.truncate(missing);
-            let surplus = journaled(later).saturating_sub(count);
-            let later = Rc::make_mut(later);
-            later.entries.extend(back);
-            later.entries.sort_by_key(|entry| entry.serial);
-            for _ in 0..surplus {
-                if let Some(at) = later.entries.iter().rposition(|entry| !has(earlier, entry.serial)) {
-                    later.entries.remove(at);
-                }
-            }
-        }
-        between
-    }
-
-    /// The same, where dead letters that came with the event come only at the start: it was durable that they would.
-    pub(crate) fn with_late_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
-        let mut late = after.clone();
-        for (slot, queue) in &mut late.queues {
-            let earlier = before.queues.get(slot);
-            let was_there =
-                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
-            for entry in &mut Rc::make_mut(queue).entries {
-                entry.is_late = entry.lane != 0 && !was_there(entry.serial);
-            }
-        }
-        late
-    }
-
-    /// The same, where those of the letters are not there, or not yet, whose messages no journal knew where they died: they are
-    /// gone.
-    pub(crate) fn without_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
-        let is_transient = |entry: &Entry| {
-            let source = before.queues.iter().find(|(slot, _)| source_slot(entry.lane) == Some(**slot));
-            let died =
-                source.and_then(|(_, queue)| queue.entries.iter().find(|its| its.message.id == entry.message.id));
-            died.is_some_and(|died| !died.journaled)
-        };
-        let mut without = after.clone();
-        for (slot, queue) in &mut without.queues {
-            let earlier = before.queues.get(slot);
-            let was_there =
-                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
-            Rc::make_mut(queue).entries.retain(|entry| was_there(entry.serial) || !is_transient(entry));
-        }
-        without
-    }
-
-    /// Nobody knows what messages were delivered before the broker started.
-    pub(crate) fn forget_flags(&mut self, snapshot: &mut Snapshot) {
-        let mut own = self.snapshot();
-        own.forget_flags();
-        snapshot.forget_flags();
-        self.queues = own.queues;
-    }
-
-    /// Whether dead letters are there that may have come with the event or only at the start, and will expire; or messages of
-    /// which nobody knows how often they have failed.
-    pub(crate) fn is_unclear(&self, other: &Snapshot, found: &Snapshot) -> bool {
-        let is_different = |slot: &u8, entry: &Entry| {
-            let counterpart =
-                other.queues.get(slot).and_then(|it| it.entries.iter().find(|one| one.serial == entry.serial));
-            match counterpart {
-                Some(counterpart) => counterpart.failed != entry.failed,
-                None => entry.lane != 0 && self.spec(*slot).ttl_ms.is_some(),
-            }
-        };
-        found.queues.iter().any(|(slot, queue)| queue.entries.iter().any(|entry| is_different(slot, entry)))
-    }
-
     /// Compares the queues with what the broker says of them: their slots, ready and unacked messages.
     pub(crate) fn compare(&self, views: &BTreeMap<u8, (usize, usize, usize)>) -> Result<(), Violation> {
         let of_model = |(slot, queue): (&u8, &Rc<Queue>)| {
@@ -1418,15 +1138,6 @@ impl Model {
             return Ok(());
         }
         Err(format!("queues with (ready, unacked, consumers) are {views:?}, and should be {own:?}"))
-    }
-
-    /// Whether queues hold the same messages in the same order.
-    pub(crate) fn has_same_messages(&self, other: &Model) -> bool {
-        let messages = |model: &Model| -> Vec<(u8, Vec<u64>)> {
-            let ids = |queue: &Queue| queue.entries.iter().map(|entry| entry.message.id).collect();
-            model.queues.iter().map(|(slot, queue)| (*slot, ids(queue))).collect()
-        };
-        messages(self) == messages(other)
     }
 
     /// All queues that there are.

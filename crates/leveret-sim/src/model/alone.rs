@@ -1,0 +1,140 @@
+//! What happens in a virtual host by itself: messages expire, are too many, and go on as dead letters.
+//!
+//! Owns: what is due when, and in which order.
+
+use std::rc::Rc;
+
+use super::{Consumer, Delayed, Entry, Message, Model, Order, Queue};
+use crate::plan::{Dead, ExchangeName, Overflow};
+
+impl Model {
+    fn would_overflow(&self, slot: u8, bytes: usize) -> bool {
+        let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
+        let (count, bytes) = (queue.ready_count() + 1, queue.ready_bytes() + bytes);
+        spec.max_length.is_some_and(|most| count > most as usize)
+            || spec.max_bytes.is_some_and(|most| bytes > most as usize)
+    }
+
+    pub(super) fn overflows(&self, slot: u8) -> bool {
+        let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
+        let drops = matches!(spec.overflow, None | Some(Overflow::DropHead));
+        drops
+            && (spec.max_length.is_some_and(|most| queue.ready_count() > most as usize)
+                || spec.max_bytes.is_some_and(|most| queue.ready_bytes() > most as usize))
+    }
+
+    /// Puts a message into those queues that do not refuse it, and returns them.
+    pub(super) fn offer(&mut self, now_ms: u64, message: &Rc<Message>, slots: &[u8]) -> Vec<u8> {
+        let refuses = |slot: &u8| {
+            matches!(self.spec(*slot).overflow, Some(Overflow::Reject | Overflow::RejectDead))
+                && self.would_overflow(*slot, message.bytes)
+        };
+        let (full, open): (Vec<u8>, Vec<u8>) = slots.iter().copied().partition(refuses);
+        for &slot in &full {
+            if self.spec(slot).overflow == Some(Overflow::RejectDead) {
+                self.letter(now_ms, slot, message, 0);
+            }
+        }
+        for &slot in &open {
+            self.enqueue(now_ms, slot, message, 0);
+        }
+        open
+    }
+
+    /// A dead letter goes on from a queue.
+    fn letter(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, rank: u8) {
+        let message = Rc::new(Message { expiration_ms: None, ..Message::clone(message) });
+        let targets: Vec<u8> = match self.spec(slot).dead {
+            None => return,
+            Some(Dead::Queue(target)) => vec![target],
+            Some(Dead::Exchange) => self.targets(ExchangeName::Dead, &message).into_iter().collect(),
+        };
+        for target in targets {
+            self.enqueue(now_ms, target, &message, 1 + u16::from(slot) * 32 + u16::from(rank));
+        }
+    }
+
+    /// A message leaves its queue without having been consumed.
+    pub(super) fn die(&mut self, now_ms: u64, slot: u8, at: usize) {
+        let Some(queue) = self.queue_mut(slot) else { return };
+        let entry = queue.entries.remove(at);
+        self.is_durable |= entry.journaled;
+        self.letter(now_ms, slot, &entry.message, entry.rank);
+    }
+
+    /// What happens by itself, the first of it; false if there is nothing.
+    pub(super) fn happen(&mut self, now_ms: u64) -> bool {
+        if self.order == Order::OneByOne && self.drop_overflow(now_ms) {
+            return true;
+        }
+        let due_in = |queue: &Rc<Queue>| {
+            queue.ready().filter_map(|entry| entry.deadline_ms).filter(|due| *due <= now_ms).min()
+        };
+        let delayed = self.delayed.iter().map(|delayed| delayed.due_ms).filter(|due| *due <= now_ms).min();
+        let first = self.queues.iter().filter_map(|(slot, queue)| Some((due_in(queue)?, *slot))).min();
+        let is_delayed = match (delayed, first, self.order) {
+            (None, _, _) | (Some(_), Some(_), Order::ExpiryFirst) => false,
+            (Some(_), None, _) | (Some(_), Some(_), Order::DelayedFirst) => true,
+            (Some(delayed), Some((first, _)), Order::ByTime | Order::OneByOne) => delayed <= first,
+        };
+        if is_delayed {
+            let mut all = Vec::clone(&self.delayed);
+            all.sort_by_key(|delayed| delayed.due_ms);
+            let due = all.partition_point(|delayed| delayed.due_ms <= now_ms);
+            let later = all.split_off(if self.order == Order::OneByOne { 1 } else { due });
+            self.delayed = Rc::new(later);
+            for Delayed { message, .. } in all {
+                let slots: Vec<u8> = self.targets(ExchangeName::Delayed, &message).into_iter().collect();
+                self.offer(now_ms, &message, &slots);
+            }
+            return true;
+        }
+        if let Some((_, slot)) = first {
+            // What is due just now may still be given to a consumer.
+            let until = if self.queues[&slot].ready().any(|entry| entry.deadline_ms.is_some_and(|due| due < now_ms))
+            {
+                now_ms - 1
+            } else {
+                now_ms
+            };
+            let is_due = |entry: &Entry| !entry.is_held && entry.deadline_ms.is_some_and(|due| due <= until);
+            while let Some(at) = {
+                let due = self.queues[&slot].entries.iter().enumerate().filter(|(_, entry)| is_due(entry));
+                due.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)).map(|(at, _)| at)
+            } {
+                self.die(now_ms, slot, at);
+            }
+            return true;
+        }
+        self.drop_overflow(now_ms)
+    }
+
+    /// The head of a queue goes that is too long; false if there is none.
+    fn drop_overflow(&mut self, now_ms: u64) -> bool {
+        let Some(slot) = self.queues.keys().copied().find(|slot| self.overflows(*slot)) else { return false };
+        let Some(at) = self.queues[&slot].head() else { return false };
+        self.die(now_ms, slot, at);
+        true
+    }
+
+    /// Queues go that nobody has used for as long as they say.
+    pub(super) fn expire_queues(&mut self, now_ms: u64) {
+        for slot in self.queues.keys().copied().collect::<Vec<_>>() {
+            let Some(expires_ms) = self.spec(slot).expires_ms else { continue };
+            let is_due = self.queues[&slot].last_used_ms + u64::from(expires_ms) <= now_ms;
+            if is_due && self.consumer_count(slot) == 0 {
+                self.remove_queue(slot);
+            }
+        }
+    }
+
+    pub(super) fn remove_queue(&mut self, slot: u8) {
+        self.queues.remove(&slot);
+        Rc::make_mut(&mut self.topology).bindings.retain(|(_, bound, _)| *bound != slot);
+        let (gone, rest) = std::mem::take(&mut self.consumers).into_iter().partition(|own| own.slot == slot);
+        self.consumers = rest;
+        let gone: Vec<Consumer> = gone;
+        self.cancelled.extend(gone.into_iter().map(|consumer| (consumer.client, consumer.id)));
+        self.is_durable |= self.spec(slot).durable;
+    }
+}

@@ -1,0 +1,170 @@
+//! What a crash leaves of a virtual host, and what a start makes of it.
+//!
+//! Owns: what may be found after a crash between two changes of one event.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::{Entry, Flag, Model, Queue, Snapshot, source_slot};
+
+impl Snapshot {
+    /// Nobody knows what messages were delivered.
+    fn forget_flags(&mut self) {
+        for entry in self.queues.values_mut().map(Rc::make_mut).flat_map(|queue| &mut queue.entries) {
+            entry.flag = Flag::Perhaps;
+        }
+    }
+}
+
+impl Model {
+    /// As a crash would find it.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            queues: self.queues.clone(),
+            topology: Rc::clone(&self.topology),
+            delayed: Rc::clone(&self.delayed),
+            events: self.events,
+        }
+    }
+
+    /// All connections are gone, and the broker starts again with what a disk has kept.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot, now_ms: u64, in_good_order: bool) {
+        self.consumers.clear();
+        self.channels.clear();
+        self.expected.clear();
+        self.cancelled.clear();
+        self.promises.clear();
+        self.topology_event = 0;
+        self.queues = snapshot.queues;
+        self.queues.retain(|slot, _| self.config.queues[usize::from(*slot)].durable);
+        for (slot, queue) in &mut self.queues {
+            let queue = Rc::make_mut(queue);
+            queue.last_used_ms = now_ms;
+            queue.entries.retain(|entry| entry.journaled || entry.is_late);
+            let ttl_ms = self.config.queues[usize::from(*slot)].ttl_ms.map(u64::from);
+            for entry in &mut queue.entries {
+                if std::mem::take(&mut entry.is_late) {
+                    entry.deadline_ms = ttl_ms.map(|ttl_ms| now_ms + ttl_ms);
+                }
+                let is_known = entry.is_held || self.heard.contains(&entry.serial);
+                entry.flag = match entry.flag {
+                    _ if is_known => Flag::Yes,
+                    Flag::No if !in_good_order && self.granted.contains(&queue.uid) => Flag::Perhaps,
+                    flag => flag,
+                };
+                entry.is_held = false;
+            }
+        }
+        if in_good_order {
+            self.granted.clear();
+        }
+        self.topology = snapshot.topology;
+        self.delayed = snapshot.delayed;
+        if self.config.durable_exchanges {
+            let is_durable = |slot: u8| self.config.queues[usize::from(slot)].durable;
+            Rc::make_mut(&mut self.topology).bindings.retain(|(_, slot, _)| is_durable(*slot));
+            Rc::make_mut(&mut self.delayed).retain(|delayed| delayed.message.persistent);
+        } else {
+            self.topology = Rc::default();
+            self.delayed = Rc::default();
+        }
+    }
+
+    /// Something between two snapshots that explains so many messages in each queue: what goes, goes in order, and so does what
+    /// comes.
+    pub(crate) fn between(
+        before: &Snapshot,
+        after: &Snapshot,
+        views: &BTreeMap<u8, (usize, usize, usize)>,
+    ) -> Snapshot {
+        let mut between = after.clone();
+        for (slot, later) in &mut between.queues {
+            let Some(earlier) = before.queues.get(slot).filter(|earlier| earlier.uid == later.uid) else {
+                continue;
+            };
+            let has = |queue: &Queue, serial: u64| queue.entries.iter().any(|entry| entry.serial == serial);
+            let journaled = |queue: &Queue| queue.entries.iter().filter(|entry| entry.journaled).count();
+            let count = views.get(slot).map_or(0, |(ready, unacked, _)| ready + unacked);
+            let missing = count.saturating_sub(journaled(later));
+            let gone = earlier.entries.iter().filter(|entry| entry.journaled && !has(later, entry.serial));
+            let mut back: Vec<Entry> = gone.cloned().collect();
+            back.sort_by_key(|entry| (entry.rank, Reverse(entry.serial)));
+            back.truncate(missing);
+            let surplus = journaled(later).saturating_sub(count);
+            let later = Rc::make_mut(later);
+            later.entries.extend(back);
+            later.entries.sort_by_key(|entry| entry.serial);
+            for _ in 0..surplus {
+                if let Some(at) = later.entries.iter().rposition(|entry| !has(earlier, entry.serial)) {
+                    later.entries.remove(at);
+                }
+            }
+        }
+        between
+    }
+
+    /// The same, where dead letters that came with the event come only at the start: it was durable that they would.
+    pub(crate) fn with_late_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
+        let mut late = after.clone();
+        for (slot, queue) in &mut late.queues {
+            let earlier = before.queues.get(slot);
+            let was_there =
+                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
+            for entry in &mut Rc::make_mut(queue).entries {
+                entry.is_late = entry.lane != 0 && !was_there(entry.serial);
+            }
+        }
+        late
+    }
+
+    /// The same, where those of the letters are not there, or not yet, whose messages no journal knew where they died: they are
+    /// gone.
+    pub(crate) fn without_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
+        let is_transient = |entry: &Entry| {
+            let source = before.queues.iter().find(|(slot, _)| source_slot(entry.lane) == Some(**slot));
+            let died =
+                source.and_then(|(_, queue)| queue.entries.iter().find(|its| its.message.id == entry.message.id));
+            died.is_some_and(|died| !died.journaled)
+        };
+        let mut without = after.clone();
+        for (slot, queue) in &mut without.queues {
+            let earlier = before.queues.get(slot);
+            let was_there =
+                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
+            Rc::make_mut(queue).entries.retain(|entry| was_there(entry.serial) || !is_transient(entry));
+        }
+        without
+    }
+
+    /// Nobody knows what messages were delivered before the broker started.
+    pub(crate) fn forget_flags(&mut self, snapshot: &mut Snapshot) {
+        let mut own = self.snapshot();
+        own.forget_flags();
+        snapshot.forget_flags();
+        self.queues = own.queues;
+    }
+
+    /// Whether dead letters are there that may have come with the event or only at the start, and will expire; or messages of
+    /// which nobody knows how often they have failed.
+    pub(crate) fn is_unclear(&self, other: &Snapshot, found: &Snapshot) -> bool {
+        let is_different = |slot: &u8, entry: &Entry| {
+            let counterpart =
+                other.queues.get(slot).and_then(|it| it.entries.iter().find(|one| one.serial == entry.serial));
+            match counterpart {
+                Some(counterpart) => counterpart.failed != entry.failed,
+                None => entry.lane != 0 && self.spec(*slot).ttl_ms.is_some(),
+            }
+        };
+        found.queues.iter().any(|(slot, queue)| queue.entries.iter().any(|entry| is_different(slot, entry)))
+    }
+
+    /// Whether queues hold the same messages in the same order.
+    pub(crate) fn has_same_messages(&self, other: &Model) -> bool {
+        let messages = |model: &Model| -> Vec<(u8, Vec<u64>)> {
+            let ids = |queue: &Queue| queue.entries.iter().map(|entry| entry.message.id).collect();
+            model.queues.iter().map(|(slot, queue)| (*slot, ids(queue))).collect()
+        };
+        messages(self) == messages(other)
+    }
+}

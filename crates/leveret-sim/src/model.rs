@@ -6,6 +6,7 @@
 
 mod alone;
 mod crash;
+mod late;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
@@ -79,7 +80,7 @@ struct Entry {
     is_held: bool,
     flag: Flag,
     failed: u32,
-    /// It died while the broker was down: in which order with others, nobody can tell.
+    /// It died while the broker was down or slept: in which order with others, nobody can tell.
     is_loose: bool,
     /// A dead letter that gets there only at the next start.
     is_late: bool,
@@ -241,7 +242,7 @@ pub(crate) enum Told {
     Closed,
 }
 
-/// What comes first of what became due while the broker was down: nobody can tell.
+/// What comes first of what became due while the broker was down or slept: nobody can tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Order {
     #[default]
@@ -250,6 +251,10 @@ pub(crate) enum Order {
     ExpiryFirst,
     /// One message after the other, and what is too much goes in between.
     OneByOne,
+}
+
+impl Order {
+    pub(crate) const ALL: [Order; 4] = [Order::ByTime, Order::DelayedFirst, Order::ExpiryFirst, Order::OneByOne];
 }
 
 /// A virtual host.
@@ -272,8 +277,9 @@ pub(crate) struct Model {
     pub(crate) is_durable: bool,
     topology_event: u64,
     last_serial: u64,
-    pub(crate) order: Order,
-    pub(crate) is_starting: bool,
+    order: Order,
+    /// What happens by itself was due at different times, and happens late.
+    is_behind: bool,
     /// Messages that somebody was told of, as they lay in a queue: a disk knows that they may have been delivered.
     heard: HashSet<u64>,
     /// Queues that had a message delivered since the last restart in good order.
@@ -300,7 +306,7 @@ impl Model {
             topology_event: 0,
             last_serial: 0,
             order: Order::default(),
-            is_starting: false,
+            is_behind: false,
             heard: HashSet::new(),
             granted: HashSet::new(),
             promises: BTreeMap::new(),
@@ -315,6 +321,7 @@ impl Model {
     pub(crate) fn begin_event(&mut self) {
         self.events += 1;
         self.is_durable = false;
+        self.is_behind = false;
     }
 
     fn queue_mut(&mut self, slot: u8) -> Option<&mut Queue> {
@@ -412,7 +419,7 @@ impl Model {
         let time_to_live = message.expiration_ms.into_iter().chain(spec.ttl_ms).min();
         let journaled = spec.durable && (message.persistent || spec.quorum);
         self.last_serial += 1;
-        let (serial, is_loose) = (self.last_serial, self.is_starting && lane != 0);
+        let (serial, is_loose) = (self.last_serial, self.is_behind && lane != 0);
         let Some(queue) = self.queue_mut(slot) else { return };
         queue.entries.push(Entry {
             message: Rc::clone(message),
@@ -582,6 +589,12 @@ impl Model {
     }
 
     fn settle_all(&mut self, now_ms: u64, client: u8, mode: Mode, settled: Vec<(Held, Settling)>) {
+        // A message that no journal knows may be gone after a crash, and so may be what it has become.
+        let is_kept = |(held, _): &(Held, Settling)| {
+            let queue = self.queues.get(&held.slot).filter(|queue| queue.uid == held.uid);
+            queue.is_some_and(|queue| queue.entries.iter().any(|it| it.serial == held.serial && it.journaled))
+        };
+        let is_promised = self.is_durable || settled.iter().any(is_kept);
         for (held, settling) in settled {
             if let Some(tag) = held.consumer
                 && let Some(consumer) = self.consumers.iter_mut().find(|own| own.client == client && own.tag == tag)
@@ -590,7 +603,7 @@ impl Model {
             }
             self.settle_one(now_ms, &held, settling);
         }
-        if self.is_durable {
+        if self.is_durable && is_promised {
             self.channel(client, mode).settled = self.events;
         }
     }

@@ -22,6 +22,9 @@ pub(crate) const PATTERNS: [&str; 7] = ["a", "#", "*.b", "a.#", "a.*", "#.a", "*
 const STEPS_LEAST: usize = 200;
 const STEPS_MOST: usize = 2000;
 
+/// How far the wall clock is set forth or back: ten years.
+const CLOCK_SECONDS_MOST: i64 = 10 * 365 * 24 * 60 * 60;
+
 /// A run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -320,6 +323,14 @@ pub enum Op {
     Wait {
         ms: u32,
     },
+    /// So much time passes at once, as where a machine sleeps: what is due meanwhile is late.
+    Jump {
+        ms: u32,
+    },
+    /// The wall clock is set: from then on it says so many seconds more than at the beginning.
+    SetClock {
+        seconds: i64,
+    },
     WriteJournal,
     MarkJournal,
     KeepSpares,
@@ -380,6 +391,8 @@ impl Op {
             Op::Disconnect { politely: true, .. } => "close a connection",
             Op::Disconnect { politely: false, .. } => "lose a connection",
             Op::Wait { .. } => "time passes",
+            Op::Jump { .. } => "time jumps",
+            Op::SetClock { .. } => "wall clock set",
             Op::WriteJournal => "write the journal",
             Op::MarkJournal => "mark the journal",
             Op::KeepSpares => "make spares",
@@ -598,6 +611,8 @@ const WEIGHTS: &[Weight] = &[
     (|r, c| Op::CloseChannel { client: client(r, c), mode: any_mode(r) }, 8),
     (|r, c| Op::Disconnect { client: client(r, c), politely: r.random_bool(0.5) }, 8),
     (|r, _| Op::Wait { ms: *[1, 49, 50, 200, 1000, 5000].choose(r).unwrap_or(&1) }, 60),
+    (|r, _| Op::Jump { ms: *[50, 1000, 6000, 60_000].choose(r).unwrap_or(&1000) }, 4),
+    (|r, _| Op::SetClock { seconds: r.random_range(-CLOCK_SECONDS_MOST..=CLOCK_SECONDS_MOST) }, 6),
     (|_, _| Op::WriteJournal, 25),
     (|_, _| Op::MarkJournal, 5),
     (|_, _| Op::KeepSpares, 6),

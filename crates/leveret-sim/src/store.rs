@@ -514,12 +514,9 @@ impl World {
 
     /// What a virtual host has found is one of these, and what is due by now.
     fn restore(&mut self, at: usize, snapshots: Vec<Snapshot>, in_good_order: bool) -> Result<(), Violation> {
-        let (now, now_ms) = (self.now, self.now_ms());
+        let now_ms = self.now_ms();
         // What is due at once does not wait for a client.
-        while self.hubs[at].vhost.next_timeout().is_some_and(|due| now.has_reached(due)) {
-            self.hubs[at].time_out(now, &mut self.clients);
-            self.pump(at)?;
-        }
+        self.catch_up(at)?;
         let is_certain = snapshots.len() == 1;
         let views = self.hubs[at].views();
         let mut snapshots = snapshots;
@@ -532,14 +529,11 @@ impl World {
             snapshots.extend(late);
         }
         let (mut first_fault, mut found) = (None, None::<(Model, Snapshot)>);
-        let orders = [Order::ByTime, Order::DelayedFirst, Order::ExpiryFirst, Order::OneByOne];
-        let all = snapshots.iter().flat_map(|snapshot| orders.iter().map(move |order| (snapshot, *order)));
+        let all = snapshots.iter().flat_map(|snapshot| Order::ALL.map(move |order| (snapshot, order)));
         for (snapshot, order) in all {
             let mut model = self.hubs[at].model.clone();
             model.restore(snapshot.clone(), now_ms, in_good_order);
-            (model.order, model.is_starting) = (order, true);
-            model.observe(now_ms, &mut BTreeMap::new(), None)?;
-            (model.order, model.is_starting) = (Order::ByTime, false);
+            model.observe_in(order, now_ms, &mut BTreeMap::new(), None)?;
             match (model.compare(&views), &found) {
                 (Ok(()), None) => found = Some((model, snapshot.clone())),
                 // Both have as many messages, but not the same, and nobody can tell which.

@@ -27,7 +27,7 @@ use crate::Passed;
 use crate::arguments::{arguments, count_arguments};
 use crate::hub::Hub;
 use crate::link::{self, Heard, Link, Standing};
-use crate::model::{Message, Told, Violation, binding_headers, binding_key, body, headers};
+use crate::model::{Message, Snapshot, Told, Violation, binding_headers, binding_key, body, headers};
 use crate::plan::{
     Config, DEAD_QUEUES, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Op, PATTERNS, Plan, QUEUES, QueueSpec,
     Settling, Step, To,
@@ -41,6 +41,14 @@ pub(crate) const VHOSTS: [&str; 2] = ["/", "b"];
 const BEGINNING: u64 = 1_790_000_000;
 /// More consumers than these a client does not start.
 const CONSUMERS_MOST: usize = 5;
+
+/// Whether what happens by itself has happened when it was due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnTime {
+    Yes,
+    /// All at once, behind that.
+    No,
+}
 
 /// Somebody who connects to a virtual host.
 pub(crate) struct Client {
@@ -138,14 +146,15 @@ impl World {
             | Op::Crash { .. }
             | Op::FailSync { .. }
             | Op::FillDisk { .. }
-            | Op::EmptyDisk => (Kind::Fault, step.op.name()),
+            | Op::EmptyDisk
+            | Op::SetClock { .. } => (Kind::Fault, step.op.name()),
             _ => (Kind::Operation, step.op.name()),
         };
         if self.act(&step.op)? {
             self.stats.count(kind, name);
             self.done += 1;
         }
-        self.end_step()
+        if self.is_unclear { Ok(()) } else { self.end_step() }
     }
 
     fn end_step(&mut self) -> Result<(), Violation> {
@@ -300,13 +309,26 @@ impl World {
 
     /// The model follows what has happened, and what it comes to is what a crash may find.
     pub(crate) fn conclude(&mut self, hub: usize) -> Result<(), Violation> {
+        self.conclude_as(hub, OnTime::Yes)
+    }
+
+    fn conclude_as(&mut self, hub: usize, on_time: OnTime) -> Result<(), Violation> {
         self.pump(hub)?;
         let now_ms = self.now_ms();
         let Hub { model, said, pending, marks, vhost, journaled, latest, .. } = &mut self.hubs[hub];
         let marked = marks.back().map_or(0, |(end, _)| *end);
         let mut trail = vec![model.snapshot()];
         let has_several = pending.iter().filter(|group| group.end > marked).nth(1).is_some();
-        let told = model.observe(now_ms, said, has_several.then_some(&mut trail))?;
+        let told = match on_time {
+            OnTime::Yes => model.observe(now_ms, said, has_several.then_some(&mut trail))?,
+            OnTime::No => match model.observe_late(now_ms, said, &mut trail)? {
+                Some(told) => told,
+                None => {
+                    self.is_unclear = true;
+                    return Ok(());
+                }
+            },
+        };
         said.clear();
         let before = std::mem::replace(latest, model.snapshot());
         let mut has_changed = false;
@@ -550,6 +572,11 @@ impl World {
                 self.wait(Duration::from_millis(ms.into()))?;
                 Ok(true)
             }
+            Op::Jump { ms } => {
+                self.jump(Duration::from_millis(ms.into()))?;
+                Ok(true)
+            }
+            Op::SetClock { seconds } => Ok(self.set_clock(seconds)),
             Op::WriteJournal
             | Op::MarkJournal
             | Op::KeepSpares
@@ -949,6 +976,48 @@ impl World {
             self.conclude(hub)?;
         }
         Ok(())
+    }
+
+    /// Time jumps over everything that is due meanwhile; then all of it is done, as late as it is.
+    fn jump(&mut self, time: Duration) -> Result<(), Violation> {
+        self.pass(time);
+        let now = self.now;
+        for client in &mut self.clients {
+            if let Some(link) = &mut client.link {
+                link.connection.handle_timeout(now, &mut link.unsent);
+            }
+        }
+        for hub in 0..self.hubs.len() {
+            self.hubs[hub].model.begin_event();
+            self.catch_up(hub)?;
+            self.conclude_as(hub, OnTime::No)?;
+        }
+        if self.is_unclear { Ok(()) } else { self.wait(Duration::ZERO) }
+    }
+
+    /// Does all that is due in a virtual host by now.
+    pub(crate) fn catch_up(&mut self, hub: usize) -> Result<(), Violation> {
+        let now = self.now;
+        while self.hubs[hub].vhost.next_timeout().is_some_and(|due| now.has_reached(due)) {
+            self.hubs[hub].time_out(now, &mut self.clients);
+            self.pump(hub)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the wall clock; false where a start to come could tell, by what it finds of times to live: how long these last then
+    /// depends on when they were written down.
+    fn set_clock(&mut self, seconds: i64) -> bool {
+        let is_kept = |hub: &Hub| {
+            let snapshots = hub.marks.iter().flat_map(|(_, snapshots)| snapshots);
+            snapshots.chain([&hub.latest]).any(Snapshot::has_kept_deadlines)
+        };
+        if self.hubs.iter().any(is_kept) {
+            return false;
+        }
+        let wall = self.now.monotonic + Duration::from_secs(BEGINNING.saturating_add_signed(seconds));
+        self.now = Moment { wall, ..self.now };
+        true
     }
 
     pub(crate) fn pass(&mut self, time: Duration) {

@@ -72,6 +72,11 @@ impl Model {
         };
         let delayed = self.delayed.iter().map(|delayed| delayed.due_ms).filter(|due| *due <= now_ms).min();
         let first = self.queues.iter().filter_map(|(slot, queue)| Some((due_in(queue)?, *slot))).min();
+        // A letter that is due at once may still be given to a consumer: all that die together come before that.
+        let is_letter_due = first.is_some_and(|(due, slot)| due == now_ms && Self::is_dead(slot));
+        if delayed.is_none() && is_letter_due && self.drop_overflow(now_ms) {
+            return true;
+        }
         let is_delayed = match (delayed, first, self.order) {
             (None, _, _) | (Some(_), Some(_), Order::ExpiryFirst) => false,
             (Some(_), None, _) | (Some(_), Some(_), Order::DelayedFirst) => true,
@@ -90,13 +95,10 @@ impl Model {
             return true;
         }
         if let Some((_, slot)) = first {
-            // What is due just now may still be given to a consumer.
-            let until = if self.queues[&slot].ready().any(|entry| entry.deadline_ms.is_some_and(|due| due < now_ms))
-            {
-                now_ms - 1
-            } else {
-                now_ms
-            };
+            // Before what is due just now goes what was due before.
+            let is_late = self.queues[&slot].ready().any(|entry| entry.deadline_ms.is_some_and(|due| due < now_ms));
+            let until = if is_late { now_ms - 1 } else { now_ms };
+            self.is_behind |= is_late;
             let is_due = |entry: &Entry| !entry.is_held && entry.deadline_ms.is_some_and(|due| due <= until);
             while let Some(at) = {
                 let due = self.queues[&slot].entries.iter().enumerate().filter(|(_, entry)| is_due(entry));

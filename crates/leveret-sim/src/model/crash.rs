@@ -159,11 +159,12 @@ impl Model {
         found.queues.iter().any(|(slot, queue)| queue.entries.iter().any(|entry| is_different(slot, entry)))
     }
 
-    /// Whether queues hold the same messages in the same order.
+    /// Whether queues hold the same messages in the same order, and for as long.
     pub(crate) fn has_same_messages(&self, other: &Model) -> bool {
-        let messages = |model: &Model| -> Vec<(u8, Vec<u64>)> {
-            let ids = |queue: &Queue| queue.entries.iter().map(|entry| entry.message.id).collect();
-            model.queues.iter().map(|(slot, queue)| (*slot, ids(queue))).collect()
+        let messages = |model: &Model| -> Vec<(u8, Vec<(u64, Option<u64>)>)> {
+            let all =
+                |queue: &Queue| queue.entries.iter().map(|entry| (entry.message.id, entry.deadline_ms)).collect();
+            model.queues.iter().map(|(slot, queue)| (*slot, all(queue))).collect()
         };
         messages(self) == messages(other)
     }

@@ -21,6 +21,7 @@ pub(crate) fn arguments(spec: &QueueSpec) -> FieldTable {
         number("x-max-length-bytes", spec.max_bytes.map(i64::from));
         number("x-max-priority", spec.max_priority.map(i64::from));
         number("x-delivery-limit", spec.delivery_limit.map(i64::from));
+        number("x-consumer-timeout", spec.consumer_timeout_ms.map(i64::from));
         if spec.quorum {
             table.field("x-queue-type", Value::LongStr(b"quorum"));
         }
@@ -77,6 +78,7 @@ pub(crate) fn count_arguments(stats: &mut Stats, spec: &QueueSpec) {
     count(spec.max_priority.is_some(), "x-max-priority");
     count(spec.single_active, "x-single-active-consumer");
     count(spec.delivery_limit.is_some(), "x-delivery-limit");
+    count(spec.consumer_timeout_ms.is_some(), "x-consumer-timeout");
     if says_more(spec) {
         for (name, _) in without_meaning(spec) {
             count(true, name);

@@ -7,6 +7,7 @@
 mod alone;
 mod crash;
 mod late;
+mod timeout;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
@@ -15,6 +16,7 @@ use leveret_broker::Output;
 use leveret_broker::vhost::command::{ConsumerId, Farewell};
 use leveret_broker::vhost::effects::Answer;
 
+pub(crate) use self::timeout::TimedOut;
 use crate::plan::{Config, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Overflow, PATTERNS, QueueSpec, Settling, To};
 
 /// In place of a promise: the publish is refused.
@@ -161,6 +163,7 @@ struct Held {
     serial: u64,
     /// The tag of its consumer, if it has one.
     consumer: Option<u32>,
+    since_ms: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -269,6 +272,8 @@ pub(crate) struct Model {
     expected: BTreeMap<u8, VecDeque<(Mode, Expected)>>,
     /// Consumers whose queue is gone, and who are to hear of it.
     cancelled: Vec<(u8, Option<ConsumerId>)>,
+    /// The same of those that have held something for too long.
+    timed_out: Vec<(u8, Option<ConsumerId>)>,
     last_uid: u64,
     last_consumer: u32,
     /// How many things happened.
@@ -299,6 +304,7 @@ impl Model {
             channels: BTreeMap::new(),
             expected: BTreeMap::new(),
             cancelled: Vec::new(),
+            timed_out: Vec::new(),
             last_uid: 0,
             last_consumer: 0,
             events: 0,
@@ -565,6 +571,11 @@ impl Model {
         }
     }
 
+    /// Whether a client still holds a delivery, as far as it depends on the broker.
+    pub(crate) fn holds(&self, client: u8, mode: Mode, tag: u64) -> bool {
+        self.channels.get(&(client, mode)).is_some_and(|channel| channel.unacked.contains_key(&tag))
+    }
+
     pub(crate) fn settle(
         &mut self,
         now_ms: u64,
@@ -795,6 +806,7 @@ impl Model {
         }
         self.expected.remove(&client);
         self.cancelled.retain(|(cancelled, _)| *cancelled != client);
+        self.timed_out.retain(|(late, _)| *late != client);
     }
 
     // What the broker does.
@@ -910,6 +922,9 @@ impl Model {
         if let Some((client, _)) = self.cancelled.first() {
             return Err(format!("client {client} was to be told that its queue is gone"));
         }
+        if let Some((client, _)) = self.timed_out.first() {
+            return Err(format!("client {client} was to be told that its consumer is too late"));
+        }
         for &slot in self.queues.keys() {
             if self.ready_count(slot) > 0
                 && let Some(consumer) = self.waiting_consumer(slot)
@@ -1006,7 +1021,7 @@ impl Model {
                     if own.prefetch > 0 && own.held > own.prefetch {
                         return Err(format!("consumer c{consumer} of client {client} has more than it may"));
                     }
-                    let held = Held { slot, uid, serial, consumer: Some(consumer) };
+                    let held = Held { slot, uid, serial, consumer: Some(consumer), since_ms: now_ms };
                     self.channel(client, mode).unacked.insert(tag, held);
                 }
                 let (redelivered, event) = (*redelivered, self.events);
@@ -1035,7 +1050,7 @@ impl Model {
                 self.expected.entry(client).or_default().pop_front();
                 let tag = tag.number();
                 if !no_ack {
-                    let held = Held { slot, uid, serial, consumer: None };
+                    let held = Held { slot, uid, serial, consumer: None, since_ms: now_ms };
                     self.channel(client, mode).unacked.insert(tag, held);
                 }
                 let left = self.ready_count(slot);
@@ -1118,7 +1133,10 @@ impl Model {
             Answer::TxCommitOk => self.pop_expected(client, &Expected::CommitOk),
             // A channel is opened, and put into its mode, before anything else happens on it.
             Answer::ChannelOpenOk | Answer::ConfirmSelectOk | Answer::TxSelectOk => true,
-            Answer::ConsumerTimedOut { .. } => false,
+            Answer::ConsumerTimedOut { consumer, .. } => {
+                let its = self.timed_out.iter().position(|its| *its == (client, Some(*consumer)));
+                its.map(|at| self.timed_out.remove(at)).is_some()
+            }
             Answer::ChannelCloseOk
             | Answer::ChannelFlowOk { .. }
             | Answer::AccessRequestOk

@@ -96,6 +96,9 @@ pub struct QueueSpec {
     pub single_active: bool,
     /// Argument `x-delivery-limit`.
     pub delivery_limit: Option<i8>,
+    /// Argument `x-consumer-timeout`.
+    #[serde(default)]
+    pub consumer_timeout_ms: Option<u32>,
 }
 
 impl QueueSpec {
@@ -454,6 +457,8 @@ impl QueueSpec {
         spec.max_priority = sometimes(random, 20, |random| random.random_range(1..6)).filter(|_| !quorum);
         spec.single_active = random.random_bool(0.12);
         spec.delivery_limit = sometimes(random, 60, |random| random.random_range(-1..4)).filter(|_| quorum);
+        spec.consumer_timeout_ms =
+            sometimes(random, 12, |random| *[1, 50, 200, 1000, 5000].choose(random).unwrap_or(&1000));
         spec
     }
 }

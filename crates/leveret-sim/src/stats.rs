@@ -108,6 +108,7 @@ const EXPECTED: &[(Kind, &[&str])] = &[
             "x-max-priority",
             "x-single-active-consumer",
             "x-delivery-limit",
+            "x-consumer-timeout",
             "x-queue-leader-locator",
             "x-max-in-memory-length",
             "x-max-in-memory-bytes",
@@ -116,7 +117,21 @@ const EXPECTED: &[(Kind, &[&str])] = &[
             "x-queue-master-locator",
         ],
     ),
-    (Kind::Outcome, &["delivered", "redelivered", "got", "returned", "confirmed", "refused", "channel closed"]),
+    (
+        Kind::Outcome,
+        &[
+            "delivered",
+            "redelivered",
+            "got",
+            "returned",
+            "confirmed",
+            "refused",
+            "channel closed",
+            "consumer timed out",
+            "channel timed out",
+            "settled too late",
+        ],
+    ),
 ];
 
 /// What was counted.
@@ -125,7 +140,11 @@ pub struct Stats(BTreeMap<(Kind, &'static str), u64>);
 
 impl Stats {
     pub(crate) fn count(&mut self, kind: Kind, what: &'static str) {
-        *self.0.entry((kind, what)).or_default() += 1;
+        self.count_many(kind, what, 1);
+    }
+
+    pub(crate) fn count_many(&mut self, kind: Kind, what: &'static str, times: u64) {
+        *self.0.entry((kind, what)).or_default() += times;
     }
 
     /// How often something occurred.

@@ -27,7 +27,7 @@ use crate::Passed;
 use crate::arguments::{arguments, count_arguments};
 use crate::hub::Hub;
 use crate::link::{self, Heard, Link, Standing};
-use crate::model::{Message, Snapshot, Told, Violation, binding_headers, binding_key, body, headers};
+use crate::model::{Message, Snapshot, TimedOut, Told, Violation, binding_headers, binding_key, body, headers};
 use crate::plan::{
     Config, DEAD_QUEUES, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Op, PATTERNS, Plan, QUEUES, QueueSpec,
     Settling, Step, To,
@@ -321,13 +321,13 @@ impl World {
         let has_several = pending.iter().filter(|group| group.end > marked).nth(1).is_some();
         let told = match on_time {
             OnTime::Yes => model.observe(now_ms, said, has_several.then_some(&mut trail))?,
-            OnTime::No => match model.observe_late(now_ms, said, &mut trail)? {
-                Some(told) => told,
-                None => {
+            OnTime::No => {
+                let Some(told) = model.observe_late(now_ms, said, &mut trail)? else {
                     self.is_unclear = true;
                     return Ok(());
-                }
-            },
+                };
+                told
+            }
         };
         said.clear();
         let before = std::mem::replace(latest, model.snapshot());
@@ -703,12 +703,16 @@ impl World {
                 } else {
                     vec![channel.unacked.remove(at)]
                 };
+                // What was taken back from it meanwhile it settles to no effect.
+                let held: Vec<u64> =
+                    settled.iter().copied().filter(|tag| model.holds(client, mode, *tag)).collect();
+                self.stats.count_many(Kind::Outcome, "settled too late", (settled.len() - held.len()) as u64);
                 if mode == Mode::Transaction {
-                    channel.in_transaction.extend(&settled);
+                    channel.in_transaction.extend(&held);
                 }
                 let answers = channel.told.iter().filter(|told| matches!(told, Told::Answer { .. })).count();
                 let is_final = mode != Mode::Transaction && settling == Settling::Ack;
-                for &tag in settled.iter().filter(|_| is_final) {
+                for &tag in held.iter().filter(|_| is_final) {
                     let event = self.hubs[hub].model.events;
                     self.hubs[hub].history.ack((client, mode, tag), answers, event);
                 }
@@ -966,6 +970,7 @@ impl World {
                 self.hubs[hub].model.begin_event();
                 if self.hubs[hub].vhost.next_timeout().is_some_and(|due| now.has_reached(due)) {
                     self.hubs[hub].time_out(now, &mut self.clients);
+                    self.time_out_model(hub);
                 }
                 self.conclude(hub)?;
             }
@@ -973,9 +978,18 @@ impl World {
         self.pass(end.saturating_sub(self.now.monotonic));
         for hub in 0..self.hubs.len() {
             self.hubs[hub].model.begin_event();
+            self.time_out_model(hub);
             self.conclude(hub)?;
         }
         Ok(())
+    }
+
+    /// The model takes back what was held for too long, as the broker must have.
+    fn time_out_model(&mut self, hub: usize) {
+        let now_ms = self.now_ms();
+        let TimedOut { consumers, channels } = self.hubs[hub].model.time_out(now_ms);
+        self.stats.count_many(Kind::Outcome, "consumer timed out", consumers);
+        self.stats.count_many(Kind::Outcome, "channel timed out", channels);
     }
 
     /// Time jumps over everything that is due meanwhile; then all of it is done, as late as it is.
@@ -990,6 +1004,7 @@ impl World {
         for hub in 0..self.hubs.len() {
             self.hubs[hub].model.begin_event();
             self.catch_up(hub)?;
+            self.time_out_model(hub);
             self.conclude_as(hub, OnTime::No)?;
         }
         if self.is_unclear { Ok(()) } else { self.wait(Duration::ZERO) }

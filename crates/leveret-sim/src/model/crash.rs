@@ -34,6 +34,7 @@ impl Model {
         self.channels.clear();
         self.expected.clear();
         self.cancelled.clear();
+        self.timed_out.clear();
         self.promises.clear();
         self.topology_event = 0;
         self.queues = snapshot.queues;
@@ -161,11 +162,12 @@ impl Model {
 
     /// Whether queues hold the same messages in the same order, and for as long.
     pub(crate) fn has_same_messages(&self, other: &Model) -> bool {
-        let messages = |model: &Model| -> Vec<(u8, Vec<(u64, Option<u64>)>)> {
-            let all =
-                |queue: &Queue| queue.entries.iter().map(|entry| (entry.message.id, entry.deadline_ms)).collect();
-            model.queues.iter().map(|(slot, queue)| (*slot, all(queue))).collect()
+        let of_queue = |queue: &Queue| -> Vec<(u64, Option<u64>)> {
+            queue.entries.iter().map(|entry| (entry.message.id, entry.deadline_ms)).collect()
         };
-        messages(self) == messages(other)
+        let all = |model: &Model| -> Vec<_> {
+            model.queues.iter().map(|(slot, queue)| (*slot, of_queue(queue))).collect()
+        };
+        all(self) == all(other)
     }
 }

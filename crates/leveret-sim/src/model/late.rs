@@ -33,8 +33,8 @@ impl Model {
         told
     }
 
-    /// The same where the order is not known. What there was in between, in any order, is added to the trail. Nothing if the order
-    /// makes a difference: nobody can tell then what there is.
+    /// The same where the order is not known: in the first that explains all the broker has said. What there was in between, in any
+    /// order, is added to the trail. Nothing if the order makes a difference: nobody can tell then what there is.
     pub(crate) fn observe_late(
         &mut self,
         now_ms: u64,
@@ -45,10 +45,12 @@ impl Model {
             let (mut model, mut outputs) = (self.clone(), outputs.clone());
             (model.observe_in(order, now_ms, &mut outputs, Some(trail)), model)
         });
-        if !all.iter().all(|(_, model)| model.has_same_messages(&all[0].1)) {
+        let any_explains = all.iter().any(|(told, _)| told.is_ok());
+        let mut found = all.into_iter().filter(|(told, _)| told.is_ok() == any_explains);
+        let Some((told, model)) = found.next() else { return Ok(None) };
+        if !found.all(|(_, other)| other.has_same_messages(&model)) {
             return Ok(None);
         }
-        let [(told, model), ..] = all;
         *self = model;
         told.map(Some)
     }

@@ -4,7 +4,7 @@
 
 use leveret_amqp::{FieldTable, Value};
 
-use crate::plan::{Dead, ExchangeName, Overflow, QueueSpec};
+use crate::plan::{Dead, ExchangeName, Overflow, QueueSpec, Strategy};
 use crate::stats::{Kind, Stats};
 
 /// The arguments of a queue.
@@ -45,6 +45,13 @@ pub(crate) fn arguments(spec: &QueueSpec) -> FieldTable {
                 table.field("x-dead-letter-exchange", Value::LongStr(name));
             }
         }
+        if let Some(strategy) = spec.strategy {
+            let strategy: &[u8] = match strategy {
+                Strategy::AtMostOnce => b"at-most-once",
+                Strategy::AtLeastOnce => b"at-least-once",
+            };
+            table.field("x-dead-letter-strategy", Value::LongStr(strategy));
+        }
         if says_more(spec) {
             for (name, value) in without_meaning(spec) {
                 table.field(name, *value);
@@ -75,6 +82,9 @@ pub(crate) fn count_arguments(stats: &mut Stats, spec: &QueueSpec) {
     count(spec.overflow == Some(Overflow::RejectDead), "x-overflow=reject-publish-dlx");
     count(spec.dead.is_some(), "x-dead-letter-exchange");
     count(matches!(spec.dead, Some(Dead::Queue(_))), "x-dead-letter-routing-key");
+    count(spec.strategy == Some(Strategy::AtMostOnce), "x-dead-letter-strategy=at-most-once");
+    count(spec.strategy == Some(Strategy::AtLeastOnce), "x-dead-letter-strategy=at-least-once");
+    count(spec.keeps_letters(), "dead letters are kept");
     count(spec.max_priority.is_some(), "x-max-priority");
     count(spec.single_active, "x-single-active-consumer");
     count(spec.delivery_limit.is_some(), "x-delivery-limit");

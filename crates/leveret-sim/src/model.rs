@@ -61,6 +61,16 @@ pub(crate) fn id_of(body: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*body.first_chunk()?))
 }
 
+/// Where a message is in its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Ready,
+    /// Delivered, and not settled.
+    Held,
+    /// It has died, as so many did before, and stays until somebody takes it.
+    Dying(u64),
+}
+
 /// Whether a message was delivered before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flag {
@@ -71,7 +81,6 @@ enum Flag {
 }
 
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Entry {
     message: Rc<Message>,
     rank: u8,
@@ -79,7 +88,7 @@ struct Entry {
     lane: u16,
     journaled: bool,
     deadline_ms: Option<u64>,
-    is_held: bool,
+    place: Place,
     flag: Flag,
     failed: u32,
     /// It died while the broker was down or slept: in which order with others, nobody can tell.
@@ -97,11 +106,20 @@ struct Queue {
     owner: Option<u8>,
     entries: Vec<Entry>,
     last_used_ms: u64,
+    /// How many have died that stay.
+    deaths: u64,
+    /// When the first of those is tried again, if it was tried.
+    retry_ms: Option<u64>,
 }
 
 impl Queue {
     fn ready(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| !entry.is_held)
+        self.entries.iter().filter(|entry| entry.place == Place::Ready)
+    }
+
+    /// Messages that have died and stay.
+    fn dying(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| matches!(entry.place, Place::Dying(_)))
     }
 
     fn ready_count(&self) -> usize {
@@ -114,7 +132,7 @@ impl Queue {
 
     /// What would be delivered next, if all have the same lane.
     fn head(&self) -> Option<usize> {
-        let ready = self.entries.iter().enumerate().filter(|(_, entry)| !entry.is_held);
+        let ready = self.entries.iter().enumerate().filter(|(_, entry)| entry.place == Place::Ready);
         ready.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)).map(|(at, _)| at)
     }
 }
@@ -433,7 +451,7 @@ impl Model {
             lane,
             journaled,
             deadline_ms: time_to_live.map(|ms| now_ms + u64::from(ms)),
-            is_held: false,
+            place: Place::Ready,
             flag: Flag::No,
             failed: 0,
             is_loose,
@@ -639,7 +657,7 @@ impl Model {
                 if limit.is_some_and(|limit| entry.failed > limit) {
                     return self.die(now_ms, held.slot, at);
                 }
-                entry.is_held = false;
+                entry.place = Place::Ready;
                 entry.flag = Flag::Yes;
             }
         }
@@ -681,7 +699,7 @@ impl Model {
         } else {
             self.last_uid += 1;
             let (uid, last_used_ms) = (self.last_uid, now_ms);
-            let queue = Queue { uid, owner, entries: Vec::new(), last_used_ms };
+            let queue = Queue { uid, owner, entries: Vec::new(), last_used_ms, deaths: 0, retry_ms: None };
             self.queues.insert(slot, Rc::new(queue));
             self.changed_topology(self.spec(slot).durable);
         }
@@ -710,8 +728,8 @@ impl Model {
     pub(crate) fn purge_queue(&mut self, client: u8, slot: u8) {
         let ready = self.ready_count(slot);
         let Some(queue) = self.queue_mut(slot) else { return };
-        let journaled = queue.ready().any(|entry| entry.journaled);
-        queue.entries.retain(|entry| entry.is_held);
+        let journaled = queue.entries.iter().any(|entry| entry.place != Place::Held && entry.journaled);
+        queue.entries.retain(|entry| entry.place == Place::Held);
         if journaled {
             self.is_durable = true;
             self.channel(client, Mode::Plain).settled = self.events;
@@ -818,7 +836,7 @@ impl Model {
         let has_ranks = !Self::is_dead(slot);
         let is_first = |(at, entry): &(usize, &Entry)| {
             let overtaken = |(before, other): (usize, &Entry)| {
-                !other.is_held
+                other.place == Place::Ready
                     && ((has_ranks && other.rank > entry.rank)
                         || (other.rank == entry.rank
                             && other.lane == entry.lane
@@ -828,7 +846,7 @@ impl Model {
             !entries.iter().enumerate().any(overtaken)
         };
         let is_from = |lane: u16| lane == 0 || source.is_none_or(|source| source_slot(lane) == Some(source));
-        let is_it = |entry: &Entry| !entry.is_held && entry.message.id == id && is_from(entry.lane);
+        let is_it = |entry: &Entry| entry.place == Place::Ready && entry.message.id == id && is_from(entry.lane);
         let own = entries.iter().enumerate().filter(|(_, entry)| is_it(entry));
         own.clone().find(is_first).map(|(at, _)| at)
     }
@@ -863,7 +881,7 @@ impl Model {
         }
         let journaled = entry.journaled;
         if is_kept {
-            entry.is_held = true;
+            entry.place = Place::Held;
         } else {
             queue.entries.remove(at);
             self.is_durable |= journaled;
@@ -1161,8 +1179,8 @@ impl Model {
     /// Compares the queues with what the broker says of them: their slots, ready and unacked messages.
     pub(crate) fn compare(&self, views: &BTreeMap<u8, (usize, usize, usize)>) -> Result<(), Violation> {
         let of_model = |(slot, queue): (&u8, &Rc<Queue>)| {
-            let ready = queue.ready_count();
-            (*slot, (ready, queue.entries.len() - ready, self.consumer_count(*slot)))
+            let held = queue.entries.iter().filter(|entry| entry.place == Place::Held).count();
+            (*slot, (queue.ready_count(), held, self.consumer_count(*slot)))
         };
         let own: BTreeMap<u8, (usize, usize, usize)> = self.queues.iter().map(of_model).collect();
         if own == *views {
@@ -1188,6 +1206,11 @@ impl Model {
     pub(crate) fn is_dead(slot: u8) -> bool {
         slot >= ORDINARY_QUEUES
     }
+}
+
+/// The rank that the dead letters of a lane had where they come from.
+fn source_rank(lane: u16) -> u8 {
+    u8::try_from(lane.saturating_sub(1) % 32).unwrap_or_default()
 }
 
 /// The queue that the dead letters of a lane come from.

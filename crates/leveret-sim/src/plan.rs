@@ -90,6 +90,9 @@ pub struct QueueSpec {
     pub overflow: Option<Overflow>,
     /// Arguments `x-dead-letter-exchange` and `x-dead-letter-routing-key`.
     pub dead: Option<Dead>,
+    /// Argument `x-dead-letter-strategy`.
+    #[serde(default)]
+    pub strategy: Option<Strategy>,
     /// Argument `x-max-priority`.
     pub max_priority: Option<u8>,
     /// Argument `x-single-active-consumer`.
@@ -107,6 +110,12 @@ impl QueueSpec {
     pub(crate) fn takes_all_at_once(&self, persistent: bool) -> bool {
         let is_limited = self.max_length.is_some() || self.max_bytes.is_some();
         !is_limited && !(self.durable && (persistent || self.quorum))
+    }
+
+    /// Whether dead letters stay in it until they are taken.
+    pub(crate) fn keeps_letters(&self) -> bool {
+        let strategy = self.strategy.filter(|_| self.dead.is_some() && self.overflow == Some(Overflow::Reject));
+        strategy == Some(Strategy::AtLeastOnce)
     }
 }
 
@@ -128,6 +137,15 @@ pub enum Dead {
     Queue(u8),
     /// To the exchange that is there for dead letters.
     Exchange,
+}
+
+/// What becomes of a dead letter that nobody takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Strategy {
+    /// `at-most-once`
+    AtMostOnce,
+    /// `at-least-once`
+    AtLeastOnce,
 }
 
 /// The exchanges of each virtual host.
@@ -454,6 +472,14 @@ impl QueueSpec {
             0 => Dead::Exchange,
             _ => Dead::Queue(random.random_range(ORDINARY_QUEUES..QUEUES)),
         });
+        spec.strategy = sometimes(random, 60, |random| match random.random_range(0..3) {
+            0 => Strategy::AtMostOnce,
+            _ => Strategy::AtLeastOnce,
+        })
+        .filter(|_| quorum);
+        if spec.strategy.is_some() && random.random_bool(0.6) {
+            spec.overflow = Some(Overflow::Reject);
+        }
         spec.max_priority = sometimes(random, 20, |random| random.random_range(1..6)).filter(|_| !quorum);
         spec.single_active = random.random_bool(0.12);
         spec.delivery_limit = sometimes(random, 60, |random| random.random_range(-1..4)).filter(|_| quorum);

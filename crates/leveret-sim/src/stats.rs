@@ -105,6 +105,9 @@ const EXPECTED: &[(Kind, &[&str])] = &[
             "x-overflow=reject-publish-dlx",
             "x-dead-letter-exchange",
             "x-dead-letter-routing-key",
+            "x-dead-letter-strategy=at-most-once",
+            "x-dead-letter-strategy=at-least-once",
+            "dead letters are kept",
             "x-max-priority",
             "x-single-active-consumer",
             "x-delivery-limit",
@@ -130,6 +133,7 @@ const EXPECTED: &[(Kind, &[&str])] = &[
             "consumer timed out",
             "channel timed out",
             "settled too late",
+            "dead letters wait",
         ],
     ),
 ];

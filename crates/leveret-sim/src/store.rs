@@ -523,8 +523,10 @@ impl World {
         if let [after, before, ..] = &snapshots[..] {
             let between = Model::between(before, after, &views);
             let none = Model::without_letters(before, after);
-            let all = snapshots.iter().chain([&between]);
-            let late: Vec<_> = all.map(|later| Model::with_late_letters(before, later)).collect();
+            let (model, all) = (&self.hubs[at].model, snapshots.iter().chain([&between]));
+            let mut late: Vec<_> = all.map(|later| model.with_late_letters(before, later, 0)).collect();
+            let letters = Model::new_letters(before, after).len();
+            late.extend((1..letters).map(|already| model.with_late_letters(before, after, already)));
             snapshots.extend([between, none]);
             snapshots.extend(late);
         }

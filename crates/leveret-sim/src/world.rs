@@ -170,6 +170,8 @@ impl World {
         if self.luck.random_bool(0.05) {
             self.compare()?;
         }
+        let waiting = self.hubs.iter().filter(|hub| hub.model.has_waiting_letters()).count();
+        self.stats.count_many(Kind::Outcome, "dead letters wait", waiting as u64);
         self.die_if_due()
     }
 

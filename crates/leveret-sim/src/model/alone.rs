@@ -4,13 +4,18 @@
 
 use std::rc::Rc;
 
-use super::{Consumer, Delayed, Entry, Message, Model, Order, Queue};
+use super::{Consumer, Delayed, Entry, Message, Model, Order, Place, Queue};
 use crate::plan::{Dead, ExchangeName, Overflow};
+
+/// How long a letter waits that nobody takes, until it is tried again.
+const RETRY_MS: u64 = 1000;
 
 impl Model {
     fn would_overflow(&self, slot: u8, bytes: usize) -> bool {
         let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
-        let (count, bytes) = (queue.ready_count() + 1, queue.ready_bytes() + bytes);
+        let dying_bytes: usize = queue.dying().map(|entry| entry.message.bytes).sum();
+        let count = queue.ready_count() + queue.dying().count() + 1;
+        let bytes = queue.ready_bytes() + dying_bytes + bytes;
         spec.max_length.is_some_and(|most| count > most as usize)
             || spec.max_bytes.is_some_and(|most| bytes > most as usize)
     }
@@ -41,29 +46,78 @@ impl Model {
         open
     }
 
+    /// Where a dead letter goes from a queue.
+    fn letter_targets(&self, slot: u8, message: &Message) -> Vec<u8> {
+        let mut targets: Vec<u8> = match self.spec(slot).dead {
+            None => Vec::new(),
+            Some(Dead::Queue(target)) => vec![target],
+            Some(Dead::Exchange) => self.targets(ExchangeName::Dead, message).into_iter().collect(),
+        };
+        targets.retain(|target| self.has_queue(*target));
+        targets
+    }
+
     /// A dead letter goes on from a queue.
     fn letter(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, rank: u8) {
         let message = Rc::new(Message { expiration_ms: None, ..Message::clone(message) });
-        let targets: Vec<u8> = match self.spec(slot).dead {
-            None => return,
-            Some(Dead::Queue(target)) => vec![target],
-            Some(Dead::Exchange) => self.targets(ExchangeName::Dead, &message).into_iter().collect(),
-        };
-        for target in targets {
+        for target in self.letter_targets(slot, &message) {
             self.enqueue(now_ms, target, &message, 1 + u16::from(slot) * 32 + u16::from(rank));
         }
     }
 
-    /// A message leaves its queue without having been consumed.
+    /// A message leaves its queue without having been consumed, or stays there until it is taken.
     pub(super) fn die(&mut self, now_ms: u64, slot: u8, at: usize) {
+        if self.spec(slot).keeps_letters() {
+            let is_first = self.queues.get(&slot).is_some_and(|queue| queue.dying().next().is_none());
+            let Some(queue) = self.queue_mut(slot) else { return };
+            queue.deaths += 1;
+            queue.entries[at].place = Place::Dying(queue.deaths);
+            self.is_durable |= self.queues[&slot].entries[at].journaled;
+            if is_first {
+                self.retry(now_ms, slot);
+            }
+            return;
+        }
         let Some(queue) = self.queue_mut(slot) else { return };
         let entry = queue.entries.remove(at);
         self.is_durable |= entry.journaled;
         self.letter(now_ms, slot, &entry.message, entry.rank);
     }
 
+    /// Whether any queue has dead letters that nobody takes.
+    pub(crate) fn has_waiting_letters(&self) -> bool {
+        self.queues.values().any(|queue| queue.dying().next().is_some())
+    }
+
+    /// Those go on that have died and stay, one after the other, up to the first that nobody takes.
+    fn retry(&mut self, now_ms: u64, slot: u8) {
+        loop {
+            let Some(queue) = self.queues.get(&slot) else { return };
+            let first = queue.entries.iter().enumerate().filter_map(|(at, entry)| match entry.place {
+                Place::Dying(death) => Some((death, at)),
+                Place::Ready | Place::Held => None,
+            });
+            let Some((_, at)) = first.min() else { return };
+            let is_taken = !self.letter_targets(slot, &queue.entries[at].message).is_empty();
+            let Some(queue) = self.queue_mut(slot) else { return };
+            if !is_taken {
+                queue.retry_ms = Some(now_ms + RETRY_MS);
+                return;
+            }
+            let entry = queue.entries.remove(at);
+            self.is_durable |= entry.journaled;
+            self.letter(now_ms, slot, &entry.message, entry.rank);
+        }
+    }
+
     /// What happens by itself, the first of it; false if there is nothing.
     pub(super) fn happen(&mut self, now_ms: u64) -> bool {
+        let is_tried =
+            |queue: &Queue| queue.dying().next().is_some() && queue.retry_ms.is_none_or(|due| due <= now_ms);
+        if let Some(slot) = self.queues.iter().find(|(_, queue)| is_tried(queue)).map(|(slot, _)| *slot) {
+            self.retry(now_ms, slot);
+            return true;
+        }
         if self.order == Order::OneByOne && self.drop_overflow(now_ms) {
             return true;
         }
@@ -71,8 +125,12 @@ impl Model {
             queue.ready().filter_map(|entry| entry.deadline_ms).filter(|due| *due <= now_ms).min()
         };
         let delayed = self.delayed.iter().map(|delayed| delayed.due_ms).filter(|due| *due <= now_ms).min();
-        let first = self.queues.iter().filter_map(|(slot, queue)| Some((due_in(queue)?, *slot))).min();
-        // A letter that is due at once may still be given to a consumer: all that die together come before that.
+        // What is due just now may still be given to a consumer.
+        let due = |(slot, queue): (&u8, &Rc<Queue>)| {
+            Some((due_in(queue)?, self.waiting_consumer(*slot).is_some(), *slot))
+        };
+        let first = self.queues.iter().filter_map(due).min().map(|(due, _, slot)| (due, slot));
+        // So may a letter: all that die together come before that.
         let is_letter_due = first.is_some_and(|(due, slot)| due == now_ms && Self::is_dead(slot));
         if delayed.is_none() && is_letter_due && self.drop_overflow(now_ms) {
             return true;
@@ -99,7 +157,8 @@ impl Model {
             let is_late = self.queues[&slot].ready().any(|entry| entry.deadline_ms.is_some_and(|due| due < now_ms));
             let until = if is_late { now_ms - 1 } else { now_ms };
             self.is_behind |= is_late;
-            let is_due = |entry: &Entry| !entry.is_held && entry.deadline_ms.is_some_and(|due| due <= until);
+            let is_due =
+                |entry: &Entry| entry.place == Place::Ready && entry.deadline_ms.is_some_and(|due| due <= until);
             while let Some(at) = {
                 let due = self.queues[&slot].entries.iter().enumerate().filter(|(_, entry)| is_due(entry));
                 due.min_by_key(|(at, entry)| (u8::MAX - entry.rank, *at)).map(|(at, _)| at)

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::{Entry, Flag, Model, Queue, Snapshot, source_slot};
+use super::{Entry, Flag, Model, Place, Queue, Snapshot, source_rank, source_slot};
 
 impl Snapshot {
     /// Nobody knows what messages were delivered.
@@ -43,18 +43,21 @@ impl Model {
             let queue = Rc::make_mut(queue);
             queue.last_used_ms = now_ms;
             queue.entries.retain(|entry| entry.journaled || entry.is_late);
+            queue.retry_ms = None;
             let ttl_ms = self.config.queues[usize::from(*slot)].ttl_ms.map(u64::from);
             for entry in &mut queue.entries {
                 if std::mem::take(&mut entry.is_late) {
                     entry.deadline_ms = ttl_ms.map(|ttl_ms| now_ms + ttl_ms);
                 }
-                let is_known = entry.is_held || self.heard.contains(&entry.serial);
+                let is_known = entry.place == Place::Held || self.heard.contains(&entry.serial);
                 entry.flag = match entry.flag {
                     _ if is_known => Flag::Yes,
                     Flag::No if !in_good_order && self.granted.contains(&queue.uid) => Flag::Perhaps,
                     flag => flag,
                 };
-                entry.is_held = false;
+                if entry.place == Place::Held {
+                    entry.place = Place::Ready;
+                }
             }
         }
         if in_good_order {
@@ -85,7 +88,8 @@ impl Model {
                 continue;
             };
             let has = |queue: &Queue, serial: u64| queue.entries.iter().any(|entry| entry.serial == serial);
-            let journaled = |queue: &Queue| queue.entries.iter().filter(|entry| entry.journaled).count();
+            let is_seen = |entry: &&Entry| entry.journaled && !matches!(entry.place, Place::Dying(_));
+            let journaled = |queue: &Queue| queue.entries.iter().filter(is_seen).count();
             let count = views.get(slot).map_or(0, |(ready, unacked, _)| ready + unacked);
             let missing = count.saturating_sub(journaled(later));
             let gone = earlier.entries.iter().filter(|entry| entry.journaled && !has(later, entry.serial));
@@ -105,18 +109,43 @@ impl Model {
         between
     }
 
-    /// The same, where dead letters that came with the event come only at the start: it was durable that they would.
-    pub(crate) fn with_late_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
+    /// The same, where dead letters that came with the event, but for so many, come only at the start: it was durable that they
+    /// would.
+    pub(crate) fn with_late_letters(&self, before: &Snapshot, after: &Snapshot, already: usize) -> Snapshot {
         let mut late = after.clone();
-        for (slot, queue) in &mut late.queues {
-            let earlier = before.queues.get(slot);
-            let was_there =
-                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
-            for entry in &mut Rc::make_mut(queue).entries {
-                entry.is_late = entry.lane != 0 && !was_there(entry.serial);
+        for (serial, slot) in Model::new_letters(before, after).into_iter().skip(already) {
+            let Some(queue) = late.queues.get_mut(&slot).map(Rc::make_mut) else { continue };
+            let Some(at) = queue.entries.iter().position(|entry| entry.serial == serial) else { continue };
+            let source = source_slot(queue.entries[at].lane).filter(|source| self.spec(*source).keeps_letters());
+            let Some(source) = source else {
+                queue.entries[at].is_late = true;
+                continue;
+            };
+            // It stays where it died, if nobody takes it then.
+            let letter = queue.entries.remove(at);
+            let Some(queue) = late.queues.get_mut(&source).map(Rc::make_mut) else { continue };
+            let is_there = queue.dying().any(|entry| entry.message.id == letter.message.id);
+            if !is_there {
+                queue.deaths += 1;
+                let (place, rank) = (Place::Dying(queue.deaths), source_rank(letter.lane));
+                queue.entries.push(Entry { place, rank, lane: 0, journaled: true, ..letter });
             }
         }
         late
+    }
+
+    /// Dead letters that came with an event, in their order: which, and where to.
+    pub(crate) fn new_letters(before: &Snapshot, after: &Snapshot) -> Vec<(u64, u8)> {
+        let was_there = |slot, serial| {
+            let queue = before.queues.get(slot);
+            queue.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial))
+        };
+        let all =
+            after.queues.iter().flat_map(|(slot, queue)| queue.entries.iter().map(move |entry| (slot, entry)));
+        let new = all.filter(|(slot, entry)| entry.lane != 0 && !was_there(*slot, entry.serial));
+        let mut letters: Vec<_> = new.map(|(slot, entry)| (entry.serial, *slot)).collect();
+        letters.sort_unstable();
+        letters
     }
 
     /// The same, where those of the letters are not there, or not yet, whose messages no journal knew where they died: they are

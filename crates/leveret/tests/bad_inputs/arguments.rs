@@ -1,6 +1,6 @@
 //! Arguments: what cannot be read, what can and means nothing, and names that are odd.
 
-use crate::case::{Cases, GOES_ON, frame, long, method, nested};
+use crate::case::{Cases, GOES_ON, REOPEN, frame, long, method, nested};
 
 /// `queue.declare` of `q%` without its flags and table, as `b"\0\0\x02q%"` would have the wrong length.
 const DECLARE_Q: &[u8] = b"\0\0\x01q";
@@ -17,8 +17,7 @@ fn unreadable(cases: &mut Cases) {
     cases.kind(38);
     let whole = [DECLARE_Q, b"\0\0\0\0\x0a\x01kS\0\0\0\x03abc"].concat();
     for cut in [0, 1, 2, 3, 4, 5, 7, 9] {
-        let text = "501";
-        cases.closes(format!("queue.declare cut after {cut} bytes"), &method(1, 50, 10, &whole[..cut]), text);
+        cases.closes(format!("queue.declare cut after {cut} bytes"), &method(1, 50, 10, &whole[..cut]), "501");
     }
     for (what, class, id, arguments) in [
         ("basic.publish without anything", 60, 40, &b""[..]),
@@ -59,6 +58,7 @@ fn unreadable(cases: &mut Cases) {
 }
 
 fn nested_and_repeated(cases: &mut Cases) {
+    const HEADERS: &str = "the headers of a message";
     cases.kind(39);
     for (letter, name, levels) in
         [(b'F', "tables", 15_000), (b'A', "arrays", 20_000), (b'F', "tables", 65), (b'A', "arrays", 65)]
@@ -71,9 +71,10 @@ fn nested_and_repeated(cases: &mut Cases) {
             ("exchange.declare", method(1, 40, 10, &[&b"\0\0\x01x\x06direct\0"[..], &deep].concat())),
             ("queue.bind", method(1, 50, 20, &[&b"\0\0\x01q\x01x\0\0"[..], &deep].concat())),
             ("basic.consume", method(1, 60, 20, &consume)),
-            ("the headers of a message", format!("C: basic.publish routing-key='q'\n{}", frame(2, 1, &header))),
+            (HEADERS, format!("C: basic.publish routing-key='q'\n{}", frame(2, 1, &header))),
         ] {
-            cases.closes(format!("{levels} nested {name} in {place}"), &input, "502");
+            let reply = if place == HEADERS { "502 60 40" } else { "502" };
+            cases.closes(format!("{levels} nested {name} in {place}"), &input, reply);
         }
     }
     let deep = long(&nested(b'F', 63));
@@ -178,12 +179,16 @@ fn redeclarations(cases: &mut Cases) {
         ("one more argument", "exclusive arguments={x-max-length=5 x-max-length-bytes=5}"),
         ("auto-delete", "exclusive auto-delete arguments={x-max-length=5}"),
     ] {
-        cases.refuses(
+        cases.script(
             format!("a queue declared again with {what}"),
-            &format!("{queue}C: queue.declare queue='q%' {again}"),
-            "406",
+            format!("{queue}C: queue.declare queue='q%' {again}\nS: channel.close 406\n{REOPEN}{queue}"),
         );
     }
+    cases.refuses(
+        "an exclusive queue declared again as not exclusive",
+        &format!("{queue}C: queue.declare queue='q%' arguments={{x-max-length=5}}"),
+        "405",
+    );
     for (what, first, again, code) in [
         ("durable", "", "durable", "406"),
         ("not durable", "durable", "", "406"),
@@ -221,10 +226,12 @@ fn redeclarations(cases: &mut Cases) {
 
     cases.kind(46);
     for kind in ["nonsense", "", "DIRECT", "x-jms-topic", "direct "] {
-        cases.refuses(
+        cases.script(
             format!("an exchange of type '{kind}'"),
-            &format!("C: exchange.declare exchange='x%' type='{kind}'"),
-            "406",
+            format!(
+                "C: exchange.declare exchange='x%' type='{kind}'\nS: channel.close 406\n{REOPEN}
+                C: exchange.declare exchange='x%' type='direct' passive\nS: channel.close 404"
+            ),
         );
     }
     cases.refuses(
@@ -261,10 +268,12 @@ fn values(cases: &mut Cases) {
         "x-queue-mode=1",
         "x-consumer-timeout=-1",
     ] {
-        cases.refuses(
+        cases.script(
             format!("a queue with {arguments}"),
-            &format!("C: queue.declare queue='q%' exclusive arguments={{{arguments}}}"),
-            "406",
+            format!(
+                "C: queue.declare queue='q%' exclusive arguments={{{arguments}}}\nS: channel.close 406\n{REOPEN}
+                C: queue.declare queue='q%' passive\nS: channel.close 404"
+            ),
         );
     }
     cases.refuses(

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use leveret_amqp::Method;
 use leveret_testkit::run_script;
 
 use crate::wire::SocketWire;
@@ -65,8 +66,8 @@ impl Cases {
         Case { kind: self.kind, what: what.into(), steps }
     }
 
-    pub(crate) fn script(&mut self, what: impl Into<String>, script: impl Into<String>) -> &mut Self {
-        let case = self.case(what, Steps::Script(script.into()));
+    pub(crate) fn script(&mut self, what: impl Into<String>, script: impl AsRef<str>) -> &mut Self {
+        let case = self.case(what, Steps::Script(in_full(script.as_ref())));
         self.played_in_turn.push(case);
         self
     }
@@ -109,6 +110,56 @@ impl Cases {
     pub(crate) fn tolerates(&mut self, what: impl Into<String>, conversation: &str) -> &mut Self {
         self.script(what, format!("{conversation}\n{GOES_ON}"))
     }
+}
+
+/// A script in which each exception says its code, and which method is at fault. That is the last one of a client, unless the
+/// script says something else, as `505 0 0`, with or without a text between.
+fn in_full(script: &str) -> String {
+    let mut last = "";
+    let mut out = String::new();
+    for line in script.lines().map(str::trim) {
+        match line.split_once(": ") {
+            Some((who, said)) if who.starts_with('C') => last = said,
+            Some((who, said)) if who.starts_with('S') => {
+                if let Some((name, reply)) = said.split_once(' ')
+                    && matches!(name, "connection.close" | "channel.close")
+                {
+                    let _ = writeln!(out, "{who}: {name} {}", attributed(reply, last));
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        let _ = writeln!(out, "{line}");
+    }
+    out
+}
+
+/// A reply, and class and method at fault: those that it names, or else those of what was said last.
+fn attributed(reply: &str, said: &str) -> String {
+    let (reply, (class, method)) = named(reply).unwrap_or_else(|| {
+        (reply, spoken(said).unwrap_or_else(|| panic!("{reply}: for which method? {said} is none")))
+    });
+    format!("{reply} class-id={class} method-id={method}")
+}
+
+/// Class and method of what a client says, if it is a method.
+fn spoken(said: &str) -> Option<(u16, u16)> {
+    let Some(bytes) = said.strip_prefix("raw 01 ") else {
+        let name = said.split(' ').next()?;
+        return Method::ALL.iter().find(|method| method.name == name).map(|method| (method.class, method.method));
+    };
+    // Behind the number of the channel and the length of the payload.
+    let mut ids = bytes.split(' ').skip(6).map(|byte| u16::from_str_radix(byte, 16).ok());
+    let mut id = || Some(ids.next()?? << 8 | ids.next()??);
+    Some((id()?, id()?))
+}
+
+/// The two numbers at the end of a reply, and what stands before them.
+fn named(reply: &str) -> Option<(&str, (u16, u16))> {
+    let (rest, method) = reply.rsplit_once(' ')?;
+    let (rest, class) = rest.rsplit_once(' ')?;
+    Some((rest, (class.parse().ok()?, method.parse().ok()?)))
 }
 
 /// After a channel exception.

@@ -1,6 +1,6 @@
 //! Contents: headers, bodies, and what is in the way of either.
 
-use crate::case::{Cases, frame};
+use crate::case::{Cases, GOES_ON, frame};
 
 const QUEUE: &str = "C: queue.declare queue='q%' exclusive\nS: queue.declare-ok 'q%' 0 0\n";
 const PUBLISH: &str = "C: basic.publish routing-key='q%'\n";
@@ -15,38 +15,47 @@ pub(crate) fn list(cases: &mut Cases) {
 
 fn order(cases: &mut Cases) {
     cases.kind(30);
-    for (what, lines) in [
-        ("a content header without a method", "C: content-header 5"),
-        ("an empty content header without a method", "C: content-header 0"),
-        ("a body without a method", "C: content-body 'x'"),
-        ("a body without a header", "C: basic.publish routing-key='q%'\nC: content-body 'x'"),
-        ("a method instead of the header", "C: basic.publish routing-key='q%'\nC: basic.qos"),
+    // Without a publish no method is at fault.
+    for (what, lines, fault) in [
+        ("a content header without a method", "C: content-header 5", "0 0"),
+        ("an empty content header without a method", "C: content-header 0", "0 0"),
+        ("a body without a method", "C: content-body 'x'", "0 0"),
+        ("a body without a header", "C: basic.publish routing-key='q%'\nC: content-body 'x'", "60 40"),
+        ("a method instead of the header", "C: basic.publish routing-key='q%'\nC: basic.qos", "60 40"),
         (
             "another publish instead of the header",
             "C: basic.publish routing-key='q%'\nC: basic.publish routing-key='q%'",
+            "60 40",
         ),
-        ("a method instead of the body", "C: basic.publish routing-key='q%'\nC: content-header 5\nC: basic.qos"),
+        (
+            "a method instead of the body",
+            "C: basic.publish routing-key='q%'\nC: content-header 5\nC: basic.qos",
+            "60 40",
+        ),
         (
             "a method amidst the body",
             "C: basic.publish routing-key='q%'\nC: content-header 5\nC: content-body 'x'\nC: channel.close reply-code=200",
+            "60 40",
         ),
-        ("two headers", "C: basic.publish routing-key='q%'\nC: content-header 5\nC: content-header 5"),
+        ("two headers", "C: basic.publish routing-key='q%'\nC: content-header 5\nC: content-header 5", "60 40"),
         (
             "a header amidst the body",
             "C: basic.publish routing-key='q%'\nC: content-header 5\nC: content-body 'x'\nC: content-header 5",
+            "60 40",
         ),
         (
             "a body behind a method without content",
             "C: basic.recover requeue\nS: basic.recover-ok\nC: content-body 'x'",
+            "0 0",
+        ),
+        (
+            "a content header on a channel that is not open",
+            &frame(2, 5, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            "0 0",
         ),
     ] {
-        cases.closes(what, lines, "505");
+        cases.closes(what, lines, &format!("505 {fault}"));
     }
-    cases.closes(
-        "a content header on a channel that is not open",
-        &frame(2, 5, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-        "505",
-    );
 
     cases.kind(31);
     let header = |class: u8, weight: u8| [0, class, 0, weight, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
@@ -57,7 +66,11 @@ fn order(cases: &mut Cases) {
         ("weight 1", header(60, 1)),
         ("weight 255", header(60, 255)),
     ] {
-        cases.closes(format!("a content header of {what}"), &format!("{PUBLISH}{}", frame(2, 1, &header)), "505");
+        cases.closes(
+            format!("a content header of {what}"),
+            &format!("{PUBLISH}{}", frame(2, 1, &header)),
+            "505 60 40",
+        );
     }
 }
 
@@ -84,13 +97,14 @@ fn sizes(cases: &mut Cases) {
     cases.closes(
         "a body where the header says that there is none",
         &format!("{PUBLISH}C: content-header 0\nC: content-body 'x'"),
-        "505",
+        "505 0 0",
     );
 
     cases.kind(33);
     for (size, unsigned) in [
         ("536870913", "536870913"),
         ("1073741824", "1073741824"),
+        ("9223372036854775807", "9223372036854775807"),
         ("-9223372036854775808", "9223372036854775808"),
         ("-1", "18446744073709551615"),
     ] {
@@ -102,7 +116,7 @@ fn sizes(cases: &mut Cases) {
             ),
         );
     }
-    for size in ["16777217", "536870912"] {
+    for size in ["16777217", "17825792", "536870912"] {
         cases.refuses(
             format!("a size of {size}, above max_message_size"),
             &format!("{PUBLISH}C: content-header {size}"),
@@ -111,11 +125,12 @@ fn sizes(cases: &mut Cases) {
             ),
         );
     }
+    let much = "C: content-body 131072*x\n".repeat(128);
     cases.script(
         "a body above max_message_size that comes all the same",
         format!(
-            "{PUBLISH}C: content-header 16777217\nS: channel.close 406\nC: content-body 131064*x\nC: content-body 131064*x
-            C: channel.close-ok\nC: channel.open\nS: channel.open-ok\nC: basic.qos\nS: basic.qos-ok"
+            "{PUBLISH}C: content-header 16777217\nS: channel.close 406 60 40\n{much}C: content-body 'x'
+            C: channel.close-ok\nC: channel.open\nS: channel.open-ok\n{GOES_ON}"
         ),
     );
     let largest = "C+: content-body 131072*x\n".repeat(128);
@@ -162,7 +177,7 @@ fn headers(cases: &mut Cases) {
                 Sb: basic.consume-ok 't'
                 C: basic.publish routing-key='q%'
                 {header}
-                S/0: connection.close 502
+                S/0: connection.close 502 60 40
                 C/0: connection.close-ok
                 S/0: end
                 Cb: basic.publish routing-key='q%' body='fine'
@@ -198,7 +213,7 @@ fn tolerated(cases: &mut Cases) {
     cases.closes(
         "1000 empty body frames of nothing",
         &format!("{PUBLISH}C: content-header 0\n{empties}C: content-body ''"),
-        "505",
+        "505 0 0",
     );
 
     cases.kind(36);
@@ -257,12 +272,12 @@ fn tolerated(cases: &mut Cases) {
 
 fn returns(cases: &mut Cases) {
     cases.kind(60);
-    for (what, target) in [
-        ("the default exchange", "routing-key='nowhere%'"),
-        ("a direct exchange", "exchange='amq.direct' routing-key='nowhere%'"),
-        ("a topic exchange", "exchange='amq.topic' routing-key='nowhere%'"),
-        ("a fanout exchange without a queue", "exchange='amq.fanout'"),
-        ("a headers exchange", "exchange='amq.headers' headers={k=1}"),
+    for (what, exchange, routing_key, headers) in [
+        ("the default exchange", "", "nowhere%", ""),
+        ("a direct exchange", "amq.direct", "nowhere%", ""),
+        ("a topic exchange", "amq.topic", "nowhere%", ""),
+        ("a fanout exchange without a queue", "amq.fanout", "", ""),
+        ("a headers exchange", "amq.headers", "", "headers={k=1}"),
     ] {
         cases.script(
             format!("a mandatory message that {what} brings nowhere"),
@@ -270,8 +285,8 @@ fn returns(cases: &mut Cases) {
                 "
                 C: confirm.select
                 S: confirm.select-ok
-                C: basic.publish {target} mandatory delivery-mode=2 body='x'
-                S: basic.return 312 'NO_ROUTE' body='x'
+                C: basic.publish exchange='{exchange}' routing-key='{routing_key}' mandatory delivery-mode=2 {headers} body='x'
+                S: basic.return 312 'NO_ROUTE' '{exchange}' '{routing_key}' delivery-mode=2 {headers} body='x'
                 S: basic.ack 1
                 "
             ),

@@ -87,7 +87,7 @@ fn broken(cases: &mut Cases) {
     ] {
         cases.kind(kind);
         for (what, bytes) in inputs {
-            cases.closes(*what, &format!("C: raw {bytes}"), &code.to_string());
+            cases.closes(*what, &format!("C: raw {bytes}"), &format!("{code} 0 0"));
         }
     }
     cases.kind(18).script(
@@ -105,7 +105,7 @@ fn broken(cases: &mut Cases) {
         C: basic.publish routing-key='nowhere'
         C: content-header 4097
         C: content-body 4097*x
-        S/0: connection.close 501
+        S/0: connection.close 501 0 0
         C/0: connection.close-ok
         S/0: end
         ",
@@ -114,9 +114,9 @@ fn broken(cases: &mut Cases) {
 
 fn out_of_place(cases: &mut Cases) {
     cases.kind(21);
-    cases.closes("a content header on channel 0", "C/0: content-header 5", "505");
-    cases.closes("a body on channel 0", "C/0: content-body 'x'", "505");
-    cases.closes("an empty body on channel 0", "C/0: content-body ''", "505");
+    cases.closes("a content header on channel 0", "C/0: content-header 5", "505 0 0");
+    cases.closes("a body on channel 0", "C/0: content-body 'x'", "505 0 0");
+    cases.closes("an empty body on channel 0", "C/0: content-body ''", "505 0 0");
 
     cases.kind(23);
     for (class, id) in [(99, 10), (50, 999), (0, 0), (65535, 65535), (60, 200), (20, 0), (90, 60), (110, 10)] {
@@ -145,6 +145,10 @@ fn out_of_place(cases: &mut Cases) {
         ("connection.close-ok", 51, b""),
         ("connection.open", 40, b"\x01/\0\0"),
         ("connection.tune-ok", 31, b"\0\0\0\0\0\0\0\0"),
+        ("connection.start-ok", 11, b"\0\0\0\0\x05PLAIN\0\0\0\0\x05en_US"),
+        ("connection.secure-ok", 21, b"\0\0\0\0"),
+        ("connection.update-secret", 70, b"\0\0\0\x05guest\0"),
+        ("connection.open-ok", 41, b"\0"),
     ] {
         cases.closes(format!("{what} on channel 1"), &method(1, 10, id, arguments), "503");
     }
@@ -154,8 +158,10 @@ fn out_of_place(cases: &mut Cases) {
         "exchange.declare-ok",
         "exchange.delete-ok",
         "exchange.bind-ok",
+        "exchange.unbind-ok",
         "queue.declare-ok",
         "queue.bind-ok",
+        "queue.unbind-ok",
         "queue.purge-ok",
         "queue.delete-ok",
         "basic.qos-ok",
@@ -168,6 +174,7 @@ fn out_of_place(cases: &mut Cases) {
         "confirm.select-ok",
         "tx.select-ok",
         "tx.commit-ok",
+        "tx.rollback-ok",
         "channel.open-ok",
         "channel.close-ok",
         "channel.flow-ok",
@@ -178,7 +185,15 @@ fn out_of_place(cases: &mut Cases) {
         "basic.cancel-ok, with which a client may answer basic.cancel",
         "C: basic.cancel-ok consumer-tag='t'",
     );
-    for answer in ["connection.start", "connection.tune", "connection.open-ok", "connection.blocked"] {
+    for answer in [
+        "connection.start",
+        "connection.secure",
+        "connection.tune",
+        "connection.open-ok",
+        "connection.blocked",
+        "connection.unblocked",
+        "connection.update-secret-ok",
+    ] {
         cases.closes(answer, &format!("C/0: {answer}"), "504");
     }
 }
@@ -208,6 +223,13 @@ fn channels(cases: &mut Cases) {
             format!("530 'NOT_ALLOWED - channel number {number} is above the negotiated channel_max (2047)' 20 10");
         cases.closes(format!("channel {number} is opened"), &format!("C/{number}: channel.open"), &text);
     }
+    for (what, class, id, arguments) in
+        [("basic.qos", 60, 10, &[0; 7][..]), ("queue.declare", 50, 10, b"\0\0\x01q\0\0\0\0\0")]
+    {
+        cases.closes(format!("{what} on channel 2048"), &method(2048, class, id, arguments), "530");
+    }
+    let header = frame(2, 2048, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    cases.closes("a content header on channel 2048", &header, "530 0 0");
     cases.script(
         "one channel more than was agreed",
         "
@@ -291,7 +313,7 @@ fn closing(cases: &mut Cases) {
     cases.script(
         "connection.close of a client that understands nothing, after a fault",
         format!(
-            "C: basic.qos\nS: basic.qos-ok\n{}\nS/0: connection.close 501\n{goodbye}\nS/0: connection.close-ok",
+            "C: basic.qos\nS: basic.qos-ok\n{}\nS/0: connection.close 501 0 0\n{goodbye}\nS/0: connection.close-ok",
             frame(0, 1, b"")
         ),
     );

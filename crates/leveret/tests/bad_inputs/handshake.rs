@@ -1,7 +1,7 @@
 //! Before a connection is open: headers, logins, limits. AMQP 0-9-1 §2.2.4: until then a fault closes the socket without a
 //! word, but for those that clients have learnt to hear of.
 
-use crate::case::{Cases, frame, long, method, nested, raw};
+use crate::case::{Cases, GOES_ON, frame, long, method, nested, raw};
 
 const START: &str = "C/0: protocol-header\nS/0: connection.start\n";
 const LOGIN: &str =
@@ -107,7 +107,7 @@ fn order(cases: &mut Cases) {
     );
     for (after, steps) in [("login", format!("{START}{LOGIN}")), ("tune-ok", format!("{START}{LOGIN}{TUNE}"))] {
         for line in ["C: channel.open", "C: basic.publish routing-key='q%' body='too early'"] {
-            let said = "S/0: connection.close 505\nC/0: connection.close-ok\nS/0: end";
+            let said = "S/0: connection.close 505 0 0\nC/0: connection.close-ok\nS/0: end";
             cases.script(format!("{line} after {after}"), format!("{queue}{steps}{line}\n{said}\n{is_empty}"));
         }
     }
@@ -159,7 +159,7 @@ fn logins(cases: &mut Cases) {
         cases.script(
             format!("{what}, from a client that understands"),
             format!(
-                "{START}C/0: connection.start-ok {login} {UNDERSTANDS}\nS/0: connection.close {code}
+                "{START}C/0: connection.start-ok {login} {UNDERSTANDS}\nS/0: connection.close {code} 0 0
                 C/0: connection.close-ok\nS/0: end"
             ),
         );
@@ -188,19 +188,23 @@ fn logins(cases: &mut Cases) {
     for (user, vhost) in
         [("guest", "nowhere"), ("guest", ""), ("guest", "other"), ("nobody", "other"), ("guest", "//")]
     {
-        open(cases, &format!("{user} opens '{vhost}'"), user, vhost);
+        let text = match vhost {
+            "other" => format!("access to vhost 'other' refused for user '{user}'"),
+            _ => format!("vhost {vhost} not found"),
+        };
+        open(cases, &format!("{user} opens '{vhost}'"), user, vhost, &format!("530 \"NOT_ALLOWED - {text}\""));
     }
-    open(cases, "guest opens a name of 255 bytes", "guest", &"v".repeat(255));
-    open(cases, "guest opens a name with line breaks", "guest", "\\x1b[2J\\r\\nforged");
+    open(cases, "guest opens a name of 255 bytes", "guest", &"v".repeat(255), "530");
+    open(cases, "guest opens a name with line breaks", "guest", "\\x1b[2J\\r\\nforged", "530");
 }
 
 /// A virtual host that is not there, or not for this user.
-fn open(cases: &mut Cases, what: &str, user: &str, vhost: &str) {
+fn open(cases: &mut Cases, what: &str, user: &str, vhost: &str, reply: &str) {
     cases.script(
         what,
         format!(
             "{START}C/0: connection.start-ok mechanism='PLAIN' response='\\0{user}\\0{user}'\nS/0: connection.tune
-            {TUNE}C/0: connection.open virtual-host='{vhost}'\nS/0: connection.close 530
+            {TUNE}C/0: connection.open virtual-host='{vhost}'\nS/0: connection.close {reply}
             C/0: connection.close-ok\nS/0: end"
         ),
     );
@@ -208,25 +212,69 @@ fn open(cases: &mut Cases, what: &str, user: &str, vhost: &str) {
 
 fn limits(cases: &mut Cases) {
     cases.kind(12);
-    for tune in [
-        "channel-max=2047 frame-max=100",
-        "channel-max=2047 frame-max=1",
-        "channel-max=2047 frame-max=4095",
-        "channel-max=2047 frame-max=131073",
-        "channel-max=2047 frame-max=4294967295",
-        "channel-max=2048 frame-max=131072",
-        "channel-max=65535 frame-max=131072",
+    for (field, value, bound) in [
+        ("frame_max", 100u32, "lower than the minimum allowed value (4096)"),
+        ("frame_max", 1, "lower than the minimum allowed value (4096)"),
+        ("frame_max", 4095, "lower than the minimum allowed value (4096)"),
+        ("frame_max", 131_073, "higher than the maximum allowed value (131072)"),
+        ("frame_max", u32::MAX, "higher than the maximum allowed value (131072)"),
+        ("channel_max", 2048, "higher than the maximum allowed value (2047)"),
+        ("channel_max", 65_535, "higher than the maximum allowed value (2047)"),
     ] {
-        let refused = "S/0: connection.close 530\nC/0: connection.close-ok\nS/0: end";
-        cases.script(tune, format!("{START}{LOGIN}C/0: connection.tune-ok {tune}\n{refused}"));
+        let argument = field.replace('_', "-");
+        cases.script(
+            format!("{field} {value}"),
+            format!(
+                "{START}{LOGIN}C/0: connection.tune-ok {argument}={value}
+                S/0: connection.close 530 'NOT_ALLOWED - negotiated {field} = {value} is {bound}'
+                C/0: connection.close-ok\nS/0: end"
+            ),
+        );
     }
-    cases.script(
-        "zero for both, which is the broker's limits",
+    let open = |tune: &str| {
         format!(
-            "{START}{LOGIN}C/0: connection.tune-ok\nC/0: connection.open virtual-host='/'\nS/0: connection.open-ok
-            C/2047: channel.open\nS/2047: channel.open-ok"
-        ),
+            "{START}{LOGIN}C/0: connection.tune-ok {tune}\nC/0: connection.open virtual-host='/'\nS/0: connection.open-ok\n"
+        )
+    };
+    let closed = "C/0: connection.close-ok\nS/0: end";
+    cases.script(
+        "zero for channel-max, which is the broker's, and the last channel",
+        format!("{}C/2047: channel.open\nS/2047: channel.open-ok", open("channel-max=0 frame-max=131072")),
     );
+    for (channel_max, number) in [(0, 2048), (0, 65535), (2047, 2048), (2046, 2047), (1, 2)] {
+        let most = if channel_max == 0 { 2047 } else { channel_max };
+        cases.script(
+            format!("channel {number}, where {channel_max} was agreed on"),
+            format!(
+                "{}C/{number}: channel.open
+                S/0: connection.close 530 'NOT_ALLOWED - channel number {number} is above the negotiated channel_max ({most})' 20 10\n{closed}",
+                open(&format!("channel-max={channel_max} frame-max=131072"))
+            ),
+        );
+    }
+    // RabbitMQ takes payloads of that size; with the eight bytes around them, they are longer than the specification allows.
+    for (agreed, most) in [(0u32, 131_072u32), (131_072, 131_072), (131_071, 131_071), (8192, 8192), (4096, 4096)] {
+        cases.kind(if agreed == 0 { 12 } else { 18 });
+        let open = format!("{}C: channel.open\nS: channel.open-ok\n", open(&format!("frame-max={agreed}")));
+        cases.script(
+            format!("a frame as long as may be, where {agreed} was agreed on"),
+            format!(
+                "{open}C: basic.publish routing-key='nowhere'\nC: content-header {most}\nC: content-body {most}*x\n{GOES_ON}"
+            ),
+        );
+        for (what, kind) in [("method", 1), ("header", 2), ("body", 3)] {
+            let [a, b, c, d] = (most + 1).to_be_bytes();
+            cases.script(
+                format!("the head of a {what} one byte longer, where {agreed} was agreed on"),
+                format!(
+                    "{open}C: raw {kind:02x} 00 01 {a:02x} {b:02x} {c:02x} {d:02x}
+                    S/0: connection.close 501 'FRAME_ERROR - type {kind}, all octets = <<>>: {{frame_too_large,{},{}}}' 0 0\n{closed}",
+                    most + 1,
+                    most - 8
+                ),
+            );
+        }
+    }
 
     cases.kind(13);
     let start_ok = |properties: &[u8], mechanism: &[u8], response: &[u8]| {

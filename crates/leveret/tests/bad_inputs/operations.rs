@@ -18,19 +18,32 @@ pub(crate) fn list(cases: &mut Cases) {
 
 fn missing(cases: &mut Cases) {
     cases.kind(42);
-    for line in [
-        "basic.publish exchange='missing%' routing-key='q' body='x'",
-        "basic.publish exchange='missing%' mandatory body=''",
-        "queue.declare queue='missing%' passive",
-        "exchange.declare exchange='missing%' type='direct' passive",
-        "basic.get queue='missing%'",
-        "basic.consume queue='missing%'",
-        "queue.purge queue='missing%'",
-        "queue.bind queue='missing%' exchange='amq.direct'",
-        "exchange.bind source='missing%' destination='amq.direct'",
-        "exchange.bind source='amq.direct' destination='missing%'",
+    for (missing, lines) in [
+        (
+            "exchange",
+            &[
+                "basic.publish exchange='missing%' routing-key='q' body='x'",
+                "basic.publish exchange='missing%' mandatory body=''",
+                "exchange.declare exchange='missing%' type='direct' passive",
+                "exchange.bind source='missing%' destination='amq.direct'",
+                "exchange.bind source='amq.direct' destination='missing%'",
+            ][..],
+        ),
+        (
+            "queue",
+            &[
+                "queue.declare queue='missing%' passive",
+                "basic.get queue='missing%'",
+                "basic.consume queue='missing%'",
+                "queue.purge queue='missing%'",
+                "queue.bind queue='missing%' exchange='amq.direct'",
+            ],
+        ),
     ] {
-        cases.refuses(line, &format!("C: {line}"), "404");
+        for line in lines {
+            let reply = format!("404 \"NOT_FOUND - no {missing} 'missing%' in vhost '/'\"");
+            cases.refuses(*line, &format!("C: {line}"), &reply);
+        }
     }
     cases.refuses(
         "a queue that is not there, whose name has line breaks",
@@ -86,6 +99,7 @@ fn forbidden(cases: &mut Cases) {
         "queue.unbind queue='q%' exchange='' routing-key='q%'",
         "exchange.bind source='' destination='amq.direct'",
         "exchange.bind source='amq.direct' destination=''",
+        "exchange.unbind source='' destination='amq.direct'",
         "exchange.delete exchange=''",
         "exchange.declare exchange='' type='direct'",
         "exchange.declare exchange='amq.new' type='direct'",
@@ -148,19 +162,22 @@ fn settling(cases: &mut Cases) {
         "basic.ack delivery-tag=-1",
         "basic.ack delivery-tag=0",
         "basic.nack delivery-tag=7",
+        "basic.nack delivery-tag=2 multiple requeue",
         "basic.nack delivery-tag=0 requeue",
         "basic.reject delivery-tag=9 requeue",
         "basic.reject delivery-tag=0",
     ] {
         cases.script(line, format!("{got}C/2: {line}\nS/2: channel.close 406\n{goes_back}"));
     }
-    cases.script(
-        "a tag of another channel",
-        format!(
-            "{got}C/3: basic.ack delivery-tag=1\nS/3: channel.close 406\nC/3: channel.close-ok
-            C/2: basic.reject delivery-tag=1 requeue\nC/2: basic.get queue='q%'\nS/2: basic.get-ok 2 redelivered"
-        ),
-    );
+    for line in ["basic.ack", "basic.nack", "basic.reject"] {
+        cases.script(
+            format!("{line} with a tag of another channel"),
+            format!(
+                "{got}C/3: {line} delivery-tag=1\nS/3: channel.close 406\nC/3: channel.close-ok
+                C/2: basic.reject delivery-tag=1 requeue\nC/2: basic.get queue='q%'\nS/2: basic.get-ok 2 redelivered"
+            ),
+        );
+    }
     for (first, second) in [("basic.ack", "basic.ack"), ("basic.ack", "basic.reject"), ("basic.nack", "basic.ack")]
     {
         cases.script(
@@ -175,6 +192,14 @@ fn settling(cases: &mut Cases) {
         "an ack of what needs none",
         format!(
             "{QUEUE}C: basic.publish routing-key='q%' body='one'\nC/2: basic.get queue='q%' no-ack\nS/2: basic.get-ok 1
+            C/2: basic.ack delivery-tag=1\nS/2: channel.close 406"
+        ),
+    );
+    cases.script(
+        "an ack of a delivery to a consumer that need not ack",
+        format!(
+            "{QUEUE}C/2: basic.consume queue='q%' consumer-tag='t' no-ack\nS/2: basic.consume-ok 't'
+            C: basic.publish routing-key='q%' body='one'\nS/2: basic.deliver 't' 1 body='one'
             C/2: basic.ack delivery-tag=1\nS/2: channel.close 406"
         ),
     );
@@ -265,7 +290,10 @@ fn permissions(cases: &mut Cases) {
     let queue = "C: queue.declare queue='q%' auto-delete\nS: queue.declare-ok 'q%' 0 0
         C: basic.publish routing-key='q%' body='x'
         C: queue.declare queue='q%' passive\nS: queue.declare-ok 'q%' 1 0\n";
-    let unchanged = "C: queue.declare queue='q%' passive\nS: queue.declare-ok 'q%' 1 0\nC: queue.delete queue='q%'\nS: queue.delete-ok 1";
+    let unchanged = "C: queue.declare queue='q%' passive\nS: queue.declare-ok 'q%' 1 0
+        C: queue.delete queue='q%'\nS: queue.delete-ok 1
+        C: queue.declare queue='new%' passive\nS: channel.close 404\nC: channel.close-ok
+        C/2: exchange.declare exchange='x%' type='direct' passive\nS/2: channel.close 404";
     for (kind, user, lines) in [
         (
             56,
@@ -282,6 +310,7 @@ fn permissions(cases: &mut Cases) {
                 "exchange.declare exchange='x%' type='direct'",
                 "exchange.delete exchange='x%'",
                 "exchange.bind source='amq.direct' destination='amq.fanout'",
+                "exchange.unbind source='amq.direct' destination='amq.fanout'",
             ][..],
         ),
         (

@@ -41,6 +41,8 @@ pub(crate) struct Cases {
     pub(crate) played_in_turn: Vec<Case>,
     /// These wait for timeouts.
     pub(crate) played_at_once: Vec<Case>,
+    /// These wait for those that a broker has if nothing else is said.
+    pub(crate) played_at_leisure: Vec<Case>,
 }
 
 impl Cases {
@@ -81,6 +83,12 @@ impl Cases {
     pub(crate) fn waits(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
         let case = self.case(what, Steps::Function(play));
         self.played_at_once.push(case);
+        self
+    }
+
+    pub(crate) fn waits_long(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
+        let case = self.case(what, Steps::Function(play));
+        self.played_at_leisure.push(case);
         self
     }
 

@@ -13,7 +13,7 @@ use leveret_testkit::Wire as _;
 use crate::case::Cases;
 use crate::support::DEADLINE;
 use crate::wire::{Peer, SocketWire};
-use crate::{SERVED_WITHIN, newcomer};
+use crate::{Bystander, SERVED_WITHIN, newcomer};
 
 pub(crate) fn list(cases: &mut Cases) {
     cases
@@ -51,12 +51,13 @@ fn served(address: SocketAddr) -> Result<(), String> {
 }
 
 fn hanging_handshakes(address: SocketAddr) -> Result<(), String> {
+    let mut bystander = Bystander::at(address);
     let mut crowd: Vec<_> = (0..200).map(|_| Peer::connect(address)).collect();
     for (nth, peer) in crowd.iter_mut().enumerate() {
         // Some say nothing at all, some begin.
         peer.send(&PROTOCOL_HEADER[..nth % 9]);
     }
-    served(address)
+    bystander.look()
 }
 
 fn open(address: SocketAddr) -> Result<Connection, String> {

@@ -76,8 +76,8 @@ struct Bystander {
 }
 
 impl Bystander {
-    fn of(broker: &Broker) -> Self {
-        let url: Url = broker.client_url().parse().unwrap();
+    fn at(address: SocketAddr) -> Self {
+        let url: Url = format!("amqp://guest:guest@{address}/%2F").parse().unwrap();
         let mut connection = Connection::open(&url).unwrap();
         let queue = exclusive_queue(&mut connection).unwrap();
         Bystander { url, connection, queue }
@@ -180,30 +180,26 @@ fn check_unharmed(broker: Broker, sockets_before: usize) {
 #[test]
 fn a_bad_input_is_answered_as_it_should_be_and_hurts_nobody_else() {
     let cases = Cases::collect();
+    let (waiting, patient) = (cases.played_at_once.len(), cases.played_at_leisure.len());
     let mut kinds = BTreeMap::<u8, usize>::new();
-    for case in &cases.played_at_once {
-        *kinds.entry(case.kind).or_default() += 1;
-    }
-    for case in &cases.played_in_turn {
+    for case in cases.played_in_turn.iter().chain(&cases.played_at_once).chain(&cases.played_at_leisure) {
         *kinds.entry(case.kind).or_default() += 1;
     }
     let missing: Vec<_> = (1..=KINDS).filter(|kind| kinds.get(kind).is_none_or(|&count| count < 2)).collect();
     assert!(missing.is_empty(), "these kinds of bad inputs have no cases: {missing:?}");
 
-    // Those that wait for timeouts do so beside the others, at a broker that does not let them wait for long.
+    // Those that wait for timeouts do so beside the others, most of them at a broker that does not let them wait for long.
     let impatient = start(&["--set", "handshake_timeout=1000"]);
     let broker = start(&[]);
     let before = (sockets(&broker), sockets(&impatient));
-    let mut bystander = Bystander::of(&broker);
-    let waiting = cases.played_at_once.len();
-    let impatient_address = address(&impatient);
-    let played_at_once: Vec<_> = cases
-        .played_at_once
+    let mut bystander = Bystander::at(address(&broker));
+    let played_beside: Vec<_> = [(&impatient, cases.played_at_once), (&broker, cases.played_at_leisure)]
         .into_iter()
-        .enumerate()
-        .map(|(nth, case)| {
-            let mut bystander = Bystander::of(&impatient);
-            thread::spawn(move || play(&case, nth, impatient_address, &mut bystander))
+        .flat_map(|(broker, cases)| cases.into_iter().map(move |case| (broker, case)))
+        .map(|(broker, case)| {
+            let address = address(broker);
+            let mut bystander = Bystander::at(address);
+            thread::spawn(move || play(&case, 0, address, &mut bystander))
         })
         .collect();
 
@@ -216,7 +212,7 @@ fn a_bad_input_is_answered_as_it_should_be_and_hurts_nobody_else() {
         }
         assert!(failures.len() < FAILURES_MAX, "{}", failures.join("\n\n"));
     }
-    for played in played_at_once {
+    for played in played_beside {
         match played.join().unwrap() {
             Ok(()) => passed += 1,
             Err(failure) => failures.push(failure),
@@ -229,7 +225,10 @@ fn a_bad_input_is_answered_as_it_should_be_and_hurts_nobody_else() {
         passed + failures.len(),
         failures.join("\n\n")
     );
-    println!("{passed} bad inputs of {} kinds, {waiting} of them with timeouts", kinds.len());
+    println!(
+        "{passed} bad inputs of {} kinds, {waiting} of them with short timeouts and {patient} with long ones",
+        kinds.len()
+    );
     assert!(passed >= CASES_LEAST, "only {passed} cases ran");
     drop(bystander);
     check_unharmed(impatient, before.1);

@@ -1,4 +1,5 @@
-//! Clients that are slow or silent, and how long they may be. The broker that they meet gives a handshake one second.
+//! Clients that are slow or silent, and how long they may be. Most meet a broker that gives a handshake one second, some one to
+//! which nobody has said how long it should be.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,8 +12,14 @@ use crate::case::Cases;
 use crate::support::DEADLINE;
 use crate::wire::Peer;
 
-/// How long that broker gives a handshake.
+/// How long a broker gives a handshake that was told so.
 const HANDSHAKE: Duration = Duration::from_secs(1);
+
+/// And how long by itself.
+const HANDSHAKE_DEFAULT: Duration = Duration::from_secs(10);
+
+/// So many times as long as it should anything may take on a busy machine.
+const LATE_FACTOR: u32 = 5;
 
 /// The heartbeat that is agreed to here; two intervals of silence are the end.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -20,18 +27,27 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) fn list(cases: &mut Cases) {
     cases
         .kind(5)
-        .waits("nothing is said", |address| handshake_ends(address, b"", &[]))
-        .waits("half a header", |address| handshake_ends(address, b"AMQP", &[]))
-        .waits("a header", |address| handshake_ends(address, &PROTOCOL_HEADER, &[]))
-        .waits("a header, a byte at a time", |address| handshake_ends(address, b"", &PROTOCOL_HEADER))
-        .waits("a start-ok, a byte at a time", |address| handshake_ends(address, &PROTOCOL_HEADER, &start_ok()))
-        .waits("no tune-ok", |address| handshake_ends(address, &[&PROTOCOL_HEADER, &start_ok()[..]].concat(), &[]))
+        .waits("nothing is said", |address| ends_soon(address, b"", &[]))
+        .waits("half a header", |address| ends_soon(address, b"AMQP", &[]))
+        .waits("a header", |address| ends_soon(address, &PROTOCOL_HEADER, &[]))
+        .waits("a header, a byte at a time", |address| ends_soon(address, b"", &PROTOCOL_HEADER))
+        .waits("a start-ok, a byte at a time", |address| ends_soon(address, &PROTOCOL_HEADER, &start_ok()))
+        .waits("no tune-ok", |address| ends_soon(address, &[&PROTOCOL_HEADER, &start_ok()[..]].concat(), &[]))
         .waits("no open", |address| {
-            handshake_ends(address, &[&PROTOCOL_HEADER, &start_ok()[..], &tune_ok()].concat(), &[])
+            ends_soon(address, &[&PROTOCOL_HEADER, &start_ok()[..], &tune_ok()].concat(), &[])
         })
         .waits("heartbeats instead of open", |address| {
             let heartbeats = HEARTBEAT.repeat(20);
-            handshake_ends(address, &[&PROTOCOL_HEADER, &start_ok()[..], &tune_ok()].concat(), &heartbeats)
+            ends_soon(address, &[&PROTOCOL_HEADER, &start_ok()[..], &tune_ok()].concat(), &heartbeats)
+        })
+        .waits_long("nothing is said, for ten seconds", |address| ends_late(address, b"", &[]))
+        .waits_long("half a header, and ten seconds", |address| ends_late(address, b"AMQP", &[]))
+        .waits_long("a byte each second, for ten seconds", |address| {
+            let bytes = [&PROTOCOL_HEADER, &start_ok()[..]].concat();
+            handshake_ends(address, HANDSHAKE_DEFAULT, HANDSHAKE_DEFAULT / 10, b"", &bytes)
+        })
+        .waits_long("a login, and ten seconds", |address| {
+            ends_late(address, &[&PROTOCOL_HEADER, &start_ok()[..]].concat(), &[])
         })
         .kind(15)
         .waits("silence", |address| heartbeats_end(address, b""))
@@ -75,30 +91,51 @@ fn half_a_message() -> Vec<u8> {
     out
 }
 
+/// Where the broker was told how long a handshake may take.
+fn ends_soon(address: SocketAddr, at_once: &[u8], slowly: &[u8]) -> Result<(), String> {
+    handshake_ends(address, HANDSHAKE, HANDSHAKE / 8, at_once, slowly)
+}
+
+/// Where it was not.
+fn ends_late(address: SocketAddr, at_once: &[u8], slowly: &[u8]) -> Result<(), String> {
+    handshake_ends(address, HANDSHAKE_DEFAULT, HANDSHAKE_DEFAULT, at_once, slowly)
+}
+
 /// Whatever a client says, and however slowly, it is over when the time for a handshake is.
-fn handshake_ends(address: SocketAddr, at_once: &[u8], slowly: &[u8]) -> Result<(), String> {
+fn handshake_ends(
+    address: SocketAddr,
+    expected: Duration,
+    pause: Duration,
+    at_once: &[u8],
+    slowly: &[u8],
+) -> Result<(), String> {
     let started = Instant::now();
     let mut peer = Peer::connect(address);
     peer.send(at_once);
     let mut slowly = slowly.iter();
-    let deadline = started + DEADLINE;
+    let deadline = started + expected * LATE_FACTOR;
     loop {
-        match peer.hear(HANDSHAKE / 8) {
+        match peer.hear(pause) {
             Heard::End => break,
             Heard::Nothing => slowly.next().into_iter().for_each(|&byte| peer.send(&[byte])),
-            Heard::Frame(FrameKind::Method | FrameKind::Heartbeat, 0, _) => {}
+            Heard::Frame(FrameKind::Method | FrameKind::Heartbeat, 0, payload) if !is_close(&payload) => {}
             other => return Err(format!("heard {other:?}")),
         }
         if Instant::now() > deadline {
             return Err("the socket is still open".into());
         }
     }
-    check_between(started.elapsed(), HANDSHAKE)
+    check_between(started.elapsed(), expected)
 }
 
-/// Not before its time, and at most five times as long on a busy machine.
+/// Who is cut off hears no farewell.
+fn is_close(payload: &[u8]) -> bool {
+    matches!(Method::decode(payload), Ok(Method::ConnectionClose { .. }))
+}
+
+/// Not before its time, and not as late as can only be on a busy machine.
 fn check_between(took: Duration, expected: Duration) -> Result<(), String> {
-    let is_in_time = took > expected.mul_f64(0.95) && took < expected * 5;
+    let is_in_time = took > expected.mul_f64(0.95) && took < expected * LATE_FACTOR;
     if is_in_time { Ok(()) } else { Err(format!("the socket is closed after {took:?} instead of {expected:?}")) }
 }
 
@@ -133,7 +170,8 @@ fn heartbeats_end(address: SocketAddr, last_words: &[u8]) -> Result<(), String> 
     loop {
         match peer.hear(DEADLINE) {
             Heard::Frame(FrameKind::Heartbeat, 0, _) => heartbeats += 1,
-            Heard::Frame(FrameKind::Method, 1, _) => {}
+            Heard::Frame(FrameKind::Method, 1, payload)
+                if matches!(Method::decode(&payload), Ok(Method::ChannelOpenOk { .. })) => {}
             Heard::End => break,
             other => return Err(format!("heard {other:?}")),
         }

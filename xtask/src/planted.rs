@@ -22,7 +22,7 @@ use crate::workspace::{cargo, tool};
 /// Seeds within which a bug must be found.
 pub(crate) const SEEDS: u64 = 2000;
 
-const BUGS_LEAST: u64 = 58;
+const BUGS_LEAST: u64 = 59;
 const BUGS_OF_SEEDS_LEAST: u64 = 30;
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);
@@ -89,6 +89,8 @@ fn test_for(bug: Bug) -> Option<Test> {
         }
         // Its clients keep to the protocol.
         Bug::BodyTooLong => Some(("scripts", "hostile::a_body_longer_than_declared_is_501")),
+        // They send all that they announce, and nobody looks there how much memory is taken.
+        Bug::RoomAsAnnounced => Some(BAD_INPUT),
         // They may do everything.
         Bug::PermissionsRemembered => Some((
             "scripts",

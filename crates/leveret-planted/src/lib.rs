@@ -67,6 +67,7 @@ bugs! {
     DeliveryBeforeGrant "delivery-before-grant" "A message is handed out before its grant is durable.",
     AckNotAwaited "ack-not-awaited" "An answer does not wait for the acks before it to be durable.",
     BodyTooLong "body-too-long" "A body may be longer than its header says.",
+    RoomAsAnnounced "room-as-announced" "A message has room for all of its body as soon as its header says how long that is.",
     // Queues.
     RequeueAtTail "requeue-at-tail" "A message that comes back is delivered behind all others.",
     RequeuedWithoutFlag "requeued-without-flag" "A message that comes back is delivered without the flag.",

@@ -134,6 +134,9 @@ impl Assembly {
         append_header(&mut self.block, payload, &header, reply_to);
         let body_at = u32::try_from(self.block.len()).expect("a header is at most one frame");
         self.unfinished.take(self.block.len());
+        if planted(Bug::RoomAsAnnounced) {
+            self.block.reserve_exact(usize::try_from(bytes_left).unwrap_or_default());
+        }
         let parts = Parts { mandatory, header_at, body_at, delivery_mode, expiration_ms, more_keys };
         self.state = State::AwaitingBody { parts, bytes_left };
         Ok(if bytes_left == 0 { self.finish() } else { None })

@@ -34,7 +34,7 @@ fn unreadable(cases: &mut Cases) {
         ("a table longer than its frame", 50, 10, b"\0\0\x01q\0\0\x10\0\0\x01k"),
         ("a table of 4 GiB", 50, 10, b"\0\0\x01q\0\xff\xff\xff\xff"),
     ] {
-        cases.closes(what, &method(1, class, id, arguments), "501");
+        cases.closes(what, &method(1, class, id, arguments), "501").takes_no_memory();
     }
     for (what, table) in [
         ("an unknown type", &b"\x01kZ"[..]),
@@ -53,7 +53,7 @@ fn unreadable(cases: &mut Cases) {
         ("a fault in an inner table", b"\x01kF\0\0\0\x03\x01aZ"),
     ] {
         let declare = method(1, 50, 10, &[DECLARE_Q, b"\0", &long(table)].concat());
-        cases.closes(format!("queue.declare with {what}"), &declare, "502");
+        cases.closes(format!("queue.declare with {what}"), &declare, "502").takes_no_memory();
     }
 }
 
@@ -74,7 +74,7 @@ fn nested_and_repeated(cases: &mut Cases) {
             (HEADERS, format!("C: basic.publish routing-key='q'\n{}", frame(2, 1, &header))),
         ] {
             let reply = if place == HEADERS { "502 60 40" } else { "502" };
-            cases.closes(format!("{levels} nested {name} in {place}"), &input, reply);
+            cases.closes(format!("{levels} nested {name} in {place}"), &input, reply).takes_no_memory();
         }
     }
     let deep = long(&nested(b'F', 63));

@@ -14,6 +14,8 @@ use crate::{arguments, contents, crowds, frames, handshake, operations, times};
 pub(crate) struct Case {
     pub(crate) kind: u8,
     pub(crate) what: String,
+    /// It has the broker take no memory worth mentioning, whatever it announces.
+    pub(crate) takes_no_memory: bool,
     steps: Steps,
 }
 
@@ -24,13 +26,14 @@ enum Steps {
 }
 
 impl Case {
-    pub(crate) fn play(&self, nth: usize, address: SocketAddr) -> Result<(), String> {
+    /// Gives the connections that it leaves open.
+    pub(crate) fn play(&self, nth: usize, address: SocketAddr) -> Result<SocketWire, String> {
+        let mut wire = SocketWire::new(address);
         match &self.steps {
-            Steps::Script(script) => {
-                run_script(&mut SocketWire::new(address), &script.replace('%', &nth.to_string()))
-            }
-            Steps::Function(play) => play(address),
+            Steps::Script(script) => run_script(&mut wire, &script.replace('%', &nth.to_string()))?,
+            Steps::Function(play) => play(address)?,
         }
+        Ok(wire)
     }
 }
 
@@ -65,7 +68,7 @@ impl Cases {
     }
 
     fn case(&self, what: impl Into<String>, steps: Steps) -> Case {
-        Case { kind: self.kind, what: what.into(), steps }
+        Case { kind: self.kind, what: what.into(), takes_no_memory: false, steps }
     }
 
     pub(crate) fn script(&mut self, what: impl Into<String>, script: impl AsRef<str>) -> &mut Self {
@@ -89,6 +92,13 @@ impl Cases {
     pub(crate) fn waits_long(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
         let case = self.case(what, Steps::Function(play));
         self.played_at_leisure.push(case);
+        self
+    }
+
+    /// The broker takes no memory for what the last of those played in turn announces: neither meanwhile, nor as long as its
+    /// connections are open, nor afterwards.
+    pub(crate) fn takes_no_memory(&mut self) -> &mut Self {
+        self.played_in_turn.last_mut().expect("a case stands before this").takes_no_memory = true;
         self
     }
 

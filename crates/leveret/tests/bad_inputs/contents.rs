@@ -94,6 +94,7 @@ fn sizes(cases: &mut Cases) {
         &format!("{PUBLISH}C: content-header 1000000\n{}", much.trim_end()),
         too_long,
     );
+    cases.takes_no_memory();
     cases.closes(
         "a body where the header says that there is none",
         &format!("{PUBLISH}C: content-header 0\nC: content-body 'x'"),
@@ -115,6 +116,7 @@ fn sizes(cases: &mut Cases) {
                 "501 'FRAME_ERROR - content body size {unsigned} exceeds maximum allowed size 536870912' 60 40"
             ),
         );
+        cases.takes_no_memory();
     }
     for size in ["16777217", "17825792", "536870912"] {
         cases.refuses(
@@ -124,6 +126,7 @@ fn sizes(cases: &mut Cases) {
                 "406 'PRECONDITION_FAILED - message size {size} is larger than configured max size 16777216' 60 40"
             ),
         );
+        cases.takes_no_memory();
     }
     let much = "C: content-body 131072*x\n".repeat(128);
     cases.script(
@@ -133,6 +136,8 @@ fn sizes(cases: &mut Cases) {
             C: channel.close-ok\nC: channel.open\nS: channel.open-ok\n{GOES_ON}"
         ),
     );
+    cases.takes_no_memory();
+    announced(cases);
     let largest = "C+: content-body 131072*x\n".repeat(128);
     cases.tolerates(
         "the largest message there may be",
@@ -140,6 +145,40 @@ fn sizes(cases: &mut Cases) {
             "{QUEUE}{PUBLISH}C: content-header 16777216\n{largest}C: queue.purge queue='q%'\nS: queue.purge-ok 1"
         ),
     );
+}
+
+/// Many messages that may be as large as they say, and of which little comes: 800 MiB altogether.
+fn announced(cases: &mut Cases) {
+    const MANY: u16 = 50;
+    for (what, begun) in
+        [("nothing", ""), ("an empty frame", "C: content-body ''\n"), ("some bytes", "C: content-body 'some'\n")]
+    {
+        let announced = format!("C: basic.publish routing-key='nowhere'\nC: content-header 16777216\n{begun}");
+        let on_channels = (1..=MANY).map(|number| announced.replace("C:", &format!("C/{number}:")));
+        let channels: String = on_channels.collect();
+        cases
+            .script(
+                format!("{MANY} channels on which 16 MiB are announced, and then {what}"),
+                format!("{channels}C/100: basic.qos\nS/100: basic.qos-ok"),
+            )
+            .takes_no_memory();
+        let on_connections = (1..=MANY).map(|nth| {
+            let announced = announced.replace("C:", &format!("C{nth}:"));
+            format!("{announced}C{nth}/2: basic.qos\nS{nth}/2: basic.qos-ok\n")
+        });
+        cases
+            .script(
+                format!("{MANY} connections on which 16 MiB are announced, and then {what}"),
+                on_connections.collect::<String>(),
+            )
+            .takes_no_memory();
+    }
+    // Every frame may be so long: 25 MiB altogether.
+    let heads = (1..=4 * MANY)
+        .map(|nth| format!("C{nth}: basic.qos\nS{nth}: basic.qos-ok\nC{nth}: raw 03 00 01 00 02 00 00\n"));
+    cases
+        .script(format!("{} connections that begin a frame of 128 KiB", 4 * MANY), heads.collect::<String>())
+        .takes_no_memory();
 }
 
 /// Headers that cannot be read reach no queue, and whoever consumes from it goes on.
@@ -188,6 +227,7 @@ fn headers(cases: &mut Cases) {
                 "
             ),
         );
+        cases.takes_no_memory();
     }
 }
 

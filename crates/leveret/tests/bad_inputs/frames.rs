@@ -88,6 +88,9 @@ fn broken(cases: &mut Cases) {
         cases.kind(kind);
         for (what, bytes) in inputs {
             cases.closes(*what, &format!("C: raw {bytes}"), &format!("{code} 0 0"));
+            if kind == 18 {
+                cases.takes_no_memory();
+            }
         }
     }
     cases.kind(18).script(

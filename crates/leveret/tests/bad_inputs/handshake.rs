@@ -128,8 +128,14 @@ fn order(cases: &mut Cases) {
         ("one byte more than 8 KiB", "01 00 00 00 00 20 01"),
         ("a body frame of 1 GiB", "03 00 01 40 00 00 00"),
     ] {
-        cases.script(what, format!("{START}C/0: raw {bytes}\nS/0: end"));
+        cases.script(what, format!("{START}C/0: raw {bytes}\nS/0: end")).takes_no_memory();
     }
+    let many = (0..50).map(|nth| {
+        format!("C{nth}/0: protocol-header\nS{nth}/0: connection.start\nC{nth}/0: raw 01 00 00 00 10 00 00\nS{nth}/0: end\n")
+    });
+    cases
+        .script("the head of a start-ok of 1 MiB, from 50 connections", many.collect::<String>())
+        .takes_no_memory();
 }
 
 fn logins(cases: &mut Cases) {

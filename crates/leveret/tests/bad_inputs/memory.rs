@@ -1,0 +1,77 @@
+//! How much of the machine's memory the broker takes: before an input, while it is dealt with, and after it.
+//!
+//! Must not know: what the inputs are.
+
+use std::fs;
+
+/// What others that come and go meanwhile, and pages of the program that are read for the first time, may take. The least that a
+/// case announces by itself, or many times over, is several times as much.
+const RESIDENT_KIB_MAX: u64 = 4 * 1024;
+
+/// What may be asked of the system on top, whether or not anything is written to it: the stacks of threads are.
+const RESERVED_KIB_MAX: u64 = 12 * 1024;
+
+/// What a process has and had at most, in KiB.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    /// Memory that no file stands behind.
+    anonymous: u64,
+    resident: u64,
+    resident_at_most: u64,
+    /// What it has asked for: memory that nobody has written to is not resident.
+    reserved: u64,
+    address_space_at_most: u64,
+}
+
+impl Taken {
+    fn by(process: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let kib = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+            line.trim().trim_end_matches(" kB").parse().unwrap()
+        };
+        Taken {
+            anonymous: kib("RssAnon"),
+            resident: kib("VmRSS"),
+            resident_at_most: kib("VmHWM"),
+            reserved: kib("VmData"),
+            address_space_at_most: kib("VmPeak"),
+        }
+    }
+}
+
+/// The most memory that a process has taken since it began, or since somebody watched it, in KiB.
+pub(crate) fn peak_kib(process: u32) -> u64 {
+    Taken::by(process).resident_at_most
+}
+
+/// A process of which one wants to know whether it takes more memory than it has.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    process: u32,
+    before: Taken,
+}
+
+impl Watched {
+    pub(crate) fn from_now(process: u32) -> Self {
+        // proc(5): the most that was resident is from now on what is now.
+        fs::write(format!("/proc/{process}/clear_refs"), "5").unwrap();
+        Watched { process, before: Taken::by(process) }
+    }
+
+    /// Neither has it more memory than before, nor had it meanwhile; and it has not asked for more either.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let (before, now) = (self.before, Taken::by(self.process));
+        for (what, before, now, most) in [
+            ("anonymous memory", before.anonymous, now.anonymous, RESIDENT_KIB_MAX),
+            ("resident memory, at most,", before.resident, now.resident_at_most, RESIDENT_KIB_MAX),
+            ("reserved memory", before.reserved, now.reserved, RESERVED_KIB_MAX),
+            ("address space, at most,", before.address_space_at_most, now.address_space_at_most, RESERVED_KIB_MAX),
+        ] {
+            if now > before + most {
+                return Err(format!("{what} went from {before} to {now} KiB"));
+            }
+        }
+        Ok(())
+    }
+}

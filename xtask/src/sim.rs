@@ -11,7 +11,7 @@ use crate::workspace::{target, tool};
 
 /// Seeds that `proof` tries, and how many of them come to their ends at least. Of a few nobody can tell, after a power cut, which of two
 /// states was found.
-const PROOF_SEEDS: u64 = 20_400;
+const PROOF_SEEDS: u64 = 20_800;
 const WHOLE_LEAST: u64 = 20_000;
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);

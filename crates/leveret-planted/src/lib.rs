@@ -75,6 +75,8 @@ bugs! {
     RollbackForgets "rollback-forgets" "What a transaction has settled stays settled when it is rolled back.",
     PrefetchOneTooMany "prefetch-one-too-many" "A consumer may hold one more than its prefetch.",
     LengthOneTooMany "length-one-too-many" "A queue may be longer by one than it says.",
+    KeptLettersUncounted "kept-letters-uncounted" "Dead letters that a queue has to keep do not count for its length.",
+    LateConsumerStays "late-consumer-stays" "A consumer that is late is not cancelled.",
     ExclusiveQueueStays "exclusive-queue-stays" "An exclusive queue outlives its connection.",
     DeadLetterLost "dead-letter-lost" "A dead letter whose body is not in memory goes nowhere.",
     DeadLetterBeforeDeparture "dead-letter-before-departure" "A dead letter is handed out before it is gone for good where it died.",

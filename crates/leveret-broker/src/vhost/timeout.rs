@@ -10,6 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use leveret_planted::{Bug, planted};
+
 use crate::connection::reply::Exception;
 use crate::moment::{Deadline, Moment};
 use crate::names::ChannelId;
@@ -143,7 +145,9 @@ impl VirtualHost {
             }
         }
         self.work.push_back(Work::Return(held, Settlement::Requeue));
-        self.work.push_back(Work::CancelLate(connection, id, late));
+        if !planted(Bug::LateConsumerStays) {
+            self.work.push_back(Work::CancelLate(connection, id, late));
+        }
         self.work.push_back(Work::OfferTurns(connection, others));
     }
 }

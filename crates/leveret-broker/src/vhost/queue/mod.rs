@@ -224,7 +224,7 @@ impl Queue {
     /// Whether one more ready message, with a body of so many bytes, would be too many.
     pub(crate) fn would_overflow(&self, body_bytes: usize) -> bool {
         // RabbitMQ: what has to be kept until somebody takes it counts, too.
-        let is_kept = self.keeps_dead_letters();
+        let is_kept = self.keeps_dead_letters() && !planted(Bug::KeptLettersUncounted);
         let (kept, kept_bytes) = if is_kept { (self.dying.len(), self.dying.body_bytes()) } else { (0, 0) };
         self.exceeds((self.ready() + kept) as u64 + 1, self.ready_bytes() + kept_bytes + body_bytes as u64)
     }

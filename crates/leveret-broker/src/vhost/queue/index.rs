@@ -411,7 +411,9 @@ impl Index {
         let (at, slot) = self.locate(position)?;
         let page = self.pages.get_mut(at)?.as_deref_mut()?;
         if let Page::Packed(packed) = page {
-            let (entries, needed) = (Vec::with_capacity(PAGE_ENTRIES), packed.take_needed());
+            // Of a queue that stays nearly empty, a page has few; one that grows ends at a whole page.
+            let room = packed.slots().next_power_of_two();
+            let (entries, needed) = (Vec::with_capacity(room), packed.take_needed());
             let mut open = Open { entries, needed, ..Open::default() };
             packed.unpack(|entry| match entry {
                 Some(entry) => open.push(entry),

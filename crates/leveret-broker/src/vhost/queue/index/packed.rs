@@ -114,7 +114,7 @@ impl Packed {
         let (mut written, mut redelivered) = (Bits::default(), Bits::default());
         let (mut expiring, mut body_bytes) = (0, 0);
         let mut last = Last::default();
-        let mut bytes = Vec::with_capacity(PAGE_ENTRIES * 4);
+        let mut bytes = Vec::with_capacity(entries.len() * 4);
         for (slot, entry) in entries.iter().enumerate() {
             let Some(entry) = entry else { continue };
             written.set(slot);

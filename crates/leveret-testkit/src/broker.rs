@@ -579,8 +579,8 @@ impl Wire for Broker {
         match frame {
             Some(frame) => {
                 let heard = Heard::Frame(frame.kind, frame.channel, frame.payload.to_vec());
-                let rest = rest.to_vec();
-                peer.unheard = rest;
+                let used = peer.unheard.len() - rest.len();
+                peer.unheard.drain(..used);
                 heard
             }
             None if peer.connection.is_closed() => Heard::End,

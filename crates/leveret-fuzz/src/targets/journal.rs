@@ -1,14 +1,16 @@
 //! The files of a journal: batches that anything may be wrong with, and starts behind any damage.
 
+mod apart;
 mod format;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use leveret_journal::disk::Disk;
-use leveret_journal::{Batch, Living, Log, OpenError, Options, Recovery, Salt, check, look, look_ahead};
+use leveret_journal::{Batch, Living, Log, OpenError, Options, Record, Recovery, Salt, check, look, look_ahead};
 use leveret_testkit::disk::SimDisk;
 
+use self::apart::Apart;
 use self::format::{Header, Seeds};
 use crate::allowance::{twice, uncounted};
 use crate::bytes::Bytes;
@@ -30,30 +32,49 @@ struct Owned {
     payload: Vec<u8>,
 }
 
+impl From<Record<'_>> for Owned {
+    fn from(record: Record<'_>) -> Self {
+        Owned { stream: record.stream, sequence: record.sequence, payload: record.payload.to_vec() }
+    }
+}
+
+/// A disk as the journal has it, which is not the one who pays for what it takes to simulate it.
+fn apart(disk: &SimDisk) -> Arc<dyn Disk> {
+    Arc::new(Apart(disk.clone()))
+}
+
+fn bytes_of(disk: &SimDisk) -> usize {
+    disk.files().values().map(Vec::len).sum()
+}
+
 /// What a start finds, without changing anything. It may have in memory what the files have, twice, and a little more.
 fn checked(disk: &SimDisk) -> Result<(Vec<Owned>, Recovery), OpenError> {
-    let bytes = disk.files().values().map(Vec::len).sum();
+    let (disk, bytes) = (apart(disk), bytes_of(disk));
     let mut found = Vec::new();
-    let recovery = twice(bytes, || {
-        check(disk, &mut |record| {
-            uncounted(|| {
-                let payload = record.payload.to_vec();
-                found.push(Owned { stream: record.stream, sequence: record.sequence, payload });
-            });
-        })
-    })?;
+    let recovery = twice(bytes, || check(&*disk, &mut |record| uncounted(|| found.push(Owned::from(record)))))?;
     Ok((found, recovery))
 }
 
-/// Starts, and says what was found.
+/// Starts, and says what was found. It may have in memory what the files have, twice, and a little more.
 fn opened(disk: &SimDisk, salt: Salt) -> Result<(Log, Vec<Owned>, Recovery), OpenError> {
+    let bytes = bytes_of(disk);
     let mut found = Vec::new();
     let options = Options { segment_bytes: SEGMENT_BYTES, salt };
-    let (log, recovery) = Log::open(Arc::new(disk.clone()), options, &mut |record| {
-        let payload = record.payload.to_vec();
-        found.push(Owned { stream: record.stream, sequence: record.sequence, payload });
-    })?;
+    let disk = apart(disk);
+    let (log, recovery) =
+        twice(bytes, || Log::open(disk, options, &mut |record| uncounted(|| found.push(Owned::from(record)))))?;
     Ok((log, found, recovery))
+}
+
+/// Appends records as one batch. That takes twice what they have, and a little more.
+fn append(log: &mut Log, records: &[Owned]) {
+    twice(records.iter().map(|record| record.payload.len()).sum(), || {
+        let mut batch = Batch::default();
+        for Owned { stream, sequence, payload } in records {
+            batch.push(*stream, *sequence, |out| out.extend_from_slice(payload));
+        }
+        log.append(&mut batch).expect("there is room");
+    });
 }
 
 /// Starts twice in a row and appends in between. Unless something has a checksum that is right and is not so, the second finds what
@@ -69,24 +90,24 @@ fn start_again(disk: &SimDisk, is_forged: bool) {
         }
         Err(error @ OpenError::Disk(_)) => panic!("{error}"),
     };
-    drop(look_ahead(disk));
+    drop(twice(bytes_of(disk), || look_ahead(&*apart(disk))));
     let (mut log, at_start, recovery) = opened(disk, OTHER_SALT).expect("it was checked");
     assert_eq!(at_start, found);
-    let mut batch = Batch::default();
     let mut expected = found;
+    let found_count = expected.len();
     for stream in 0..3 {
-        let Some(sequence) = recovery.streams.get(&stream).map_or(Some(1), |last| last.checked_add(1)) else {
-            continue;
-        };
-        batch.push(stream, sequence, |out| out.extend_from_slice(b"new"));
-        expected.push(Owned { stream, sequence, payload: b"new".to_vec() });
+        if let Some(sequence) = recovery.streams.get(&stream).map_or(Some(1), |last| last.checked_add(1)) {
+            expected.push(Owned { stream, sequence, payload: b"new".to_vec() });
+        }
     }
-    log.append(&mut batch).expect("there is room");
-    let mut reader = log.reader();
-    for Owned { stream, sequence, payload } in expected.iter().rev().take(8) {
-        let read = reader.read(*stream, *sequence);
-        assert!(is_forged || read.as_ref().is_ok_and(|read| read == payload), "{stream}, {sequence}: {read:?}");
-    }
+    append(&mut log, &expected[found_count..]);
+    twice(bytes_of(disk), || {
+        let mut reader = log.reader();
+        for Owned { stream, sequence, payload } in expected.iter().rev().take(8) {
+            let read = reader.read(*stream, *sequence);
+            assert!(is_forged || read.as_ref().is_ok_and(|read| read == payload), "{stream}, {sequence}: {read:?}");
+        }
+    });
     drop(log);
     let (found, _) = checked(disk).expect("it was opened");
     let (mut rest, is_damaged) = (found.iter(), !recovery.damage.is_empty());
@@ -178,18 +199,22 @@ pub(super) fn recovery(input: &[u8]) {
     {
         assert!(found.iter().all(|record| written.contains(record)), "nothing is made up");
     }
-    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-    if let Ok((recovery, mut reader)) = look(&shared, &mut |_| {}) {
+    let shared = apart(&disk);
+    twice(bytes_of(&disk), || {
+        let Ok((recovery, mut reader)) = look(&shared, &mut |_| {}) else { return };
         // Each is read, or it is said why not.
         for (stream, last) in recovery.streams {
             for sequence in last.saturating_sub(4)..=last {
-                let read = reader.read(stream, sequence).map(<[u8]>::to_vec);
-                let is_written =
-                    |payload: &Vec<u8>| written.contains(&Owned { stream, sequence, payload: payload.clone() });
-                assert!(is_forged || read.is_err() || read.as_ref().is_ok_and(is_written), "{stream}, {sequence}");
+                let read = reader.read(stream, sequence);
+                uncounted(|| {
+                    let is_written =
+                        |payload: &&[u8]| written.contains(&Owned { stream, sequence, payload: payload.to_vec() });
+                    let is_right = is_forged || read.is_err() || read.as_ref().is_ok_and(is_written);
+                    assert!(is_right, "{stream}, {sequence}");
+                });
             }
         }
-    }
+    });
     start_again(&disk, is_forged);
 }
 
@@ -201,31 +226,33 @@ fn write(disk: &SimDisk, bytes: &mut Bytes<'_>) -> Vec<Owned> {
     for _ in 0..bytes.u8() % 32 {
         match bytes.u8() % 8 {
             0..=3 => {
-                let mut batch = Batch::default();
+                let before = appended.len();
                 for _ in 0..=bytes.u8() % 4 {
                     let stream = u32::from(bytes.u8() % 3);
                     let payload = vec![bytes.u8(); usize::from(bytes.u8()) * 2];
                     let sequence = sequences.entry(stream).or_default();
                     *sequence += 1;
-                    batch.push(stream, *sequence, |out| out.extend_from_slice(&payload));
                     appended.push(Owned { stream, sequence: *sequence, payload });
                 }
-                log.append(&mut batch).expect("there is room");
+                append(&mut log, &appended[before..]);
             }
-            4 => log.mark().expect("there is room"),
+            4 => twice(0, || log.mark()).expect("there is room"),
             5 => {
                 let behind = u64::from(bytes.u8() % 8);
                 let from = sequences.iter().map(|(&stream, last)| (stream, last.saturating_sub(behind).max(1)));
-                log.begin_replay_at(&from.collect()).expect("there is room");
+                let from = from.collect();
+                twice(0, || log.begin_replay_at(&from)).expect("there is room");
             }
             6 => {
-                let (mut keeper, mut living) = (log.keeper(), Living::default());
                 let few = u64::from(bytes.u8() % 4) + 1;
-                for (&stream, &last) in &sequences {
-                    let needed = (1..=last).filter(|sequence| last - sequence < 8 || sequence % few == 0);
-                    keeper.note(&mut living, stream, needed.map(|sequence| (sequence, 100)), 0);
-                }
-                keeper.sweep(&living, &|| false).expect("there is room");
+                twice(bytes_of(disk), || {
+                    let (mut keeper, mut living) = (log.keeper(), Living::default());
+                    for (&stream, &last) in &sequences {
+                        let needed = (1..=last).filter(|sequence| last - sequence < 8 || sequence % few == 0);
+                        keeper.note(&mut living, stream, needed.map(|sequence| (sequence, 100)), 0);
+                    }
+                    keeper.sweep(&living, &|| false).expect("there is room");
+                });
             }
             _ => {
                 drop(log);

@@ -23,12 +23,43 @@ pub(crate) fn in_all<T>(input_bytes: usize, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Runs what may have so many times the bytes of its input at once, and a base: what comes in once may go out many times.
+/// Runs what may take so many times the bytes of its input, at once and in all, and a base: more than others, as it says why.
 #[track_caller]
-pub(crate) fn at_once<T>(times: u64, input_bytes: usize, work: impl FnOnce() -> T) -> T {
+pub(crate) fn more<T>(at_once: u64, in_all: u64, input_bytes: usize, work: impl FnOnce() -> T) -> T {
     let (done, info) = measured(work);
-    check("at once", info.bytes_max, times * input_bytes as u64 + BASE, input_bytes);
+    check("at once", info.bytes_max, at_once * input_bytes as u64 + BASE, input_bytes);
+    check("in all", info.bytes_total, in_all * input_bytes as u64 + BASE, input_bytes);
     done
+}
+
+/// Pieces of work, with what a test does in between left out, that may take 64 times what they are given, all of their
+/// allocations together, and a base.
+///
+/// What they are given is more than their input, where little of that makes much to do.
+#[derive(Debug, Default)]
+pub(crate) struct Account {
+    taken: u64,
+    given_bytes: usize,
+}
+
+impl Account {
+    /// Runs a piece.
+    pub(crate) fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let (done, info) = measured(work);
+        self.taken += info.bytes_total;
+        done
+    }
+
+    /// They have so many bytes more to work on.
+    pub(crate) fn give(&mut self, bytes: usize) {
+        self.given_bytes += bytes;
+    }
+
+    /// Says whether they have taken too much.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        check("in all", self.taken, 64 * self.given_bytes as u64 + BASE, self.given_bytes);
+    }
 }
 
 /// Does what a test does for itself in the midst of what is measured.

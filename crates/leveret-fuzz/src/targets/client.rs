@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_amqp::frame::{FrameKind, split_frame};
+use leveret_amqp::limits::FRAME_OVERHEAD_BYTES;
 use leveret_amqp::{FieldTable, Method, ShortStr};
 use leveret_broker::connection::Credentials;
 use leveret_broker::names::{ChannelId, VhostName};
@@ -17,13 +18,13 @@ use leveret_broker::node::presence::{Presence, Present};
 use leveret_broker::vhost::command::Publish;
 use leveret_broker::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
 use leveret_broker::vhost::room::Room;
-use leveret_broker::{Command, Connection, Moment, Node, Settings, VirtualHost};
+use leveret_broker::{Change, Command, Connection, JournalPosition, Moment, Node, Settings, VirtualHost};
 use leveret_testkit::{
     Broker, Eviction, Extent, Heard, JournalPace, Lag, PolicyOrder, Stop, Variation, Windows, Wire,
 };
 
 use self::steps::{Event, Step, Steps, arguments, handshake, name};
-use crate::allowance::{at_once, twice, uncounted};
+use crate::allowance::{Account, twice, uncounted};
 use crate::bytes::Bytes;
 
 /// A connection without a broker behind it: what a client sends is put together to the same publishes, and answered in the same way,
@@ -122,6 +123,9 @@ fn opened(now: Moment) -> Connection {
 }
 
 /// Connections of a client to a whole broker, which is restarted, short of room, and late now and then.
+///
+/// Beside the input, the broker has to work on all that comes of it: a step of two bytes may have it deliver or repeat everything.
+/// So what it journals, reads again and sends counts as given. What the simulation of a disk and of sockets takes counts, too.
 pub(super) fn connection(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let variation = bytes.u8();
@@ -134,17 +138,29 @@ pub(super) fn connection(input: &[u8]) {
     session.open(0);
     let steps: Vec<_> = Steps::new(bytes).take(STEPS_MAX).collect();
     let sent = |step: &Step| if let Step::Sent { bytes, .. } = step { bytes.len() } else { 0 };
-    let taken = input.len() + steps.iter().map(sent).sum::<usize>();
-    at_once(64, taken, || {
+    let sent_bytes = steps.iter().map(sent).sum::<usize>();
+    let mut account = Account::default();
+    account.run(|| {
         for step in steps {
             session.step(step);
         }
         session.end();
     });
+    account.give(input.len() + sent_bytes + session.worth);
+    account.check();
 }
 
 /// So that an input takes no longer than others.
 const STEPS_MAX: usize = 400;
+
+/// Bytes that a start counts for beside the records that it reads: with none, it takes 8,000.
+const START_WORTH: usize = 128;
+
+/// The same for a policy whenever it is set or read: its pattern is compiled, in 30,000.
+const POLICY_WORTH: usize = 640;
+
+/// The same for a queue that is read: with its share of tables that double as they grow, it takes 2,000.
+const QUEUE_WORTH: usize = 16;
 
 /// A client may come back so often.
 const CONNECTIONS_MAX: u32 = 12;
@@ -154,11 +170,14 @@ struct Session {
     /// The name of each connection that is open.
     open: [Option<String>; 2],
     connections: u32,
+    /// Bytes of handshakes, of frames that a client hears, and of records whenever they are journaled or read; and what stands for
+    /// what takes more than that.
+    worth: usize,
 }
 
 impl Session {
     fn new(variation: Variation) -> Self {
-        Session { broker: Broker::new(variation), open: [None, None], connections: 0 }
+        Session { broker: Broker::new(variation), open: [None, None], connections: 0, worth: 0 }
     }
 
     /// Shakes hands, unless it is open.
@@ -172,13 +191,16 @@ impl Session {
         self.connections += 1;
         let name = format!("connection {}", self.connections);
         self.broker.connect(&name);
-        self.broker.send(&name, &handshake());
+        let handshake = handshake();
+        self.worth += handshake.len();
+        self.broker.send(&name, &handshake);
         self.open[nth] = Some(name.clone());
         self.hear(nth);
         Some(name)
     }
 
     fn step(&mut self, step: Step) {
+        let journaled = self.journal_bytes();
         match step {
             Step::Sent { connection, bytes } => {
                 let Some(name) = self.open(connection) else { return };
@@ -188,6 +210,7 @@ impl Session {
         }
         self.hear(0);
         self.hear(1);
+        self.worth += self.journal_bytes().saturating_sub(journaled);
     }
 
     fn event(&mut self, connection: usize, event: Event) {
@@ -212,6 +235,7 @@ impl Session {
                 }
             }
             Event::Policy { kind, arguments: set } => {
+                self.worth += POLICY_WORTH;
                 let order = match set {
                     0 => PolicyOrder::Clear(kind, name("policy")),
                     set => PolicyOrder::Set(policy(kind, set)),
@@ -222,7 +246,17 @@ impl Session {
         }
     }
 
+    fn journal_bytes(&self) -> usize {
+        self.broker.journal().iter().map(|(_, record)| record.len()).sum()
+    }
+
     fn restart(&mut self, stop: Stop) {
+        let worth = |(_, record): &(JournalPosition, Vec<u8>)| match Change::decode(record) {
+            Ok(Change::PolicySet(_)) => record.len() + POLICY_WORTH,
+            Ok(Change::QueueDeclared { .. } | Change::QueueRestated { .. }) => record.len() + QUEUE_WORTH,
+            _ => record.len(),
+        };
+        self.worth += START_WORTH + uncounted(|| self.broker.journal().iter().map(worth).sum::<usize>());
         self.broker.restart(stop);
         self.open = [None, None];
     }
@@ -232,10 +266,12 @@ impl Session {
         let Some(name) = &self.open[nth] else { return };
         loop {
             match self.broker.hear(name) {
-                Heard::Frame(FrameKind::Method, _, payload) => {
-                    assert!(Method::decode(&payload).is_ok(), "{payload:?} is no method");
+                Heard::Frame(kind, _, payload) => {
+                    let is_method = kind == FrameKind::Method;
+                    assert!(!is_method || Method::decode(&payload).is_ok(), "{payload:?} is no method");
+                    self.worth += FRAME_OVERHEAD_BYTES + payload.len();
                 }
-                Heard::Frame(..) | Heard::ProtocolHeader(_) => {}
+                Heard::ProtocolHeader(_) => {}
                 Heard::Nothing => return,
                 Heard::End => {
                     self.open[nth] = None;

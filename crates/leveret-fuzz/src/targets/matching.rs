@@ -10,23 +10,40 @@ use leveret_broker::vhost::binding::{Binding, Destination};
 use leveret_broker::vhost::explain::Question;
 use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
 
-use crate::allowance::{in_all, uncounted};
+use crate::allowance::Account;
 use crate::bytes::Bytes;
 
 const QUEUES_COUNT: u8 = 6;
 const STEPS_MAX: usize = 48;
+
+/// Bytes that a question counts for beside what it is about: if nothing matches, it takes 2,000.
+const QUESTION_WORTH: usize = 64;
 
 /// A virtual host with one exchange, and the bindings that it should have.
 struct Topology {
     vhost: VirtualHost,
     position: JournalPosition,
     bindings: Vec<Binding>,
+    /// What bindings take when they come and go.
+    binding: Account,
+    /// What it takes to match. Each time, all bindings are given.
+    matching: Account,
+    /// What a byte of a binding or a message counts for there. An explanation also tries bindings alone, each in an index that is made
+    /// for it.
+    byte_worth: usize,
 }
 
 impl Topology {
-    fn new(kind: &str) -> Self {
+    fn new(kind: &str, byte_worth: usize) -> Self {
         let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32]);
-        let mut topology = Topology { vhost, position: JournalPosition::default(), bindings: Vec::new() };
+        let mut topology = Topology {
+            vhost,
+            position: JournalPosition::default(),
+            bindings: Vec::new(),
+            binding: Account::default(),
+            matching: Account::default(),
+            byte_worth,
+        };
         topology.apply(Change::ExchangeDeclared {
             name: ExchangeName::new(ShortStr::truncated("x")),
             kind: ShortString::from(ShortStr::truncated(kind)),
@@ -42,24 +59,25 @@ impl Topology {
                 arguments: FieldTable::default(),
             });
         }
+        topology.binding = Account::default();
         topology
     }
 
     fn apply(&mut self, change: Change) {
         let now = Moment { monotonic: std::time::Duration::ZERO, wall: std::time::Duration::ZERO };
         self.position = self.position.next();
-        self.vhost.apply(now, self.position, change).expect("it fits to what is there");
+        self.binding.run(|| self.vhost.apply(now, self.position, change)).expect("it fits to what is there");
     }
 
     fn bind(&mut self, to: u8, routing_key: &str, arguments: &FieldTable) {
-        let binding = Binding {
+        let binding = self.binding.run(|| Binding {
             source: ExchangeName::new(ShortStr::truncated("x")),
             destination: Destination::Queue(queue(to % QUEUES_COUNT)),
             routing_key: ShortString::from(ShortStr::truncated(routing_key)),
             arguments: arguments.as_table().sorted(),
-        };
-        if !uncounted(|| self.bindings.contains(&binding)) {
-            uncounted(|| self.bindings.push(binding.clone()));
+        });
+        if !self.bindings.contains(&binding) {
+            self.bindings.push(binding.clone());
             self.apply(Change::Bound(binding));
         }
     }
@@ -72,10 +90,17 @@ impl Topology {
     }
 
     /// The queues that a message reaches are those that have a binding which matches.
-    fn compare(&self, routing_key: &str, headers: &FieldTable, matches: impl Fn(&Binding) -> bool) {
+    fn compare(&mut self, routing_key: &str, headers: &FieldTable, matches: impl Fn(&Binding) -> bool) {
         let exchange = ShortString::from(ShortStr::truncated("x"));
         let key = ShortString::from(ShortStr::truncated(routing_key));
-        let explanation = uncounted(|| {
+        let matching: Vec<_> = self.bindings.iter().filter(|binding| matches(binding)).collect();
+        let expected: BTreeSet<_> = matching.iter().map(|binding| name(&binding.destination)).collect();
+        let message_bytes = routing_key.len() + headers.as_table().as_bytes().len();
+        // Why a binding matches is told with the key.
+        let told_bytes = matching.len() * routing_key.len();
+        let bound_bytes = self.bindings.iter().map(bytes_of).sum::<usize>();
+        self.matching.give(QUESTION_WORTH + told_bytes + self.byte_worth * (message_bytes + bound_bytes));
+        let explanation = self.matching.run(|| {
             let mut question = Question::new(exchange, key, headers, None, [7; 32]);
             loop {
                 if let Some(explanation) = self.vhost.explain(&mut question) {
@@ -83,14 +108,17 @@ impl Topology {
                 }
             }
         });
-        uncounted(|| {
-            let found: BTreeSet<_> = explanation.queues.iter().map(|queue| queue.name.clone()).collect();
-            let matching = self.bindings.iter().filter(|binding| matches(binding));
-            let expected: BTreeSet<_> = matching.map(|binding| name(&binding.destination)).collect();
-            assert_eq!(found, expected, "{routing_key:?} {headers:?} of {:?}", self.bindings);
-            assert_eq!(explanation.queue_count, explanation.queues.len());
-        });
+        let found: BTreeSet<_> = explanation.queues.iter().map(|queue| queue.name.clone()).collect();
+        assert_eq!(found, expected, "{routing_key:?} {headers:?} of {:?}", self.bindings);
+        assert_eq!(explanation.queue_count, explanation.queues.len());
     }
+}
+
+/// Bytes of a binding as a journal has it.
+fn bytes_of(binding: &Binding) -> usize {
+    let mut record = Vec::new();
+    Change::Bound(binding.clone()).encode(&mut record);
+    record.len()
 }
 
 fn queue(nth: u8) -> QueueName {
@@ -118,28 +146,30 @@ fn key(bytes: &mut Bytes<'_>) -> String {
 }
 
 pub(super) fn topic(input: &[u8]) {
-    let mut topology = Topology::new("topic");
+    // A word, which may be a dot and nothing else, is a node of 72 bytes in a list that doubles as it grows.
+    let mut topology = Topology::new("topic", 3);
     let mut bytes = Bytes::new(input);
-    // A word of a binding key, which may be a dot and nothing else, is a node: it takes twice what others may.
-    in_all(2 * input.len(), || {
-        for _ in 0..STEPS_MAX {
-            if bytes.is_empty() {
-                break;
+    for _ in 0..STEPS_MAX {
+        if bytes.is_empty() {
+            break;
+        }
+        match bytes.u8() % 8 {
+            0..=3 => {
+                let (to, key) = (bytes.u8(), key(&mut bytes));
+                topology.bind(to, &key, &FieldTable::default());
             }
-            match bytes.u8() % 8 {
-                0..=3 => {
-                    let (to, key) = (bytes.u8(), uncounted(|| key(&mut bytes)));
-                    topology.bind(to, &key, &FieldTable::default());
-                }
-                4 => topology.unbind(bytes.u8()),
-                _ => {
-                    let key = uncounted(|| key(&mut bytes));
-                    let matches = |binding: &Binding| topic_matches(binding.routing_key.as_str(), &key);
-                    topology.compare(&key, &FieldTable::default(), matches);
-                }
+            4 => topology.unbind(bytes.u8()),
+            _ => {
+                let key = key(&mut bytes);
+                let matches = |binding: &Binding| topic_matches(binding.routing_key.as_str(), &key);
+                topology.compare(&key, &FieldTable::default(), matches);
             }
         }
-    });
+    }
+    // It has taken 113 times the input.
+    topology.binding.give(2 * input.len());
+    topology.binding.check();
+    topology.matching.check();
 }
 
 /// A table of few fields with few values, or any table.
@@ -189,29 +219,29 @@ fn field(builder: &mut TableBuilder, name: &str, value: u8) {
 }
 
 pub(super) fn headers(input: &[u8]) {
-    let mut topology = Topology::new("headers");
+    let mut topology = Topology::new("headers", 1);
     let mut bytes = Bytes::new(input);
-    in_all(input.len(), || {
-        for _ in 0..STEPS_MAX {
-            if bytes.is_empty() {
-                break;
+    for _ in 0..STEPS_MAX {
+        if bytes.is_empty() {
+            break;
+        }
+        match bytes.u8() % 8 {
+            0..=3 => {
+                let to = bytes.u8();
+                let x_match =
+                    bytes.one_of(&[None, Some("all"), Some("any"), Some("all-with-x"), Some("any-with-x")]);
+                let arguments = table(&mut bytes, x_match);
+                topology.bind(to, "", &arguments);
             }
-            match bytes.u8() % 8 {
-                0..=3 => {
-                    let to = bytes.u8();
-                    let x_match =
-                        bytes.one_of(&[None, Some("all"), Some("any"), Some("all-with-x"), Some("any-with-x")]);
-                    let arguments = uncounted(|| table(&mut bytes, x_match));
-                    topology.bind(to, "", &arguments);
-                }
-                4 => topology.unbind(bytes.u8()),
-                _ => {
-                    let headers = uncounted(|| table(&mut bytes, None));
-                    let matches =
-                        |binding: &Binding| headers_match(binding.arguments.as_table(), headers.as_table());
-                    topology.compare("", &headers, matches);
-                }
+            4 => topology.unbind(bytes.u8()),
+            _ => {
+                let headers = table(&mut bytes, None);
+                let matches = |binding: &Binding| headers_match(binding.arguments.as_table(), headers.as_table());
+                topology.compare("", &headers, matches);
             }
         }
-    });
+    }
+    topology.binding.give(input.len());
+    topology.binding.check();
+    topology.matching.check();
 }

@@ -1,19 +1,33 @@
 //! What is in a journal: changes, folded to a node with its virtual hosts, which then say in a checkpoint what is true.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use leveret_amqp::ShortStr;
-use leveret_broker::change::{NodeChange, QueuePosition};
+use leveret_broker::change::{NodeChange, QueueNumber, QueuePosition};
+use leveret_broker::limits::PATTERN_BYTES_MAX;
 use leveret_broker::names::VhostName;
 use leveret_broker::node::recovery::{Fold, NODE_STREAM};
 use leveret_broker::vhost::apply::ApplyError;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, JournalPosition, Moment, VirtualHost};
 
-use crate::allowance::{at_once, in_all};
+use crate::allowance::in_all;
 use crate::bytes::Bytes;
 
 const NOW: Moment = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_700_000_000) };
+
+/// Bytes that a virtual host counts for beside its records: with none, it takes 24,000.
+const VHOST_WORTH: usize = 512;
+
+/// The same for a queue: with its share of tables that double as they grow, it takes 2,000.
+const QUEUE_WORTH: usize = 16;
+
+/// The same for a pattern, which has a bound of its own when it is compiled, however short it is.
+const PATTERN_WORTH: usize = PATTERN_BYTES_MAX / 16;
+
+/// The same for a place in a queue that stays empty: it takes 72, and four times that in all while its page grows.
+const PLACE_WORTH: usize = 5;
 
 /// Records that may be damaged in a way that no checksum shows: those that fit are taken, and all else is set aside.
 pub(super) fn checkpoint(input: &[u8]) {
@@ -22,6 +36,7 @@ pub(super) fn checkpoint(input: &[u8]) {
     let first = bytes.flag().then(|| slash.clone());
     let missing = u64::from(bytes.u8() % 4);
     let (mut records, mut sequences) = (Vec::new(), [0_u64; 4]);
+    let mut worth = Worth::default();
     while !bytes.is_empty() {
         let head = bytes.u8();
         let stream = head & 3;
@@ -30,11 +45,23 @@ pub(super) fn checkpoint(input: &[u8]) {
         let length = if head >> 4 & 1 == 1 { bytes.u16() } else { bytes.u8().into() };
         let payload = bytes.take(length.into());
         check_change(stream.into(), payload);
-        if stream == 0 || Change::decode(payload).is_ok_and(|change| is_near(&change)) {
+        let is_taken = if u32::from(stream) == NODE_STREAM {
+            if let Ok(change) = NodeChange::decode(payload) {
+                worth.add_of_node(&change);
+            }
+            true
+        } else {
+            let change = Change::decode(payload).ok().filter(is_near);
+            if let Some(change) = &change {
+                worth.add(stream, change);
+            }
+            change.is_some()
+        };
+        if is_taken {
             records.push((u32::from(stream), *sequence, payload));
         }
     }
-    let folded = at_once(64, input.len(), || {
+    let folded = in_all(input.len() + worth.bytes(), || {
         let mut fold = Fold::new(first, || [7; 32]);
         for (stream, sequence, payload) in records {
             fold.take(NOW, stream, sequence, payload, &mut |_| {});
@@ -46,6 +73,66 @@ pub(super) fn checkpoint(input: &[u8]) {
     });
     for (_, vhost) in folded.vhosts {
         restate(vhost);
+    }
+}
+
+/// What records begin that takes more than they are long.
+#[derive(Default)]
+struct Worth {
+    vhosts: usize,
+    streams: BTreeSet<u8>,
+    queues: usize,
+    patterns: usize,
+    places: usize,
+    /// For each stream and queue, whether in pages of a checkpoint, the place behind the last message.
+    next: BTreeMap<(u8, QueueNumber, bool), u64>,
+}
+
+impl Worth {
+    fn add_of_node(&mut self, change: &NodeChange) {
+        match change {
+            NodeChange::VhostAdded { .. } => self.vhosts += 1,
+            NodeChange::PermissionsSet { .. } => self.patterns += 3,
+            NodeChange::TopicPermissionsSet { .. } => self.patterns += 2,
+            _ => {}
+        }
+    }
+
+    fn add(&mut self, stream: u8, change: &Change) {
+        self.streams.insert(stream);
+        match change {
+            Change::MessageEnqueued { queues, .. } => {
+                queues.iter().for_each(|enqueued| self.put(stream, enqueued.queue, false, enqueued.position));
+            }
+            Change::QueuePage { queue, entries } => {
+                entries.iter().for_each(|entry| self.put(stream, *queue, true, entry.position));
+            }
+            Change::QueueDeclared { .. }
+            | Change::DelayQueueDeclared { .. }
+            | Change::DelayQueueRestated { .. } => {
+                self.queues += 1;
+            }
+            Change::QueueRestated { queue, next, .. } => {
+                self.queues += 1;
+                self.put(stream, *queue, true, *next);
+            }
+            Change::LevelRestated { queue, next, .. } => self.put(stream, *queue, true, *next),
+            Change::PolicySet(_) => self.patterns += 1,
+            _ => {}
+        }
+    }
+
+    /// A message lies at this place. Of those before it, no more than a page of 256 is in memory.
+    fn put(&mut self, stream: u8, queue: QueueNumber, in_pages: bool, place: QueuePosition) {
+        let next = self.next.insert((stream, queue, in_pages), place.0.wrapping_add(1)).unwrap_or_default();
+        self.places += usize::try_from(place.0.wrapping_sub(next)).unwrap_or(usize::MAX).min(256);
+    }
+
+    fn bytes(&self) -> usize {
+        (self.vhosts + self.streams.len()) * VHOST_WORTH
+            + self.queues * QUEUE_WORTH
+            + self.patterns * PATTERN_WORTH
+            + self.places * PLACE_WORTH
     }
 }
 

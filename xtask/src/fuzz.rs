@@ -1,8 +1,8 @@
 //! `cargo xtask fuzz`: arbitrary bytes for everything that takes bytes from outside.
 //!
 //! The targets are those of `crates/leveret-fuzz`, one for each folder of its corpus. Where there is a nightly toolchain, and a
-//! compiler for C++, libFuzzer drives them; else proptest does, and always in CI, which has compiled most of what that takes. An
-//! input that a target does not take becomes part of the corpus, so that `cargo test` fails from then on.
+//! compiler for C++, libFuzzer drives them; else proptest does. An input that a target does not take becomes part of the corpus, so
+//! that `cargo test` fails from then on.
 
 use std::env::consts::{ARCH, OS};
 use std::fs::{self, DirEntry};
@@ -33,7 +33,8 @@ pub(crate) const INPUTS_LEAST: u64 = 100;
 /// Longest input that libFuzzer makes up, in bytes.
 const INPUT_BYTES_MAX: usize = 16 * 1024;
 
-const BUILD_DEADLINE: Duration = Duration::from_mins(30);
+/// libFuzzer's takes three minutes of two processors.
+const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// What a target may take longer than it should, until it is known not to come back.
 const SLACK: Duration = Duration::from_mins(1);
 /// Seconds that one input may take.

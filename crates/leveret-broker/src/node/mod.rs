@@ -253,9 +253,10 @@ impl Node {
         self.is_initialized
     }
 
-    /// The number of the next stream.
+    /// The number of the next stream. A journal that says it has had the last one there is gets that again, and whoever has it keeps
+    /// it.
     pub fn next_stream(&self) -> u32 {
-        self.last_stream + 1
+        self.last_stream.saturating_add(1)
     }
 
     /// Numbers of streams up to this one are not given again.

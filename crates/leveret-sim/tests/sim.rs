@@ -21,7 +21,7 @@ fn the_first_seeds_find_nothing() {
     }
 }
 
-/// Byte for byte: all that clients hear goes into the digest.
+/// Byte for byte: all that clients hear goes into the digest, and what is on the disk at the end.
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let mut digests = Vec::new();

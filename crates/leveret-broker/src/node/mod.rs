@@ -26,6 +26,9 @@ pub const IMPERSONATOR: &str = "impersonator";
 /// RabbitMQ: tag of users who may do everything in management.
 pub const ADMINISTRATOR: &str = "administrator";
 
+/// The last stream that a virtual host may have; there is a number behind it, so that there is always a next one to be refused.
+const LAST_STREAM: u32 = u32::MAX - 1;
+
 /// The users and virtual hosts of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -253,15 +256,14 @@ impl Node {
         self.is_initialized
     }
 
-    /// The number of the next stream. A journal that says it has had the last one there is gets that again, and whoever has it keeps
-    /// it.
+    /// The number of the next stream. If all are used up, it is not free.
     pub fn next_stream(&self) -> u32 {
-        self.last_stream.saturating_add(1)
+        self.last_stream + 1
     }
 
     /// Numbers of streams up to this one are not given again.
     pub fn skip_streams(&mut self, last: u32) {
-        self.last_stream = self.last_stream.max(last);
+        self.last_stream = self.last_stream.max(last.min(LAST_STREAM));
     }
 
     /// Checks name and password. That takes the same time whether there is somebody of that name or not.
@@ -318,7 +320,8 @@ impl Node {
         match change {
             NodeChange::Restated { last_stream } => {
                 // All that is true follows, whatever was lost of what came before.
-                let last_stream = self.last_stream.max(last_stream);
+                self.skip_streams(last_stream);
+                let last_stream = self.last_stream;
                 let loopback_users = std::mem::take(&mut self.loopback_users);
                 *self = Node { last_stream, is_initialized: true, loopback_users, ..Node::default() };
             }
@@ -449,7 +452,9 @@ impl Node {
 
     fn is_taken(&self, stream: u32) -> bool {
         let is_known = stream <= self.last_stream;
-        stream == recovery::NODE_STREAM || (is_known && self.vhosts.values().any(|vhost| vhost.stream == stream))
+        stream == recovery::NODE_STREAM
+            || stream > LAST_STREAM
+            || (is_known && self.vhosts.values().any(|vhost| vhost.stream == stream))
     }
 
     fn check_vhost(&self, name: &VhostName) -> Result<(), NodeError> {

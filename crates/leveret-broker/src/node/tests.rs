@@ -153,3 +153,19 @@ fn a_change_that_cannot_be_changes_nothing() {
         assert_eq!(node, before, "{text}");
     }
 }
+
+#[test]
+fn when_all_streams_are_used_up_a_further_virtual_host_is_refused() {
+    let mut node = Node::with_guest();
+    let added = |node: &Node, name| NodeChange::VhostAdded { stream: node.next_stream(), name: vhost(name) };
+    node.apply(NodeChange::Restated { last_stream: u32::MAX - 2 }).unwrap();
+    let (last, one_more) = (added(&node, "last"), NodeChange::VhostAdded { stream: u32::MAX, name: vhost("more") });
+    assert_eq!(node.apply(one_more), Err(NodeError::StreamTaken(u32::MAX)), "a journal may say so");
+    assert_eq!(node.apply(last), Ok(()));
+    node.apply(NodeChange::VhostDeleted { name: vhost("last") }).unwrap();
+    let refused = added(&node, "again");
+    assert_eq!(node.apply(refused), Err(NodeError::StreamTaken(u32::MAX)), "no stream is given twice");
+    node.apply(NodeChange::Restated { last_stream: u32::MAX }).unwrap();
+    let refused = added(&node, "again");
+    assert_eq!(node.apply(refused), Err(NodeError::StreamTaken(u32::MAX)));
+}

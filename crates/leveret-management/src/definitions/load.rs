@@ -110,7 +110,8 @@ impl Definitions {
             let (path, name) = (format!("vhosts[{nth}]"), vhost.name.clone());
             if !node.vhosts().contains_key(&name) && added.insert(name.clone()) {
                 changes.push((path.clone(), NodeChange::VhostAdded { stream, name: name.clone() }));
-                stream += 1;
+                // One that is not free any more is refused.
+                stream = stream.saturating_add(1);
             }
             // Where the file says nothing of it, what was said before stays.
             if vhost.metadata != VhostMetadata::default() {

@@ -14,7 +14,7 @@ use leveret_broker::{Change, ConnectionId, Effects, Moment, Output, VirtualHost}
 use leveret_journal::Scratch;
 
 use crate::history::History;
-use crate::model::{Model, Snapshot};
+use crate::model::{Model, Snapshot, View};
 use crate::world::Client;
 
 /// Changes that become durable together.
@@ -127,13 +127,14 @@ impl Hub {
         self.latest = found;
     }
 
-    /// What the broker says of its queues: ready and unacked messages, and consumers.
-    pub(crate) fn views(&self) -> BTreeMap<u8, (usize, usize, usize)> {
+    /// What the broker says of its queues.
+    pub(crate) fn views(&self) -> BTreeMap<u8, View> {
         let (mut cursor, mut list) = (QueueCursor::default(), Vec::new());
         while self.vhost.list_queues(&mut cursor, u32::MAX, &mut list) == Progress::More {}
         let views = list.iter().filter_map(|view| {
             let slot = view.name.as_str().strip_prefix('q')?.parse().ok()?;
-            Some((slot, (view.messages_ready, view.messages_unacknowledged, view.consumers)))
+            let (ready, unacked, consumers) = (view.messages_ready, view.messages_unacknowledged, view.consumers);
+            Some((slot, View { ready, unacked, dying: view.messages - ready - unacked, consumers }))
         });
         views.collect()
     }

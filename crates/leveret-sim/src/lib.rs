@@ -26,9 +26,12 @@ mod world;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-pub use plan::{Config, Cut, Dead, ExchangeName, Mode, Op, Overflow, Plan, QueueSpec, Settling, Step, To};
+pub use plan::{
+    Config, Cut, Dead, ExchangeName, Mode, Op, Overflow, Plan, QueueSpec, Settling, Step, Strategy, To,
+};
 pub use shorten::shorten;
 pub use stats::{Kind, Stats};
+pub use world::UNEXPLAINED;
 
 /// What came of a plan in which nothing was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +42,8 @@ pub struct Passed {
     pub digest: u64,
     /// Steps that did something; the others found nothing to do it with.
     pub done: u64,
-    /// Whether it came to its end. After a power cut nobody may be able to tell which of two states was found, and what would be
-    /// wrong from then on.
+    /// Whether it came to its end. After a power cut nobody may be able to tell which of two states was found, after a jump of time
+    /// in which order things happened, and what would be wrong from then on.
     pub is_whole: bool,
 }
 

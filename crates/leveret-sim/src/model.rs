@@ -16,6 +16,7 @@ use leveret_broker::Output;
 use leveret_broker::vhost::command::{ConsumerId, Farewell};
 use leveret_broker::vhost::effects::Answer;
 
+pub(crate) use self::late::Late;
 pub(crate) use self::timeout::TimedOut;
 use crate::plan::{Config, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Overflow, PATTERNS, QueueSpec, Settling, To};
 
@@ -27,6 +28,16 @@ const TRAIL_MOST: usize = 60;
 
 /// How many messages of a queue a failure shows.
 const MESSAGES_SHOWN: usize = 6;
+
+/// What can be seen of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) ready: usize,
+    pub(crate) unacked: usize,
+    /// Those that have died and stay.
+    pub(crate) dying: usize,
+    pub(crate) consumers: usize,
+}
 
 /// What must not be.
 pub(crate) type Violation = String;
@@ -1176,17 +1187,19 @@ impl Model {
         self.heard.insert(serial);
     }
 
-    /// Compares the queues with what the broker says of them: their slots, ready and unacked messages.
-    pub(crate) fn compare(&self, views: &BTreeMap<u8, (usize, usize, usize)>) -> Result<(), Violation> {
+    /// Compares the queues with what the broker says of them.
+    pub(crate) fn compare(&self, views: &BTreeMap<u8, View>) -> Result<(), Violation> {
         let of_model = |(slot, queue): (&u8, &Rc<Queue>)| {
-            let held = queue.entries.iter().filter(|entry| entry.place == Place::Held).count();
-            (*slot, (queue.ready_count(), held, self.consumer_count(*slot)))
+            let unacked = queue.entries.iter().filter(|entry| entry.place == Place::Held).count();
+            let (ready, dying, consumers) =
+                (queue.ready_count(), queue.dying().count(), self.consumer_count(*slot));
+            (*slot, View { ready, unacked, dying, consumers })
         };
-        let own: BTreeMap<u8, (usize, usize, usize)> = self.queues.iter().map(of_model).collect();
+        let own: BTreeMap<u8, View> = self.queues.iter().map(of_model).collect();
         if own == *views {
             return Ok(());
         }
-        Err(format!("queues with (ready, unacked, consumers) are {views:?}, and should be {own:?}"))
+        Err(format!("queues are {views:?}, and should be {own:?}"))
     }
 
     /// All queues that there are.

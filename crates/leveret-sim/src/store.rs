@@ -530,13 +530,17 @@ impl World {
             snapshots.extend([between, none]);
             snapshots.extend(late);
         }
-        let (mut first_fault, mut found) = (None, None::<(Model, Snapshot)>);
+        let (mut first_fault, mut found, mut fitting) = (None, None::<(Model, Snapshot)>, Vec::new());
         let all = snapshots.iter().flat_map(|snapshot| Order::ALL.map(move |order| (snapshot, order)));
         for (snapshot, order) in all {
             let mut model = self.hubs[at].model.clone();
             model.restore(snapshot.clone(), now_ms, in_good_order);
             model.observe_in(order, now_ms, &mut BTreeMap::new(), None)?;
-            match (model.compare(&views), &found) {
+            let compared = model.compare(&views);
+            if compared.is_ok() {
+                fitting.push(snapshot);
+            }
+            match (compared, &found) {
                 (Ok(()), None) => found = Some((model, snapshot.clone())),
                 // Both have as many messages, but not the same, and nobody can tell which.
                 (Ok(()), Some((first, _))) => self.is_unclear |= !model.has_same_messages(first),
@@ -547,7 +551,7 @@ impl World {
             return Err(format!("after a restart, {}", first_fault.unwrap_or_default()));
         };
         if !is_certain {
-            self.is_unclear |= snapshots.iter().any(|other| model.is_unclear(other, &found));
+            self.is_unclear |= fitting.iter().any(|other| model.is_unclear(other, &found));
             model.forget_flags(&mut found);
         }
         self.hubs[at].restored(model, found);

@@ -27,7 +27,7 @@ use crate::Passed;
 use crate::arguments::{arguments, count_arguments};
 use crate::hub::Hub;
 use crate::link::{self, Heard, Link, Standing};
-use crate::model::{Message, Snapshot, TimedOut, Told, Violation, binding_headers, binding_key, body, headers};
+use crate::model::{Late, Message, TimedOut, Told, Violation, binding_headers, binding_key, body, headers};
 use crate::plan::{
     Config, DEAD_QUEUES, ExchangeName, KEYS, Mode, ORDINARY_QUEUES, Op, PATTERNS, Plan, QUEUES, QueueSpec,
     Settling, Step, To,
@@ -41,6 +41,9 @@ pub(crate) const VHOSTS: [&str; 2] = ["/", "b"];
 const BEGINNING: u64 = 1_790_000_000;
 /// More consumers than these a client does not start.
 const CONSUMERS_MOST: usize = 5;
+
+/// A broker was late, and in no order that is tried.
+pub const UNEXPLAINED: &str = "late in no order that is tried";
 
 /// Whether what happens by itself has happened when it was due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +193,7 @@ impl World {
         if self.is_unclear {
             return Ok(());
         }
+        self.let_letters_arrive()?;
         for hub in 0..self.hubs.len() {
             let client = u8::try_from(hub).unwrap_or_default();
             for slot in self.hubs[hub].model.slots() {
@@ -208,6 +212,29 @@ impl World {
                     self.hear_all()?;
                 }
             }
+        }
+        self.compare()
+    }
+
+    /// Makes a place for all dead letters that wait or come, and has them tried again.
+    fn let_letters_arrive(&mut self) -> Result<(), Violation> {
+        if !self.config.queues.iter().any(QueueSpec::keeps_letters) {
+            return Ok(());
+        }
+        for hub in 0..self.hubs.len() {
+            let (client, exchange) = (u8::try_from(hub).unwrap_or_default(), ExchangeName::Dead);
+            self.act(&Op::DeclareExchange { client, exchange })?;
+            for queue in 0..DEAD_QUEUES {
+                self.act(&Op::DeclareQueue { client, queue: ORDINARY_QUEUES + queue })?;
+                self.act(&Op::BindQueue { client, queue, exchange, key: 0 })?;
+            }
+            self.write_journal(true)?;
+            self.hear_all()?;
+        }
+        self.wait(Duration::from_secs(1))?;
+        self.hear_all()?;
+        if self.hubs.iter().any(|hub| hub.model.has_waiting_letters()) {
+            return Err("a dead letter waits that has where to go".into());
         }
         self.compare()
     }
@@ -324,19 +351,25 @@ impl World {
     fn conclude_as(&mut self, hub: usize, on_time: OnTime) -> Result<(), Violation> {
         self.pump(hub)?;
         let now_ms = self.now_ms();
+        let views = if on_time == OnTime::No { self.hubs[hub].views() } else { BTreeMap::new() };
         let Hub { model, said, pending, marks, vhost, journaled, latest, .. } = &mut self.hubs[hub];
         let marked = marks.back().map_or(0, |(end, _)| *end);
         let mut trail = vec![model.snapshot()];
         let has_several = pending.iter().filter(|group| group.end > marked).nth(1).is_some();
         let told = match on_time {
             OnTime::Yes => model.observe(now_ms, said, has_several.then_some(&mut trail))?,
-            OnTime::No => {
-                let Some(told) = model.observe_late(now_ms, said, &mut trail)? else {
+            OnTime::No => match model.observe_late(now_ms, said, &mut trail, &views)? {
+                Late::Told(told) => told,
+                Late::Unclear => {
                     self.is_unclear = true;
                     return Ok(());
-                };
-                told
-            }
+                }
+                Late::Unexplained => {
+                    self.stats.count(Kind::Outcome, UNEXPLAINED);
+                    self.is_unclear = true;
+                    return Ok(());
+                }
+            },
         };
         said.clear();
         let before = std::mem::replace(latest, model.snapshot());
@@ -1032,9 +1065,10 @@ impl World {
     /// Sets the wall clock; false where a start to come could tell, by what it finds of times to live: how long these last then
     /// depends on when they were written down.
     fn set_clock(&mut self, seconds: i64) -> bool {
+        let durable = self.config.durable_exchanges;
         let is_kept = |hub: &Hub| {
             let snapshots = hub.marks.iter().flat_map(|(_, snapshots)| snapshots);
-            snapshots.chain([&hub.latest]).any(Snapshot::has_kept_deadlines)
+            snapshots.chain([&hub.latest]).any(|snapshot| snapshot.has_kept_deadlines(durable))
         };
         if self.hubs.iter().any(is_kept) {
             return false;

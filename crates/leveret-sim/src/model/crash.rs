@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::{Entry, Flag, Model, Place, Queue, Snapshot, source_rank, source_slot};
+use super::{Entry, Flag, Model, Place, Queue, Snapshot, View, source_rank, source_slot};
 
 impl Snapshot {
     /// Nobody knows what messages were delivered.
@@ -77,11 +77,7 @@ impl Model {
 
     /// Something between two snapshots that explains so many messages in each queue: what goes, goes in order, and so does what
     /// comes.
-    pub(crate) fn between(
-        before: &Snapshot,
-        after: &Snapshot,
-        views: &BTreeMap<u8, (usize, usize, usize)>,
-    ) -> Snapshot {
+    pub(crate) fn between(before: &Snapshot, after: &Snapshot, views: &BTreeMap<u8, View>) -> Snapshot {
         let mut between = after.clone();
         for (slot, later) in &mut between.queues {
             let Some(earlier) = before.queues.get(slot).filter(|earlier| earlier.uid == later.uid) else {
@@ -90,7 +86,7 @@ impl Model {
             let has = |queue: &Queue, serial: u64| queue.entries.iter().any(|entry| entry.serial == serial);
             let is_seen = |entry: &&Entry| entry.journaled && !matches!(entry.place, Place::Dying(_));
             let journaled = |queue: &Queue| queue.entries.iter().filter(is_seen).count();
-            let count = views.get(slot).map_or(0, |(ready, unacked, _)| ready + unacked);
+            let count = views.get(slot).map_or(0, |view| view.ready + view.unacked);
             let missing = count.saturating_sub(journaled(later));
             let gone = earlier.entries.iter().filter(|entry| entry.journaled && !has(later, entry.serial));
             let mut back: Vec<Entry> = gone.cloned().collect();

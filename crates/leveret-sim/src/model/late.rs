@@ -1,20 +1,32 @@
 //! What was due at different times and happens all at once, late: nobody can tell in which order.
+//!
+//! Owns: which orders are tried, and what it means that several explain what the broker did, or none.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use leveret_broker::Output;
 
-use super::{Model, Order, Snapshot, Told, Violation};
+use super::{Model, Order, Snapshot, Told, View, Violation};
 use crate::plan::Mode;
 
 /// What clients were told.
-type AllTold = Vec<(u8, Mode, Told)>;
+pub(crate) type AllTold = Vec<(u8, Mode, Told)>;
+
+/// What is known of what happened late.
+pub(crate) enum Late {
+    Told(AllTold),
+    /// The order makes a difference: nobody can tell what there is.
+    Unclear,
+    /// So it does, and none of those that are tried explains what the broker has done.
+    Unexplained,
+}
 
 impl Snapshot {
     /// Whether a start that finds this would look at its wall clock.
-    pub(crate) fn has_kept_deadlines(&self) -> bool {
+    pub(crate) fn has_kept_deadlines(&self, durable_exchanges: bool) -> bool {
         let mut entries = self.queues.values().flat_map(|queue| &queue.entries);
-        entries.any(|entry| entry.journaled && entry.deadline_ms.is_some()) || !self.delayed.is_empty()
+        entries.any(|entry| entry.journaled && entry.deadline_ms.is_some())
+            || (durable_exchanges && self.delayed.iter().any(|delayed| delayed.message.persistent))
     }
 }
 
@@ -33,25 +45,33 @@ impl Model {
         told
     }
 
-    /// The same where the order is not known: in the first that explains all the broker has said. What there was in between, in any
-    /// order, is added to the trail. Nothing if the order makes a difference: nobody can tell then what there is.
+    /// The same where the order is not known: in the first that explains all the broker has said, and what it has in its queues. What
+    /// there was in between, in any order that does, is added to the trail.
     pub(crate) fn observe_late(
         &mut self,
         now_ms: u64,
         outputs: &BTreeMap<u8, VecDeque<Output>>,
         trail: &mut Vec<Snapshot>,
-    ) -> Result<Option<AllTold>, Violation> {
-        let all = Order::ALL.map(|order| {
-            let (mut model, mut outputs) = (self.clone(), outputs.clone());
-            (model.observe_in(order, now_ms, &mut outputs, Some(trail)), model)
-        });
-        let any_explains = all.iter().any(|(told, _)| told.is_ok());
-        let mut found = all.into_iter().filter(|(told, _)| told.is_ok() == any_explains);
-        let Some((told, model)) = found.next() else { return Ok(None) };
-        if !found.all(|(_, other)| other.has_same_messages(&model)) {
-            return Ok(None);
+        views: &BTreeMap<u8, View>,
+    ) -> Result<Late, Violation> {
+        let mut all = Vec::new();
+        for order in Order::ALL {
+            let (mut model, mut outputs, mut passed) = (self.clone(), outputs.clone(), Vec::new());
+            let told = model.observe_in(order, now_ms, &mut outputs, Some(&mut passed));
+            let told = told.and_then(|told| model.compare(views).map(|()| told));
+            if told.is_ok() {
+                trail.append(&mut passed);
+            }
+            all.push((told, model));
         }
+        let makes_no_difference = all.iter().all(|(_, model)| model.has_same_messages(&all[0].1));
+        let Some(found) = all.iter().position(|(told, _)| told.is_ok()) else {
+            // It may be an order that is none of these, if there is any.
+            let (told, _) = all.swap_remove(0);
+            return if makes_no_difference { told.map(Late::Told) } else { Ok(Late::Unexplained) };
+        };
+        let (told, model) = all.swap_remove(found);
         *self = model;
-        told.map(Some)
+        Ok(if makes_no_difference { Late::Told(told?) } else { Late::Unclear })
     }
 }

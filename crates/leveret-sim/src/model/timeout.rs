@@ -1,4 +1,6 @@
 //! Deliveries that are held for too long: they go back, and whoever held them hears of it.
+//!
+//! Owns: who is late, and what becomes of that.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +41,7 @@ impl Model {
         timed_out
     }
 
-    /// The consumers of a channel that hold something for too long, and whether anybody else does.
+    /// The consumers of a channel that hold something for too long; `None` stands for what was got.
     fn late(&self, now_ms: u64, client: u8, mode: Mode) -> BTreeSet<Option<u32>> {
         let held = self.channels[&(client, mode)].unacked.values();
         held.filter(|held| self.is_late(now_ms, held)).map(|held| held.consumer).collect()

@@ -393,7 +393,12 @@ impl VirtualHost {
             restated;
         let meter = self.memory.clone();
         let Some(restating) = &mut self.restating else { return Err(ApplyError::NoCheckpoint) };
-        let staged = restating.queues.remove(&number).unwrap_or_else(|| Restated::new(meter));
+        let staged = restating.queues.remove(&number);
+        // What waits has the rank of its delay.
+        let are_places = |staged: &Restated| {
+            standing != Standing::Delaying || staged.levels.ordinary().next_position() == QueuePosition::default()
+        };
+        let staged = staged.filter(are_places).unwrap_or_else(|| Restated::new(meter));
         let is_whole = staged.messages == messages;
         restating.is_whole &= is_whole;
         let known = self.durable_queues.get(&number).copied();

@@ -267,7 +267,9 @@ impl Queue {
 
     /// The same after a restart; false if that place is taken, or is no place.
     pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
-        self.levels.begin_of(position).push_at(position, entry)
+        // What waits has the rank of its delay.
+        let is_place = !self.is_delaying() || Rank::of_place(position) != Rank::default();
+        is_place && self.levels.begin_of(position).push_at(position, entry)
     }
 
     /// The next so many places stay empty, for good.

@@ -26,8 +26,9 @@ const QUEUE_WORTH: usize = 16;
 /// The same for a pattern, which has a bound of its own when it is compiled, however short it is.
 const PATTERN_WORTH: usize = PATTERN_BYTES_MAX / 16;
 
-/// The same for a place in a queue that stays empty: it takes 72, and four times that in all while its page grows.
-const PLACE_WORTH: usize = 5;
+/// The same for a message behind places of its queue that stay empty: the page before it and its own are opened for it, 18,000 each,
+/// and may double on the way.
+const GAP_WORTH: usize = 768;
 
 /// Records that may be damaged in a way that no checksum shows: those that fit are taken, and all else is set aside.
 pub(super) fn checkpoint(input: &[u8]) {
@@ -83,7 +84,7 @@ struct Worth {
     streams: BTreeSet<u8>,
     queues: usize,
     patterns: usize,
-    places: usize,
+    gaps: usize,
     /// For each stream and queue, whether in pages of a checkpoint, the place behind the last message.
     next: BTreeMap<(u8, QueueNumber, bool), u64>,
 }
@@ -122,17 +123,17 @@ impl Worth {
         }
     }
 
-    /// A message lies at this place. Of those before it, no more than a page of 256 is in memory.
+    /// A message lies at this place.
     fn put(&mut self, stream: u8, queue: QueueNumber, in_pages: bool, place: QueuePosition) {
         let next = self.next.insert((stream, queue, in_pages), place.0.wrapping_add(1)).unwrap_or_default();
-        self.places += usize::try_from(place.0.wrapping_sub(next)).unwrap_or(usize::MAX).min(256);
+        self.gaps += usize::from(place.0 != next);
     }
 
     fn bytes(&self) -> usize {
         (self.vhosts + self.streams.len()) * VHOST_WORTH
             + self.queues * QUEUE_WORTH
             + self.patterns * PATTERN_WORTH
-            + self.places * PLACE_WORTH
+            + self.gaps * GAP_WORTH
     }
 }
 

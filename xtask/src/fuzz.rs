@@ -88,12 +88,13 @@ pub(crate) fn run(engine: Engine, only: &[String], seconds: u64) -> Result<Tally
     ensure!(unknown.is_none(), "there is no target {unknown:?}; there are {}", names.join(", "));
     let wanted: Vec<_> = names.iter().filter(|name| only.is_empty() || only.contains(name)).collect();
 
-    let (engine, binary) = match build(engine) {
-        Err(error) if engine == Engine::LibFuzzer => {
-            println!("{error:#}\nproptest, on the stable toolchain, since that is so");
-            (Engine::Proptest, build(Engine::Proptest)?)
+    let (engine, binary) = match build(engine)? {
+        Built::Binary(binary) => (engine, binary),
+        Built::Nothing(why) => {
+            println!("proptest, on the stable toolchain: {why}");
+            let Built::Binary(binary) = build(Engine::Proptest)? else { bail!("the targets cannot be built") };
+            (Engine::Proptest, binary)
         }
-        built => (engine, built?),
     };
     let queue = Mutex::new(wanted.into_iter());
     let tally = Mutex::new(Tally::default());
@@ -123,8 +124,15 @@ fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// What came of a build.
+enum Built {
+    Binary(PathBuf),
+    /// What it needs cannot be had here, or not in time. Nothing of ours is wrong.
+    Nothing(String),
+}
+
 /// Builds the one binary that has all targets.
-fn build(engine: Engine) -> Result<PathBuf> {
+fn build(engine: Engine) -> Result<Built> {
     let (command, built) = match engine {
         Engine::LibFuzzer => {
             // A target that is named apart keeps the flags away from what runs while it builds.
@@ -142,10 +150,18 @@ fn build(engine: Engine) -> Result<PathBuf> {
         }
     };
     let finished = process::run(command, BUILD_DEADLINE, Show::Nothing)?;
-    if !finished.has_succeeded() {
-        bail!("{}\nthe targets cannot be built: {}", finished.output, finished.end);
+    if finished.has_succeeded() {
+        return Ok(Built::Binary(built));
     }
-    Ok(built)
+    // What does not compile is a fault, whoever finds it.
+    let is_ours = finished.output.contains("could not compile `leveret");
+    if engine == Engine::LibFuzzer && !is_ours {
+        return Ok(Built::Nothing(format!(
+            "libFuzzer's targets cannot be built: {}\n{}",
+            finished.end, finished.output
+        )));
+    }
+    bail!("{}\nthe targets cannot be built: {}", finished.output, finished.end);
 }
 
 /// The platform that compilers here build for.

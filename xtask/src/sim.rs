@@ -10,7 +10,7 @@ use crate::tally::Tally;
 use crate::workspace::{target, tool};
 
 /// Seeds that `proof` tries, and how many of them come to their ends at least. Of a few nobody can tell, after a power cut, which of two
-/// states was found.
+/// states was found, or after a jump of time, in which order things happened.
 const PROOF_SEEDS: u64 = 20_800;
 const WHOLE_LEAST: u64 = 20_000;
 

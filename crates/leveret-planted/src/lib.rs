@@ -76,6 +76,7 @@ bugs! {
     PrefetchOneTooMany "prefetch-one-too-many" "A consumer may hold one more than its prefetch.",
     LengthOneTooMany "length-one-too-many" "A queue may be longer by one than it says.",
     KeptLettersUncounted "kept-letters-uncounted" "Dead letters that a queue has to keep do not count for its length.",
+    LateHandedOut "late-handed-out" "A message is handed out though its time to live has passed.",
     LateConsumerStays "late-consumer-stays" "A consumer that is late is not cancelled.",
     ExclusiveQueueStays "exclusive-queue-stays" "An exclusive queue outlives its connection.",
     DeadLetterLost "dead-letter-lost" "A dead letter whose body is not in memory goes nowhere.",

@@ -348,7 +348,7 @@ pub enum Op {
     Jump {
         ms: u32,
     },
-    /// The wall clock is set: from then on it says so many seconds more than at the beginning.
+    /// The wall clock is set: from then on it is so many seconds ahead of where it began, as time has passed.
     SetClock {
         seconds: i64,
     },

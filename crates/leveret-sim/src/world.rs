@@ -39,6 +39,8 @@ use crate::store::{Checkpointing, Store, Stuck};
 pub(crate) const VHOSTS: [&str; 2] = ["/", "b"];
 /// When it all begins, in seconds since 1970.
 const BEGINNING: u64 = 1_790_000_000;
+/// The same of the other clock.
+const BEGINNING_MONOTONIC: Duration = Duration::from_secs(1);
 /// More consumers than these a client does not start.
 const CONSUMERS_MOST: usize = 5;
 
@@ -108,7 +110,7 @@ impl World {
         let mut world = World {
             config,
             luck: SmallRng::seed_from_u64(0),
-            now: Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(BEGINNING) },
+            now: Moment { monotonic: BEGINNING_MONOTONIC, wall: Duration::from_secs(BEGINNING) },
             disk,
             scratch_disk: SimDisk::default(),
             store: None,
@@ -1073,7 +1075,8 @@ impl World {
         if self.hubs.iter().any(is_kept) {
             return false;
         }
-        let wall = self.now.monotonic + Duration::from_secs(BEGINNING.saturating_add_signed(seconds));
+        let wall = self.now.monotonic - BEGINNING_MONOTONIC
+            + Duration::from_secs(BEGINNING.saturating_add_signed(seconds));
         self.now = Moment { wall, ..self.now };
         true
     }

@@ -3,6 +3,8 @@
 //! A message expires on time wherever it lies in its queue: each page of an index knows the first deadline in it, and is
 //! looked through when that has come. An unacked message does not expire, but keeps its deadline.
 
+use leveret_planted::{Bug, planted};
+
 use crate::change::DeathReason;
 use crate::limits::UNITS_PER_DUE_PAGE;
 use crate::moment::Moment;
@@ -35,6 +37,6 @@ impl VirtualHost {
     pub(super) fn is_late(&self, now: Moment, id: QueueId, head: Position) -> bool {
         let queue = self.queues.get(id).filter(|queue| queue.has_expiring());
         let deadline = queue.and_then(|queue| queue.known(head)).and_then(|known| known.expires);
-        deadline.is_some_and(|deadline| now.monotonic > deadline.0)
+        deadline.is_some_and(|deadline| now.monotonic > deadline.0 && !planted(Bug::LateHandedOut))
     }
 }

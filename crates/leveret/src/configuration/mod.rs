@@ -317,19 +317,35 @@ fn read(file: &Path) -> Result<Vec<Assignment>, ConfigurationError> {
 
 /// The keys of a file; `[log.console]` and `level = "debug"` below it are `log.console.level`.
 fn parse(file: &Path, text: &str) -> Result<Vec<Assignment>, ConfigurationError> {
-    fn flatten(file: &Path, name: &str, value: toml::Value, assignments: &mut Vec<Assignment>) {
+    fn flatten(
+        file: &Path,
+        name: &str,
+        value: toml::Value,
+        assignments: &mut Vec<Assignment>,
+    ) -> Result<(), ConfigurationError> {
+        let assigned = |text: String| Assignment::new(Origin::File(file.into()), name, text);
         let text = match value {
             toml::Value::Table(table) => {
                 for (key, value) in table {
                     let name = if name.is_empty() { key } else { format!("{name}.{key}") };
-                    flatten(file, &name, value, assignments);
+                    flatten(file, &name, value, assignments)?;
                 }
-                return;
+                return Ok(());
+            }
+            // All lists that there are have names in them: what is none would stand for nobody.
+            toml::Value::Array(values) if !values.iter().all(toml::Value::is_str) => {
+                let (what, takes) = (assigned(String::new()).to_string(), "a list of texts in quotes");
+                return Err(ConfigurationError::Invalid {
+                    what,
+                    takes,
+                    value: toml::Value::Array(values).to_string(),
+                });
             }
             toml::Value::Array(values) => values.into_iter().map(written).collect::<Vec<_>>().join(","),
             other => written(other),
         };
-        assignments.push(Assignment::new(Origin::File(file.into()), name, text));
+        assignments.push(assigned(text));
+        Ok(())
     }
     fn written(value: toml::Value) -> String {
         match value {
@@ -341,7 +357,7 @@ fn parse(file: &Path, text: &str) -> Result<Vec<Assignment>, ConfigurationError>
         .parse()
         .map_err(|error: toml::de::Error| ConfigurationError::NotToml(file.into(), fault(&error, text)))?;
     let mut assignments = Vec::new();
-    flatten(file, "", table.into(), &mut assignments);
+    flatten(file, "", table.into(), &mut assignments)?;
     Ok(assignments)
 }
 

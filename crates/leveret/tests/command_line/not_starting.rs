@@ -75,6 +75,11 @@ fn a_setting_in_a_file_that_is_wrong_is_2_and_the_file_is_named() {
         ("amqp_port = 70000", format!("setting 'amqp_port' in {file} takes a port from 0 to 65535; '70000'")),
         ("amqp_port = 1\nlisteners.tcp.default = 2", format!("in {file} exclude each other; leave one out")),
         ("amqp_port", format!("{file} is not valid TOML")),
+        // A user by the name of 1, and none else, would let the guest in from anywhere.
+        (
+            "loopback_users = [1]",
+            format!("setting 'loopback_users' in {file} takes a list of texts in quotes; '[1]' is not that"),
+        ),
     ] {
         fs::write(file, text).unwrap();
         let (code, error) = refused(&["--in-memory", "--config", file]);

@@ -1,5 +1,6 @@
 //! One bad input, and the list of all.
 
+use std::any::Any;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
@@ -14,26 +15,45 @@ use crate::{arguments, contents, crowds, frames, handshake, operations, times};
 pub(crate) struct Case {
     pub(crate) kind: u8,
     pub(crate) what: String,
-    /// It has the broker take no memory worth mentioning, whatever it announces.
-    pub(crate) takes_no_memory: bool,
+    pub(crate) stage: Stage,
     steps: Steps,
+}
+
+/// Where a case is played: each of these is a broker of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// At one at which most are played, one after another.
+    Common,
+    /// At one whose memory is watched, one after another. It has never had to keep anything large.
+    Watched,
+    /// At one with short timeouts, for which it waits beside others.
+    Impatient,
+    /// The same at one with those that a broker has if nothing else is said.
+    Patient,
 }
 
 #[derive(Debug)]
 enum Steps {
     Script(String),
-    Function(fn(SocketAddr) -> Result<(), String>),
+    Function(Play),
 }
 
+/// A case that no script can say.
+pub(crate) type Play = fn(SocketAddr) -> Result<LeftOpen, String>;
+
+/// The connections that a case leaves open, if any: they are closed when this is dropped.
+pub(crate) type LeftOpen = Box<dyn Any>;
+
 impl Case {
-    /// Gives the connections that it leaves open.
-    pub(crate) fn play(&self, nth: usize, address: SocketAddr) -> Result<SocketWire, String> {
-        let mut wire = SocketWire::new(address);
+    pub(crate) fn play(&self, nth: usize, address: SocketAddr) -> Result<LeftOpen, String> {
         match &self.steps {
-            Steps::Script(script) => run_script(&mut wire, &script.replace('%', &nth.to_string()))?,
-            Steps::Function(play) => play(address)?,
+            Steps::Script(script) => {
+                let mut wire = SocketWire::new(address);
+                run_script(&mut wire, &script.replace('%', &nth.to_string()))?;
+                Ok(Box::new(wire))
+            }
+            Steps::Function(play) => play(address),
         }
-        Ok(wire)
     }
 }
 
@@ -41,15 +61,11 @@ impl Case {
 #[derive(Debug, Default)]
 pub(crate) struct Cases {
     kind: u8,
-    pub(crate) played_in_turn: Vec<Case>,
-    /// These wait for timeouts.
-    pub(crate) played_at_once: Vec<Case>,
-    /// These wait for those that a broker has if nothing else is said.
-    pub(crate) played_at_leisure: Vec<Case>,
+    list: Vec<Case>,
 }
 
 impl Cases {
-    pub(crate) fn collect() -> Self {
+    pub(crate) fn collect() -> Vec<Case> {
         let mut cases = Cases::default();
         handshake::list(&mut cases);
         frames::list(&mut cases);
@@ -58,7 +74,7 @@ impl Cases {
         operations::list(&mut cases);
         crowds::list(&mut cases);
         times::list(&mut cases);
-        cases
+        cases.list
     }
 
     /// What follows is of this kind.
@@ -67,38 +83,38 @@ impl Cases {
         self
     }
 
-    fn case(&self, what: impl Into<String>, steps: Steps) -> Case {
-        Case { kind: self.kind, what: what.into(), takes_no_memory: false, steps }
+    fn case(&mut self, stage: Stage, what: impl Into<String>, steps: Steps) -> &mut Self {
+        self.list.push(Case { kind: self.kind, what: what.into(), stage, steps });
+        self
     }
 
     pub(crate) fn script(&mut self, what: impl Into<String>, script: impl AsRef<str>) -> &mut Self {
-        let case = self.case(what, Steps::Script(in_full(script.as_ref())));
-        self.played_in_turn.push(case);
-        self
+        self.case(Stage::Common, what, Steps::Script(in_full(script.as_ref())))
     }
 
-    pub(crate) fn function(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
-        let case = self.case(what, Steps::Function(play));
-        self.played_in_turn.push(case);
-        self
+    pub(crate) fn function(&mut self, what: &str, play: Play) -> &mut Self {
+        self.case(Stage::Common, what, Steps::Function(play))
     }
 
-    pub(crate) fn waits(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
-        let case = self.case(what, Steps::Function(play));
-        self.played_at_once.push(case);
-        self
+    pub(crate) fn waits(&mut self, what: &str, play: Play) -> &mut Self {
+        self.case(Stage::Impatient, what, Steps::Function(play))
     }
 
-    pub(crate) fn waits_long(&mut self, what: &str, play: fn(SocketAddr) -> Result<(), String>) -> &mut Self {
-        let case = self.case(what, Steps::Function(play));
-        self.played_at_leisure.push(case);
-        self
+    pub(crate) fn waits_long(&mut self, what: &str, play: Play) -> &mut Self {
+        self.case(Stage::Patient, what, Steps::Function(play))
     }
 
-    /// The broker takes no memory for what the last of those played in turn announces: neither meanwhile, nor as long as its
+    /// The broker takes no memory worth mentioning for what the case before this announces: neither meanwhile, nor as long as its
     /// connections are open, nor afterwards.
     pub(crate) fn takes_no_memory(&mut self) -> &mut Self {
-        self.played_in_turn.last_mut().expect("a case stands before this").takes_no_memory = true;
+        let case = self.list.last_mut().filter(|case| case.kind == self.kind).expect("a case stands before this");
+        assert_eq!(
+            case.stage,
+            Stage::Common,
+            "{}: only what is played in turn is watched, and said to be so once",
+            case.what
+        );
+        case.stage = Stage::Watched;
         self
     }
 
@@ -131,7 +147,7 @@ impl Cases {
 }
 
 /// A script in which each exception says its code, and which method is at fault. That is the last one of a client, unless the
-/// script says something else, as `505 0 0`, with or without a text between.
+/// script says something else, as `505 0 0`, with or without a text between. One without a code is a mistake in the script.
 fn in_full(script: &str) -> String {
     let mut last = "";
     let mut out = String::new();
@@ -139,9 +155,10 @@ fn in_full(script: &str) -> String {
         match line.split_once(": ") {
             Some((who, said)) if who.starts_with('C') => last = said,
             Some((who, said)) if who.starts_with('S') => {
-                if let Some((name, reply)) = said.split_once(' ')
-                    && matches!(name, "connection.close" | "channel.close")
-                {
+                let (name, reply) = said.split_once(' ').unwrap_or((said, ""));
+                if matches!(name, "connection.close" | "channel.close") {
+                    let code = reply.split(' ').next().and_then(|code| code.parse::<u16>().ok());
+                    assert!(code.is_some(), "{line}: with which code?");
                     let _ = writeln!(out, "{who}: {name} {}", attributed(reply, last));
                     continue;
                 }

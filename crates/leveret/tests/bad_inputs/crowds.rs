@@ -10,7 +10,7 @@ use leveret_client::{
 };
 use leveret_testkit::Wire as _;
 
-use crate::case::Cases;
+use crate::case::{Cases, LeftOpen};
 use crate::support::DEADLINE;
 use crate::wire::{Peer, SocketWire};
 use crate::{Bystander, SERVED_WITHIN, newcomer};
@@ -25,21 +25,23 @@ pub(crate) fn list(cases: &mut Cases) {
         .function("a client that asks and never reads", never_reads_answers);
 }
 
-fn dropped_at_once(address: SocketAddr) -> Result<(), String> {
+fn dropped_at_once(address: SocketAddr) -> Result<LeftOpen, String> {
     for _ in 0..1000 {
         drop(TcpStream::connect(address).map_err(|error| error.to_string())?);
     }
-    served(address)
+    served(address)?;
+    Ok(Box::new(()))
 }
 
-fn reset_at_once(address: SocketAddr) -> Result<(), String> {
+fn reset_at_once(address: SocketAddr) -> Result<LeftOpen, String> {
     let mut wire = SocketWire::new(address);
     for _ in 0..1000 {
         wire.connect("reset");
         wire.send("reset", &PROTOCOL_HEADER);
         wire.end("reset");
     }
-    served(address)
+    served(address)?;
+    Ok(Box::new(()))
 }
 
 /// Somebody new is served in time, while the crowd is still there.
@@ -50,14 +52,15 @@ fn served(address: SocketAddr) -> Result<(), String> {
     if took < SERVED_WITHIN { Ok(()) } else { Err(format!("a newcomer is served after {took:?}")) }
 }
 
-fn hanging_handshakes(address: SocketAddr) -> Result<(), String> {
+fn hanging_handshakes(address: SocketAddr) -> Result<LeftOpen, String> {
     let mut bystander = Bystander::at(address);
     let mut crowd: Vec<_> = (0..200).map(|_| Peer::connect(address)).collect();
     for (nth, peer) in crowd.iter_mut().enumerate() {
         // Some say nothing at all, some begin.
         peer.send(&PROTOCOL_HEADER[..nth % 9]);
     }
-    bystander.look()
+    bystander.look()?;
+    Ok(Box::new(crowd))
 }
 
 fn open(address: SocketAddr) -> Result<Connection, String> {
@@ -66,7 +69,7 @@ fn open(address: SocketAddr) -> Result<Connection, String> {
 }
 
 /// More than the sockets and the broker's window for one client hold goes by: whoever else consumes from that queue has it all.
-fn never_reads(address: SocketAddr) -> Result<(), String> {
+fn never_reads(address: SocketAddr) -> Result<LeftOpen, String> {
     const MESSAGES: u32 = 2000;
     let publishing = |error: leveret_client::Error| error.to_string();
     let mut owner = open(address)?;
@@ -117,11 +120,11 @@ fn never_reads(address: SocketAddr) -> Result<(), String> {
             return Err(format!("{nth} of {left} messages came, then {event:?}"));
         }
     }
-    Ok(())
+    Ok(Box::new((owner, idle)))
 }
 
 /// It writes until nobody takes what it writes any more.
-fn never_reads_answers(address: SocketAddr) -> Result<(), String> {
+fn never_reads_answers(address: SocketAddr) -> Result<LeftOpen, String> {
     let mut idle = open(address)?.into_raw().map_err(|error| error.to_string())?;
     let mut frames = Vec::new();
     write_method(&mut frames, 1, &Method::ChannelOpen { out_of_band: ShortStr::EMPTY });
@@ -142,7 +145,8 @@ fn never_reads_answers(address: SocketAddr) -> Result<(), String> {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 let since: &mut Instant = stuck_since.get_or_insert_with(Instant::now);
                 if since.elapsed().as_millis() > 300 {
-                    return served(address);
+                    served(address)?;
+                    return Ok(Box::new(idle));
                 }
                 std::thread::yield_now();
             }

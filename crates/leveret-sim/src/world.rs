@@ -1075,7 +1075,7 @@ impl World {
         if self.hubs.iter().any(is_kept) {
             return false;
         }
-        let wall = self.now.monotonic - BEGINNING_MONOTONIC
+        let wall = self.now.monotonic.saturating_sub(BEGINNING_MONOTONIC)
             + Duration::from_secs(BEGINNING.saturating_add_signed(seconds));
         self.now = Moment { wall, ..self.now };
         true

@@ -348,7 +348,7 @@ pub enum Op {
     Jump {
         ms: u32,
     },
-    /// The wall clock is set: from then on it is so many seconds ahead of where it began, as time has passed.
+    /// The wall clock is set to what it would be by now, and so many seconds more, or less.
     SetClock {
         seconds: i64,
     },

@@ -4,11 +4,8 @@
 
 use std::rc::Rc;
 
-use super::{Consumer, Delayed, Entry, Message, Model, Order, Place, Queue};
+use super::{Consumer, Delayed, Entry, Message, Model, Order, Place, Queue, RETRY_MS};
 use crate::plan::{Dead, ExchangeName, Overflow};
-
-/// How long a letter waits that nobody takes, until it is tried again.
-const RETRY_MS: u64 = 1000;
 
 impl Model {
     fn would_overflow(&self, slot: u8, bytes: usize) -> bool {

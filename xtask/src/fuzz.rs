@@ -88,14 +88,7 @@ pub(crate) fn run(engine: Engine, only: &[String], seconds: u64) -> Result<Tally
     ensure!(unknown.is_none(), "there is no target {unknown:?}; there are {}", names.join(", "));
     let wanted: Vec<_> = names.iter().filter(|name| only.is_empty() || only.contains(name)).collect();
 
-    let (engine, binary) = match build(engine)? {
-        Built::Binary(binary) => (engine, binary),
-        Built::Nothing(why) => {
-            println!("proptest, on the stable toolchain: {why}");
-            let Built::Binary(binary) = build(Engine::Proptest)? else { bail!("the targets cannot be built") };
-            (Engine::Proptest, binary)
-        }
-    };
+    let (engine, binary) = build(engine)?;
     let queue = Mutex::new(wanted.into_iter());
     let tally = Mutex::new(Tally::default());
     let work = || -> Result<()> {
@@ -124,15 +117,8 @@ fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What came of a build.
-enum Built {
-    Binary(PathBuf),
-    /// What it needs cannot be had here, or not in time. Nothing of ours is wrong.
-    Nothing(String),
-}
-
-/// Builds the one binary that has all targets.
-fn build(engine: Engine) -> Result<Built> {
+/// Builds the one binary that has all targets. Where what libFuzzer needs cannot be had, or not in time, it is one for proptest.
+fn build(engine: Engine) -> Result<(Engine, PathBuf)> {
     let (command, built) = match engine {
         Engine::LibFuzzer => {
             // A target that is named apart keeps the flags away from what runs while it builds.
@@ -151,15 +137,16 @@ fn build(engine: Engine) -> Result<Built> {
     };
     let finished = process::run(command, BUILD_DEADLINE, Show::Nothing)?;
     if finished.has_succeeded() {
-        return Ok(Built::Binary(built));
+        return Ok((engine, built));
     }
     // What does not compile is a fault, whoever finds it.
     let is_ours = finished.output.contains("could not compile `leveret");
     if engine == Engine::LibFuzzer && !is_ours {
-        return Ok(Built::Nothing(format!(
-            "libFuzzer's targets cannot be built: {}\n{}",
-            finished.end, finished.output
-        )));
+        println!(
+            "{}\nproptest, on the stable toolchain: libFuzzer's targets cannot be built: {}",
+            finished.output, finished.end
+        );
+        return build(Engine::Proptest);
     }
     bail!("{}\nthe targets cannot be built: {}", finished.output, finished.end);
 }

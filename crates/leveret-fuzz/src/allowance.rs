@@ -4,6 +4,10 @@
 
 use allocation_counter::{AllocationInfo, measure, opt_out};
 
+/// Bytes of input that a queue stands for where it is declared or read in a few: with its share of tables that double as they grow,
+/// it takes 2,000.
+pub(crate) const QUEUE_WORTH: usize = 16;
+
 /// Bytes that every target may take, however short its input.
 const BASE: u64 = 64 * 1024;
 

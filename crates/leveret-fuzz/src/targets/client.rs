@@ -24,7 +24,7 @@ use leveret_testkit::{
 };
 
 use self::steps::{Event, Step, Steps, arguments, handshake, name};
-use crate::allowance::{Account, twice, uncounted};
+use crate::allowance::{Account, QUEUE_WORTH, twice, uncounted};
 use crate::bytes::Bytes;
 
 /// A connection without a broker behind it: what a client sends is put together to the same publishes, and answered in the same way,
@@ -158,9 +158,6 @@ const START_WORTH: usize = 128;
 
 /// The same for a policy whenever it is set or read: its pattern is compiled, in 30,000.
 const POLICY_WORTH: usize = 640;
-
-/// The same for a queue that is read: with its share of tables that double as they grow, it takes 2,000.
-const QUEUE_WORTH: usize = 16;
 
 /// A client may come back so often.
 const CONNECTIONS_MAX: u32 = 12;

@@ -12,16 +12,13 @@ use leveret_broker::vhost::apply::ApplyError;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, JournalPosition, Moment, VirtualHost};
 
-use crate::allowance::in_all;
+use crate::allowance::{QUEUE_WORTH, in_all};
 use crate::bytes::Bytes;
 
 const NOW: Moment = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_700_000_000) };
 
 /// Bytes that a virtual host counts for beside its records: with none, it takes 24,000.
 const VHOST_WORTH: usize = 512;
-
-/// The same for a queue: with its share of tables that double as they grow, it takes 2,000.
-const QUEUE_WORTH: usize = 16;
 
 /// The same for a pattern, which has a bound of its own when it is compiled, however short it is.
 const PATTERN_WORTH: usize = PATTERN_BYTES_MAX / 16;

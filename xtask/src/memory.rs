@@ -1,6 +1,7 @@
 //! The suite `memory`: the release binary below its limit on memory, with more messages than fit.
 
 use std::fs;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,12 +9,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use leveret_amqp::{BasicProperties, Method, ShortStr, Table};
+use leveret_amqp::frame::{write_content, write_method};
+use leveret_amqp::{BasicProperties, ContentHeader, Method, ShortStr, Table};
 use leveret_client::{AckMode, Connection, ConsumeOptions, ConsumerEvent, PublishTo, QueueOptions, Url};
 
 use crate::broker::{Broker, anonymous_kib};
 use crate::measure::raise_file_limit;
-use crate::peer::{ANSWER_DEADLINE, Peer};
+use crate::peer::{ANSWER_DEADLINE, FRAME_BYTES_MAX, Peer};
 use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
@@ -38,6 +40,7 @@ const STEPS: &[Step] = &[
     ("a backlog that cannot be written out makes its publisher wait, and nobody else", hold),
     ("consumers that do not read take no more, and leave what they do not get to one that does", unread),
     ("many large bodies that arrive at once take turns", arrive),
+    ("those of which a byte comes at a time hold nobody up", trickle),
 ];
 
 /// Runs the steps, each with a broker of its own.
@@ -426,6 +429,71 @@ fn arrive(binary: &Path, folder: &Path) -> Result<String> {
     connection.close()?;
     broker.stop()?;
     Ok(format!("{PUBLISHERS} bodies of {} MB at once in {} MiB", LARGE_BYTES / 1_000_000, peak_kib / 1024))
+}
+
+fn trickle(binary: &Path, folder: &Path) -> Result<String> {
+    const SLOW: usize = 30;
+    const ANNOUNCED_BYTES: usize = 16 << 20;
+    const SENT_BYTES: usize = 393_000;
+    const LARGE_BYTES: usize = 5_000_000;
+    const WOULD_DO: Duration = Duration::from_secs(2);
+    let broker = start(binary, folder, &["--in-memory"], LIMIT_MIB)?;
+    let mut connection = open(&broker)?;
+    let backlog = Backlog { messages: 1, body_bytes: LARGE_BYTES, queues: 1 };
+    backlog.declare(&mut connection, false)?;
+    let mut content = Vec::new();
+    let empty = ShortStr::truncated("");
+    let publish =
+        Method::BasicPublish { ticket: 0, exchange: empty, routing_key: empty, mandatory: false, immediate: false };
+    write_method(&mut content, 1, &publish);
+    let mut header = Vec::new();
+    ContentHeader { body_bytes: ANNOUNCED_BYTES as u64, properties: BasicProperties::default() }
+        .encode(&mut header);
+    write_content(&mut content, 1, &header, &vec![0; ANNOUNCED_BYTES], FRAME_BYTES_MAX);
+    let mut slow = Vec::with_capacity(SLOW);
+    for _ in 0..SLOW {
+        let peer = Peer::connect(broker.url.trim_start_matches("amqp://"))?.into_stream();
+        // The broker may leave off reading before it has all of that.
+        peer.set_nonblocking(true)?;
+        slow.push((peer, 0));
+    }
+    for (peer, sent) in &mut slow {
+        while *sent < SENT_BYTES {
+            match peer.write(&content[*sent..SENT_BYTES]) {
+                Ok(count) => *sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&is_over);
+    let trickling = thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            for (peer, sent) in &mut slow {
+                // None goes where the buffers are full, or it has been closed.
+                *sent += peer.write(&content[*sent..][..1]).unwrap_or_default();
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    });
+    let mut longest = Duration::ZERO;
+    let mut publishing = open(&broker)?;
+    publishing.set_answer_timeout(PATIENCE);
+    for _ in 0..5 {
+        let asked = Instant::now();
+        backlog.fill(&mut publishing, 1)?;
+        longest = longest.max(asked.elapsed());
+
+        backlog.drain(&mut connection)?;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    trickling.join().ok().context("those who are slow panicked")?;
+    ensure!(longest < 5 * WOULD_DO, "a body of {LARGE_BYTES} bytes waited {longest:?} for {SLOW} slow ones");
+    connection.close()?;
+    publishing.close()?;
+    broker.stop()?;
+    Ok(format!("5 MB confirmed within {longest:.1?} of {WOULD_DO:?} beside {SLOW} slow ones"))
 }
 
 fn hold(binary: &Path, folder: &Path) -> Result<String> {

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// In which a client hears an answer, if nothing else is said.
 pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-const FRAME_BYTES_MAX: u32 = 131_072;
+pub(crate) const FRAME_BYTES_MAX: u32 = 131_072;
 
 /// Room that the operating system is asked to have for what a client does not read, in bytes.
 const SMALL_WINDOW_BYTES: usize = 4096;

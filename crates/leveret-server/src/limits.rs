@@ -166,6 +166,19 @@ pub(crate) const ARRIVING_TURN: Duration = Duration::from_secs(10);
 /// Bytes that are enough for so long.
 pub(crate) const ARRIVING_TURN_BYTES: usize = 1024 * 1024;
 
+/// How long it may bring less than [`ARRIVING_SLICE_BYTES`] before others go first. The time in which it waited for its turn counts,
+/// as a client goes on sending until the buffers of the connection are full.
+pub(crate) const ARRIVING_SLICE: Duration = Duration::from_millis(20);
+
+/// How long it has at least to bring what came while it waited.
+pub(crate) const ARRIVING_SLICE_MIN: Duration = Duration::from_millis(5);
+
+/// Bytes that are enough for so long.
+pub(crate) const ARRIVING_SLICE_BYTES: usize = 4 * 1024;
+
+/// How long it may go on like that, while all together take twice as much as they may. Connection 506.
+pub(crate) const ARRIVING_SLOW: Duration = Duration::from_millis(500);
+
 /// How long nothing is journaled before a marker says on disk that all is durable.
 pub(crate) const IDLE_BEFORE_MARK: Duration = Duration::from_millis(10);
 

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::arrivals::{self, Arrival};
+use crate::arrivals::{self, Arrival, Arrived};
 use crate::connections::{Opened, Registered};
 use crate::hub::{Attached, Turn, Woken};
 use crate::journal::{Appended, Awaited, Congestion};
@@ -152,7 +152,8 @@ impl Peer {
             self.begin_check(address);
             let unfinished = self.connection.unfinished_bytes() + self.carry.len();
             let is_exempt = unfinished > ARRIVING_BYTES_SMALL && self.connection.has_transaction();
-            self.arrival.set(unfinished, self.connection.published_bytes(), is_exempt);
+            let (waiting, completed) = (self.connection.published_bytes(), self.connection.large_contents());
+            self.arrival.set(Arrived { unfinished, waiting, completed, is_exempt });
             // Of a large message nobody knows yet whether the journal is to have it.
             let gives = if self.arrival.is_large() { Appended::Messages } else { self.appended };
             let journal = self.attached.as_ref().filter(|_| gives != Appended::Nothing).map(Attached::journal);
@@ -199,7 +200,7 @@ impl Peer {
             if let Some(deadline) = due {
                 let now = clock.now();
                 if now.has_reached(deadline) {
-                    if self.has_unread() {
+                    if self.unread_bytes() > 0 {
                         self.connection.handle_unread(now);
                     }
                     self.connection.handle_timeout(now, &mut self.unsent);
@@ -258,12 +259,14 @@ impl Peer {
                 event = self.arrival.event() => match event {
                     arrivals::Event::Change => {}
                     // It is others that it waits for.
-                    arrivals::Event::Overdue if (is_congested || !may_arrive) && self.has_unread() => {
-                        self.arrival.renew();
-                    }
                     arrivals::Event::Overdue => {
-                        self.connection.handle_overdue(clock.now(), &mut self.unsent);
-                        self.carry = Vec::new();
+                        let unread = self.unread_bytes();
+                        if (is_congested && unread > 0) || self.arrival.waits_for_others(unread) {
+                            self.arrival.renew();
+                        } else {
+                            self.connection.handle_overdue(clock.now(), &mut self.unsent);
+                            self.carry = Vec::new();
+                        }
                     }
                 },
                 () = outbox.filled() => turns::begin().await,
@@ -274,9 +277,9 @@ impl Peer {
         }
     }
 
-    /// Whether the client has sent something that was not read.
-    fn has_unread(&self) -> bool {
-        rustix::io::ioctl_fionread(&self.stream).is_ok_and(|bytes| bytes > 0)
+    /// Bytes that the client has sent and that were not read.
+    fn unread_bytes(&self) -> usize {
+        rustix::io::ioctl_fionread(&self.stream).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     /// Has somebody find out whether the client is who it says it is.

@@ -19,7 +19,7 @@ use crate::connection::Connection;
 use crate::connection::assembly::{Assembled, Assembly, KEPT_BLOCK_BYTES};
 use crate::connection::confirms::Confirms;
 use crate::connection::reply::{ClientError, Exception, Expected};
-use crate::limits::{UNFINISHED_BYTES_MIN, UNFINISHED_MESSAGES_MAX};
+use crate::limits::{ROW_MESSAGE_BYTES_MAX, UNFINISHED_BYTES_MIN, UNFINISHED_MESSAGES_MAX};
 use crate::memory::Meter;
 use crate::names::{ChannelId, ConsumerTag, UserName, strip_line_breaks};
 use crate::node::presence::Present;
@@ -46,6 +46,8 @@ pub(super) struct Channels {
     pub(super) max_message_size: u64,
     /// Bytes of contents that are not complete.
     unfinished: Meter,
+    /// How many have become complete that are too large for a row.
+    pub(super) large_contents: u64,
     /// Room for the next content, kept so that it need not be allocated: one for all channels, however many publish.
     pub(super) room: Vec<u8>,
     /// The channel that has it.
@@ -123,6 +125,7 @@ impl Channels {
             channel_max: 0,
             max_message_size: 0,
             unfinished: Meter::default(),
+            large_contents: 0,
             room: Vec::new(),
             room_lent_to: None,
             user: None,
@@ -148,6 +151,11 @@ impl Channels {
     /// Bytes of contents that are not complete.
     pub(super) fn unfinished_bytes(&self) -> usize {
         self.unfinished.bytes()
+    }
+
+    /// A content that takes so many bytes is complete.
+    pub(super) fn count_content(&mut self, bytes: usize) {
+        self.large_contents += u64::from(bytes > ROW_MESSAGE_BYTES_MAX);
     }
 
     /// Whether one of them is in a transaction.
@@ -388,6 +396,7 @@ impl Connection {
         let Some(state) = self.channels.open(channel) else { return };
         let confirm = state.number_publish();
         let Assembled { message, mandatory, expiration_ms, more_keys } = assembled;
+        self.channels.count_content(message.bytes());
         let publish = Publish { channel, message, more_keys, mandatory, expiration_ms, confirm };
         self.commands.push(Command::Publish(publish));
     }

@@ -556,6 +556,11 @@ impl Connection {
         self.commands.published_bytes()
     }
 
+    /// How many contents have become complete that are too large for a row.
+    pub fn large_contents(&self) -> u64 {
+        self.channels.large_contents
+    }
+
     /// Whether it is in a transaction on any of its channels.
     pub fn has_transaction(&self) -> bool {
         self.channels.has_transaction()

@@ -192,6 +192,7 @@ impl Connection {
         let message = Message::new(block, header_at, body_at, delivery_mode);
         block.clear();
         block.shrink_to(KEPT_BLOCK_BYTES);
+        self.channels.count_content(message.bytes());
         let publish = Publish { channel, message, more_keys: None, mandatory, expiration_ms, confirm };
         self.commands.push_like(publish, likeness);
         Some(())

@@ -121,6 +121,8 @@ pub(crate) struct Board {
     producers_end: AtomicBool,
     consumers_start_ns: AtomicU64,
     consumers_end: AtomicBool,
+    /// Ctrl-C was a while ago: nobody waits any more for what is outstanding.
+    is_enough: AtomicBool,
     /// The run has failed: everybody goes home without a word.
     is_given_up: Arc<AtomicBool>,
 }
@@ -139,6 +141,7 @@ impl Board {
             producers_end: AtomicBool::new(false),
             consumers_start_ns: AtomicU64::new(0),
             consumers_end: AtomicBool::new(false),
+            is_enough: AtomicBool::new(false),
             is_given_up: Arc::default(),
         }
     }
@@ -221,6 +224,14 @@ impl Board {
 
     pub(crate) fn are_consumers_over(&self) -> bool {
         self.consumers_end.load(Ordering::Relaxed) || self.is_given_up()
+    }
+
+    pub(crate) fn end_patience(&self) {
+        self.is_enough.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_enough(&self) -> bool {
+        self.is_enough.load(Ordering::Relaxed)
     }
 
     pub(crate) fn give_up(&self) {

@@ -6,8 +6,8 @@ use std::time::Duration;
 /// [`Failure::Stalled`](crate::Failure::Stalled).
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a broker may make no progress after Ctrl-C, and how long it has for taking away what a failed run has declared.
-/// Enforced by whoever watches a run.
+/// How long a broker may make no progress after Ctrl-C, how long it has then for requests that have no reply yet, whatever
+/// progress it makes, and how long for taking away what a failed run has declared. Enforced by whoever watches a run.
 pub const LAST_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often connections that are only held are looked at: whether they are still open.
@@ -40,8 +40,7 @@ pub const FLOWS_MAX: usize = 1 << 24;
 /// Most publishes of a producer that may be unconfirmed. Enforced before the run: [`Failure::Options`](crate::Failure::Options).
 pub const WINDOW_MAX: usize = 1 << 20;
 
-/// Most requests of a client that may be unanswered: brokers bound the direct replies that a client has not read, and a client
-/// writes all of these before it reads the first. Enforced before the run: [`Failure::Options`](crate::Failure::Options).
+/// Most requests of a client that may be unanswered: brokers bound the direct replies that a client has not read. Enforced before the run: [`Failure::Options`](crate::Failure::Options).
 pub const OUTSTANDING_MAX: u64 = 1 << 14;
 
 /// Most points of the rates over time. With more, neighbours are joined.

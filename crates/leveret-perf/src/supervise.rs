@@ -137,6 +137,7 @@ pub(crate) struct Supervisor<'r, 'a> {
     news: Receiver<News>,
     pub(crate) tally: Tally,
     pub(crate) interrupted: bool,
+    interrupted_at: Option<Instant>,
     /// What is counted where nothing is published.
     pub(crate) instead_of_published: Option<&'static str>,
     start_ns: u64,
@@ -164,6 +165,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
             news,
             tally: Tally::default(),
             interrupted: false,
+            interrupted_at: None,
             instead_of_published: None,
             start_ns: 0,
             goal: None,
@@ -238,6 +240,7 @@ impl<'r, 'a> Supervisor<'r, 'a> {
                 }
                 self.board.end_producers();
                 self.moved_at = Instant::now();
+                self.interrupted_at = Some(self.moved_at);
             }
             match self.news.recv_timeout(LOOK_UP) {
                 Ok(news) => self.handle_news(news)?,
@@ -256,6 +259,9 @@ impl<'r, 'a> Supervisor<'r, 'a> {
                 } else {
                     Failure::Stalled { what: what(&totals), after }
                 });
+            }
+            if self.interrupted_at.is_some_and(|then| then.elapsed() >= LAST_PATIENCE) {
+                self.board.end_patience();
             }
         }
     }

@@ -1,6 +1,8 @@
 //! `leveret perf`: each scenario against a real broker, and what it says of a broker that plays false.
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use leveret_client::{AckMode, BasicProperties, Connection, ConsumeOptions, ConsumerEvent, PublishTo};
 use rustix::process::Signal;
@@ -198,6 +200,58 @@ fn rpc_asks_servers_of_others_too() {
     let finished = broker.client(&["perf", "rpc", "--server-queue", "nowhere"]).run();
     assert_eq!(finished.code, Some(1));
     assert!(finished.stderr.contains("404 NOT_FOUND"), "{}", finished.stderr);
+}
+
+/// Answers one request after another of a queue, with a pause before each, until `stop` is dropped, and tells so.
+fn answer_slowly(
+    broker: &Broker,
+    queue: &'static str,
+    pause: Duration,
+    stop: Receiver<()>,
+    answered: Sender<()>,
+) -> thread::JoinHandle<()> {
+    let url = broker.client_url();
+    thread::spawn(move || {
+        let mut connection = Connection::open(&url.parse().unwrap()).unwrap();
+        let mut channel = connection.open_channel().unwrap();
+        let options = ConsumeOptions { ack_mode: AckMode::Auto, ..ConsumeOptions::default() };
+        channel.consume(queue, &options).unwrap();
+        while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+            let Some(ConsumerEvent::Delivery(request)) = channel.next_event(pause).unwrap() else { continue };
+            let BasicProperties { correlation_id, reply_to, .. } = request.message.properties();
+            let properties = BasicProperties { correlation_id, ..BasicProperties::default() };
+            let to = PublishTo::queue(std::str::from_utf8(reply_to.unwrap()).unwrap());
+            channel.publish(to, &properties, b"done").unwrap();
+            channel.flush().unwrap();
+            let _ = answered.send(());
+        }
+        connection.close().unwrap();
+    })
+}
+
+/// A server that goes on answering, however slowly, makes progress: it does not hold the end up for as long as it does.
+#[test]
+fn ctrl_c_ends_rpc_soon_however_many_requests_have_no_reply() {
+    let broker = Broker::start();
+    broker.ask(&["declare", "queue", "slow"]);
+    let (stop, stopped) = channel();
+    let (answer, answered) = channel();
+    let pause = Duration::from_millis(10);
+    let server = answer_slowly(&broker, "slow", pause, stopped, answer);
+    // To answer all of them would take longer than a test may.
+    let outstanding = (DEADLINE.as_millis() / pause.as_millis() * 2).to_string();
+    let rpc = ["perf", "rpc", "--server-queue", "slow", "--outstanding", &outstanding];
+    let process = broker.client(&[&rpc[..], &["--seconds", "600", "--verify", "--json"]].concat()).spawn();
+    answered.recv_timeout(DEADLINE).unwrap();
+    process.signal(Signal::INT);
+    let finished = process.wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(report["interrupted"], true);
+    assert!(report["received"].as_u64() < report["published"].as_u64(), "{report}");
+    assert_nothing_wrong(&report);
+    drop(stop);
+    server.join().unwrap();
 }
 
 #[test]

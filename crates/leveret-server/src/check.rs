@@ -18,7 +18,9 @@ use roaring::RoaringTreemap;
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
-use crate::recovery::{self, Doubts, JournalError, Shown, headless, is_harmless, messages_missing, noted, take};
+use crate::recovery::{
+    self, Doubts, JournalError, Shown, counted, headless, is_harmless, messages_missing, noted, take,
+};
 
 /// No time passes while a folder is looked at.
 const NOW: Moment = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
@@ -60,7 +62,8 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     }
     fold.end(recovery::missing(&recovery), &recovery.streams);
     let Recovery { segments, records, bytes, .. } = &recovery;
-    let mut lines = vec![format!("{segments} segments, {records} changes, {bytes} bytes")];
+    let (segments, changes) = (counted(*segments, "segment"), counted(*records, "change"));
+    let mut lines = vec![format!("{segments}, {changes}, {}", counted(*bytes, "byte"))];
     if let Some(cut) = &recovery.cut {
         lines.push(format!("{}, offset {}: the end is torn; the next start cuts it", cut.file, cut.offset));
     }
@@ -76,7 +79,11 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     let Faults { set_aside, first, .. } = fold.faults();
     let has_faults = first.is_some();
     if let Some(fault) = first {
-        lines.push(format!("{set_aside} changes do not fit to those before them; the first: {fault}"));
+        let what = match set_aside {
+            1 => "1 change does not fit to those before it".to_owned(),
+            _ => format!("{set_aside} changes do not fit to those before them"),
+        };
+        lines.push(format!("{what}; the first: {fault}"));
     }
     let Folded { vhosts, .. } = fold.finish(recovery.streams.keys().copied());
     let unreadable: Vec<_> =
@@ -149,7 +156,7 @@ struct Unreadable {
 
 impl Unreadable {
     fn line(&self, whose: &str, vhost: &str, stream: u32, reader: &mut Reader) -> String {
-        let messages = if self.count == 1 { "1 message" } else { &format!("{} messages", self.count) };
+        let messages = counted(self.count, "message");
         let why =
             reader.read(stream, self.first).err().map_or_else(String::new, |error| format!("; the first: {error}"));
         format!("damaged: {whose} in virtual host '{vhost}' has {messages} that cannot be read back{why}")

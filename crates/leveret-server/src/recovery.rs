@@ -249,11 +249,17 @@ pub(crate) fn missing(recovery: &Recovery) -> u64 {
     if recovery.is_new { 0 } else { recovery.numbers_missing() }
 }
 
+/// For example `1 segment`.
+pub(crate) fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Says in the log what was found, as loudly as it deserves.
 fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took: Duration) {
     if !recovery.is_new {
         let Recovery { records, segments, .. } = recovery;
-        tracing::info!("read the journal: {records} changes in {segments} segments, {took:.1?}");
+        let (changes, segments) = (counted(*records, "change"), counted(*segments, "segment"));
+        tracing::info!("read the journal: {changes} in {segments}, {took:.1?}");
     }
     if let Some(cut) = &recovery.cut {
         tracing::warn!(

@@ -111,7 +111,7 @@ fn closed(mut connection: Connection) -> String {
 fn changes_of_a_start(folder: &Path) -> usize {
     let (condition, lines) = leveret_server::check(folder).unwrap();
     assert_eq!(condition, leveret_server::Condition::Clean, "{lines:?}");
-    let (_, changes) = lines[0].split_once(" segments, ").unwrap();
+    let (_, changes) = lines[0].split_once(", ").unwrap();
     changes.split_once(' ').unwrap().0.parse().unwrap()
 }
 

@@ -207,8 +207,27 @@ fn check_and_the_start_say_which_segments_are_missing_or_were_cut() {
         (Some(2), true),
         "{checked:?}"
     );
-    let checked = check(&tempfile::tempdir().unwrap());
-    assert_eq!((checked.code, checked.stdout.as_str()), (Some(0), "no journal\n"), "{checked:?}");
+}
+
+/// A wrong folder must not look like a clean one to whatever asks for the exit code.
+#[test]
+fn a_folder_without_a_journal_is_2_and_the_advice_is_another_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("notes.txt"), "no journal").unwrap();
+    let checked = check(&folder);
+    assert_eq!((checked.code, checked.stdout.as_str()), (Some(2), ""), "{checked:?}");
+    let folder = folder.path().display();
+    let words = format!("error: no journal in {folder}; name the data folder of a broker with --data-dir DIR\n");
+    assert_eq!(checked.stderr, words);
+}
+
+#[test]
+fn check_counts_one_of_a_thing_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    start(&folder).stop();
+    let checked = check(&folder);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert!(checked.stdout.starts_with("1 segment, "), "{checked:?}");
 }
 
 #[test]

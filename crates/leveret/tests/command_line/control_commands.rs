@@ -1,7 +1,8 @@
 //! What the commands print that look at a running broker, and steer it, through its data folder.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -317,6 +318,47 @@ fn an_export_is_a_file_for_its_owner_that_another_broker_begins_with() {
     assert_eq!(text, ask(&broker, &["export"]));
     let other = leveret(&["--amqp-port", "0", "--definitions", name]).start();
     assert_eq!(ask(&other, &["export"]), text);
+}
+
+/// A limit on the size of files stands for a disk that is full.
+#[test]
+fn an_export_that_finds_no_room_leaves_the_file_as_it_was() {
+    let broker = start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("definitions.json");
+    fs::write(&file, "yesterday's").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+    let data = broker.process.folder.path().join("leveret-data");
+    let export = |limit: &str| {
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" export --data-dir \"$1\" --file \"$2\"");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_leveret")).arg(&data).arg(&file);
+        shell.output().unwrap()
+    };
+    let output = export("0");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.starts_with(&format!("error: cannot write {}: ", file.display())), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "yesterday's");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    assert_eq!(export("unlimited").status.code(), Some(0));
+    assert!(fs::read_to_string(&file).unwrap().contains("\"users\""));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640, "whoever could read it still can");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_export_goes_where_a_link_leads_and_into_a_device() {
+    let broker = start();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("definitions.json"), folder.path().join("link"));
+    fs::write(&file, "").unwrap();
+    symlink(&file, &link).unwrap();
+    ask(&broker, &["export", "--file", link.to_str().unwrap()]);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(fs::read_to_string(&file).unwrap().contains("\"users\""));
+    let printed = ask(&broker, &["export", "--file", "/dev/stdout"]);
+    assert_eq!(printed, fs::read_to_string(&file).unwrap());
 }
 
 #[test]

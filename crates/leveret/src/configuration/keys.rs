@@ -196,7 +196,12 @@ pub(super) const KEYS: &[Key] = &[
         takes: "names of users separated by commas, or none",
         set: |to, value| {
             let names = text(value)?.split(',').map(|user| name(user.trim().as_ref()));
-            let names: Option<Vec<_>> = if text(value)? == "none" { Some(Vec::new()) } else { names.collect() };
+            let names: Option<Vec<_>> = match text(value)? {
+                "none" => Some(Vec::new()),
+                // Nobody has such a name: taken for one, `true` would let the guest in from everywhere.
+                "true" | "false" => None,
+                _ => names.collect(),
+            };
             put(&mut to.server.loopback_users, names)
         },
     },
@@ -357,7 +362,7 @@ mod tests {
             ("default_user", (&["ada", "guest"], &[""])),
             ("default_pass", (&["love lace", " "], &[""])),
             ("default_vhost", (&["/", "engine"], &[""])),
-            ("loopback_users", (&["none", "guest", "guest, ada"], &["", "guest,"])),
+            ("loopback_users", (&["none", "guest", "guest, ada"], &["", "guest,", "true", "false"])),
             ("loopback_users.guest", (&["true", "false"], &["", "none"])),
             ("definitions", (&["definitions.json"], &[""])),
             ("load_definitions", (&["definitions.json"], &[""])),

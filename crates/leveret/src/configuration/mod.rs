@@ -368,7 +368,20 @@ fn fault(error: &toml::de::Error, text: &str) -> String {
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
         format!("at line {line}, column {column}")
     });
-    format!("{place}: {}", error.message().replace('\n', ", "))
+    let fault = error.message().replace('\n', ", ");
+    let advice = unquoted(error, text).unwrap_or_default();
+    format!("{place}: {fault}{advice}")
+}
+
+/// What to do if a value is a text without quotes, as in `rabbitmq.conf`.
+fn unquoted(error: &toml::de::Error, text: &str) -> Option<String> {
+    let start = text.get(..error.span()?.start)?.rfind('\n').map_or(0, |end| end + 1);
+    let line = text.get(start..)?.lines().next()?;
+    let (key, value) = line.split_once('=')?;
+    let (key, value) = (key.trim(), value.split('#').next()?.trim());
+    let is_bare = !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']);
+    let is_word = is_bare && !value.contains(['"', '\'', '\\']) && value.parse::<toml::Value>().is_err();
+    is_word.then(|| format!("; a text stands in quotes: {key} = \"{value}\""))
 }
 
 fn find(assignment: &Assignment) -> Result<&'static Key, ConfigurationError> {
@@ -593,6 +606,11 @@ mod tests {
             in_file("[log]\nconsole = {level = true}"),
             "setting 'log.console.level' in leveret.toml takes none, error, warning, info or debug; 'true' is not that"
         );
+        assert_eq!(
+            in_file("loopback_users = false"),
+            "setting 'loopback_users' in leveret.toml takes names of users separated by commas, or none; 'false' is not \
+             that"
+        );
         let fault = in_file("heartbeat = 30\nfrämé bar\n");
         assert!(fault.starts_with("leveret.toml is not valid TOML at line 2, column "), "{fault}");
         assert_eq!(fault.lines().count(), 1, "{fault}");
@@ -607,6 +625,28 @@ mod tests {
         assert_eq!(error, format!("setting 'frame_max' in LEVERET_SET {takes}"));
         let variable = Configuration::new(None, vec![in_environment("amqp_port", "x")]).unwrap_err().to_string();
         assert_eq!(variable, "LEVERET_AMQP_PORT takes a port from 0 to 65535; 'x' is not that");
+    }
+
+    /// As `rabbitmq.conf` has them.
+    #[test]
+    fn a_text_without_quotes_is_told_to_stand_in_them() {
+        for (text, advice) in [
+            ("log.console.level = info", "log.console.level = \"info\""),
+            ("heartbeat = 30\nlog.console.level =debug  # all\n", "log.console.level = \"debug\""),
+            ("[log.console]\nlevel = none\n", "level = \"none\""),
+            ("listeners.tcp.1 = 127.0.0.1:5672", "listeners.tcp.1 = \"127.0.0.1:5672\""),
+            ("disk_free_limit = 50MB", "disk_free_limit = \"50MB\""),
+            ("data_dir = /var/lib/leveret", "data_dir = \"/var/lib/leveret\""),
+        ] {
+            let fault = from_file(text, &[]).unwrap_err();
+            assert!(fault.starts_with("leveret.toml is not valid TOML at line "), "{fault}");
+            assert!(fault.ends_with(&format!("; a text stands in quotes: {advice}")), "{fault}");
+            assert_eq!(fault.lines().count(), 1, "{fault}");
+        }
+        for text in ["heartbeat", "heartbeat =", "a = 'b", "a = [1,", "heartbeat = 1\nheartbeat = 2"] {
+            let fault = from_file(text, &[]).unwrap_err();
+            assert!(!fault.contains("quotes:"), "{fault}");
+        }
     }
 
     #[test]

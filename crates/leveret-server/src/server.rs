@@ -289,15 +289,19 @@ impl Server {
     pub async fn prepare(config: ServerConfig) -> Result<Prepared, StartError> {
         let clock = Clock::start();
         let first = First::new(&config)?;
-        let storage = match &config.storage {
+        let folder = match &config.storage {
             Storage::InMemory => None,
-            Storage::Folder(folder) => Some((folder.clone(), DataDir::lock(folder)?)),
+            Storage::Folder(folder) => Some(folder.clone()),
         };
+        // A folder in use says more than its port does. One that is not there yet is made only by a node that can start.
+        let lock = |folder: &PathBuf| DataDir::lock(folder);
+        let locked = folder.as_ref().filter(|folder| folder.exists()).map(lock).transpose()?;
         let listeners = listener::bind(&config.bind, config.amqp_port, config.backlog)?;
+        let locked = if locked.is_some() { locked } else { folder.as_ref().map(lock).transpose()? };
         let addresses: Vec<_> = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let memory = Memory::new(usize::try_from(config.memory_limit.bytes()).unwrap_or(usize::MAX));
         let (mut keeping, mut spacing, mut scratch, mut data_dir) = (None, None, None, None);
-        let (writer, bodies, mut node, vhosts, gone) = match storage {
+        let (writer, bodies, mut node, vhosts, gone) = match folder.zip(locked) {
             None => {
                 let mut node = Node::default();
                 for change in first.changes(&node) {

@@ -6,6 +6,7 @@ mod configuration;
 mod control;
 mod definitions;
 mod heap;
+mod log;
 mod progress;
 mod serve;
 

@@ -19,7 +19,6 @@ use leveret_server::{
     BindError, DataDirError, PROGRESS, PROGRESS_LINE, Server, ServerConfig, ServerHandle, StartError, Storage,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -28,6 +27,7 @@ use tracing_subscriber::{Layer, fmt};
 use crate::configuration::{self, AMQP_PORT, Assignment, Configuration, ConfigurationError, Origin};
 use crate::definitions::File;
 use crate::heap;
+use crate::log::Log;
 use crate::progress::{Above, Bar};
 
 const START_FAILED: u8 = 1;
@@ -37,9 +37,6 @@ const DATA_DIR_IN_USE: u8 = 73;
 
 /// `EX_IOERR` of sysexits.h.
 const JOURNAL_FAILED: u8 = 74;
-
-/// Log lines that wait to be written; room for them is taken at the start.
-const LOG_LINES_MAX: usize = 4096;
 
 /// Starts the broker.
 ///
@@ -55,25 +52,25 @@ pub(crate) struct Serve {
     #[arg(long, env = "LEVERET_IN_MEMORY", num_args = 0, default_missing_value = "true")]
     in_memory: Option<OsString>,
     /// Bytes of one file of the journal, from 1MiB to 1GiB; the first file is small [default: 64MiB]
-    #[arg(long, value_name = "SIZE", env = "LEVERET_SEGMENT_SIZE")]
+    #[arg(long, value_name = "SIZE", env = "LEVERET_SEGMENT_SIZE", allow_negative_numbers = true)]
     segment_size: Option<OsString>,
     /// Memory for messages that wait, for example 256MiB, 1GB or 40% (of the machine's or, if that is less, of the control
     /// group's); at least 32MiB [default: 40%]
-    #[arg(long, value_name = "SIZE", env = "LEVERET_MEMORY_LIMIT")]
+    #[arg(long, value_name = "SIZE", env = "LEVERET_MEMORY_LIMIT", allow_negative_numbers = true)]
     memory_limit: Option<OsString>,
     /// Bytes that must be free where the data folder is, for example 50MB or 1GiB; with less, publishers wait
     /// [default: 50MB]
-    #[arg(long, value_name = "SIZE", env = "LEVERET_DISK_FREE_LIMIT")]
+    #[arg(long, value_name = "SIZE", env = "LEVERET_DISK_FREE_LIMIT", allow_negative_numbers = true)]
     disk_free_limit: Option<OsString>,
     /// An address to listen on; may be given several times, or several separated by commas
     /// [default: both loopback addresses]
     #[arg(long, value_name = "ADDR", env = "LEVERET_BIND")]
     bind: Vec<OsString>,
     /// The port for AMQP; 0 picks a free one [default: 5672]
-    #[arg(long, value_name = "N", env = "LEVERET_AMQP_PORT")]
+    #[arg(long, value_name = "N", env = "LEVERET_AMQP_PORT", allow_negative_numbers = true)]
     pub(crate) amqp_port: Option<OsString>,
     /// The port for the management API; nothing listens there yet [default: 15672]
-    #[arg(long, value_name = "N", env = "LEVERET_MANAGEMENT_PORT")]
+    #[arg(long, value_name = "N", env = "LEVERET_MANAGEMENT_PORT", allow_negative_numbers = true)]
     management_port: Option<OsString>,
     /// The name of the first user, who may do everything; a data folder that has had users keeps those [default: guest]
     #[arg(long, value_name = "NAME", env = "LEVERET_DEFAULT_USER")]
@@ -151,27 +148,25 @@ pub(crate) fn run(serve: &Serve, matches: &ArgMatches) -> ExitCode {
     // Before the log starts a thread.
     heap::set_up();
     config.give_back_memory = heap::give_back;
-    // A log that nobody reads must not stop the broker: lines that find no room are dropped.
-    let log = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
     let (level, is_terminal) = (LevelFilter::from(log_level), io::stderr().is_terminal());
     // On a terminal, a bar is in the place of the lines that say how far a recovery is.
     let bar = (is_terminal && level >= LevelFilter::INFO).then(Bar::new);
     let line_level = if bar.is_some() { LevelFilter::OFF } else { level };
-    let (log, _written_at_the_end) = log.finish(Above(bar.clone()));
+    let log = Log::new(Above(bar.clone()));
     let lines = Targets::new().with_default(level).with_target(PROGRESS_LINE, line_level);
     let lines = lines.with_target(PROGRESS, LevelFilter::OFF);
-    let log = fmt::layer().with_writer(log).with_target(false).with_ansi(is_terminal).with_filter(lines);
+    let layer = fmt::layer().with_writer(log.lines.clone()).with_target(false).with_ansi(is_terminal);
     let bar = bar.map(|bar| bar.with_filter(Targets::new().with_target(PROGRESS, LevelFilter::TRACE)));
-    tracing_subscriber::registry().with(log).with(bar).init();
+    tracing_subscriber::registry().with(layer.with_filter(lines)).with(bar).init();
     raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(START_FAILED, &format!("cannot start the threads of the broker: {error}")),
     };
-    runtime.block_on(serve_until_stopped(config, definitions))
+    runtime.block_on(serve_until_stopped(config, definitions, &log))
 }
 
-async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>) -> ExitCode {
+async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>, log: &Log) -> ExitCode {
     if let Some(definitions) = &definitions {
         config.beginning = definitions.beginning();
     }
@@ -229,6 +224,8 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
         Err(error) => return fail(START_FAILED, &format!("cannot listen for SIGTERM and SIGINT: {error}")),
     };
     let control = control_socket(&server, &storage);
+    // What was logged on the way here is read before that, too. This thread serves no connection.
+    log.wait();
     announce(&server);
     tokio::select! {
         signal = stop.wait() => {

@@ -16,6 +16,23 @@ fn a_bad_option_is_2() {
     assert_eq!(leveret(&["--in-memory", "--data-dir", "d"]).run().code, Some(2));
 }
 
+/// It is no option by the name of `-1`.
+#[test]
+fn a_negative_number_is_2_and_what_the_option_takes_is_named() {
+    for (option, takes) in [
+        ("--segment-size", "a size from 1MiB to 1GiB"),
+        ("--memory-limit", "a size of at least 32MiB"),
+        ("--disk-free-limit", "a size below 16EiB"),
+        ("--amqp-port", "a port from 0 to 65535"),
+        ("--management-port", "a port from 0 to 65535"),
+    ] {
+        let (code, error) = refused(&[option, "-1"]);
+        assert_eq!(code, 2);
+        assert!(error.starts_with(&format!("error: {option} takes {takes}")), "{error}");
+        assert!(error.ends_with("'-1' is not that"), "{error}");
+    }
+}
+
 #[test]
 fn a_variable_that_is_neither_yes_nor_no_is_2() {
     for neither in ["banana", "yes", "2"] {
@@ -108,6 +125,26 @@ fn a_port_that_is_taken_is_1() {
     let (code, error) = refused(&["--in-memory", "--amqp-port", &port]);
     assert_eq!(code, 1);
     assert!(error.contains(&format!("port {port} is already in use on 127.0.0.1")), "{error}");
+}
+
+#[test]
+fn a_broker_that_cannot_listen_makes_no_data_folder() {
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("parent/data");
+    assert_eq!(refused(&["--amqp-port", &port, "--data-dir", data.to_str().unwrap()]).0, 1);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Both are wrong with a second broker that is started by mistake; the folder is what it cannot share.
+#[test]
+fn of_a_folder_in_use_and_its_port_the_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let broker = leveret(&["--amqp-port", "0", "--data-dir", data]).start();
+    let (code, error) = refused(&["--amqp-port", &broker.port().to_string(), "--data-dir", data]);
+    assert!(code == 73 && error.contains("is in use by process"), "{error}");
 }
 
 #[test]

@@ -27,6 +27,21 @@ fn the_words_that_container_tools_wait_for_are_printed_at_any_log_level() {
     assert!(stderr.lines().any(|line| line == "Server startup complete; 0 plugins started."), "{stderr}");
 }
 
+/// The broker is ready when its definitions are loaded, and so whoever reads both finds it.
+#[test]
+fn the_ready_line_comes_after_what_was_logged_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("definitions.json");
+    let unknown: Vec<_> = (0..1000).map(|number| format!("\"unknown_{number}\":1")).collect();
+    fs::write(&file, format!("{{{}}}", unknown.join(","))).unwrap();
+    let arguments = ["--in-memory", "--amqp-port", "0", "--definitions", file.to_str().unwrap()];
+    let process = leveret(&arguments).with_one_output().spawn();
+    process.stdout.wait_for("Server startup complete", "the broker to be ready");
+    let text = process.stdout.text();
+    let [loaded, ready] = ["loaded the definitions", " ready: "].map(|words| text.find(words));
+    assert!(loaded.is_some() && loaded < ready, "{text}");
+}
+
 #[test]
 fn serve_is_the_command_that_may_be_left_out() {
     let broker = leveret(&["serve", "--in-memory", "--amqp-port", "0"]).start();

@@ -62,6 +62,24 @@ impl Leveret {
         self
     }
 
+    /// The same with its standard error behind its standard output, as in a file that both go to.
+    pub(crate) fn with_one_output(mut self) -> Self {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "exec \"$0\" \"$@\" 2>&1"])
+            .arg(self.command.get_program())
+            .args(self.command.get_args());
+        command.current_dir(self.folder.path());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.command = command;
+        self
+    }
+
     /// Runs it to its end.
     pub(crate) fn run(self) -> Finished {
         self.spawn().wait()

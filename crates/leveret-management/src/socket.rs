@@ -9,6 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +18,7 @@ use hyper_util::service::TowerToHyperService;
 use leveret_server::Admin;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -101,6 +104,30 @@ async fn accept(listener: UnixListener, admin: Admin) {
     }
 }
 
+/// A connection whose first bytes, as many as a head may have, are read without any of those behind them: so a head of one
+/// byte more is not complete when its limit is looked at.
+fn headed(stream: UnixStream) -> impl AsyncRead + AsyncWrite + Unpin {
+    let (reading, writing) = stream.into_split();
+    tokio::io::join(Headed(reading.take(BUFFER_BYTES_MAX as u64)), writing)
+}
+
+struct Headed<R>(Take<R>);
+
+impl<R: AsyncRead + Unpin> AsyncRead for Headed<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Headed(reading) = &mut *self;
+        if reading.limit() == 0 {
+            // The head is complete, or it is refused.
+            reading.set_limit(u64::MAX);
+        }
+        Pin::new(reading).poll_read(context, buffer)
+    }
+}
+
 /// One request.
 async fn serve(stream: UnixStream, admin: Admin) {
     let service = TowerToHyperService::new(api::router(admin));
@@ -109,7 +136,7 @@ async fn serve(stream: UnixStream, admin: Admin) {
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(BUFFER_BYTES_MAX)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(headed(stream)), service);
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection to the control socket has ended"),

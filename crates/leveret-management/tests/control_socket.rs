@@ -379,6 +379,45 @@ fn a_body_that_is_too_large_is_refused_by_its_length_and_may_come_nevertheless()
     assert!(rest.contains("a body has at most 2097152 bytes"), "{rest}");
 }
 
+/// The limit of docs/management.md, to the byte, however the bytes come.
+#[test]
+fn a_head_of_64_kib_is_read_and_a_byte_more_is_431() {
+    let node = Node::start();
+    for (bytes, status) in [(65_536, "200"), (65_537, "431"), (100_000, "431")] {
+        for pieces in [1, 7] {
+            let mut stream = node.raw();
+            let head = |padding: usize| {
+                format!(
+                    "GET /api/overview HTTP/1.1\r\nHost: localhost\r\nX-Padding: {}\r\n\r\n",
+                    "x".repeat(padding)
+                )
+            };
+            let head = head(bytes - head(0).len());
+            assert_eq!(head.len(), bytes);
+            for piece in head.as_bytes().chunks(bytes.div_ceil(pieces)) {
+                // Who has heard that it is too much need not be heard out.
+                let _ = stream.write_all(piece);
+            }
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(std::str::from_utf8(&answer).unwrap(), format!("HTTP/1.1 {status}"), "{bytes} in {pieces}");
+        }
+    }
+}
+
+#[test]
+fn a_body_behind_a_long_head_is_read_to_its_end() {
+    let node = Node::start();
+    let body = json!({ "password": "x".repeat(200_000), "tags": "" }).to_string();
+    let mut stream = node.raw();
+    let (length, padding) = (body.len(), "x".repeat(60_000));
+    let head = format!("PUT /api/users/long HTTP/1.1\r\nHost: localhost\r\nX-Padding: {padding}\r\n");
+    stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{body}").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+}
+
 #[test]
 fn policies_are_put_take_effect_and_are_deleted() {
     let node = Node::start();

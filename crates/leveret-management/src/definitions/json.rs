@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use leveret_amqp::{FieldTable, ShortString, Value as Field};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 /// How deep tables may be nested, as on the wire.
@@ -23,6 +24,97 @@ impl Fault {
     pub(super) fn new(path: impl Into<String>, fault: impl fmt::Display) -> Self {
         let path = Some(path.into()).filter(|path| !path.is_empty()).unwrap_or_else(|| "the file".to_owned());
         Fault { path, fault: fault.to_string() }
+    }
+}
+
+/// Reads a file.
+pub(super) fn read(bytes: &[u8]) -> Result<Value, Fault> {
+    // An editor may have marked it as UTF-8.
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    if bytes.trim_ascii().is_empty() {
+        return Err(Fault::new("the file", "it is empty"));
+    }
+    // No JSON has a zero in it, and in UTF-16 or UTF-32 every other byte of plain text is one.
+    let is_marked = bytes.starts_with(b"\xFF\xFE") || bytes.starts_with(b"\xFE\xFF");
+    if is_marked || bytes.iter().take(4).any(|&byte| byte == 0) {
+        return Err(Fault::new("the file", "it is text in UTF-16 or UTF-32; save it as UTF-8"));
+    }
+    let Strict(value) = serde_json::from_slice(bytes).map_err(|error| {
+        let said = error.to_string();
+        // It says the place, too.
+        let fault = said.rsplit_once(" at line ").map_or(&*said, |(fault, _)| fault);
+        Fault::new(format!("line {}, column {}", error.line(), error.column()), fault)
+    })?;
+    Ok(value)
+}
+
+/// A value in which no object has a field twice: of two, one would be lost without a word.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(Strict(value)) = items.next_element()? {
+            values.push(value);
+        }
+        Ok(Value::Array(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(name) = fields.next_key::<String>()? {
+            if map.contains_key(&name) {
+                let shown = shortened(&Value::String(name).to_string());
+                return Err(A::Error::custom(format_args!(
+                    "{shown} is there twice in one object; make one of them"
+                )));
+            }
+            let Strict(value) = fields.next_value()?;
+            map.insert(name, value);
+        }
+        Ok(Value::Object(map))
     }
 }
 
@@ -169,11 +261,12 @@ impl<'v> Object<'v> {
 }
 
 fn is_not(path: &str, wanted: &str, value: &Value) -> Fault {
-    let mut shown: String = value.to_string();
-    if shown.len() > 40 {
-        shown = shown.chars().take(36).chain("...".chars()).collect();
-    }
-    Fault::new(path, format_args!("{shown} is not {wanted}"))
+    Fault::new(path, format_args!("{} is not {wanted}", shortened(&value.to_string())))
+}
+
+/// As much of a text as an error has room for.
+fn shortened(text: &str) -> String {
+    if text.len() > 40 { text.chars().take(36).chain("...".chars()).collect() } else { text.to_owned() }
 }
 
 /// An object of JSON as a field table.

@@ -27,6 +27,9 @@ pub use self::load::{LoadError, Loaded, load};
 /// The argument of a queue that says its type.
 const QUEUE_TYPE: &str = "x-queue-type";
 
+/// Types of exchanges that RabbitMQ has with plugins of its own, and Leveret has not.
+const FOREIGN_EXCHANGE_TYPES: [&str; 2] = ["x-jms-topic", "x-federation-upstream"];
+
 /// What a file of definitions says.
 #[derive(Debug, Default)]
 pub struct Definitions {
@@ -144,15 +147,7 @@ impl Definitions {
     /// # Errors
     /// Where the first fault is, and what is wrong there.
     pub fn parse(text: &[u8]) -> Result<Self, Fault> {
-        if text.trim_ascii().is_empty() {
-            return Err(Fault::new("the file", "it is empty"));
-        }
-        let value: Value = serde_json::from_slice(text).map_err(|error| {
-            let said = error.to_string();
-            // It says the place, too.
-            let fault = said.rsplit_once(" at line ").map_or(&*said, |(fault, _)| fault);
-            Fault::new(format!("line {}, column {}", error.line(), error.column()), fault)
-        })?;
+        let value = json::read(text)?;
         let mut file = Object::new(String::new(), &value)?;
         let mut definitions = Definitions::default();
         // Who has written it.
@@ -421,10 +416,16 @@ impl Definitions {
             internal: object.flag("internal")?,
             arguments: object.table("arguments")?,
         };
-        if !knows_exchange_type(exchange.kind.as_str()) {
+        if FOREIGN_EXCHANGE_TYPES.contains(&exchange.kind.as_str()) {
             self.ignore(&path, &format!("exchanges of type {}", exchange.kind));
             self.left_out.insert((vhost, false, exchange.name));
             return Ok(());
+        }
+        // RabbitMQ: the import fails.
+        if !knows_exchange_type(exchange.kind.as_str()) {
+            let fault =
+                format!("unknown exchange type '{}'; correct it, or leave this exchange out", exchange.kind);
+            return Err(Fault::new(object.path_of("type"), fault));
         }
         self.ignored.extend(object.rest_but(&["policy", "user_who_performed_action"]));
         self.exchanges.push(At { path, vhost, what: exchange });

@@ -54,6 +54,67 @@ fn a_fault_is_named_with_its_path() {
     assert_eq!(Definitions::parse(b" \n").unwrap_err().to_string(), "the file: it is empty");
 }
 
+/// JSON leaves open which of the two counts.
+#[test]
+fn what_is_there_twice_is_a_fault_wherever_it_is() {
+    for (text, fault) in [
+        (
+            r#"{"queues": [], "users": [], "queues": [7]}"#,
+            "line 1, column 36: \"queues\" is there twice in one object",
+        ),
+        (
+            "{\"queues\": [\n{\"name\": \"q\", \"name\": \"r\"}]}",
+            "line 2, column 20: \"name\" is there twice in one object",
+        ),
+        (
+            r#"{"global_parameters": [{"value": {"a": {"": 1, "": 1}}}]}"#,
+            "line 1, column 49: \"\" is there twice in one object",
+        ),
+    ] {
+        let error = Definitions::parse(text.as_bytes()).unwrap_err().to_string();
+        assert_eq!(error, format!("{fault}; make one of them"));
+    }
+}
+
+#[test]
+fn every_kind_of_value_is_read_as_it_stands() {
+    let text =
+        r#"[null, true, -9223372036854775808, 18446744073709551615, 1.5, "\u00e9\n", [], {"a": {}, "b": [1]}]"#;
+    assert_eq!(json::read(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    let error = json::read(deep.as_bytes()).unwrap_err().to_string();
+    assert_eq!(error, "line 1, column 128: recursion limit exceeded");
+}
+
+#[test]
+fn a_file_is_utf_8_with_a_mark_or_without_and_others_are_told_so() {
+    let text = r#"{"users": [{"name": "marie"}]}"#;
+    let utf_16: Vec<u16> = text.encode_utf16().collect();
+    let utf_16 = |bytes: fn(u16) -> [u8; 2]| utf_16.iter().copied().flat_map(bytes).collect::<Vec<_>>();
+    let (little, big) = (utf_16(u16::to_le_bytes), utf_16(u16::to_be_bytes));
+    let marked = [b"\xEF\xBB\xBF", text.as_bytes()].concat();
+    assert!(Definitions::parse(&marked).unwrap().has_users());
+    assert_eq!(Definitions::parse(b"\xEF\xBB\xBF").unwrap_err().to_string(), "the file: it is empty");
+    for bytes in [&little, &big, &[b"\xFF\xFE", &little[..]].concat(), &[b"\xFE\xFF", &big[..]].concat()] {
+        let error = Definitions::parse(bytes).unwrap_err().to_string();
+        assert_eq!(error, "the file: it is text in UTF-16 or UTF-32; save it as UTF-8");
+    }
+}
+
+/// RabbitMQ: `rabbit_exchange:check_type/1` fails the import.
+#[test]
+fn an_exchange_of_a_type_that_nobody_has_is_a_fault() {
+    let file = |kind: &str| json!({"exchanges": [{"name": "x", "vhost": "/", "type": kind}]});
+    for kind in ["topik", "Topic", "x-rtopic"] {
+        let text =
+            format!("exchanges[0].type: unknown exchange type '{kind}'; correct it, or leave this exchange out");
+        assert_eq!(parse(&file(kind)).map(drop), Err(text));
+    }
+    for kind in ["x-jms-topic", "x-federation-upstream"] {
+        assert_eq!(parse(&file(kind)).unwrap().ignored(), [format!("exchanges[0]: exchanges of type {kind}")]);
+    }
+}
+
 #[test]
 fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
     let file = json!({

@@ -75,6 +75,14 @@ macro_rules! methods {
                 match self { $(Method::$variant { .. } => ($class, $method),)* }
             }
 
+            /// The name of the method with this class and method id, if there is one.
+            pub fn name_of(ids: (u16, u16)) -> Option<&'static str> {
+                match ids {
+                    $(($class, $method) => Some($name),)*
+                    _ => None,
+                }
+            }
+
             /// For example `basic.publish`.
             pub fn name(&self) -> &'static str {
                 match self { $(Method::$variant { .. } => $name,)* }

@@ -173,6 +173,15 @@ pub const EXPLAINED_TRIES_MAX: usize = 10 * EXPLAINED_MAX;
 /// `MAX_PERMISSION_CACHE_SIZE`.
 pub const PERMISSIONS_REMEMBERED: usize = 12;
 
+/// Bytes of a name that a peer has chosen, as the log shows it. No name that a user, a queue or an exchange can have is longer.
+pub const LOGGED_NAME_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
+
+/// Faults on channels of one connection that the log tells in each [`CHANNEL_FAULTS_PERIOD`]. Others are counted there.
+pub const CHANNEL_FAULTS_TOLD_MAX: usize = 10;
+
+/// See [`CHANNEL_FAULTS_TOLD_MAX`].
+pub const CHANNEL_FAULTS_PERIOD: Duration = Duration::from_secs(10);
+
 /// Longest reply text, in bytes: it is a short string. AMQP 0-9-1 §1.1.
 pub const REPLY_TEXT_BYTES_MAX: usize = leveret_amqp::limits::SHORT_STRING_BYTES_MAX;
 

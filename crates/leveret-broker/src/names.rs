@@ -5,6 +5,20 @@ use std::num::NonZeroU16;
 
 use leveret_amqp::{ShortStr, ShortString};
 
+use crate::limits::LOGGED_NAME_BYTES_MAX;
+
+/// What a peer calls itself or something else, as the log shows it: a peer may say a name that is as long as a frame.
+pub(crate) struct Logged<'n>(pub(crate) &'n str);
+
+impl fmt::Display for Logged<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            0..=LOGGED_NAME_BYTES_MAX => f.write_str(self.0),
+            _ => write!(f, "{}...", &self.0[..self.0.floor_char_boundary(LOGGED_NAME_BYTES_MAX)]),
+        }
+    }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

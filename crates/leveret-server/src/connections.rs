@@ -258,6 +258,16 @@ impl Registered {
         self.known.details.clone()
     }
 
+    /// Its client's end.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.known.peer
+    }
+
+    /// Its virtual host, once it has found that.
+    pub(crate) fn vhost(&self) -> Option<&VhostName> {
+        self.known.opened.get().map(|opened| &opened.vhost)
+    }
+
     /// Its socket gave so many bytes.
     pub(crate) fn received(&self, bytes: usize) {
         add(&self.known.received, bytes);

@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use leveret_broker::connection::Written;
-use leveret_broker::names::UserName;
+use leveret_broker::connection::faults::{ChannelFault, Ended};
+use leveret_broker::names::{UserName, VhostName};
 use leveret_broker::node::LoginError;
 use leveret_broker::vhost::Progress;
 use leveret_broker::{Connection, JournalPosition, Output};
@@ -115,7 +116,12 @@ pub(crate) async fn serve(
     if let Some(attached) = peer.attached.take() {
         attached.leave().await;
     }
+    peer.log_channel_faults();
     let (user, fault) = (peer.connection.user(), peer.connection.fault());
+    let untold = peer.connection.untold_channel_faults();
+    if untold > 0 {
+        tracing::warn!(peer = %address, user, untold, "more channels closed or consumers cancelled");
+    }
     match (user, fault, ended) {
         (Some(user), None, Ok(())) => tracing::info!(peer = %address, user, "connection closed"),
         (Some(user), Some(reason), _) => tracing::warn!(peer = %address, user, reason, "connection closed"),
@@ -454,8 +460,28 @@ impl Peer {
             let durable =
                 self.attached.as_ref().map_or(JournalPosition::default(), |attached| attached.journal().durable());
             self.connection.handle_outputs(now, self.outputs.drain(..), durable, &mut self.unsent);
+            self.log_channel_faults();
             if self.progress == Progress::More {
                 return;
+            }
+        }
+    }
+
+    /// Says what has ended channels and consumers. RabbitMQ: a channel error.
+    fn log_channel_faults(&mut self) {
+        for fault in self.connection.take_channel_faults() {
+            let ChannelFault { ended, channel, operation, reason, untold } = fault;
+            let (peer, channel, untold) =
+                (self.registered.peer(), channel.number(), (untold > 0).then_some(untold));
+            let (user, name) = (self.connection.user(), self.connection.client_name());
+            let vhost = self.registered.vhost().map(VhostName::as_str);
+            match ended {
+                Ended::Channel => {
+                    tracing::warn!(%peer, user, vhost, name, channel, operation, reason, untold, "channel closed");
+                }
+                Ended::Consumer => {
+                    tracing::warn!(%peer, user, vhost, name, channel, reason, untold, "consumer cancelled");
+                }
             }
         }
     }

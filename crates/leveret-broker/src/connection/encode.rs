@@ -10,6 +10,7 @@ use leveret_planted::{Bug, planted};
 use crate::change::JournalPosition;
 use crate::connection::channels::{Mode, Slot};
 use crate::connection::confirms::{Confirmation, Confirms};
+use crate::connection::faults::{ChannelFault, Ended};
 use crate::connection::reply::Exception;
 use crate::connection::{Connection, State};
 use crate::message::Message;
@@ -33,6 +34,7 @@ impl Connection {
         let mut confirmed: Vec<ChannelId> = Vec::new();
         let (mut batch, before) = (Window::default(), out.len());
         for output in outputs {
+            self.note_fault(now, &output);
             // Nobody would read it. The farewell still ends the connection, whatever it rests on.
             if self.is_gone {
                 self.held.forget_channels();
@@ -49,6 +51,28 @@ impl Connection {
         }
         self.tell_confirms(&mut confirmed, out);
         self.unwritten.add(out.len() - before, batch);
+    }
+
+    /// Keeps for the log what ends a channel or a consumer, whether or not the client still hears of it.
+    fn note_fault(&mut self, now: Moment, output: &Output) {
+        if let Output::CloseChannel(channel, exception) = output {
+            self.channel_faults.note(now, || {
+                let operation = Method::name_of(exception.method);
+                let reason = exception.for_log();
+                ChannelFault { ended: Ended::Channel, channel: *channel, operation, reason, untold: 0 }
+            });
+        }
+        // A client that does not know of cancels has its channel closed instead.
+        if let Output::Answer(channel, Answer::ConsumerTimedOut { consumer, timeout }, _) = output
+            && self.capabilities.consumer_cancel_notify
+            && let Some(tag) = self.channels.consumers.tag(*consumer)
+        {
+            self.channel_faults.note(now, || {
+                let refusal = Refusal::ConsumerTimeout { channel: *channel, timeout: *timeout };
+                let reason = format!("consumer '{tag}': {}", Exception::from(&refusal).text);
+                ChannelFault { ended: Ended::Consumer, channel: *channel, operation: None, reason, untold: 0 }
+            });
+        }
     }
 
     /// The journal has come further: tells what waited for it.

@@ -11,7 +11,7 @@ use crate::connection::{
     CONNECTION_UPDATE_SECRET, Capabilities, Connection, Credentials, Heartbeat, State, capability,
 };
 use crate::moment::Moment;
-use crate::names::UserName;
+use crate::names::{Logged, UserName};
 use crate::node::LoginError;
 use crate::settings::Settings;
 
@@ -94,7 +94,8 @@ impl Connection {
             connection_blocked: capability(properties, "connection.blocked"),
         };
         self.client_properties = properties.into();
-        self.client_name = properties.get("connection_name").and_then(Value::as_str).map(str::to_owned);
+        let name = properties.get("connection_name").and_then(Value::as_str);
+        self.client_name = name.map(|name| Logged(name).to_string());
     }
 
     /// The driver knows who it is, or that it is not who it says.

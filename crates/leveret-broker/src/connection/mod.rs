@@ -15,6 +15,7 @@ mod assembly;
 mod channels;
 mod confirms;
 mod encode;
+pub mod faults;
 mod handshake;
 mod hold;
 pub mod reply;
@@ -33,6 +34,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use self::channels::{Channels, Flow};
+use self::faults::{ChannelFault, Faults};
 use self::hold::Held;
 use self::reply::{ClientError, Exception};
 use self::whole::Familiar;
@@ -202,6 +204,8 @@ pub struct Connection {
     mechanism: ShortString,
     /// For the log: why it ended, if not by the client's wish.
     fault: Option<String>,
+    /// For the log: what ended channels and consumers.
+    channel_faults: Faults,
 }
 
 /// How much of what was encoded the socket has taken since the last time.
@@ -313,6 +317,7 @@ impl Connection {
             client_properties: FieldTable::default(),
             mechanism: ShortString::default(),
             fault: None,
+            channel_faults: Faults::default(),
         }
     }
 
@@ -749,6 +754,16 @@ impl Connection {
     /// Why it ended, for the log; `None` if the client closed it in good order.
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
+    }
+
+    /// What has ended channels and consumers since it was asked last, for the log.
+    pub fn take_channel_faults(&mut self) -> Vec<ChannelFault> {
+        self.channel_faults.take()
+    }
+
+    /// How many of them are not in the log.
+    pub fn untold_channel_faults(&self) -> u64 {
+        self.channel_faults.untold()
     }
 }
 

@@ -18,7 +18,7 @@ use leveret_amqp::{ShortStr, ShortString};
 use self::password::PasswordHash;
 use crate::access::{Grant, InvalidPermission, Login, Permissions, TopicPermissions};
 use crate::change::NodeChange;
-use crate::names::{ExchangeName, UserName, VhostName};
+use crate::names::{ExchangeName, Logged, UserName, VhostName};
 
 /// RabbitMQ: tag of users who may publish with any `user-id`.
 pub const IMPERSONATOR: &str = "impersonator";
@@ -160,16 +160,16 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginError {
     /// Nobody of that name.
-    #[error("user '{0}' does not exist")]
+    #[error("user '{}' does not exist", Logged(.0))]
     NoSuchUser(String),
     /// The password is another.
-    #[error("wrong password for user '{0}'")]
+    #[error("wrong password for user '{}'", Logged(.0))]
     WrongPassword(String),
     /// RabbitMQ: nobody logs in with a blank password.
-    #[error("user '{0}' attempted to log in with a blank password")]
+    #[error("user '{}' attempted to log in with a blank password", Logged(.0))]
     BlankPassword(String),
     /// The user may log in from this machine only.
-    #[error("user '{0}' can only connect from this machine (loopback)")]
+    #[error("user '{}' can only connect from this machine (loopback)", Logged(.0))]
     LoopbackOnly(String),
     /// The response is not of the form that the mechanism asks for.
     #[error("the response to mechanism {0} is malformed")]

@@ -57,6 +57,15 @@ fn node() -> Node {
     node
 }
 
+/// Who has not logged in may say a name that is as long as a frame.
+#[test]
+fn of_a_long_name_the_log_shows_as_much_as_a_name_can_have() {
+    let error = Node::default().log_in(&"é".repeat(3000), b"x", Origin::Remote).unwrap_err();
+    assert_eq!(error.to_string(), format!("user '{}...' does not exist", "é".repeat(127)));
+    let error = Node::default().log_in(&"n".repeat(255), b"x", Origin::Remote).unwrap_err();
+    assert_eq!(error.to_string(), format!("user '{}' does not exist", "n".repeat(255)));
+}
+
 #[test]
 fn guest_logs_in_from_this_machine_only() {
     let node = Node::with_guest();

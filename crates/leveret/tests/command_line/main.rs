@@ -6,6 +6,7 @@ mod client_commands;
 mod control_commands;
 mod fake_broker;
 mod files;
+mod logging;
 mod not_starting;
 mod perf;
 mod restarts;

@@ -50,6 +50,15 @@ pub(crate) struct Session {
     starved: Vec<ConsumerId>,
     /// Whether its connection was asked to say at once what is written.
     has_asked: bool,
+    replies: Replies,
+}
+
+/// What became of direct replies to a client of late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replies {
+    Sent,
+    /// And the log says so.
+    Dropped,
 }
 
 /// A message that `basic.get` took from its queue, all but its body.
@@ -190,6 +199,7 @@ impl Session {
             window: Window::default(),
             starved: Vec::new(),
             has_asked: false,
+            replies: Replies::Sent,
         }
     }
 
@@ -234,10 +244,14 @@ impl Session {
         &self.consumers
     }
 
+    /// RabbitMQ: the name of the connection.
+    fn name(&self) -> &str {
+        self.details.as_ref().map_or("", ConnectionDetails::name)
+    }
+
     /// RabbitMQ: the name of the connection, and the number.
     pub(super) fn channel_name(&self, id: ChannelId) -> String {
-        let connection = self.details.as_ref().map_or("", ConnectionDetails::name);
-        format!("{connection} ({id})")
+        format!("{} ({id})", self.name())
     }
 
     pub(crate) fn add_consumer(&mut self, consumer: Consumer) {
@@ -287,6 +301,13 @@ impl Session {
         self.window.deliveries >= REPLY_WINDOW_BYTES
     }
 
+    /// A reply was dropped: the name of the connection if that is to be said now. Who reads a little at a time would have it said
+    /// for every reply.
+    pub(crate) fn tell_of_dropped_reply(&mut self) -> Option<String> {
+        let before = std::mem::replace(&mut self.replies, Replies::Dropped);
+        (before == Replies::Sent).then(|| self.name().to_owned())
+    }
+
     pub(crate) fn use_window(&mut self, bytes: usize) {
         self.window.deliveries += bytes;
     }
@@ -307,6 +328,9 @@ impl Session {
         debug_assert!(written.deliveries <= self.window.deliveries && written.answers <= self.window.answers);
         self.window.deliveries = self.window.deliveries.saturating_sub(written.deliveries);
         self.window.answers = self.window.answers.saturating_sub(written.answers);
+        if self.window.deliveries < WINDOW_BYTES_MAX {
+            self.replies = Replies::Sent;
+        }
         let goes_on = !self.window.is_full(window_max) || self.starved.is_empty();
         goes_on.then(|| std::mem::take(&mut self.starved))
     }

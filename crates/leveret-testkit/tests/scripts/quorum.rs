@@ -95,6 +95,20 @@ fn a_consumer_that_is_late_has_not_failed() {
         S: basic.get-ok 2 redelivered headers={x-acquired-count=i64:1}
         ",
     );
+    // Nor has what closes its channel.
+    script(
+        "
+        C: queue.declare queue='q' durable arguments={x-queue-type='quorum' x-consumer-timeout=1000}
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C/2: basic.get queue='q'
+        S/2: basic.get-ok 1
+        wait 1s
+        S/2: channel.close 406
+        C: basic.get queue='q' no-ack
+        S: basic.get-ok 1 redelivered headers={x-acquired-count=i64:1}
+        ",
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use roaring::RoaringTreemap;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::limits::{MEMORY_LIMIT_MIN, RECORDS_BETWEEN_LOOKS};
 use crate::recovery::{
-    self, Doubts, JournalError, Shown, counted, headless, is_harmless, messages_missing, noted, take,
+    self, Doubts, JournalError, Shown, counted, headless, is_harmless, messages_missing, misfits, noted, take,
 };
 
 /// No time passes while a folder is looked at.
@@ -79,11 +79,7 @@ pub fn check(folder: &Path) -> Result<(Condition, Vec<String>), DataDirError> {
     let Faults { set_aside, first, .. } = fold.faults();
     let has_faults = first.is_some();
     if let Some(fault) = first {
-        let what = match set_aside {
-            1 => "1 change does not fit to those before it".to_owned(),
-            _ => format!("{set_aside} changes do not fit to those before them"),
-        };
-        lines.push(format!("{what}; the first: {fault}"));
+        lines.push(format!("{}; the first: {fault}", misfits(*set_aside)));
     }
     let Folded { vhosts, .. } = fold.finish(recovery.streams.keys().copied());
     let unreadable: Vec<_> =

@@ -254,6 +254,14 @@ pub(crate) fn counted(count: u64, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Changes that are set aside, as the log and `leveret check` name them.
+pub(crate) fn misfits(count: u64) -> String {
+    match count {
+        1 => "1 change does not fit to those before it".to_owned(),
+        _ => format!("{count} changes do not fit to those before them"),
+    }
+}
+
 /// Says in the log what was found, as loudly as it deserves.
 fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took: Duration) {
     if !recovery.is_new {
@@ -290,9 +298,8 @@ fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took:
         tracing::error!("the name of the virtual host with stream {stream} is lost; it is taken for '{name}'");
     }
     if let Some(fault) = first {
-        tracing::error!(
-            "{set_aside} changes do not fit to those before them and are set aside; the first: {fault}"
-        );
+        let misfits = misfits(*set_aside);
+        tracing::error!("a part of the journal is set aside: {misfits}; the first: {fault}");
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Cut {
     pub file: String,
     /// Where the journal ends in it.
     pub offset: u64,
+    /// The file to which what is cut was copied.
+    pub set_aside: Option<String>,
 }
 
 /// Something that was durable once and cannot be read.

@@ -57,6 +57,11 @@ pub(crate) fn damaged_region_prefix(generation: u64) -> String {
     format!("{DAMAGED_PREFIX}{generation:010}-")
 }
 
+/// What the copy of a torn end is called. It does not make its segment a damaged one.
+pub(crate) fn torn_name(generation: u64, offset: u64) -> String {
+    format!("torn-{generation:010}-{offset}")
+}
+
 /// The name of an empty file which says that more than anybody knows is missing about there, when nothing else does any more.
 pub(crate) fn unknown_name(generation: u64) -> String {
     format!("{}{UNKNOWN}", damaged_region_prefix(generation))

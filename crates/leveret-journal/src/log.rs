@@ -140,6 +140,10 @@ pub struct Log {
     spares: Arc<Spares>,
     /// Whether the last batch on disk says that all before it is durable, and nothing came since.
     is_marked: bool,
+    /// Where the first batch of the segment goes.
+    batches_from: u64,
+    /// Whether a marker stands behind a gap, so that nothing more may be written in this segment.
+    has_ended: bool,
     failed: Option<LogError>,
 }
 
@@ -193,6 +197,7 @@ impl Log {
             end_segment(&*disk.open(&previous)?, end.offset)?;
         }
         map.begin(header.generation, header.first_sequence);
+        let batches_from = header.bytes() as u64;
         let log = Log {
             disk,
             options,
@@ -201,7 +206,7 @@ impl Log {
             salt,
             seeds: Seeds::new(&salt, header.generation),
             map: Arc::new(RwLock::new(map)),
-            end: header.bytes() as u64,
+            end: batches_from,
             next_sequence: end.next_sequence,
             streams: header.streams,
             replay: header.replay,
@@ -210,6 +215,8 @@ impl Log {
             spares,
             // The header of the segment says so.
             is_marked: true,
+            batches_from,
+            has_ended: false,
             failed: None,
         };
         Ok((log, recovery))
@@ -288,6 +295,29 @@ impl Log {
         Ok(())
     }
 
+    /// Says it once more, in a page that holds nothing of the last batch: whatever becomes of its page, it is not taken for torn.
+    /// To be called when nothing more is appended; what is all the same goes to another segment.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub fn mark_end(&mut self) -> Result<(), LogError> {
+        self.mark()?;
+        if self.has_ended || self.end == self.batches_from {
+            return Ok(());
+        }
+        let end = self.end;
+        // So much behind a batch is zero, or else it would not end there.
+        let apart = (end + BATCH_HEADER_BYTES as u64).next_multiple_of(PAGE_BYTES);
+        if apart + BATCH_HEADER_BYTES as u64 > self.segment.length {
+            // The next header says it, too.
+            return self.roll(0, Size::Header);
+        }
+        self.end = apart;
+        let written = self.write(&mut vec![0; BATCH_HEADER_BYTES], 0);
+        (self.end, self.has_ended) = (end, true);
+        written
+    }
+
     /// A start needs no record of these streams before these sequences any more. When this returns, it will not read
     /// them; those that are still needed are found all the same, until a [`Keeper`] removes their segments.
     ///
@@ -321,7 +351,7 @@ impl Log {
     fn write(&mut self, bytes: &mut Vec<u8>, count: u32) -> Result<(), LogError> {
         self.check()?;
         let needed = padded(bytes.len()) as u64;
-        if self.end + needed > self.segment.length {
+        if self.has_ended || self.end + needed > self.segment.length {
             self.roll(needed, Size::Segment)?;
         }
         seal(bytes, self.seeds, count, self.next_sequence, self.next_sequence);
@@ -384,7 +414,8 @@ impl Log {
         self.map.write().begin(header.generation, self.next_sequence);
         self.generation = header.generation;
         self.seeds = Seeds::new(&self.salt, header.generation);
-        self.end = header.bytes() as u64;
+        (self.batches_from, self.has_ended) = (header.bytes() as u64, false);
+        self.end = self.batches_from;
         Ok(())
     }
 

@@ -150,9 +150,19 @@ impl Pieces {
         self.bytes(at, count).iter().all(|&byte| byte == 0)
     }
 
-    /// Bytes from the beginning up to the last one that is not zero, or that the disk cannot read.
-    pub(crate) fn used(&mut self) -> u64 {
-        let (mut at, mut used) = (0, 0);
+    /// Where the batch at an offset would end by its header; without that, what is not zero behind it.
+    pub(crate) fn end_of_torn(&mut self, at: u64) -> u64 {
+        let seeds = self.seeds;
+        let end = match BatchHeader::decode(self.bytes(at, BATCH_HEADER_BYTES), seeds) {
+            Some(header) => at + (BATCH_HEADER_BYTES + header.payload_bytes) as u64,
+            None => self.used(at),
+        };
+        end.min(self.length)
+    }
+
+    /// Where the last byte behind an offset ends that is not zero, or that the disk cannot read.
+    pub(crate) fn used(&mut self, from: u64) -> u64 {
+        let (mut at, mut used) = (from, from);
         while at < self.length {
             let piece = self.at_hand(at, 1);
             let count = piece.len() as u64;

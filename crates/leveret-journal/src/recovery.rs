@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::ended::end_segment;
 use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader,
-    StreamState, damaged_region_prefix, generation_of, unknown_name,
+    StreamState, damaged_region_prefix, generation_of, torn_name, unknown_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
 use crate::limits::{SMALL_RECORD_BYTES, VERIFIED_FACTOR_MAX};
@@ -309,7 +309,10 @@ impl<'r> Reading<'r> {
                     let missing = Missing::AtMost(most_records(unreadable));
                     self.damaged(segment, &mut pieces, offset..limit, missing);
                 } else if !pieces.is_blank(offset, limit) {
-                    self.recovery.cut = Some(Cut { file: segment.name.clone(), offset });
+                    let end = pieces.end_of_torn(offset);
+                    let name = torn_name(segment.generation, offset);
+                    let set_aside = self.set_aside(name, &mut pieces, offset..end);
+                    self.recovery.cut = Some(Cut { file: segment.name.clone(), offset, set_aside });
                 }
                 return Ok(false);
             }
@@ -495,7 +498,7 @@ impl<'r> Reading<'r> {
         let mut pieces = segment.pieces(self.disk)?;
         let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len()) as u64;
         // All of it is read, to know whether it can be.
-        let used = pieces.used();
+        let used = pieces.used(0);
         let least = header_bytes + BATCH_HEADER_BYTES as u64;
         let missing = if segment.length < least {
             Missing::Unknown
@@ -671,15 +674,20 @@ impl<'r> Reading<'r> {
         self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
         let Range { start: offset, end } = region;
         let name = format!("{}{offset}", damaged_region_prefix(segment.generation));
-        // The segment stays as it is; a disk that takes no copy is no reason not to start.
-        let is_set_aside = if self.repair {
+        let set_aside = self.set_aside(name, pieces, region);
+        let extent = Extent::Region { offset, bytes: end - offset, set_aside };
+        let (file, is_old) = (segment.name.clone(), segment.generation < self.end.replay.generation);
+        self.recovery.damage.push(Damage { file, extent, missing, is_old });
+    }
+
+    /// The file that holds a copy of a region, made now if anything may change. A disk that takes none is no reason not to start.
+    fn set_aside(&self, name: String, pieces: &mut Pieces, region: Range<u64>) -> Option<String> {
+        let is_there = if self.repair {
             set_aside(self.disk, &name, pieces, region).is_ok()
         } else {
             self.disk.open(&name).is_ok()
         };
-        let extent = Extent::Region { offset, bytes: end - offset, set_aside: is_set_aside.then_some(name) };
-        let (file, is_old) = (segment.name.clone(), segment.generation < self.end.replay.generation);
-        self.recovery.damage.push(Damage { file, extent, missing, is_old });
+        is_there.then_some(name)
     }
 }
 

@@ -12,8 +12,8 @@ use leveret_broker::node::Node;
 use leveret_broker::node::recovery::{Faults, Fold, Folded, NODE_STREAM};
 use leveret_broker::{Change, Moment};
 use leveret_journal::{
-    Batch, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, Outlook, ReadError, Reader, RealDisk,
-    Record, Recovery, Writes, look_ahead,
+    Batch, Cut, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, Outlook, ReadError, Reader,
+    RealDisk, Record, Recovery, Writes, look_ahead,
 };
 use roaring::RoaringTreemap;
 
@@ -269,12 +269,14 @@ fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took:
         let (changes, segments) = (counted(*records, "change"), counted(*segments, "segment"));
         tracing::info!("read the journal: {changes} in {segments}, {took:.1?}");
     }
-    if let Some(cut) = &recovery.cut {
+    if let Some(Cut { file, offset, set_aside }) = &recovery.cut {
+        let copied = match set_aside {
+            Some(name) => format!("it was copied to {name}"),
+            None => "no copy of it could be made".to_owned(),
+        };
         tracing::warn!(
-            "the end of the journal was torn and is cut: {}, offset {}; unless the disk is damaged, nobody was \
-             promised what was there",
-            cut.file,
-            cut.offset
+            "the end of the journal was torn and is cut: {file}, offset {offset}; unless the disk is damaged, nobody \
+             was promised what was there; {copied}"
         );
     }
     for damage in &recovery.damage {

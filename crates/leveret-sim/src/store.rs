@@ -298,7 +298,7 @@ impl World {
             return Ok(true);
         }
         if let Some(store) = &mut self.store {
-            self.has_failed |= matches!(store.log.mark(), Err(LogError::Failed(_)));
+            self.has_failed |= matches!(store.log.mark_end(), Err(LogError::Failed(_)));
         }
         if self.has_failed || self.dies.is_some_and(|(at, _, _)| self.disk.operations() >= at) {
             return Ok(true);

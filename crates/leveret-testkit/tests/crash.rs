@@ -37,6 +37,8 @@ enum Step {
     Append(u64, usize),
     /// A marker, before going idle.
     Mark,
+    /// That it is stopped in good order.
+    MarkEnd,
     /// The process ends and starts again.
     Reopen,
     /// A start needs nothing any more of what is there, but so many of the last records of each stream.
@@ -49,7 +51,7 @@ enum Step {
     SpareCalmly(usize),
 }
 
-use Step::{Append, Forget, Mark, Reopen, Spare, SpareCalmly, Sweep};
+use Step::{Append, Forget, Mark, MarkEnd, Reopen, Spare, SpareCalmly, Sweep};
 
 /// Each is run as long as the disk works.
 const WORKLOADS: &[(&str, &[Step])] = &[
@@ -59,6 +61,22 @@ const WORKLOADS: &[(&str, &[Step])] = &[
     ("segment roll", &[Append(4, 300), Append(4, 300), Append(4, 300), Append(1, 10)]),
     ("larger than a segment", &[Append(1, 10), Append(1, 6000), Append(2, 10)]),
     ("idle in between", &[Append(2, 50), Mark, Append(2, 50), Mark, Mark]),
+    (
+        "stops",
+        &[
+            Append(2, 50),
+            MarkEnd,
+            Reopen,
+            Append(3, 400),
+            Append(3, 400),
+            Mark,
+            MarkEnd,
+            Append(2, 9),
+            MarkEnd,
+            Reopen,
+            MarkEnd,
+        ],
+    ),
     ("restarts", &[Append(2, 50), Reopen, Append(2, 50), Mark, Reopen, Reopen, Append(1, 10)]),
     ("roll and restart", &[Append(3, 500), Append(3, 500), Reopen, Append(3, 500), Append(1, 9), Reopen]),
     ("forget", &[Append(4, 300), Append(4, 300), Forget(1), Append(2, 20), Forget(2), Append(1, 10)]),
@@ -216,6 +234,11 @@ fn run(disk: &SimDisk, steps: &[Step]) -> Promised {
             }
             Mark => {
                 if log.mark().is_err() {
+                    return promised;
+                }
+            }
+            MarkEnd => {
+                if log.mark_end().is_err() {
                     return promised;
                 }
             }

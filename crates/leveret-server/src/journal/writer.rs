@@ -221,7 +221,7 @@ impl Thread {
             let at_most = if is_stuck { FULL_RETRY_EVERY } else { IDLE_BEFORE_MARK };
             match self.pending.wait(at_most, marked) {
                 Woken::Ending if !is_stuck => {
-                    return match self.write(|writing| writing.log.mark()) {
+                    return match self.write(|writing| writing.log.mark_end()) {
                         // Nothing that was promised is missing.
                         Err(LogError::Full(_)) => Ok(()),
                         marked => marked,

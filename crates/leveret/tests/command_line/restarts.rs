@@ -102,14 +102,18 @@ fn check_tells_a_torn_end_from_damage_and_changes_nothing() {
         assert!(files(folder.path()) == before, "something was changed");
         checked
     };
-    // The last thing that was written says that all before it is synced.
-    let torn = flipped(|bytes| bytes.iter().rposition(|&byte| byte != 0).unwrap());
+    // The last things that were written say, each in a page of its own, that all before them is synced.
+    let torn = flipped(|bytes| {
+        let begins = bytes.windows(4).enumerate().filter(|(_, four)| *four == b"LVB1").map(|(at, _)| at);
+        begins.rev().nth(1).unwrap() + 20
+    });
     let found = checked(&torn);
     assert_eq!((found.code, found.stdout.ends_with("repairable\n")), (Some(1), true), "{found:?}");
     assert!(found.stdout.contains(": the end is torn; the next start cuts it\n"), "{found:?}");
     let broker = start(&torn);
     assert_eq!(drain(&broker), expected());
     broker.stop();
+    assert!(files(torn.path()).keys().any(|name| name.starts_with("torn-0000000001-")));
     let found = checked(&torn);
     assert_eq!((found.code, found.stdout.ends_with("clean\n")), (Some(0), true), "{found:?}");
 

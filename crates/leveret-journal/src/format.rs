@@ -99,6 +99,11 @@ impl Seeds {
         // Two that do not follow from each other guard what decides where a batch is.
         Seeds { header: seed(&salt[..8]), payload: seed(&salt[8..]), record: seed(salt) }
     }
+
+    /// What the checksum of a payload goes on from.
+    pub(crate) fn payload_checksum(self) -> u32 {
+        self.payload
+    }
 }
 
 /// What stands at the beginning of a segment.
@@ -328,7 +333,7 @@ pub(crate) struct BatchHeader {
     pub(crate) count: u32,
     pub(crate) first_sequence: u64,
     pub(crate) durable_before: u64,
-    payload_checksum: u32,
+    pub(crate) payload_checksum: u32,
 }
 
 impl BatchHeader {

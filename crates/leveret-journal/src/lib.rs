@@ -12,6 +12,7 @@ pub mod disk;
 mod ended;
 mod folder;
 mod format;
+mod judge;
 mod keeper;
 pub mod limits;
 mod log;

@@ -81,6 +81,8 @@ pub(crate) struct Segment {
     edition: u64,
     /// The last of the segments of which it holds what is left; 0 if it is whole.
     through: u64,
+    /// Nobody has looked at what it holds: that it is in order is taken for granted.
+    is_unread: bool,
     /// Nothing before it changes any more.
     end: u64,
     /// The journal sequence of its first record.
@@ -108,7 +110,30 @@ impl Map {
         }
         let segment = self.segments.entry(header.generation).or_default();
         (segment.end, segment.first_sequence) = (end, header.first_sequence);
-        segment.through = header.compacted_through;
+        (segment.through, segment.is_unread) = (header.compacted_through, true);
+    }
+
+    /// The segment behind one that nobody has looked through; 0 if there is none.
+    pub(crate) fn behind_unread(&self, file: File) -> Option<u64> {
+        let segment = self.segments.get(&file.generation)?;
+        let next = self.segments.range(file.generation + 1..).next().map_or(0, |(&next, _)| next);
+        (segment.is_unread && segment.edition == file.edition).then_some(next)
+    }
+
+    /// Somebody has looked at what a segment holds, unless its file was exchanged meanwhile. Where something of a stream lies before
+    /// what was found, it is looked for from the beginning on.
+    pub(crate) fn judged(&mut self, file: File, found: Map) {
+        let Some(segment) = self.segments.get_mut(&file.generation) else { return };
+        if segment.edition != file.edition {
+            return;
+        }
+        segment.is_unread = false;
+        for (stream, found) in found.segments.into_values().flat_map(|found| found.marks) {
+            if let Some(marks) = segment.marks.get_mut(&stream) {
+                marks.truncate(1);
+                marks.extend(found);
+            }
+        }
     }
 
     /// Something is wrong with a segment whose file has so many bytes.

@@ -1,5 +1,6 @@
 //! Reading single records back while the journal grows.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,9 +12,10 @@ use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, HeaderFound, RECORD_HEADER_BYTES, Record, Salt, Seeds,
     decode_record, peek_record, segment_name,
 };
+use crate::judge::judge;
 use crate::limits::{MARK_EVERY_BYTES, READ_BYTES};
-use crate::map::{File, Map, Mark, Place};
-use crate::pieces::read_blocks;
+use crate::map::{Condition, File, Map, Mark, Place};
+use crate::pieces::{Pieces, read_blocks};
 use crate::segments::read_header;
 
 /// Why a record was not read.
@@ -103,12 +105,46 @@ impl Reader {
                 Err(error) => {
                     // Its file may have been exchanged since we knew where to look.
                     let found = self.map.read().find(stream, sequence);
-                    if found.is_none_or(|now| now.file == place.file) {
+                    if found.is_none_or(|now| now.file == place.file) && !self.judge(place.file, &error) {
                         return Err(error);
                     }
                 }
             }
         }
+    }
+
+    /// Looks through the segment of a record that was not found, if nobody has done so: a copy of something else before it may hide
+    /// it. Returns whether it is worth another try.
+    fn judge(&mut self, file: File, error: &ReadError) -> bool {
+        if matches!(error, ReadError::Disk { .. }) {
+            return false;
+        }
+        let Some(next) = self.map.read().behind_unread(file) else { return false };
+        let end = self.map.read().end(file.generation);
+        let header = |generation: u64| {
+            let file = self.disk.open(&segment_name(generation)).ok()?;
+            match read_header(&*file, file.length().ok()?) {
+                HeaderFound::Valid(header) if header.generation == generation => Some(header),
+                _ => None,
+            }
+        };
+        let (Some(header), behind) = (header(file.generation), header(next)) else { return false };
+        let seeds = Seeds::new(&self.salt, file.generation);
+        let Ok(mut pieces) = Pieces::open(&*self.disk, &segment_name(file.generation), end, seeds) else {
+            return false;
+        };
+        self.rest();
+        let judged = judge(&mut pieces, &header, behind.as_ref(), end);
+        // What it cannot read now, it may read later.
+        if !pieces.is_readable() {
+            return false;
+        }
+        let mut map = self.map.write();
+        if !judged.damage.is_empty() {
+            map.set_condition(file.generation, Condition::Damaged, end);
+        }
+        map.judged(file, judged.map);
+        true
     }
 
     /// Finds a record, and says where its payload lies in the buffer.
@@ -127,7 +163,7 @@ impl Reader {
         let walk = self.open.insert(walk);
         while !walk.has_ended() {
             if walk.offset >= walk.end {
-                if !walk.next_batch(&mut self.buffer) {
+                if walk.next_batch(&mut self.buffer).is_none() {
                     walk.find_again(&mut self.buffer, stream, behind);
                 }
                 continue;
@@ -192,15 +228,33 @@ impl Reader {
             return Err(walk.damaged());
         };
         (walk.offset, walk.end) = (header.bytes() as u64, header.bytes() as u64);
+        // Batches that were put together again have lost their numbers.
+        let mut expected = if header.compacted_through > 0 { 0 } else { header.first_sequence };
+        let mut last: BTreeMap<_, _> = header.streams.iter().map(|(&stream, state)| (stream, state.last)).collect();
         while !walk.has_ended() {
-            if !walk.next_batch(&mut self.buffer) {
+            let Some(batch) = walk.next_batch(&mut self.buffer) else { return Err(walk.damaged()) };
+            if batch.first_sequence != expected {
                 return Err(walk.damaged());
             }
+            let (mut checksum, mut count) = (walk.seeds.payload_checksum(), 0);
             while walk.offset < walk.end {
-                let Some(record) = walk.record(&mut self.buffer) else { return Err(walk.damaged()) };
+                let seeds = walk.seeds;
+                let bytes = walk.record_bytes(&mut self.buffer);
+                let Some((bytes, record)) = bytes.and_then(|bytes| Some((bytes, decode_record(bytes, seeds)?)))
+                else {
+                    return Err(walk.damaged());
+                };
+                (checksum, count) = (crc32c::crc32c_append(checksum, bytes), count + 1);
+                if last.insert(record.stream, record.sequence).is_some_and(|last| record.sequence <= last) {
+                    return Err(walk.damaged());
+                }
                 take(record)?;
                 walk.pass(record.stream, record.sequence, record.payload.len());
             }
+            if (checksum, count) != (batch.payload_checksum, batch.count) {
+                return Err(walk.damaged());
+            }
+            expected += if header.compacted_through > 0 { 0 } else { u64::from(count) };
         }
         self.rest();
         Ok(())
@@ -249,34 +303,40 @@ impl Walk {
     }
 
     /// Enters the batch behind this one, if its header verifies.
-    fn next_batch(&mut self, buffer: &mut Vec<u8>) -> bool {
+    fn next_batch(&mut self, buffer: &mut Vec<u8>) -> Option<BatchHeader> {
         self.enter_batch(buffer, padded_offset(self.end))
     }
 
-    fn enter_batch(&mut self, buffer: &mut Vec<u8>, at: u64) -> bool {
+    fn enter_batch(&mut self, buffer: &mut Vec<u8>, at: u64) -> Option<BatchHeader> {
         let seeds = self.seeds;
-        let header = self.bytes(buffer, at, BATCH_HEADER_BYTES);
-        let Some(header) = header.and_then(|header| BatchHeader::decode(header, seeds)) else { return false };
+        let header = BatchHeader::decode(self.bytes(buffer, at, BATCH_HEADER_BYTES)?, seeds)?;
         self.offset = at + BATCH_HEADER_BYTES as u64;
         self.end = self.offset + header.payload_bytes as u64;
-        true
+        Some(header)
     }
 
     /// The next record of this batch, if it verifies.
     fn record<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Option<Record<'b>> {
-        let (begin, seeds) = (self.offset, self.seeds);
+        let seeds = self.seeds;
+        decode_record(self.record_bytes(buffer)?, seeds)
+    }
+
+    /// As many bytes as the next record of this batch says it has.
+    fn record_bytes<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Option<&'b [u8]> {
+        let begin = self.offset;
         let (bytes, ..) = peek_record(self.bytes(buffer, begin, RECORD_HEADER_BYTES)?);
         if begin + bytes > self.end {
             return None;
         }
         let length = usize::try_from(bytes).ok()?;
-        decode_record(self.bytes(buffer, begin, length)?, seeds)
+        self.bytes(buffer, begin, length)
     }
 
     /// Goes on behind a record that verifies.
     fn pass(&mut self, stream: u32, sequence: u64, payload_bytes: usize) {
         self.offset += (RECORD_HEADER_BYTES + payload_bytes) as u64;
-        if stream == self.passed.0 {
+        // What does not go on is a copy of what was passed.
+        if stream == self.passed.0 && sequence > self.passed.1 {
             (self.passed, self.lost, self.unreadable) = ((stream, sequence), None, None);
         }
     }
@@ -287,7 +347,7 @@ impl Walk {
         self.lost.get_or_insert(self.offset);
         let begin = if self.offset < self.end { self.offset + 1 } else { self.offset };
         for at in begin..self.segment_end {
-            if at.is_multiple_of(ALIGNMENT as u64) && self.enter_batch(buffer, at) {
+            if at.is_multiple_of(ALIGNMENT as u64) && self.enter_batch(buffer, at).is_some() {
                 return;
             }
             let Some(header) = self.bytes(buffer, at, RECORD_HEADER_BYTES) else { break };

@@ -13,11 +13,11 @@ use crate::damage::{Cut, Damage, Extent, Missing, Recovery};
 use crate::disk::Disk;
 use crate::ended::end_segment;
 use crate::format::{
-    ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, Record, Replay, Salt, SegmentHeader,
-    StreamState, damaged_region_prefix, generation_of, torn_name, unknown_name,
+    BATCH_HEADER_BYTES, FoundBatch, Record, Replay, Salt, SegmentHeader, StreamState, damaged_region_prefix,
+    generation_of, torn_name, unknown_name,
 };
+use crate::judge::{is_copy, judge, most_records, next_in_order, next_record};
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::{SMALL_RECORD_BYTES, VERIFIED_FACTOR_MAX};
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
@@ -423,72 +423,25 @@ impl<'r> Reading<'r> {
         }
     }
 
-    /// Verifies the batches of a segment. Returns the journal sequence before which everything was found or reported.
+    /// Looks through a segment. Returns the journal sequence before which everything was found or reported.
     fn look_through(&mut self, at: usize, header: &SegmentHeader, end: u64) -> Result<u64, OpenError> {
         let segment = &self.segments[at];
         let mut pieces = segment.pieces(self.disk)?;
+        let judged = judge(&mut pieces, header, self.header_behind(at), end);
         self.recovery.segments += 1;
-        let (mut offset, mut expected) = (header.bytes() as u64, header.first_sequence);
-        while offset < end {
-            // Batches that were put together again have lost their numbers.
-            let at_least = if segment.is_compacted() { 0 } else { expected };
-            let next = pieces.next_batch(offset, end, at_least);
-            let found = next.map_or(end, |(found, _)| found);
-            if found > offset {
-                let (readable, bytes) = self.count(at, &mut pieces, offset..found);
-                // The numbers of all that was here, if the header of what follows tells how far they go.
-                let behind = match next {
-                    Some((_, first_sequence)) => Some(first_sequence),
-                    None => {
-                        self.segments[at + 1..].first().and_then(|next| next.header.as_ref()).and_then(|next| {
-                            (next.previous_generation == segment.generation).then_some(next.first_sequence)
-                        })
-                    }
-                };
-                let most = most_records((found - offset).saturating_sub(bytes));
-                let missing = match behind.filter(|_| !segment.is_compacted()) {
-                    Some(behind) => Missing::Exactly(behind.saturating_sub(expected).saturating_sub(readable)),
-                    None => Missing::AtMost(most),
-                };
-                self.damaged(segment, &mut pieces, offset..found, missing);
-                expected = behind.unwrap_or(expected);
+        self.recovery.bytes += judged.bytes;
+        for (region, missing) in judged.damage {
+            if region.is_empty() {
+                let (file, extent) = (segment.name.clone(), Extent::Before { offset: region.start });
+                self.recovery.damage.push(Damage { file, extent, missing, is_old: true });
+            } else {
+                self.damaged(segment, &mut pieces, region, missing);
             }
-            let Some(batch) = pieces.batch(found, end) else { break };
-            expected = batch.first_sequence + u64::from(batch.count);
-            self.recovery.bytes += batch.bytes() as u64;
-            offset = found + batch.bytes() as u64;
         }
-        Ok(expected)
-    }
-
-    /// Records that verify by themselves in a part of a segment, wherever they begin, as a reader finds them: how many, and
-    /// their bytes.
-    fn count(&self, at: usize, pieces: &mut Pieces, region: Range<u64>) -> (u64, u64) {
-        let header = |segment: &Segment| segment.header.as_ref().map(|header| header.streams.clone());
-        let before = header(&self.segments[at]).unwrap_or_default();
-        let behind = self.segments[at + 1..].iter().find_map(header);
-        let last = |streams: &BTreeMap<u32, StreamState>, stream: u32| streams.get(&stream).map(|state| state.last);
-        // To verify whatever looks like a length would take long.
-        let may_be = |stream: u32, sequence: u64| {
-            let until = behind.as_ref().map_or(Some(u64::MAX), |behind| last(behind, stream));
-            sequence > last(&before, stream).unwrap_or(0) && until.is_some_and(|until| sequence <= until)
-        };
-        let (mut offset, mut count, mut bytes) = (region.start, 0, 0);
-        while offset < region.end {
-            offset += match pieces.peek(offset, region.end) {
-                Some((length, stream, sequence)) if may_be(stream, sequence) => {
-                    match pieces.record(offset, region.end) {
-                        Some((_, Some(_))) => {
-                            (count, bytes) = (count + 1, bytes + length);
-                            length
-                        }
-                        _ => 1,
-                    }
-                }
-                _ => 1,
-            };
+        if let Some(file) = self.map.file(segment.generation) {
+            self.map.judged(file, judged.map);
         }
-        (count, bytes)
+        Ok(judged.next_sequence)
     }
 
     /// A segment without a header and without batches, at the end of the journal. It had its header before it had its name:
@@ -545,7 +498,7 @@ impl<'r> Reading<'r> {
         behind: &BTreeMap<u32, u64>,
         each: &mut dyn FnMut(Record<'_>),
     ) -> u64 {
-        let (mut at, mut count, mut verified) = (range.start, 0, 0);
+        let (mut at, mut count, mut verified, mut looked) = (range.start, 0, 0, 0);
         // Records lie one behind the other from there on, and so many of them.
         let (mut begin, mut in_run) = (at, 0);
         while at < range.end {
@@ -553,10 +506,16 @@ impl<'r> Reading<'r> {
                 let (last, behind) = (self.last(stream), behind.get(&stream));
                 sequence > last && sequence - last <= most && behind.is_none_or(|&first| sequence < first)
             };
+            let goes_on_here = |stream, sequence| goes_on(stream, sequence, 1 + self.passed_over_since(stream));
+            let may_be = match pieces.record(at, range.end) {
+                Some((bytes, Some(record))) if goes_on_here(record.stream, record.sequence) => {
+                    let (stream, between) = (record.stream, self.last(record.stream) + 1..record.sequence);
+                    !is_copy(pieces, at + bytes..range.end, stream, between, range.start, &mut looked)
+                }
+                _ => false,
+            };
             let found = pieces.record(at, range.end);
-            if let Some((bytes, Some(record))) = found
-                && goes_on(record.stream, record.sequence, 1 + self.passed_over_since(record.stream))
-            {
+            if let Some((bytes, Some(record))) = found.filter(|_| may_be) {
                 in_run += 1;
                 self.take_one(at - begin, record, each);
                 at += bytes;
@@ -720,49 +679,4 @@ fn set_aside(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64
     file.sync()?;
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
-}
-
-/// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`. One with others behind it
-/// that come before it is a copy, where it was not written.
-fn next_in_order(pieces: &mut Pieces, from: u64, limit: u64, expected: u64) -> Option<(u64, u64)> {
-    let mut next = pieces.next_batch(from, limit, expected)?;
-    loop {
-        let (at, first_sequence) = next;
-        if first_sequence == expected {
-            return Some(next);
-        }
-        let end = at + pieces.batch(at, limit).map_or(ALIGNMENT, |batch| batch.bytes()) as u64;
-        match pieces.next_batch(end, limit, expected) {
-            Some(behind) if behind.1 < first_sequence => next = behind,
-            Some(_) | None => return Some(next),
-        }
-    }
-}
-
-/// Where in a range the first record begins that verifies and may be one, by its place, stream and sequence; its end if none
-/// does.
-fn next_record(
-    pieces: &mut Pieces,
-    range: Range<u64>,
-    verified: &mut u64,
-    may_be: impl Fn(u64, u32, u64) -> bool,
-) -> u64 {
-    let bytes = range.end - range.start;
-    for at in range.clone() {
-        let Some((length, stream, sequence)) = pieces.peek(at, range.end) else { continue };
-        // To verify whatever looks like a length may take for ever, if somebody has made it look so.
-        let is_short = length <= SMALL_RECORD_BYTES || *verified <= bytes.saturating_mul(VERIFIED_FACTOR_MAX);
-        if may_be(at, stream, sequence) && is_short {
-            *verified += length;
-            if matches!(pieces.record(at, range.end), Some((_, Some(_)))) {
-                return at;
-            }
-        }
-    }
-    range.end
-}
-
-/// How many records so many bytes can hold.
-fn most_records(bytes: u64) -> u64 {
-    bytes.div_ceil(RECORD_HEADER_BYTES as u64)
 }

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     HEADER, MIDDLE, Meanwhile, MemoryDisk, SALT, SEGMENT, Sectors, SlowDisk, append, mostly_old, open, payload,
+    sweep,
 };
 use crate::disk::Disk;
-use crate::{Batch, Living, Log, Options, ReadError};
+use crate::{Batch, Living, Log, Options, ReadError, check};
 
 #[test]
 fn single_records_are_read_back_while_the_journal_grows() {
@@ -201,4 +202,83 @@ fn what_the_disk_cannot_read_now_is_no_damage_and_is_read_later() {
         assert!(matches!(reader.read(1, rotten), Err(ReadError::Damaged { .. })), "{rotten}");
         file.bytes.lock().unwrap()[usize::try_from(begin).unwrap() + 200] ^= 1;
     }
+}
+
+/// What was written in the wrong place may verify there. Nobody has read an old segment before a record of it is wanted.
+#[test]
+fn a_copy_in_an_old_segment_hides_no_more_than_what_it_lies_over() {
+    let disk = MemoryDisk::default();
+    let (log, whole) = mostly_old(&disk);
+    drop(log);
+    let (batch, record) = ((40 + 10 * 124_usize).next_multiple_of(8), 124);
+    let begin_of = |at: u64| {
+        let at = usize::try_from(at - 1).unwrap();
+        HEADER + at / 10 * batch + 40 + at % 10 * record
+    };
+    let bytes = disk.snapshot()[SEGMENT].len();
+    let count = (1..=200).filter(|&at| begin_of(at) + record <= bytes).max().unwrap();
+    assert!(count >= 50, "{count}");
+    let batches = || (1..=count).step_by(10).map(move |at| (begin_of(at) - 40, batch, at..at + 10));
+    let few = |at: u64, count: u64| (begin_of(at), record * usize::try_from(count).unwrap(), at..at + count);
+    let records = [few(3, 1), few(4, 3), few(8, 1), few(15, 2), few(17, 1), few(32, 3), few(41, 1), few(49, 2)];
+    // Not where a record begins, either, as sectors do.
+    let sectors = (0..8).map(|nth| {
+        let begin = 512 * (nth + 1);
+        let touched = (1..=count).filter(|&at| begin_of(at) < begin + 512 && begin_of(at) + record > begin);
+        let touched: Vec<_> = touched.collect();
+        (begin, 512, touched[0]..touched[touched.len() - 1] + 1)
+    });
+    let mut tried = 0;
+    for places in [batches().collect::<Vec<_>>(), records.to_vec(), sectors.collect()] {
+        for ((from, bytes, _), (over, others, lost)) in
+            places.iter().flat_map(|a| places.iter().map(move |b| (a, b)))
+        {
+            if bytes != others || from == over {
+                continue;
+            }
+            let mut files = disk.snapshot();
+            files.get_mut(SEGMENT).unwrap().copy_within(*from..from + bytes, *over);
+            let what = format!("{bytes} bytes of {from} over {over}");
+            let checked = check(&MemoryDisk::of(files.clone()), &mut |_| {}).unwrap();
+            let (log, ..) = open(&MemoryDisk::of(files), MIDDLE);
+            for order in [1, 199, 77] {
+                let mut reader = log.reader();
+                let mut missing = 0;
+                for sequence in (0..200).map(|nth| nth * order % 200 + 1) {
+                    match reader.read(1, sequence) {
+                        Ok(read) => assert_eq!(read, payload(sequence, 100), "{what}: {sequence}"),
+                        Err(_) => missing += u64::from(lost.contains(&sequence) || panic!("{what}: {sequence}")),
+                    }
+                }
+                assert_eq!(checked.records_missing(), missing, "{what}: {:?}", checked.damage);
+            }
+            tried += 1;
+            // Nor does anything become of it that is rewritten.
+            let needed = || (1..=200).filter(|at| at % 7 == 0 && !lost.contains(at));
+            sweep(&log, needed());
+            let mut reader = log.reader();
+            for sequence in needed() {
+                assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 100), "{what}, swept: {sequence}");
+            }
+        }
+    }
+    assert!(tried > 90 && whole.len() == 200, "{tried}");
+}
+
+/// The other way round, nothing tells that a file to be copied is not as it was written.
+#[test]
+fn a_segment_with_a_copy_in_it_is_not_rewritten_though_nobody_has_missed_anything() {
+    let disk = MemoryDisk::default();
+    drop(mostly_old(&disk));
+    let batch = (40 + 10 * 124_usize).next_multiple_of(8);
+    let mut files = disk.snapshot();
+    files.get_mut(SEGMENT).unwrap().copy_within(HEADER + 3 * batch..HEADER + 4 * batch, HEADER + batch);
+    let (log, ..) = open(&MemoryDisk::of(files), MIDDLE);
+    let needed = || (1..=200).filter(|at| at % 9 == 0);
+    sweep(&log, needed());
+    let mut reader = log.reader();
+    for sequence in needed().filter(|at| !(11..=20).contains(at)) {
+        assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 100), "{sequence}");
+    }
+    assert!(reader.read(1, 18).is_err());
 }

@@ -347,6 +347,39 @@ fn a_copy_of_a_later_record_in_an_earlier_place_is_not_that_record() {
     }
 }
 
+/// A sector has no regard for records.
+#[test]
+fn a_copy_of_another_sector_takes_the_records_that_it_touches_and_no_more() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    for first in (1..=41).step_by(20) {
+        append(&mut log, first, first + 19, 100).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    let begin_of = |at: usize| HEADER + (40 * at.div_ceil(20) + (at - 1) * 124).next_multiple_of(8);
+    for (from, over) in (1..14).flat_map(|from| (1..14).map(move |over| (from * 512, over * 512))) {
+        let mut files = disk.snapshot();
+        files.get_mut(SEGMENT).unwrap().copy_within(from..from + 512, over);
+        if files == disk.snapshot() {
+            continue;
+        }
+        let (log, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+        let is_touched = |at: &u64| {
+            let begin = begin_of(usize::try_from(*at).unwrap());
+            begin < over + 512 && begin + 124 > over
+        };
+        let found: Vec<_> = found.into_iter().map(|(_, sequence, _)| sequence).collect();
+        let expected: Vec<_> = (1..=60).filter(|at| !is_touched(at)).collect();
+        assert_eq!(found, expected, "{from} over {over}: {:?}", recovery.damage);
+        assert_eq!(recovery.records_missing(), 60 - expected.len() as u64, "{from} over {over}");
+        let mut reader = log.reader();
+        for sequence in expected {
+            assert_eq!(reader.read(1, sequence).unwrap(), payload(sequence, 100), "{from} over {over}: {sequence}");
+        }
+    }
+}
+
 #[test]
 fn a_copy_of_another_batch_takes_what_it_lies_over_and_no_more() {
     let (files, ..) = ten_batches(true);

@@ -322,9 +322,11 @@ pub(crate) fn noted(file: &str) -> String {
 }
 
 pub(crate) fn messages_missing(files: &str, messages: u64) -> String {
-    let what = if messages == 1 { "a message that lies in a queue" } else { "messages that lie in queues" };
+    let (what, lay) = if messages == 1 { ("a message", "lay in a queue") } else { ("messages", "lay in queues") };
     let count = if messages == 1 { String::new() } else { format!("{messages} ") };
-    format!("{files} is missing, and with it {count}{what}")
+    format!(
+        "{files} is missing, and with it {count}{what} that {lay} at the last checkpoint; some may have been settled since"
+    )
 }
 
 /// Damage as a person reads it.

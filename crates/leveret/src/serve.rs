@@ -197,7 +197,7 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
             // What was to be loaded waits for the disk.
             reason = prepared.journal_failed() => {
                 prepared.abandon().await;
-                return journal_failed(&reason);
+                return journal_failed(&reason, &storage);
             }
             loaded = definitions.load(&admin) => loaded,
         };
@@ -238,14 +238,21 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
         reason = server.journal_failed() => {
             drop(control);
             server.abandon().await;
-            journal_failed(&reason)
+            journal_failed(&reason, &storage)
         }
     }
 }
 
 /// Said also where nobody asked for a log.
-fn journal_failed(reason: &str) -> ExitCode {
-    fail(JOURNAL_FAILED, &format!("{reason}; what was confirmed is on disk: mend the disk and start again"))
+fn journal_failed(reason: &str, storage: &Storage) -> ExitCode {
+    let rest = match storage {
+        Storage::Folder(folder) if !folder.is_dir() => format!(
+            "the data folder {} is gone, and with it what was confirmed: bring it back before the next start",
+            folder.display()
+        ),
+        _ => "what was confirmed is on disk: mend the disk and start again".to_owned(),
+    };
+    fail(JOURNAL_FAILED, &format!("{reason}; {rest}"))
 }
 
 /// Where `leveret status`, `list` and their like find the broker. It runs without, too.

@@ -70,12 +70,12 @@ impl RealDisk {
         Ok(RealDisk { folder: folder.into(), handle: File::open(folder)?, writes })
     }
 
-    fn file(&self, file: File) -> Arc<dyn DiskFile> {
+    fn file(&self, path: PathBuf, file: File, refused: Option<io::ErrorKind>) -> Arc<dyn DiskFile> {
         let direct = match self.writes {
             Writes::Cached => DirectWay::Closed,
             Writes::Direct => DirectWay::Untried,
         };
-        Arc::new(RealFile { file, direct: Mutex::new(direct) })
+        Arc::new(RealFile { path, file, refused, direct: Mutex::new(direct) })
     }
 
     /// Only names, no paths.
@@ -91,14 +91,17 @@ impl Disk for RealDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let path = self.path(name)?;
         let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
-        Ok(self.file(options.open(&path).map_err(of(&path))?))
+        let file = options.open(&path).map_err(of(&path))?;
+        Ok(self.file(path, file, None))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let path = self.path(name)?;
         // What can only be read can still be checked.
+        let mut refused = None;
         let file = OpenOptions::new().read(true).write(true).open(&path).or_else(|error| match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::IsADirectory => {
+                refused = Some(error.kind());
                 File::open(&path)
             }
             _ => Err(error),
@@ -108,7 +111,7 @@ impl Disk for RealDisk {
             let error = io::Error::other("it has a name that the journal gives, and is no file: move it elsewhere");
             return Err(of(&path)(error));
         }
-        Ok(self.file(file))
+        Ok(self.file(path, file, refused))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -155,7 +158,10 @@ impl Disk for RealDisk {
 
 #[derive(Debug)]
 struct RealFile {
+    path: PathBuf,
     file: File,
+    /// Why it may only be read.
+    refused: Option<io::ErrorKind>,
     direct: Mutex<DirectWay>,
 }
 
@@ -177,8 +183,13 @@ impl DirectWay {
     }
 }
 
-impl DiskFile for RealFile {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+impl RealFile {
+    fn check_writable(&self) -> io::Result<()> {
+        self.refused.map_or(Ok(()), |kind| Err(kind.into()))
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check_writable()?;
         // Until the end: a direct write meanwhile would remember, and write again, what stood here before.
         let mut way = self.direct.lock();
         if direct::takes(offset, bytes) {
@@ -196,24 +207,8 @@ impl DiskFile for RealFile {
         self.file.write_all_at(bytes, offset)
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-
-    fn preallocate(&self, end: u64) -> io::Result<()> {
+    fn take_room(&self, end: u64) -> io::Result<()> {
+        self.check_writable()?;
         #[cfg(target_os = "linux")]
         {
             match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, end) {
@@ -225,16 +220,43 @@ impl DiskFile for RealFile {
         }
         self.file.set_len(end)
     }
+}
+
+impl DiskFile for RealFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write(offset, bytes).map_err(of(&self.path))
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(of(&self.path)(error)),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data().map_err(of(&self.path))
+    }
+
+    fn preallocate(&self, end: u64) -> io::Result<()> {
+        self.take_room(end).map_err(of(&self.path))
+    }
 
     fn truncate(&self, end: u64) -> io::Result<()> {
         // Until the end, as for a write.
         let mut way = self.direct.lock();
         way.forget();
-        self.file.set_len(end)
+        self.check_writable().and_then(|()| self.file.set_len(end)).map_err(of(&self.path))
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.file.metadata().map_err(of(&self.path))?.len())
     }
 }
 
@@ -249,7 +271,7 @@ mod tests {
         let path = folder.path().join("file");
         let file = File::create_new(&path).unwrap();
         let direct = Direct::misaligned(&file).map_or(DirectWay::Closed, DirectWay::Open);
-        let file = RealFile { file, direct: Mutex::new(direct) };
+        let file = RealFile { path: path.clone(), file, refused: None, direct: Mutex::new(direct) };
         file.write_at(4, &[7; 4092]).unwrap();
         file.write_at(4096, &[8; 4096]).unwrap();
         assert!(fs::read(&path).unwrap() == [[0; 4].as_slice(), &[7; 4092], &[8; 4096]].concat());
@@ -290,6 +312,21 @@ mod tests {
         assert_eq!(refusals[2].1.kind(), io::ErrorKind::NotFound);
         assert_eq!(refusals[3].1.kind(), io::ErrorKind::NotFound);
         assert_eq!(refusals[4].1.kind(), io::ErrorKind::AlreadyExists);
+        let file = disk.open("there").unwrap();
+        let path = folder.path().join("there");
+        let only_read = disk.file(
+            path,
+            File::open(folder.path().join("there")).unwrap(),
+            Some(io::ErrorKind::PermissionDenied),
+        );
+        for error in [
+            only_read.write_at(0, b"x").unwrap_err(),
+            only_read.truncate(0).unwrap_err(),
+            only_read.preallocate(1).unwrap_err(),
+        ] {
+            assert!(error.to_string() == there("there") + "permission denied", "{error}");
+        }
+        assert!(file.preallocate(u64::MAX).unwrap_err().to_string().starts_with(&there("there")));
         let out_of_descriptors = of(folder.path())(Errno::MFILE.into());
         assert!(has_no_descriptor(&out_of_descriptors), "{out_of_descriptors}");
     }

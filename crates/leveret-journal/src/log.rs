@@ -28,7 +28,7 @@ use crate::limits::{
 use crate::map::{Candidates, Map};
 use crate::reader::Reader;
 use crate::recovery;
-use crate::segments::OpenError;
+use crate::segments::{OpenError, keep_salt};
 use crate::spares::{Spare, Spares, has_no_descriptor, is_full};
 
 /// What can be chosen.
@@ -192,6 +192,8 @@ impl Log {
             made => made,
         };
         let segment = begin_segment(&*disk, &header, spare?)?;
+        // That a disk does not take it is no reason not to start: it stands in the header.
+        let _ = keep_salt(&*disk, &salt);
         let previous = segment_name(end.generation);
         if end.generation > 0 && !recovery.damage.iter().any(|damage| damage.file == previous) {
             end_segment(&*disk.open(&previous)?, end.offset)?;

@@ -211,15 +211,21 @@ impl<'r> Reading<'r> {
                 self.passed_over += most_records(segment.length);
                 return Ok(true);
             };
-            if self.segments.iter().all(|segment| segment.header.is_none()) && at == 0 && first_sequence > 1 {
-                // Nobody knows where the journal began.
+            // The first one of a journal begins with its first record.
+            let is_first = segment.generation == 1 || first_sequence == 1;
+            let is_alone = at == 0 && self.segments.iter().all(|segment| segment.header.is_none());
+            let is_unknown = is_alone && !is_first;
+            if is_unknown {
+                // Nobody knows where this one began.
                 self.passed_over = first_sequence - 1;
                 self.end.next_sequence = first_sequence;
-                self.missing(segment, first, Missing::Unknown);
+                self.damaged(segment, &mut pieces, 0..first, Missing::Unknown);
             }
             if first_sequence == self.end.next_sequence && first < limit {
                 begin = first;
-                self.recovery.headless.push(segment.name.clone());
+                if !is_unknown {
+                    self.recovery.headless.push(segment.name.clone());
+                }
             }
         }
         self.recovery.segments += 1;

@@ -168,12 +168,18 @@ pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     let mut leftovers: Vec<_> =
         segments.extract_if(.., |segment| is_covered(segment)).map(|segment| segment.name).collect();
     let mut salt = segments.iter().find_map(|segment| Some(segment.header.as_ref()?.salt));
+    let kept = if salt.is_none() && !segments.is_empty() { kept_salt(disk) } else { None };
     // A header that does not verify may be wrong in anything else; what verifies with this salt was written with it.
-    for salts in [|header: &[u8]| Vec::from_iter(SegmentHeader::salt_said(header)), SegmentHeader::salts_mended] {
+    let is_kept = |_: &[u8]| Vec::from_iter(kept);
+    let is_said = |header: &[u8]| Vec::from_iter(SegmentHeader::salt_said(header));
+    let salts: [Salts<'_>; 3] = [&is_kept, &is_said, &SegmentHeader::salts_mended];
+    for salts in salts {
         if salt.is_none() {
             salt = salt_of_damaged(disk, &segments, salts)?;
         }
     }
+    // Records may verify where no batch does.
+    salt = salt.or(kept);
     for segment in &mut segments {
         segment.seeds = Seeds::new(&salt.unwrap_or_default(), segment.generation);
     }
@@ -187,12 +193,50 @@ pub(crate) fn segments(disk: &dyn Disk) -> Result<Files, OpenError> {
     Ok(Files { segments, salt, leftovers, is_emptied, noted })
 }
 
+/// Where the salt is kept once more: without it nothing in a journal verifies, and damage of its only header would take all of it.
+pub(crate) const SALT_FILE: &str = "0.salt";
+const UNFINISHED_SALT_FILE: &str = "0.salt.unfinished";
+const SALT_MAGIC: &[u8; 12] = b"LVRTSALT\x01\0\0\0";
+const SALT_FILE_BYTES: usize = 32;
+
+fn encode_salt(salt: &Salt) -> [u8; SALT_FILE_BYTES] {
+    let mut bytes = [0; SALT_FILE_BYTES];
+    bytes[..12].copy_from_slice(SALT_MAGIC);
+    bytes[16..].copy_from_slice(salt);
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(SALT_MAGIC), salt);
+    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// What that file says, if it verifies.
+fn kept_salt(disk: &dyn Disk) -> Option<Salt> {
+    let mut bytes = [0; SALT_FILE_BYTES];
+    disk.open(SALT_FILE).ok()?.read_at(0, &mut bytes).ok()?;
+    let salt = *bytes[16..].first_chunk()?;
+    (encode_salt(&salt) == bytes).then_some(salt)
+}
+
+/// Keeps the salt of a journal beside its segments, unless it is there. When this returns, it is durable.
+pub(crate) fn keep_salt(disk: &dyn Disk, salt: &Salt) -> io::Result<()> {
+    if kept_salt(disk).as_ref() == Some(salt) {
+        return Ok(());
+    }
+    match disk.remove(UNFINISHED_SALT_FILE) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create(UNFINISHED_SALT_FILE)?;
+    file.write_at(0, &encode_salt(salt))?;
+    file.sync()?;
+    disk.rename(UNFINISHED_SALT_FILE, SALT_FILE)?;
+    disk.sync_directory()
+}
+
+/// The salts that a damaged header may have had.
+type Salts<'s> = &'s dyn Fn(&[u8]) -> Vec<Salt>;
+
 /// One of the salts that damaged headers may have had with which a batch of that segment verifies.
-fn salt_of_damaged(
-    disk: &dyn Disk,
-    segments: &[Segment],
-    salts: fn(&[u8]) -> Vec<Salt>,
-) -> io::Result<Option<Salt>> {
+fn salt_of_damaged(disk: &dyn Disk, segments: &[Segment], salts: Salts<'_>) -> io::Result<Option<Salt>> {
     for segment in segments {
         let mut pieces = segment.pieces(disk)?;
         let claimed = SegmentHeader::bytes_claimed(pieces.bytes(0, SEGMENT_HEADER_BYTES));

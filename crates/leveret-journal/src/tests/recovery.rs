@@ -8,6 +8,7 @@ use super::{
     ten_batches,
 };
 use crate::format::{HeaderFound, Seeds, SegmentHeader, begin_record};
+use crate::segments::SALT_FILE;
 use crate::{Batch, Damage, Extent, Log, Missing, OpenError, Options, check};
 
 #[test]
@@ -239,10 +240,14 @@ fn the_header_of_the_only_segment_may_be_damaged_and_nothing_is_lost() {
         let (_, found, recovery) = open(&disk, SMALL);
         assert_eq!((found, recovery.damage), (records(1, 30, 10), Vec::new()), "a second start, flipped at {at}");
     }
-    // Without the secret, of which two bytes are wrong, nothing verifies. No more can be missing than has room in what is there.
+    // Two bytes of the secret are wrong, which is kept in another file, too.
     let mut flipped = files.clone();
     flipped.get_mut(SEGMENT).unwrap()[50] ^= 0x40;
     flipped.get_mut(SEGMENT).unwrap()[60] ^= 1;
+    let checked = check(&MemoryDisk::of(flipped.clone()), &mut |_| {}).unwrap();
+    assert_eq!((checked.records, checked.damage), (30, Vec::new()));
+    // Without that, nothing verifies. No more can be missing than has room in what is there.
+    flipped.remove(SALT_FILE);
     let checked = check(&MemoryDisk::of(flipped), &mut |_| {}).unwrap();
     let [Damage { missing: Missing::AtMost(most), .. }] = checked.damage[..] else { panic!("{checked:?}") };
     assert!((30..=100).contains(&most), "{most}");
@@ -551,11 +556,6 @@ fn a_bad_sector_takes_what_is_in_it_and_no_more() {
         let disk = MemoryDisk::of(files.clone());
         *disk.unreadable.lock().unwrap() = Some((SEGMENT.into(), sector * 4096..sector * 4096 + 512));
         let (mut log, found, recovery) = open(&disk, SMALL);
-        if sector == 0 {
-            // It held the secret of a journal that had but one segment.
-            assert!(found.is_empty() && !recovery.damage.is_empty(), "{recovery:?}");
-            continue;
-        }
         let missing = recovery.records_missing();
         assert!((1..=8).contains(&missing), "sector {sector}: {recovery:?}");
         assert_eq!(found.len() as u64 + missing, 400, "sector {sector}");
@@ -655,4 +655,63 @@ fn the_last_header_may_be_damaged_right_after_a_sweep() {
             append(&mut log, last + 1, last + 10, 100).unwrap();
         }
     }
+}
+
+/// The file says which segment it is, and its first record is the first of the journal.
+#[test]
+fn a_bad_page_at_the_beginning_of_the_only_segment_takes_what_is_in_it_and_no_more() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    for first in (1..=191).step_by(10) {
+        append(&mut log, first, first + 9, 100).unwrap();
+    }
+    log.mark_end().unwrap();
+    drop(log);
+    for (bytes, fill) in [(96, 0), (96, 0x5a), (512, 0), (512, 0x5a), (4096, 0), (4096, 0x5a)] {
+        let mut files = disk.snapshot();
+        files.get_mut(SEGMENT).unwrap()[..bytes].fill(fill);
+        let disk = MemoryDisk::of(files.clone());
+        let checked = check(&disk, &mut |_| {}).unwrap();
+        let (mut log, found, recovery) = open(&disk, SMALL);
+        let what = format!("{bytes} bytes are {fill}: {recovery:?}");
+        let missing = 200 - found.len() as u64;
+        // A batch of ten has 1280 bytes.
+        let most = bytes.saturating_sub(HEADER + 40).div_ceil(124) as u64;
+        assert!(missing <= most && found.iter().all(|record| records(1, 200, 100).contains(record)), "{what}");
+        assert_eq!((checked.records_missing(), recovery.records_missing()), (missing, missing), "{what}");
+        if bytes == HEADER {
+            assert_eq!((recovery.headless.len(), recovery.damage.len()), (1, 0), "{what}");
+        } else {
+            let Extent::Region { set_aside: Some(copy), .. } = &recovery.damage[0].extent else { panic!("{what}") };
+            assert!(disk.snapshot().contains_key(copy), "{what}");
+        }
+        assert_eq!(disk.snapshot()[SEGMENT][..bytes], files[SEGMENT][..bytes], "{what}");
+        let next = recovery.streams[&1] + 1;
+        assert_eq!(next, 201 + missing, "{what}");
+        append(&mut log, next, next, 10).unwrap();
+        drop(log);
+        assert_eq!(open(&disk, SMALL).1.len(), found.len() + 1, "{what}");
+    }
+}
+
+/// A journal of an earlier version has no such file, and one that was begun anew has another secret.
+#[test]
+fn the_secret_is_kept_in_another_file_from_the_next_start_on() {
+    let disk = MemoryDisk::default();
+    append(&mut open(&disk, SMALL).0, 1, 3, 10).unwrap();
+    let kept = disk.snapshot()[SALT_FILE].clone();
+    for wrong in [None, Some(Vec::new()), Some(vec![7; 32]), Some(kept[..31].to_vec())] {
+        let mut files = disk.snapshot();
+        files.remove(SALT_FILE);
+        files.extend(wrong.map(|wrong| (SALT_FILE.to_owned(), wrong)));
+        let disk = MemoryDisk::of(files);
+        assert_eq!(open(&disk, SMALL).1, records(1, 3, 10));
+        assert_eq!(disk.snapshot()[SALT_FILE], kept);
+    }
+    let files = BTreeMap::from([(SALT_FILE.to_owned(), kept.clone())]);
+    let disk = MemoryDisk::of(files);
+    let (log, found, recovery) = open(&disk, Options { segment_bytes: 1024, salt: *b"another's secret" });
+    assert!(found.is_empty() && recovery.is_new && recovery.damage.is_empty(), "{recovery:?}");
+    drop(log);
+    assert_ne!(disk.snapshot()[SALT_FILE], kept);
 }

@@ -55,6 +55,10 @@ pub(crate) fn judge(
                 .filter(|behind| behind.previous_generation == header.generation)
                 .map(|behind| behind.first_sequence),
         };
+        if next.is_none() && follows.is_none() && !is_compacted && pieces.is_blank(offset, end) {
+            // Nobody says where it ended: there, as for a start.
+            break;
+        }
         if found > offset || follows.is_some_and(|follows| follows > expected) && !is_compacted {
             streams.next = BTreeMap::new();
             for (_, record) in pieces.batch(found, end).iter().flat_map(FoundBatch::records) {

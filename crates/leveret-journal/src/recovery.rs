@@ -206,8 +206,10 @@ impl<'r> Reading<'r> {
                     self.behind_the_end(at)?;
                     return Ok(false);
                 }
-                // What is missing is counted when the next segment is read.
-                self.damaged(segment, &mut pieces, 0..segment.length, Missing::Exactly(0));
+                let next_sequence = self.next_sequence_right_behind(at).max(self.end.next_sequence);
+                let missing = Missing::Exactly(next_sequence - self.end.next_sequence);
+                self.end.next_sequence = next_sequence;
+                self.damaged(segment, &mut pieces, 0..segment.length, missing);
                 self.passed_over += most_records(segment.length);
                 return Ok(true);
             };
@@ -241,7 +243,14 @@ impl<'r> Reading<'r> {
                         let extent = Extent::Absent;
                         self.recovery.damage.push(Damage { file, extent, missing, is_old: false });
                     }
-                    None => self.missing(segment, 0, missing),
+                    None => match at.checked_sub(1).map(|before| (&self.segments[before], self.said_end(before))) {
+                        Some((before, Some(end))) if before.length < end => {
+                            let (file, extent) = (before.name.clone(), Extent::Behind { offset: before.length });
+                            self.map.set_condition(before.generation, Condition::Damaged, before.length);
+                            self.recovery.damage.push(Damage { file, extent, missing, is_old: false });
+                        }
+                        _ => self.missing(segment, 0, missing),
+                    },
                 }
                 self.end.next_sequence = header.first_sequence;
             }
@@ -331,14 +340,16 @@ impl<'r> Reading<'r> {
             }
             let salvaged = self.salvage(segment, &mut pieces, salvaged_from..region_end, &behind, each);
             whole_from = region_end;
-            // What is missing before the next segment is counted when that is read.
-            let next_sequence =
-                next.map_or(self.end.next_sequence + salvaged, |(_, first_sequence)| first_sequence);
+            // If another segment lies between this and the next one, what is missing is counted when that is read.
+            let next_sequence = next.map_or_else(
+                || self.next_sequence_right_behind(at).max(self.end.next_sequence + salvaged),
+                |(_, first_sequence)| first_sequence,
+            );
             let missing = (next_sequence - self.end.next_sequence).saturating_sub(salvaged);
             self.passed_over = self.passed_over.max(passed_over + missing);
             if region_end == offset {
                 self.missing(segment, offset, Missing::Exactly(missing));
-            } else if next.is_some() || !pieces.is_blank(offset, region_end) {
+            } else if next.is_some() || missing > 0 || !pieces.is_blank(offset, region_end) {
                 self.damaged(segment, &mut pieces, offset..region_end, Missing::Exactly(missing));
             }
             self.end.next_sequence = next_sequence;
@@ -616,6 +627,13 @@ impl<'r> Reading<'r> {
             }
         }
         Ok(None)
+    }
+
+    /// With which journal sequence the segment begins that comes right behind one, if its header says so; else 0.
+    fn next_sequence_right_behind(&self, at: usize) -> u64 {
+        let generation = self.segments[at].last_generation();
+        let next = self.segments.get(at + 1).filter(|next| next.generation == generation + 1);
+        next.and_then(|next| next.header.as_ref()).map_or(0, |header| header.first_sequence)
     }
 
     /// The segments that are not there, though the one at this place says that they came before it.

@@ -715,3 +715,53 @@ fn the_secret_is_kept_in_another_file_from_the_next_start_on() {
     drop(log);
     assert_ne!(disk.snapshot()[SALT_FILE], kept);
 }
+
+type Change<'c> = &'c dyn Fn(&mut Vec<u8>);
+
+#[test]
+fn damage_is_said_of_the_segment_that_has_it() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, MIDDLE);
+    for first in (1..=191).step_by(10) {
+        append(&mut log, first, first + 9, 100).unwrap();
+    }
+    log.mark_end().unwrap();
+    drop(log);
+    let name = "0000000002.segment";
+    let (files, header) = (disk.snapshot(), SegmentHeader::bytes_with(1));
+    let length = files[name].len();
+    let batch = (40 + 10 * 124_usize).next_multiple_of(8);
+    let damages: [(_, Change<'_>); 6] = [
+        ("its last batch is zeros", &|bytes| bytes[length - batch..].fill(0)),
+        ("its last batch is anything", &|bytes| bytes[length - batch..].fill(0x5a)),
+        ("its last batch is cut off", &|bytes| bytes.truncate(length - batch)),
+        ("it is cut within a batch", &|bytes| bytes.truncate(length - batch / 2)),
+        ("all of it is anything", &|bytes| bytes.fill(0x5a)),
+        ("all behind its header is zeros", &|bytes| bytes[header..].fill(0)),
+    ];
+    for (what, damage) in damages {
+        let mut files = files.clone();
+        damage(files.get_mut(name).unwrap());
+        let disk = MemoryDisk::of(files);
+        let checked = check(&disk, &mut |_| {}).unwrap();
+        let (_, found, recovery) = open(&disk, MIDDLE);
+        for damage in [&checked.damage, &recovery.damage] {
+            assert!(damage.iter().all(|damage| damage.file == name), "{what}: {damage:?}");
+            assert!(damage.iter().all(|damage| damage.missing != Missing::Exactly(0)), "{what}: {damage:?}");
+        }
+        assert!(found.len() < 200, "{what}");
+        assert_eq!(recovery.records_missing(), 200 - found.len() as u64, "{what}: {recovery:?}");
+    }
+}
+
+/// The next header, which is damaged, would say where it ends; a start takes it to end there, too.
+#[test]
+fn zeros_behind_an_old_segment_are_no_damage() {
+    let disk = MemoryDisk::default();
+    drop(mostly_old(&disk));
+    let mut files = disk.snapshot();
+    files.get_mut(SEGMENT).unwrap().extend([0; 4096]);
+    files.get_mut("0000000002.segment").unwrap()[20] ^= 1;
+    let checked = check(&MemoryDisk::of(files), &mut |_| {}).unwrap();
+    assert!(checked.damage.iter().all(|damage| damage.file != SEGMENT), "{checked:?}");
+}

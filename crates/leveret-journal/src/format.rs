@@ -272,6 +272,23 @@ impl SegmentHeader {
     }
 }
 
+/// The checksum of a header that comes in parts; the first has what is not covered.
+#[derive(Debug, Default)]
+pub(crate) struct HeaderSum(Option<(u32, u32)>);
+
+impl HeaderSum {
+    pub(crate) fn add(&mut self, part: &[u8]) {
+        self.0 = Some(match self.0 {
+            None => (u32_at(part, 12), header_checksum(part)),
+            Some((said, sum)) => (said, crc32c_append(sum, part)),
+        });
+    }
+
+    pub(crate) fn verifies(&self) -> bool {
+        self.0.is_some_and(|(said, sum)| said == sum)
+    }
+}
+
 fn header_checksum(bytes: &[u8]) -> u32 {
     crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..])
 }

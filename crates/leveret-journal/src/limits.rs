@@ -60,6 +60,9 @@ pub const MISSING_MAX: u64 = 1 << 30;
 /// ones only.
 pub const VERIFIED_FACTOR_MAX: u64 = 16;
 
+/// Copies of one damaged place that are kept at most, if it was not the same each time.
+pub const COPIES_MAX: u32 = 9;
+
 /// Bytes of a small one.
 pub const SMALL_RECORD_BYTES: u64 = 16 * 1024;
 

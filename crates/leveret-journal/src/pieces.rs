@@ -14,6 +14,9 @@ use crate::format::{
 };
 use crate::limits::{PIECE_BYTES, UNREADABLE_BLOCK_BYTES};
 
+/// Bytes of two files that are compared at once.
+const COMPARED_BYTES: usize = 4096;
+
 /// One segment. What the disk cannot read is given up block by block and is zero; the rest is not.
 pub(crate) struct Pieces {
     file: Arc<dyn DiskFile>,
@@ -189,6 +192,22 @@ impl Pieces {
             at += count;
         }
         Ok(())
+    }
+
+    /// Whether a file holds what a range does, and no more.
+    pub(crate) fn is_same(&mut self, range: Range<u64>, file: &dyn DiskFile) -> bool {
+        let length = range.end.min(self.length) - range.start.min(self.length);
+        let mut at = range.start;
+        let mut other = [0; COMPARED_BYTES];
+        while at < range.end.min(self.length) {
+            let piece = self.bytes(at, COMPARED_BYTES.min(usize::try_from(range.end - at).unwrap_or(usize::MAX)));
+            let other = &mut other[..piece.len()];
+            if file.read_at(at - range.start, other).ok() != Some(piece.len()) || piece != other {
+                return false;
+            }
+            at += piece.len() as u64;
+        }
+        file.length().is_ok_and(|found| found == length)
     }
 
     /// Bytes in a range that the disk could not read, as far as anybody has asked for them.

@@ -18,6 +18,7 @@ use crate::format::{
 };
 use crate::judge::{is_copy, judge, most_records, next_in_order, next_record};
 use crate::keeper::COMPACTED_SUFFIX;
+use crate::limits::{COPIES_MAX, VERIFIED_FACTOR_MAX};
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
@@ -260,6 +261,8 @@ impl<'r> Reading<'r> {
         let mut offset = begin;
         // What lies before this cannot be passed over when a single record is read.
         let mut whole_from = begin;
+        // Bytes that were looked at behind what is damaged.
+        let mut looked_at = 0;
         // That much it had until the next one was begun, of which nothing is left.
         let is_last = at + 1 == self.segments.len();
         let is_cut_short = is_last && segment.header.as_ref().is_some_and(|header| segment.length < header.room);
@@ -295,9 +298,14 @@ impl<'r> Reading<'r> {
             // Where streams go on behind this.
             let mut behind = BTreeMap::new();
             let mut from = next.map(|(at, _)| at);
+            // Where much is damaged, what lies behind is not looked through again for each place.
             while let Some(found) = from
+                && (durable_before <= expected
+                    || behind.is_empty()
+                    || looked_at < limit.saturating_mul(VERIFIED_FACTOR_MAX))
                 && let Some(batch) = pieces.batch(found, limit)
             {
+                looked_at += batch.bytes() as u64;
                 durable_before = durable_before.max(batch.durable_before);
                 for (_, record) in batch.records() {
                     let first = behind.entry(record.stream).or_insert(record.sequence);
@@ -326,7 +334,7 @@ impl<'r> Reading<'r> {
                 } else if !pieces.is_blank(offset, limit) {
                     let end = pieces.end_of_torn(offset);
                     let name = torn_name(segment.generation, offset);
-                    let set_aside = self.set_aside(name, &mut pieces, offset..end);
+                    let set_aside = self.set_aside(&name, &mut pieces, offset..end);
                     self.recovery.cut = Some(Cut { file: segment.name.clone(), offset, set_aside });
                 }
                 return Ok(false);
@@ -657,20 +665,17 @@ impl<'r> Reading<'r> {
         self.map.set_condition(segment.generation, Condition::Damaged, segment.length);
         let Range { start: offset, end } = region;
         let name = format!("{}{offset}", damaged_region_prefix(segment.generation));
-        let set_aside = self.set_aside(name, pieces, region);
+        let set_aside = self.set_aside(&name, pieces, region);
         let extent = Extent::Region { offset, bytes: end - offset, set_aside };
         let (file, is_old) = (segment.name.clone(), segment.generation < self.end.replay.generation);
         self.recovery.damage.push(Damage { file, extent, missing, is_old });
     }
 
     /// The file that holds a copy of a region, made now if anything may change. A disk that takes none is no reason not to start.
-    fn set_aside(&self, name: String, pieces: &mut Pieces, region: Range<u64>) -> Option<String> {
-        let is_there = if self.repair {
-            set_aside(self.disk, &name, pieces, region).is_ok()
-        } else {
-            self.disk.open(&name).is_ok()
-        };
-        is_there.then_some(name)
+    fn set_aside(&self, name: &str, pieces: &mut Pieces, region: Range<u64>) -> Option<String> {
+        let (name, is_there) = place_of_copy(self.disk, name, pieces, &region)?;
+        let is_done = is_there || self.repair && copy(self.disk, &name, pieces, region).is_ok();
+        is_done.then_some(name)
     }
 }
 
@@ -688,19 +693,32 @@ fn note_unknown(disk: &dyn Disk, damage: &[Damage]) {
     }
 }
 
-/// Copies bytes to a file, unless an earlier start did. The copy is whole or not there.
-fn set_aside(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64>) -> io::Result<()> {
-    if disk.open(name).is_ok() {
-        return Ok(());
-    }
+/// The file that holds a copy of a region, or where it may go, and whether it is there. What has that name need not be one: it may
+/// be somebody else's, or the disk could read less then.
+fn place_of_copy(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: &Range<u64>) -> Option<(String, bool)> {
+    (1..=COPIES_MAX).find_map(|nth| {
+        let name = if nth == 1 { name.to_owned() } else { format!("{name}-{nth}") };
+        match disk.open(&name) {
+            Ok(file) if pieces.is_same(region.clone(), &*file) => Some((name, true)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some((name, false)),
+            Ok(_) | Err(_) => None,
+        }
+    })
+}
+
+/// Copies bytes to a file that is not there. The copy is whole or not there.
+fn copy(disk: &dyn Disk, name: &str, pieces: &mut Pieces, region: Range<u64>) -> io::Result<()> {
     let unfinished = format!("{name}.unfinished");
     match disk.remove(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let file = disk.create(&unfinished)?;
-    pieces.copy(region, &*file)?;
-    file.sync()?;
+    if let Err(error) = pieces.copy(region, &*file).and_then(|()| file.sync()) {
+        // The journal may need the room.
+        let _ = disk.remove(&unfinished);
+        return Err(error);
+    }
     disk.rename(&unfinished, name)?;
     disk.sync_directory()
 }

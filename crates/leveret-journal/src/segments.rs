@@ -5,11 +5,11 @@ use std::ops::RangeInclusive;
 
 use crate::disk::{Disk, DiskFile};
 use crate::format::{
-    DAMAGED_PREFIX, HeaderFound, Replay, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION,
+    DAMAGED_PREFIX, HeaderFound, HeaderSum, Replay, SEGMENT_HEADER_BYTES, Salt, Seeds, SegmentHeader, VERSION,
     damaged_region_prefix, generation_of, is_unknown_name, segment_name,
 };
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::MENDED_HEADER_BYTES_MAX;
+use crate::limits::{MENDED_HEADER_BYTES_MAX, READ_BYTES};
 use crate::pieces::Pieces;
 use crate::spares;
 
@@ -257,7 +257,8 @@ pub(crate) fn read_header(file: &dyn DiskFile, length: u64) -> HeaderFound {
     let Ok(count) = file.read_at(0, &mut bytes) else { return HeaderFound::Invalid };
     bytes.truncate(count);
     let claimed = SegmentHeader::bytes_claimed(&bytes);
-    if claimed as u64 > length {
+    // What is wrong in a header may be its length.
+    if claimed as u64 > length || claimed > READ_BYTES && !verifies_in_parts(file, claimed) {
         return HeaderFound::Invalid;
     }
     bytes.resize(claimed, 0);
@@ -265,6 +266,20 @@ pub(crate) fn read_header(file: &dyn DiskFile, length: u64) -> HeaderFound {
         Ok(_) => SegmentHeader::decode(&bytes),
         Err(_) => HeaderFound::Invalid,
     }
+}
+
+/// Whether a header of so many bytes verifies, of which only a part is in memory.
+fn verifies_in_parts(file: &dyn DiskFile, bytes: usize) -> bool {
+    let (mut part, mut at, mut sum) = (vec![0; READ_BYTES], 0, HeaderSum::default());
+    while at < bytes {
+        let part = &mut part[..READ_BYTES.min(bytes - at)];
+        if file.read_at(at as u64, part).ok() != Some(part.len()) {
+            return false;
+        }
+        sum.add(part);
+        at += part.len();
+    }
+    sum.verifies()
 }
 
 /// Segments that are missing, as a person reads it. Of several, some may have been removed as they should.

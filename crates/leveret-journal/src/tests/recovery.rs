@@ -765,3 +765,76 @@ fn zeros_behind_an_old_segment_are_no_damage() {
     let checked = check(&MemoryDisk::of(files), &mut |_| {}).unwrap();
     assert!(checked.damage.iter().all(|damage| damage.file != SEGMENT), "{checked:?}");
 }
+
+#[test]
+fn a_copy_of_damage_never_takes_the_place_of_a_file_that_is_there() {
+    let (mut files, ..) = ten_batches(true);
+    files.get_mut(SEGMENT).unwrap()[HEADER + BATCH + 50] ^= 1;
+    let name = format!("damaged-0000000001-{}", HEADER + BATCH);
+    let bytes = files[SEGMENT][HEADER + BATCH..HEADER + 2 * BATCH].to_vec();
+    let copy_of = |recovery: &crate::Recovery| match &recovery.damage[..] {
+        [Damage { extent: Extent::Region { set_aside, .. }, .. }] => set_aside.clone(),
+        damage => panic!("{damage:?}"),
+    };
+    for there in [None, Some(b"mine".to_vec()), Some(Vec::new()), Some([bytes.clone(), vec![0]].concat())] {
+        let mut files = files.clone();
+        files.extend(there.clone().map(|there| (name.clone(), there)));
+        let disk = MemoryDisk::of(files);
+        assert_eq!(copy_of(&check(&disk, &mut |_| {}).unwrap()), None, "{there:?} is no copy");
+        let expected = if there.is_none() { name.clone() } else { format!("{name}-2") };
+        for start in 1..=3 {
+            assert_eq!(copy_of(&open(&disk, SMALL).2).as_ref(), Some(&expected), "{there:?}, start {start}");
+            assert_eq!(disk.snapshot()[&expected], bytes, "{there:?}");
+            assert!(there.is_none() || disk.snapshot().get(&name) == there.as_ref(), "it stays");
+        }
+        let copies = disk.snapshot().into_keys().filter(|name| name.starts_with("damaged-")).count();
+        assert_eq!(copies, 1 + usize::from(there.is_some()));
+        assert_eq!(copy_of(&check(&disk, &mut |_| {}).unwrap()), Some(expected), "it is known from its bytes");
+    }
+}
+
+/// All that lies behind each of them tells that it was durable.
+#[test]
+fn a_start_does_not_take_long_where_very_much_is_damaged() {
+    let disk = MemoryDisk::default();
+    let (mut log, _, _) = open(&disk, Options { segment_bytes: 1 << 20, salt: SALT });
+    let mut batch = Batch::default();
+    for sequence in 1..=8000 {
+        batch.push(1, sequence, |_| {});
+        log.append(&mut batch).unwrap();
+    }
+    log.mark().unwrap();
+    drop(log);
+    let mut files = disk.snapshot();
+    for nth in (0..8000).step_by(2) {
+        files.get_mut(SEGMENT).unwrap()[HEADER + nth * 64] ^= 1;
+    }
+    let started = std::time::Instant::now();
+    let checked = check(&MemoryDisk::of(files), &mut |_| {}).unwrap();
+    println!("{:?}", started.elapsed());
+    // Headers are damaged, records are not.
+    assert_eq!((checked.records, checked.damage.len(), checked.records_missing()), (8000, 4000, 0));
+}
+
+/// A header of so many streams would have room in the file.
+#[test]
+fn a_header_with_a_wrong_length_takes_no_memory() {
+    let (mut files, ..) = ten_batches(true);
+    let segment = files.get_mut(SEGMENT).unwrap();
+    segment.resize(8 << 20, 0);
+    segment[64..68].copy_from_slice(&400_000_u32.to_le_bytes());
+    let disk = MemoryDisk::of(files);
+    let file = crate::disk::Disk::open(&disk, SEGMENT).unwrap();
+    let taken = allocation_counter::measure(|| {
+        assert_eq!(crate::segments::read_header(&*file, 8 << 20), HeaderFound::Invalid);
+    });
+    assert!(taken.bytes_max < 256 << 10, "{} bytes", taken.bytes_max);
+    assert_eq!(open(&disk, SMALL).1, records(1, 30, 10));
+    // One that has so many is read.
+    let streams = (1..=20_000).map(|stream| (stream, crate::format::StreamState { last: 7, replay_from: 0 }));
+    let HeaderFound::Valid(header) = SegmentHeader::decode(&ten_batches(true).0[SEGMENT]) else { panic!() };
+    let header = SegmentHeader { streams: streams.collect(), ..header };
+    let disk = MemoryDisk::of(BTreeMap::from([(SEGMENT.to_owned(), header.encode())]));
+    let file = crate::disk::Disk::open(&disk, SEGMENT).unwrap();
+    assert_eq!(crate::segments::read_header(&*file, header.bytes() as u64), HeaderFound::Valid(header));
+}

@@ -162,8 +162,9 @@ pub struct Policy {
 impl Policy {
     /// Checks what an administrator gives.
     pub fn new(source: PolicySource) -> Result<Self, InvalidPolicy> {
-        let pattern = Pattern::parse(&source.pattern)?;
+        // A pattern takes most, and is compiled once, though a definition may be tried without this and without that.
         let definition = Definition::parse(source.kind, source.definition.as_table())?;
+        let pattern = Pattern::parse(&source.pattern)?;
         Ok(Policy { source, pattern, definition })
     }
 

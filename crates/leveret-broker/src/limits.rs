@@ -99,7 +99,7 @@ pub const PAGE_ENTRIES: usize = 256;
 
 /// Empty places before a message that comes back to its own in a start, for which its page stays open: each takes as much there as a
 /// message.
-pub(crate) const EMPTY_PLACES_MAX: u64 = 16;
+pub const EMPTY_PLACES_MAX: u64 = 16;
 
 /// Bytes a message in memory takes beside its own: bookkeeping of the allocator and of its counter.
 pub const BODY_OVERHEAD_BYTES: usize = 48;

@@ -1,15 +1,109 @@
 //! How much memory something may take, measured in this thread.
 //!
+//! Owns: the bounds, and what counts beside the bytes of an input: all of it stands here.
 //! Invariant: what a target compares with is made before or after, or in [`uncounted`].
 
 use allocation_counter::{AllocationInfo, measure, opt_out};
-
-/// Bytes of input that a queue stands for where it is declared or read in a few: with its share of tables that double as they grow,
-/// it takes 2,000.
-pub(crate) const QUEUE_WORTH: usize = 16;
+use leveret_broker::limits::{EMPTY_PLACES_MAX, PAGE_ENTRIES, PATTERN_BYTES_MAX};
+use leveret_broker::pattern::Pattern;
 
 /// Bytes that every target may take, however short its input.
 const BASE: u64 = 64 * 1024;
+
+/// How many times its input what is bounded in all may take, all of its allocations together.
+const IN_ALL: u64 = 64;
+
+// What is begun in a few bytes, and takes more than 64 times as much, counts for more bytes of input than it has. How many these are
+// was measured; `tests/bounds.rs` has the most of each.
+
+/// A queue that is declared, or read: with its share of tables that double as they grow, it takes 2,000 bytes.
+pub(crate) const QUEUE_WORTH: usize = 16;
+
+/// A virtual host: with no records, it takes 24,000 bytes.
+pub(crate) const VHOST_WORTH: usize = 512;
+
+/// A start of a broker, beside the records that it reads: with none, it takes 8,000 bytes.
+pub(crate) const START_WORTH: usize = 128;
+
+/// A question where a message would go: if nothing matches, it takes 2,000 bytes.
+pub(crate) const QUESTION_WORTH: usize = 64;
+
+/// Bytes of a place in a page of a queue's index.
+const PLACE_BYTES: usize = 72;
+
+/// A message behind so many places of its queue that stay empty. They are places of its page, or of this one and the one before,
+/// which double as they grow; if they are many, the page is packed behind the message, and opened again for the next one.
+pub(crate) fn gap_worth(places: u64) -> usize {
+    let most = usize::try_from(places).unwrap_or(usize::MAX).min(2 * PAGE_ENTRIES);
+    let opened = if places > EMPTY_PLACES_MAX { PAGE_ENTRIES } else { 0 };
+    (2 * most + opened) * PLACE_BYTES / 64
+}
+
+/// The most that compiling a pattern takes at once, and in all, however short it is: a few letters may say how often others are
+/// repeated, and the library takes some times what may be left of it in the end, which has a limit.
+const PATTERN_AT_ONCE: u64 = 4 * PATTERN_BYTES_MAX as u64;
+const PATTERN_IN_ALL: u64 = 16 * PATTERN_BYTES_MAX as u64;
+
+/// What it takes beside that for each letter, before it comes to that limit: the library's trees, and its look for letters that any
+/// name must have, which takes much where each letter may be missing.
+const LETTER_AT_ONCE: u64 = 1024;
+const LETTER_IN_ALL: u64 = 10 * 1024;
+
+/// What a pattern takes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PatternBytes {
+    /// While it is compiled.
+    pub at_once: u64,
+    /// All of its allocations together.
+    pub in_all: u64,
+    /// As long as it is there.
+    pub kept: u64,
+}
+
+impl PatternBytes {
+    /// The most that a pattern of so many letters may take, at once and in all.
+    pub fn most(letters: usize) -> (u64, u64) {
+        let letters = letters as u64;
+        (PATTERN_AT_ONCE + LETTER_AT_ONCE * letters, PATTERN_IN_ALL + LETTER_IN_ALL * letters)
+    }
+
+    /// Measures what it takes to compile a pattern. This depends on what it says, and not only on how long it is; so patterns
+    /// are not held to a multiple of their bytes, but to what they take alone, and this to a bound of its own.
+    ///
+    /// # Panics
+    /// If it takes more than that.
+    #[track_caller]
+    pub fn compiled(text: &str) -> Self {
+        PatternBytes::of(&[text], || Pattern::parse(text)).0
+    }
+
+    /// The same, with the notes that it makes when it is looked for in a name the first time, which may be a long one.
+    #[track_caller]
+    pub(crate) fn used(text: &str) -> Self {
+        let (compiled, pattern) = PatternBytes::of(&[text], || Pattern::parse(text));
+        let Ok(pattern) = pattern else { return compiled };
+        let name = "x".repeat(255);
+        let (_, info) = measured(|| pattern.matches(&name));
+        PatternBytes {
+            at_once: compiled.at_once.max(compiled.kept + info.bytes_max),
+            in_all: compiled.in_all + info.bytes_total,
+            kept: compiled.kept + info.bytes_max,
+        }
+    }
+
+    /// The same of something that has these patterns.
+    #[track_caller]
+    pub(crate) fn of<T>(texts: &[&str], compile: impl FnOnce() -> T) -> (Self, T) {
+        let (compiled, info) = measured(compile);
+        let letters = texts.iter().map(|text| text.len()).sum();
+        let most = texts.iter().map(|text| PatternBytes::most(text.len()));
+        let (at_once, in_all) = most.fold((0, 0), |(once, all), (at_once, in_all)| (once + at_once, all + in_all));
+        check("at once", info.bytes_max, at_once, letters);
+        check("in all", info.bytes_total, in_all, letters);
+        let kept = info.bytes_current.try_into().unwrap_or_default();
+        (PatternBytes { at_once: info.bytes_max, in_all: info.bytes_total, kept }, compiled)
+    }
+}
 
 /// Runs what may have twice the bytes of its input at once, and a base.
 #[track_caller]
@@ -23,7 +117,7 @@ pub(crate) fn twice<T>(input_bytes: usize, work: impl FnOnce() -> T) -> T {
 #[track_caller]
 pub(crate) fn in_all<T>(input_bytes: usize, work: impl FnOnce() -> T) -> T {
     let (done, info) = measured(work);
-    check("in all", info.bytes_total, 64 * input_bytes as u64 + BASE, input_bytes);
+    check("in all", info.bytes_total, IN_ALL * input_bytes as u64 + BASE, input_bytes);
     done
 }
 
@@ -43,7 +137,13 @@ pub(crate) fn more<T>(at_once: u64, in_all: u64, input_bytes: usize, work: impl 
 #[derive(Debug, Default)]
 pub(crate) struct Account {
     taken: u64,
+    /// What the pieces before have and did not let go of.
+    held: i64,
+    /// The most that there was at once.
+    most: u64,
     given_bytes: usize,
+    /// What patterns may take beside that.
+    patterns: PatternBytes,
 }
 
 impl Account {
@@ -51,6 +151,8 @@ impl Account {
     pub(crate) fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let (done, info) = measured(work);
         self.taken += info.bytes_total;
+        self.most = self.most.max(self.held.saturating_add_unsigned(info.bytes_max).try_into().unwrap_or_default());
+        self.held += info.bytes_current;
         done
     }
 
@@ -59,10 +161,20 @@ impl Account {
         self.given_bytes += bytes;
     }
 
-    /// Says whether they have taken too much.
+    /// They have a pattern more to compile.
+    pub(crate) fn give_pattern(&mut self, pattern: PatternBytes) {
+        self.patterns.in_all += pattern.in_all;
+        self.patterns.kept += pattern.kept;
+        self.patterns.at_once = self.patterns.at_once.max(pattern.at_once);
+    }
+
+    /// Says whether they have taken too much: at once, so many times what they were given, or in all, 64 times.
     #[track_caller]
-    pub(crate) fn check(&self) {
-        check("in all", self.taken, 64 * self.given_bytes as u64 + BASE, self.given_bytes);
+    pub(crate) fn check(&self, at_once: u64) {
+        let given = self.given_bytes as u64;
+        let PatternBytes { at_once: compiled, in_all, kept } = self.patterns;
+        check("in all", self.taken, IN_ALL * given + BASE + in_all, self.given_bytes);
+        check("at once", self.most, at_once * given + BASE + kept + compiled, self.given_bytes);
     }
 }
 

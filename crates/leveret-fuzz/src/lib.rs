@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+pub use allowance::PatternBytes;
 pub use targets::TARGETS;
 
 /// Something that takes bytes from outside.

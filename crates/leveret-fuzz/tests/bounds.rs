@@ -1,13 +1,18 @@
 //! Bounds of memory where inputs made by chance seldom come near them: things that are begun in a few bytes, hundreds of times.
 
-use leveret_amqp::frame::{FrameKind, write_frame};
-use leveret_amqp::{FieldTable, ShortStr, ShortString};
-use leveret_broker::Change;
-use leveret_broker::change::{NodeChange, QueueNumber};
+use std::iter;
+
+use leveret_amqp::frame::{FrameKind, write_frame, write_method};
+use leveret_amqp::{
+    BasicProperties, ContentHeader, FieldTable, Method, PROTOCOL_HEADER, ShortStr, ShortString, Value,
+};
+use leveret_broker::change::{Enqueued, NodeChange, QueueNumber, QueuePosition};
 use leveret_broker::names::{ExchangeName, PolicyName, QueueName, UserName, VhostName};
 use leveret_broker::vhost::binding::{Binding, Destination};
 use leveret_broker::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
-use leveret_fuzz::Target;
+use leveret_broker::{Change, Message};
+use leveret_fuzz::{PatternBytes, Target};
+use leveret_testkit::{Broker, Variation, Wire};
 
 /// A target says itself if something has taken too much.
 fn take(target: &str, input: &[u8]) {
@@ -131,6 +136,120 @@ fn short_records_of_many_things_stay_within_the_bound() {
     take_records(1, (0..1000).map(|nth| encoded(&if nth == 0 { queue(0) } else { bound(nth) })));
     take_records(1, (0..1000).map(|nth| encoded(&policy(nth))));
     take_records(1, (0..1000).map(|nth| encoded(&checkpoint(nth))));
+}
+
+/// Places that stay empty, few and many, and in two priorities, which have places of their own.
+#[test]
+fn messages_behind_empty_places_stay_within_the_bound() {
+    let declared = Change::QueueDeclared {
+        queue: QueueNumber(1),
+        name: QueueName::new(short("q")),
+        auto_delete: false,
+        arguments: FieldTable::build(|table| _ = table.field("x-max-priority", Value::U8(1))),
+    };
+    let message = message();
+    let enqueued = |priority: u64, place: u64| {
+        let position = QueuePosition(priority << 54 | place);
+        let queues = [Enqueued { queue: QueueNumber(1), position, expires: None }].into_iter().collect();
+        encoded(&Change::MessageEnqueued { message: message.clone(), queues })
+    };
+    for gap in [0, 1, 15, 16, 17, 40, 127, 200, 254, 255, 256, 300, 511, 512, 600] {
+        let places = || (0..4096).step_by(gap + 1).take(600);
+        take_records(1, iter::once(encoded(&declared)).chain(places().map(|place| enqueued(0, place))));
+        let both = places().flat_map(|place| [enqueued(0, place), enqueued(1, place)]);
+        take_records(1, iter::once(encoded(&declared)).chain(both));
+        // And at a place that was given already.
+        let again = places().flat_map(|place| [enqueued(0, place), enqueued(0, 0)]);
+        take_records(1, iter::once(encoded(&declared)).chain(again));
+    }
+}
+
+/// A message as a journal has it that somebody has published.
+fn message() -> Message {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    broker.connect("c");
+    let mut sent = PROTOCOL_HEADER.to_vec();
+    let client_properties = FieldTable::default();
+    let short_header = ContentHeader {
+        body_bytes: 0,
+        properties: BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() },
+    };
+    let (queue, ticket, arguments) = (short("q"), 0, client_properties.as_table());
+    for (channel, method) in [
+        (
+            0,
+            Method::ConnectionStartOk {
+                client_properties: arguments,
+                mechanism: short("PLAIN"),
+                response: b"\0guest\0guest",
+                locale: short("en_US"),
+            },
+        ),
+        (0, Method::ConnectionTuneOk { channel_max: 2047, frame_max: 131_072, heartbeat: 0 }),
+        (0, Method::ConnectionOpen { virtual_host: short("/"), capabilities: ShortStr::EMPTY, insist: false }),
+        (1, Method::ChannelOpen { out_of_band: ShortStr::EMPTY }),
+        (
+            1,
+            Method::QueueDeclare {
+                ticket,
+                queue,
+                passive: false,
+                durable: true,
+                exclusive: false,
+                auto_delete: false,
+                nowait: false,
+                arguments,
+            },
+        ),
+        (
+            1,
+            Method::BasicPublish {
+                ticket,
+                exchange: ShortStr::EMPTY,
+                routing_key: queue,
+                mandatory: false,
+                immediate: false,
+            },
+        ),
+    ] {
+        write_method(&mut sent, channel, &method);
+    }
+    write_frame(&mut sent, FrameKind::Header, 1, |out| short_header.encode(out));
+    broker.send("c", &sent);
+    let mut messages = broker.journal().iter().filter_map(|(_, record)| match Change::decode(record) {
+        Ok(Change::MessageEnqueued { message, .. }) => Some(message),
+        _ => None,
+    });
+    messages.next_back().expect("it was journaled")
+}
+
+/// What patterns take has one bound: a part of it that a few letters may need, and one that is for each letter. Those that take the
+/// most come near both.
+#[test]
+fn patterns_stay_within_a_bound_and_come_near_it() {
+    let compiled = |text: &str| {
+        let taken = PatternBytes::compiled(text);
+        (taken.at_once, taken.in_all)
+    };
+    let most_of = |all: &mut dyn Iterator<Item = (u64, u64)>| {
+        all.fold((0, 0), |(once, all), (at_once, in_all)| (at_once.max(once), in_all.max(all)))
+    };
+    let short =
+        ["((((a?){9}){9}){9}){2}", "(?:a?){1000}", "((a{99}){99}){99}", "a{4000}", r"\W{400}", "(?i)a{2000}"];
+    let (at_once, in_all) = most_of(&mut short.iter().map(|text| compiled(text)));
+    let most = PatternBytes::most(0);
+    assert!(at_once > most.0 / 2 && in_all > most.1 / 2, "{at_once} and {in_all}, where {most:?} may be");
+
+    let letters = ["a", "a.", "(?i)a", "[^a]", "a?", "(a|b)*", r"\W", "[^a]*", "a|", "()", "(", "[a-z0-9_]", "^$"];
+    let (at_once, in_all) = most_of(&mut letters.iter().map(|letters| {
+        let text = letters.repeat(10_000 / letters.len());
+        let (at_once, in_all) = compiled(&text);
+        (at_once / text.len() as u64, in_all / text.len() as u64)
+    }));
+    let of_letter = PatternBytes::most(1);
+    let of_letter = (of_letter.0 - most.0, of_letter.1 - most.1);
+    let is_near = at_once > of_letter.0 / 2 && in_all > of_letter.1 / 2;
+    assert!(is_near, "{at_once} and {in_all} for each letter, where {of_letter:?} may be");
 }
 
 #[test]

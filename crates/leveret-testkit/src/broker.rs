@@ -1,6 +1,7 @@
 //! A broker in one thread: one virtual host, its connections, a clock that stands still unless told otherwise.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,6 +95,15 @@ impl Variation {
     ];
 }
 
+/// Runs what a test does in place of a disk, for whoever wants to know what the broker does by itself.
+type Aside = fn(&mut dyn FnMut());
+
+fn apart<T>(aside: Aside, work: impl FnOnce() -> T) -> T {
+    let (mut work, mut done) = (Some(work), None);
+    aside(&mut || done = work.take().map(|work| work()));
+    done.expect("it was run")
+}
+
 /// Messages in each scratch segment: few, so that segments come and go.
 const SCRATCH_MESSAGES: u32 = 3;
 
@@ -167,7 +177,7 @@ pub struct Broker {
     node: Node,
     presences: BTreeMap<UserName, Arc<Presence>>,
     vhost: VirtualHost,
-    peers: BTreeMap<String, Peer>,
+    peers: BTreeMap<Rc<str>, Peer>,
     now: Moment,
     effects: Effects,
     /// Where evicted bodies are.
@@ -197,6 +207,7 @@ pub struct Broker {
     /// Bytes that may be on their way to clients, all together.
     window_bytes: usize,
     random: SmallRng,
+    aside: Aside,
 }
 
 impl Broker {
@@ -231,6 +242,7 @@ impl Broker {
                 Windows::Narrow => 512,
             },
             random: SmallRng::seed_from_u64(7),
+            aside: |work| work(),
         }
     }
 
@@ -239,6 +251,13 @@ impl Broker {
     pub fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(Arc::make_mut(&mut self.settings));
         self.vhost.set_consumer_timeout(self.settings.consumer_timeout);
+        self
+    }
+
+    /// The same where somebody runs what is done in place of a disk.
+    #[must_use]
+    pub fn with_disk_run_by(mut self, aside: fn(&mut dyn FnMut())) -> Self {
+        self.aside = aside;
         self
     }
 
@@ -265,7 +284,7 @@ impl Broker {
         if goes_on {
             self.checkpoint = Some(checkpoint);
         } else {
-            self.checkpoints.push((checkpoint.begun(), self.journaled));
+            apart(self.aside, || self.checkpoints.push((checkpoint.begun(), self.journaled)));
         }
         !goes_on
     }
@@ -383,10 +402,10 @@ impl Broker {
 
     /// Writes what is to be written to scratch segments, and removes those that are needed no more.
     fn spill(&mut self) {
-        let mut spilled = self.scratch.write();
+        let mut spilled = apart(self.aside, || self.scratch.write());
         self.vhost.handle_spilled(&mut spilled);
         for number in self.vhost.take_unneeded_segments() {
-            self.scratch.records.retain(|place, _| place.segment != number);
+            apart(self.aside, || self.scratch.records.retain(|place, _| place.segment != number));
         }
     }
 
@@ -444,13 +463,15 @@ impl Broker {
             let mut followed = self.effects.changes.len();
             for change in self.effects.changes.drain(..) {
                 self.journaled = self.journaled.next();
-                let mut record = Vec::new();
-                change.encode(&mut record);
-                self.journal.push((self.journaled, record));
+                apart(self.aside, || {
+                    let mut record = Vec::new();
+                    change.encode(&mut record);
+                    self.journal.push((self.journaled, record));
+                });
             }
             if !self.effects.changes_go_on && self.whole < self.journaled {
                 self.whole = self.journaled;
-                self.wholes.push(self.whole);
+                apart(self.aside, || self.wholes.push(self.whole));
             }
             let peers = &mut self.peers;
             self.effects.take_outputs(|to, outputs, bytes| {
@@ -478,7 +499,7 @@ impl Broker {
         let (stored, random, spills) = (&mut self.stored, &mut self.random, &mut self.scratch.spills);
         let mut store = |position: Option<JournalPosition>, message: &Message| {
             if let Some(position) = position {
-                stored.insert(MessageId::journaled(position), message.clone());
+                apart(self.aside, || stored.insert(MessageId::journaled(position), message.clone()));
             }
             true
         };
@@ -511,7 +532,7 @@ impl Broker {
             let _ = peer.write(self.now);
         }
         if any {
-            for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+            for name in self.names() {
                 self.execute(&name);
             }
         }
@@ -528,9 +549,13 @@ impl Broker {
     }
 
     fn settle_all(&mut self) {
-        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+        for name in self.names() {
             self.settle(&name);
         }
+    }
+
+    fn names(&self) -> SmallVec<[Rc<str>; 16]> {
+        self.peers.keys().cloned().collect()
     }
 
     fn next_timeout(&self) -> Option<Deadline> {
@@ -656,11 +681,13 @@ impl Wire for Broker {
         }
         self.peers.clear();
         self.fetches.clear();
-        self.stored.clear();
+        apart(self.aside, || {
+            self.stored.clear();
+            self.scratch = Scratch::default();
+            self.journal.retain(|(position, _)| *position <= self.durable);
+        });
         self.damaged.clear();
-        self.scratch = Scratch::default();
         self.effects = Effects::default();
-        self.journal.retain(|(position, _)| *position <= self.durable);
         self.checkpoint = None;
         self.checkpoints.retain(|(_, end)| *end <= self.durable);
         // A journal may begin to be read at any complete checkpoint, or at its beginning.
@@ -679,10 +706,11 @@ impl Wire for Broker {
         }
         self.vhost.end_recovery();
         // What a checkpoint repeats has no bodies.
-        self.stored.extend(self.journal.iter().filter_map(|(position, record)| match Change::decode(record) {
+        let bodies = self.journal.iter().filter_map(|(position, record)| match Change::decode(record) {
             Ok(Change::MessageEnqueued { message, .. }) => Some((MessageId::journaled(*position), message)),
             _ => None,
-        }));
+        });
+        apart(self.aside, || self.stored.extend(bodies));
         assert_eq!(self.vhost.position(), self.durable);
         (self.journaled, self.whole) = (self.durable, self.durable);
         self.wholes.retain(|position| *position <= self.durable);

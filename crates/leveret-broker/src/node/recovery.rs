@@ -115,7 +115,12 @@ impl Fold {
         self.records
     }
 
-    /// What was wrong so far.
+    /// Changes that were set aside so far, those of virtual hosts among them that may turn out to be gone.
+    pub fn set_aside_count(&self) -> u64 {
+        self.faults.set_aside + self.streams.values().map(|stream| stream.set_aside).sum::<u64>()
+    }
+
+    /// What was wrong so far with the node; behind [`Self::end`], with everything.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }

@@ -18,13 +18,15 @@ use leveret_broker::node::presence::{Presence, Present};
 use leveret_broker::vhost::command::Publish;
 use leveret_broker::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
 use leveret_broker::vhost::room::Room;
-use leveret_broker::{Change, Command, Connection, JournalPosition, Moment, Node, Settings, VirtualHost};
+use leveret_broker::{
+    Change, Command, Connection, ConnectionId, JournalPosition, Moment, Node, Settings, VirtualHost,
+};
 use leveret_testkit::{
     Broker, Eviction, Extent, Heard, JournalPace, Lag, PolicyOrder, Stop, Variation, Windows, Wire,
 };
 
 use self::steps::{Event, Step, Steps, arguments, handshake, name};
-use crate::allowance::{Account, QUEUE_WORTH, twice, uncounted};
+use crate::allowance::{Account, PatternBytes, QUEUE_WORTH, START_WORTH, twice, uncounted};
 use crate::bytes::Bytes;
 
 /// A connection without a broker behind it: what a client sends is put together to the same publishes, and answered in the same way,
@@ -70,7 +72,9 @@ struct Published {
 /// Shows a connection what a client sends in pieces of so many bytes, within some bounds.
 fn put_together(sent: &[u8], piece_bytes: usize, bounded: impl FnOnce(&mut dyn FnMut())) -> PutTogether {
     let now = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1) };
-    let (mut connection, mut published) = (opened(now), Vec::new());
+    let mut vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32]);
+    let ((mut connection, _), mut published) = (opened(now, &mut vhost), Vec::new());
+    drop(mem::take(connection.commands()));
     let (mut carry, mut answered) = (Vec::with_capacity(sent.len()), Vec::with_capacity(sent.len() + 64 * 1024));
     bounded(&mut || {
         for piece in sent.chunks(piece_bytes) {
@@ -96,10 +100,10 @@ fn put_together(sent: &[u8], piece_bytes: usize, bounded: impl FnOnce(&mut dyn F
     PutTogether { published, answered }
 }
 
-/// A connection that is open, behind its handshake.
-fn opened(now: Moment) -> Connection {
+/// A connection that is open, behind its handshake, with one channel that the virtual host is still to open.
+pub(super) fn opened(now: Moment, vhost: &mut VirtualHost) -> (Connection, ConnectionId) {
     let node = Node::with_guest();
-    let mut vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32]);
+    let mut id = None;
     let mut connection = Connection::new(Arc::new(Settings::default()), [7; 32], now);
     let (mut carry, mut out) = (VecDeque::from(handshake()), Vec::new());
     loop {
@@ -111,53 +115,55 @@ fn opened(now: Moment) -> Connection {
         } else if let Some((name, user)) = connection.open_request() {
             let (_, login) = node.open(name, user).expect("the guest may");
             let present = Present::enter(Arc::new(Presence::default())).expect("it is the first");
-            vhost.connect(login).expect("there is room");
+            id = Some(vhost.connect(login).expect("there is room"));
             connection.handle_opened(now, Ok(present), &mut out);
         } else {
             break;
         }
     }
     assert!(connection.take_negotiated().is_some(), "the handshake is valid");
-    drop(mem::take(connection.commands()));
-    connection
+    (connection, id.expect("it was opened"))
 }
 
 /// Connections of a client to a whole broker, which is restarted, short of room, and late now and then.
 ///
 /// Beside the input, the broker has to work on all that comes of it: a step of two bytes may have it deliver or repeat everything.
-/// So what it journals, reads again and sends counts as given. What the simulation of a disk and of sockets takes counts, too.
+/// So what it journals, reads again and sends counts as given. What stands in for a disk and for who hears does not count as taken.
 pub(super) fn connection(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let variation = bytes.u8();
-    let mut session = Session::new(Variation {
+    let variation = Variation {
         byte_by_byte: false,
         eviction: [Eviction::Never, Eviction::Always, Eviction::AtRandom][usize::from(variation % 3)],
         lag: [Lag::None, Lag::AsLongAsPossible][usize::from(variation / 3 % 2)],
         windows: [Windows::Wide, Windows::Narrow][usize::from(variation / 6 % 2)],
-    });
-    session.open(0);
+    };
     let steps: Vec<_> = Steps::new(bytes).take(STEPS_MAX).collect();
     let sent = |step: &Step| if let Step::Sent { bytes, .. } = step { bytes.len() } else { 0 };
     let sent_bytes = steps.iter().map(sent).sum::<usize>();
+    let pattern = PatternBytes::used(PATTERN);
     let mut account = Account::default();
+    let mut session = account.run(|| Session::new(variation));
     account.run(|| {
-        for step in steps {
+        session.open(0);
+        for step in &steps {
             session.step(step);
         }
         session.end();
     });
+    (0..session.patterns).for_each(|_| account.give_pattern(pattern));
     account.give(input.len() + sent_bytes + session.worth);
-    account.check();
+    account.check(AT_ONCE);
 }
 
 /// So that an input takes no longer than others.
 const STEPS_MAX: usize = 400;
 
-/// Bytes that a start counts for beside the records that it reads: with none, it takes 8,000.
-const START_WORTH: usize = 128;
+/// How many times what it is given a broker may have at once.
+const AT_ONCE: u64 = 32;
 
-/// The same for a policy whenever it is set or read: its pattern is compiled, in 30,000.
-const POLICY_WORTH: usize = 640;
+/// The pattern of all policies.
+const PATTERN: &str = "^[qx]";
 
 /// A client may come back so often.
 const CONNECTIONS_MAX: u32 = 12;
@@ -170,11 +176,14 @@ struct Session {
     /// Bytes of handshakes, of frames that a client hears, and of records whenever they are journaled or read; and what stands for
     /// what takes more than that.
     worth: usize,
+    /// How often a policy was set or read.
+    patterns: usize,
 }
 
 impl Session {
     fn new(variation: Variation) -> Self {
-        Session { broker: Broker::new(variation), open: [None, None], connections: 0, worth: 0 }
+        let broker = Broker::new(variation).with_disk_run_by(|work| uncounted(work));
+        Session { broker, open: [None, None], connections: 0, worth: 0, patterns: 0 }
     }
 
     /// Shakes hands, unless it is open.
@@ -196,14 +205,14 @@ impl Session {
         Some(name)
     }
 
-    fn step(&mut self, step: Step) {
+    fn step(&mut self, step: &Step) {
         let journaled = self.journal_bytes();
         match step {
             Step::Sent { connection, bytes } => {
-                let Some(name) = self.open(connection) else { return };
-                self.broker.send(&name, &bytes);
+                let Some(name) = self.open(*connection) else { return };
+                self.broker.send(&name, bytes);
             }
-            Step::Event { connection, event } => self.event(connection, event),
+            Step::Event { connection, event } => self.event(*connection, *event),
         }
         self.hear(0);
         self.hear(1);
@@ -232,7 +241,7 @@ impl Session {
                 }
             }
             Event::Policy { kind, arguments: set } => {
-                self.worth += POLICY_WORTH;
+                self.patterns += usize::from(set > 0);
                 let order = match set {
                     0 => PolicyOrder::Clear(kind, name("policy")),
                     set => PolicyOrder::Set(policy(kind, set)),
@@ -249,11 +258,14 @@ impl Session {
 
     fn restart(&mut self, stop: Stop) {
         let worth = |(_, record): &(JournalPosition, Vec<u8>)| match Change::decode(record) {
-            Ok(Change::PolicySet(_)) => record.len() + POLICY_WORTH,
             Ok(Change::QueueDeclared { .. } | Change::QueueRestated { .. }) => record.len() + QUEUE_WORTH,
             _ => record.len(),
         };
-        self.worth += START_WORTH + uncounted(|| self.broker.journal().iter().map(worth).sum::<usize>());
+        let is_policy = |(_, record): &&(_, Vec<u8>)| matches!(Change::decode(record), Ok(Change::PolicySet(_)));
+        uncounted(|| {
+            self.worth += START_WORTH + self.broker.journal().iter().map(worth).sum::<usize>();
+            self.patterns += self.broker.journal().iter().filter(is_policy).count();
+        });
         self.broker.restart(stop);
         self.open = [None, None];
     }
@@ -262,11 +274,12 @@ impl Session {
     fn hear(&mut self, nth: usize) {
         let Some(name) = &self.open[nth] else { return };
         loop {
-            match self.broker.hear(name) {
+            match uncounted(|| self.broker.hear(name)) {
                 Heard::Frame(kind, _, payload) => {
                     let is_method = kind == FrameKind::Method;
                     assert!(!is_method || Method::decode(&payload).is_ok(), "{payload:?} is no method");
                     self.worth += FRAME_OVERHEAD_BYTES + payload.len();
+                    uncounted(|| drop(payload));
                 }
                 Heard::ProtocolHeader(_) => {}
                 Heard::Nothing => return,
@@ -299,7 +312,7 @@ fn policy(kind: PolicyKind, set: u16) -> PolicySource {
     PolicySource {
         kind,
         name: name("policy"),
-        pattern: "^[qx]".into(),
+        pattern: PATTERN.into(),
         apply_to: ApplyTo::All,
         priority: i64::from(set),
         definition,

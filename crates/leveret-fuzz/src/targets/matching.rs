@@ -1,33 +1,42 @@
 //! Exchanges that match against a straight loop over all bindings.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use leveret_amqp::{FieldTable, ShortStr, ShortString, Table, TableBuilder, Value};
+use leveret_amqp::frame::{FrameKind, write_frame, write_method};
+use leveret_amqp::{
+    BasicProperties, ContentHeader, FieldTable, Method, ShortStr, ShortString, Table, TableBuilder, Value,
+};
 use leveret_broker::change::QueueNumber;
 use leveret_broker::naive::{headers_match, topic_matches};
 use leveret_broker::names::{ExchangeName, QueueName, VhostName};
+use leveret_broker::vhost::Progress;
 use leveret_broker::vhost::binding::{Binding, Destination};
 use leveret_broker::vhost::explain::Question;
-use leveret_broker::{Change, JournalPosition, Moment, VirtualHost};
+use leveret_broker::{Change, Connection, ConnectionId, Effects, JournalPosition, Moment, VirtualHost};
 
-use crate::allowance::Account;
+use super::client::opened;
+use crate::allowance::{Account, QUESTION_WORTH};
 use crate::bytes::Bytes;
 
 const QUEUES_COUNT: u8 = 6;
 const STEPS_MAX: usize = 48;
 
-/// Bytes that a question counts for beside what it is about: if nothing matches, it takes 2,000.
-const QUESTION_WORTH: usize = 64;
+const NOW: Moment = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
 
 /// A virtual host with one exchange, and the bindings that it should have.
 struct Topology {
     vhost: VirtualHost,
+    /// Somebody who publishes.
+    publisher: (Connection, ConnectionId),
     position: JournalPosition,
     bindings: Vec<Binding>,
     /// What bindings take when they come and go.
     binding: Account,
     /// What it takes to match. Each time, all bindings are given.
     matching: Account,
+    /// What it takes to publish: to match on the way of a message, and to remember where it went.
+    publishing: Account,
     /// What a byte of a binding or a message counts for there. An explanation also tries bindings alone, each in an index that is made
     /// for it.
     byte_worth: usize,
@@ -35,13 +44,16 @@ struct Topology {
 
 impl Topology {
     fn new(kind: &str, byte_worth: usize) -> Self {
-        let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32]);
+        let mut vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [7; 32]);
+        let publisher = opened(NOW, &mut vhost);
         let mut topology = Topology {
             vhost,
+            publisher,
             position: JournalPosition::default(),
             bindings: Vec::new(),
             binding: Account::default(),
             matching: Account::default(),
+            publishing: Account::default(),
             byte_worth,
         };
         topology.apply(Change::ExchangeDeclared {
@@ -59,14 +71,17 @@ impl Topology {
                 arguments: FieldTable::default(),
             });
         }
-        topology.binding = Account::default();
+        // A queue has its page, and the publisher its channel, before anything counts.
+        for nth in 0..QUEUES_COUNT {
+            assert_eq!(topology.publish("", queue(nth).as_str(), &FieldTable::default()), [nth].into());
+        }
+        (topology.binding, topology.publishing) = (Account::default(), Account::default());
         topology
     }
 
     fn apply(&mut self, change: Change) {
-        let now = Moment { monotonic: std::time::Duration::ZERO, wall: std::time::Duration::ZERO };
         self.position = self.position.next();
-        self.binding.run(|| self.vhost.apply(now, self.position, change)).expect("it fits to what is there");
+        self.binding.run(|| self.vhost.apply(NOW, self.position, change)).expect("it fits to what is there");
     }
 
     fn bind(&mut self, to: u8, routing_key: &str, arguments: &FieldTable) {
@@ -87,6 +102,12 @@ impl Topology {
             let binding = self.bindings.swap_remove(usize::from(pick) % self.bindings.len());
             self.apply(Change::Unbound(binding));
         }
+    }
+
+    fn check(&self) {
+        self.binding.check(AT_ONCE);
+        self.matching.check(AT_ONCE);
+        self.publishing.check(AT_ONCE);
     }
 
     /// The queues that a message reaches are those that have a binding which matches.
@@ -111,8 +132,49 @@ impl Topology {
         let found: BTreeSet<_> = explanation.queues.iter().map(|queue| queue.name.clone()).collect();
         assert_eq!(found, expected, "{routing_key:?} {headers:?} of {:?}", self.bindings);
         assert_eq!(explanation.queue_count, explanation.queues.len());
+        // Further keys, and what is no list of them, are of no interest here.
+        if !headers.as_table().into_iter().any(|(name, _)| matches!(name, b"CC" | b"BCC")) {
+            // The second time, it may be remembered where the first one went.
+            for _ in 0..2 {
+                let reached = self.publish("x", routing_key, headers);
+                let reached: BTreeSet<_> = reached.into_iter().map(|nth| queue(nth).to_string()).collect();
+                assert_eq!(reached, expected, "published: {routing_key:?} {headers:?} of {:?}", self.bindings);
+            }
+        }
+    }
+
+    /// Publishes an empty message, and says which queues have it.
+    fn publish(&mut self, exchange: &str, routing_key: &str, headers: &FieldTable) -> BTreeSet<u8> {
+        let (exchange, routing_key) = (ShortStr::truncated(exchange), ShortStr::truncated(routing_key));
+        let mut sent = Vec::new();
+        let method = Method::BasicPublish { ticket: 0, exchange, routing_key, mandatory: false, immediate: false };
+        write_method(&mut sent, 1, &method);
+        let headers = Some(headers.as_table());
+        let properties = BasicProperties { headers, delivery_mode: Some(2), ..BasicProperties::default() };
+        write_frame(&mut sent, FrameKind::Header, 1, |out| {
+            ContentHeader { body_bytes: 0, properties }.encode(out);
+        });
+        let (connection, id) = &mut self.publisher;
+        let mut answered = Vec::new();
+        assert_eq!(connection.handle_input(NOW, &sent, &mut answered), sent.len());
+        self.publishing.give(sent.len());
+        let mut effects = Effects::default();
+        self.publishing.run(|| {
+            let commands = connection.commands();
+            while self.vhost.handle_batch(NOW, *id, commands, &mut effects) == Progress::More {}
+        });
+        self.position = self.vhost.position();
+        let [Change::MessageEnqueued { queues, .. }] = &effects.changes[..] else {
+            assert!(effects.changes.is_empty(), "{:?}", effects.changes);
+            return BTreeSet::new();
+        };
+        let number = |nth: u64| u8::try_from(nth - 1).expect("there are few");
+        queues.iter().map(|enqueued| number(enqueued.queue.0)).collect()
     }
 }
+
+/// How many times what it is given, matching and what goes with it may take at once.
+const AT_ONCE: u64 = 48;
 
 /// Bytes of a binding as a journal has it.
 fn bytes_of(binding: &Binding) -> usize {
@@ -168,8 +230,7 @@ pub(super) fn topic(input: &[u8]) {
     }
     // It has taken 113 times the input.
     topology.binding.give(2 * input.len());
-    topology.binding.check();
-    topology.matching.check();
+    topology.check();
 }
 
 /// A table of few fields with few values, or any table.
@@ -242,6 +303,5 @@ pub(super) fn headers(input: &[u8]) {
         }
     }
     topology.binding.give(input.len());
-    topology.binding.check();
-    topology.matching.check();
+    topology.check();
 }

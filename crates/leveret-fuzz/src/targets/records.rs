@@ -1,31 +1,25 @@
 //! What is in a journal: changes, folded to a node with its virtual hosts, which then say in a checkpoint what is true.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use leveret_amqp::ShortStr;
-use leveret_broker::change::{NodeChange, QueueNumber, QueuePosition};
-use leveret_broker::limits::PATTERN_BYTES_MAX;
+use leveret_broker::access::{Permissions, TopicPermissions};
+use leveret_broker::change::{Enqueued, NodeChange, QueueNumber, QueuePosition};
 use leveret_broker::names::VhostName;
 use leveret_broker::node::recovery::{Fold, NODE_STREAM};
 use leveret_broker::vhost::apply::ApplyError;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::{Change, Effects, JournalPosition, Moment, VirtualHost};
 
-use crate::allowance::{QUEUE_WORTH, in_all};
+use crate::allowance::{Account, PatternBytes, QUEUE_WORTH, VHOST_WORTH, gap_worth, in_all};
 use crate::bytes::Bytes;
 
 const NOW: Moment = Moment { monotonic: Duration::from_secs(1), wall: Duration::from_secs(1_700_000_000) };
 
-/// Bytes that a virtual host counts for beside its records: with none, it takes 24,000.
-const VHOST_WORTH: usize = 512;
-
-/// The same for a pattern, which has a bound of its own when it is compiled, however short it is.
-const PATTERN_WORTH: usize = PATTERN_BYTES_MAX / 16;
-
-/// The same for a message behind places of its queue that stay empty: the page before it and its own are opened for it, 18,000 each,
-/// and may double on the way.
-const GAP_WORTH: usize = 768;
+/// How many times what they are given, and what counts beside that, a fold and a checkpoint may have at once.
+const AT_ONCE: u64 = 40;
 
 /// Records that may be damaged in a way that no checksum shows: those that fit are taken, and all else is set aside.
 pub(super) fn checkpoint(input: &[u8]) {
@@ -33,7 +27,10 @@ pub(super) fn checkpoint(input: &[u8]) {
     let slash = VhostName::new(ShortStr::truncated("/"));
     let first = bytes.flag().then(|| slash.clone());
     let missing = u64::from(bytes.u8() % 4);
-    let (mut records, mut sequences) = (Vec::new(), [0_u64; 4]);
+    let mut sequences = [0_u64; 4];
+    let mut account = Account::default();
+    account.give(input.len());
+    let mut fold = account.run(|| Fold::new(first, || [7; 32]));
     let mut worth = Worth::default();
     while !bytes.is_empty() {
         let head = bytes.u8();
@@ -43,102 +40,125 @@ pub(super) fn checkpoint(input: &[u8]) {
         let length = if head >> 4 & 1 == 1 { bytes.u16() } else { bytes.u8().into() };
         let payload = bytes.take(length.into());
         check_change(stream.into(), payload);
-        let is_taken = if u32::from(stream) == NODE_STREAM {
+        let before = fold.set_aside_count();
+        let mut take = || account.run(|| fold.take(NOW, stream.into(), *sequence, payload, &mut |_| {}));
+        if u32::from(stream) == NODE_STREAM {
+            take();
             if let Ok(change) = NodeChange::decode(payload) {
-                worth.add_of_node(&change);
+                worth.add_of_node(&change, fold.set_aside_count() == before, &mut account);
             }
-            true
-        } else {
-            let change = Change::decode(payload).ok().filter(is_near);
-            if let Some(change) = &change {
-                worth.add(stream, change);
-            }
-            change.is_some()
-        };
-        if is_taken {
-            records.push((u32::from(stream), *sequence, payload));
+            continue;
+        }
+        let change = Change::decode(payload);
+        if change.as_ref().is_ok_and(|change| !is_near(change)) {
+            continue;
+        }
+        take();
+        worth.begin(stream.into(), &mut account);
+        if let Ok(change) = change {
+            worth.add(stream, &change, fold.set_aside_count() == before, &mut account);
         }
     }
-    let folded = in_all(input.len() + worth.bytes(), || {
-        let mut fold = Fold::new(first, || [7; 32]);
-        for (stream, sequence, payload) in records {
-            fold.take(NOW, stream, sequence, payload, &mut |_| {});
-        }
-        let streams = (0..).zip(sequences).filter(|(_, last)| *last > 0).collect();
-        fold.end(missing, &streams);
-        assert!(fold.faults().set_aside == 0 || fold.faults().first.is_some());
-        fold.finish(streams.into_keys())
-    });
+    let streams: BTreeMap<_, _> = (0..).zip(sequences).filter(|(_, last)| *last > 0).collect();
+    account.run(|| fold.end(missing, &streams));
+    assert!(fold.faults().set_aside == 0 || fold.faults().first.is_some());
+    let folded = account.run(|| fold.finish(streams.into_keys()));
     for (_, vhost) in folded.vhosts {
-        restate(vhost);
+        restate(vhost, &mut account);
     }
+    account.check(AT_ONCE);
 }
 
-/// What records begin that takes more than they are long.
+/// What records count for beside their bytes.
 #[derive(Default)]
 struct Worth {
-    vhosts: usize,
-    streams: BTreeSet<u8>,
-    queues: usize,
-    patterns: usize,
-    gaps: usize,
-    /// For each stream and queue, whether in pages of a checkpoint, the place behind the last message.
-    next: BTreeMap<(u8, QueueNumber, bool), u64>,
+    /// Those of which there is a virtual host.
+    streams: BTreeSet<u32>,
+    /// For each stream and queue, whether in pages of a checkpoint, and each priority: the place behind the last message.
+    next: BTreeMap<(u8, QueueNumber, bool, u64), u64>,
 }
 
 impl Worth {
-    fn add_of_node(&mut self, change: &NodeChange) {
+    /// There is a virtual host from now on that has this stream.
+    fn begin(&mut self, stream: u32, account: &mut Account) {
+        if self.streams.insert(stream) {
+            account.give(VHOST_WORTH);
+        }
+    }
+
+    /// A record has this change of the node. Patterns are compiled before it is clear whether it fits.
+    fn add_of_node(&mut self, change: &NodeChange, is_taken: bool, account: &mut Account) {
         match change {
-            NodeChange::VhostAdded { .. } => self.vhosts += 1,
-            NodeChange::PermissionsSet { .. } => self.patterns += 3,
-            NodeChange::TopicPermissionsSet { .. } => self.patterns += 2,
+            NodeChange::VhostAdded { stream, .. } if is_taken => self.begin(*stream, account),
+            NodeChange::PermissionsSet { configure, write, read, .. } => {
+                let permissions = || Permissions::new(configure, write, read);
+                account.give_pattern(PatternBytes::of(&[configure, write, read], permissions).0);
+            }
+            NodeChange::TopicPermissionsSet { user, vhost, write, read, .. } => {
+                // They may say the name of either, any number of times.
+                let names = user.as_str().len().max(vhost.as_str().len());
+                let most = |text: &str| "x".repeat(text.len() + text.matches('{').count() * 2 * names);
+                let (longest_write, longest_read) = (most(write), most(read));
+                let permissions = || TopicPermissions::new(write, read, user, vhost);
+                account.give_pattern(PatternBytes::of(&[&longest_write, &longest_read], permissions).0);
+            }
             _ => {}
         }
     }
 
-    fn add(&mut self, stream: u8, change: &Change) {
-        self.streams.insert(stream);
-        match change {
+    /// A record has this change. Of one that is set aside, messages may be taken all the same, where they fit, and a pattern was
+    /// compiled.
+    fn add(&mut self, stream: u8, change: &Change, is_taken: bool, account: &mut Account) {
+        let worth = match change {
             Change::MessageEnqueued { queues, .. } => {
-                queues.iter().for_each(|enqueued| self.put(stream, enqueued.queue, false, enqueued.position));
+                let put = |enqueued: &Enqueued| self.put(stream, enqueued.queue, false, enqueued.position);
+                queues.iter().map(put).sum()
             }
             Change::QueuePage { queue, entries } => {
-                entries.iter().for_each(|entry| self.put(stream, *queue, true, entry.position));
+                entries.iter().map(|entry| self.put(stream, *queue, true, entry.position)).sum()
+            }
+            Change::LevelRestated { queue, next, .. } => self.put(stream, *queue, true, *next),
+            Change::QueueRestated { queue, next, .. } => {
+                usize::from(is_taken) * QUEUE_WORTH + self.put(stream, *queue, true, *next)
             }
             Change::QueueDeclared { .. }
             | Change::DelayQueueDeclared { .. }
-            | Change::DelayQueueRestated { .. } => {
-                self.queues += 1;
+            | Change::DelayQueueRestated { .. } => usize::from(is_taken) * QUEUE_WORTH,
+            Change::PolicySet(policy) => {
+                account.give_pattern(PatternBytes::used(&policy.pattern));
+                0
             }
-            Change::QueueRestated { queue, next, .. } => {
-                self.queues += 1;
-                self.put(stream, *queue, true, *next);
+            _ => 0,
+        };
+        account.give(worth);
+    }
+
+    /// A message comes to lie at this place, if it is behind all others. What it counts for.
+    fn put(&mut self, stream: u8, queue: QueueNumber, in_pages: bool, place: QueuePosition) -> usize {
+        let (priority, place) = (place.0 & !PLACES, place.0 & PLACES);
+        match self.next.entry((stream, queue, in_pages, priority)) {
+            Entry::Vacant(first) => {
+                // Pages begin here.
+                first.insert(place + 1);
+                0
             }
-            Change::LevelRestated { queue, next, .. } => self.put(stream, *queue, true, *next),
-            Change::PolicySet(_) => self.patterns += 1,
-            _ => {}
+            Entry::Occupied(mut next) => {
+                let gap = place.checked_sub(*next.get());
+                if gap.is_some() {
+                    next.insert(place + 1);
+                }
+                gap.map_or(0, gap_worth)
+            }
         }
     }
-
-    /// A message lies at this place.
-    fn put(&mut self, stream: u8, queue: QueueNumber, in_pages: bool, place: QueuePosition) {
-        let next = self.next.insert((stream, queue, in_pages), place.0.wrapping_add(1)).unwrap_or_default();
-        self.gaps += usize::from(place.0 != next);
-    }
-
-    fn bytes(&self) -> usize {
-        (self.vhosts + self.streams.len()) * VHOST_WORTH
-            + self.queues * QUEUE_WORTH
-            + self.patterns * PATTERN_WORTH
-            + self.gaps * GAP_WORTH
-    }
 }
+
+/// What stands above says the priority.
+const PLACES: u64 = (1 << 54) - 1;
 
 /// A queue has 8 bytes for each 256 places between two messages, up to two trillion of them: a journal may say so, as its
 /// checksums show who wrote it, but no input pays for it.
 fn is_near(change: &Change) -> bool {
-    /// What stands above says the priority.
-    const PLACES: u64 = (1 << 54) - 1;
     let is_near = |place: QueuePosition| place.0 & PLACES < 1 << 12;
     match change {
         Change::MessageEnqueued { queues, .. } => queues.iter().all(|enqueued| is_near(enqueued.position)),
@@ -163,24 +183,34 @@ fn check_change(stream: u32, payload: &[u8]) {
 }
 
 /// What a virtual host says in a checkpoint, another one takes, and says the same.
-fn restate(mut vhost: VirtualHost) {
-    let (begun, said) = said(&mut vhost);
-    let mut again = VirtualHost::new(vhost.name().clone(), [7; 32]);
+fn restate(mut vhost: VirtualHost, account: &mut Account) {
+    let (begun, said) = said(&mut vhost, account);
+    account.give(VHOST_WORTH);
+    let mut again = account.run(|| VirtualHost::new(vhost.name().clone(), [7; 32]));
+    let mut worth = Worth::default();
     for (position, change) in (begun.0..).zip(&said) {
-        let applied = again.apply(NOW, JournalPosition(position), change.clone());
+        let applied = account.run(|| again.apply(NOW, JournalPosition(position), change.clone()));
         // A queue whose arguments mean nothing is there all the same.
         let is_taken = matches!(applied, Ok(()) | Err(ApplyError::Argument { .. }));
         assert!(is_taken, "{applied:?}: {change:?} of {said:?}");
+        worth.add(0, change, true, account);
     }
-    again.end_recovery();
+    account.run(|| again.end_recovery());
     assert_eq!((again.queue_count(), again.durable_messages()), (vhost.queue_count(), vhost.durable_messages()));
+    account.run(|| drop((vhost, again)));
 }
 
-fn said(vhost: &mut VirtualHost) -> (JournalPosition, Vec<Change>) {
+/// Has a virtual host write a checkpoint. What it says is as much again to work on for whoever takes it.
+fn said(vhost: &mut VirtualHost, account: &mut Account) -> (JournalPosition, Vec<Change>) {
     let (mut checkpoint, mut effects, mut said) = (Checkpoint::default(), Effects::default(), Vec::new());
     loop {
-        let goes_on = vhost.handle_checkpoint(NOW, &mut checkpoint, 4096, &mut effects);
-        said.append(&mut effects.changes);
+        let goes_on = account.run(|| vhost.handle_checkpoint(NOW, &mut checkpoint, 4096, &mut effects));
+        for change in effects.changes.drain(..) {
+            let mut record = Vec::new();
+            change.encode(&mut record);
+            account.give(record.len());
+            said.push(change);
+        }
         if !goes_on {
             return (checkpoint.begun(), said);
         }

@@ -1,34 +1,43 @@
 //! What people and administrators write: definitions, URLs, settings.
 
-use leveret_broker::limits::PATTERN_BYTES_MAX;
 use leveret_client::Url;
 use leveret_management::definitions::Definitions;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::allowance::{in_all, more};
+use serde_json::Value;
 
-/// The fields of definitions that hold a pattern.
-const PATTERNS: [&[u8]; 4] = [b"\"pattern\"", b"\"configure\"", b"\"write\"", b"\"read\""];
-
-/// What a pattern counts for, however short it is: the library may take ten times what may be left of it in the end. It has taken
-/// 1.9 MB at once, and 3.6 MB in all, to compile 1,300 letters.
-const PATTERN_WORTH: usize = PATTERN_BYTES_MAX * 10 / 64;
+use crate::allowance::{Account, PatternBytes, in_all, more};
 
 /// A file of definitions.
 pub(super) fn definitions(input: &[u8]) {
-    let patterns: usize =
-        PATTERNS.iter().map(|name| input.windows(name.len()).filter(|at| at == name).count()).sum();
-    let parse = || match Definitions::parse(input) {
+    let mut account = Account::default();
+    account.give(input.len());
+    give_patterns(input, &mut account);
+    account.run(|| match Definitions::parse(input) {
         Ok(definitions) => {
             let ignored = definitions.ignored();
             assert!(ignored.iter().all(|ignored| !ignored.is_empty()));
         }
         Err(fault) => assert!(!fault.path.is_empty() && !fault.fault.is_empty()),
-    };
-    if patterns == 0 {
-        in_all(input.len(), parse);
-    } else {
-        more(64, 128, input.len() + patterns * PATTERN_WORTH, parse);
+    });
+    account.check(48);
+}
+
+/// All texts that definitions may take for the pattern of a policy.
+fn give_patterns(input: &[u8], account: &mut Account) {
+    let Ok(parsed) = serde_json::from_slice::<Value>(input) else { return };
+    let mut values = vec![&parsed];
+    while let Some(value) = values.pop() {
+        match value {
+            Value::Object(fields) => {
+                if let Some(text) = fields.get("pattern").and_then(Value::as_str) {
+                    account.give_pattern(PatternBytes::compiled(text));
+                }
+                values.extend(fields.values());
+            }
+            Value::Array(all) => values.extend(all),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
     }
 }
 

@@ -150,6 +150,7 @@ fn test_for(bug: Bug) -> Option<Test> {
         | Bug::DeadLetterLost
         | Bug::DeadLetterBeforeDeparture
         | Bug::TimeToLiveOnWallClock
+        | Bug::UnusedByWallClock
         | Bug::StaleRoute
         | Bug::HashNeedsWord
         | Bug::AckBeforePublish

@@ -82,6 +82,7 @@ bugs! {
     DeadLetterLost "dead-letter-lost" "A dead letter whose body is not in memory goes nowhere.",
     DeadLetterBeforeDeparture "dead-letter-before-departure" "A dead letter is handed out before it is gone for good where it died.",
     TimeToLiveOnWallClock "time-to-live-on-wall-clock" "A deadline is counted from the wall clock.",
+    UnusedByWallClock "unused-by-wall-clock" "How long nobody has used a queue is told by the wall clock.",
     // What is looked up once for many.
     RowInTransaction "row-in-transaction" "What is published in a row on a transactional channel is not held back.",
     RowNumberedOnce "row-numbered-once" "All deliveries of a row have the number of the first.",

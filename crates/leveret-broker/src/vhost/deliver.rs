@@ -142,7 +142,7 @@ impl VirtualHost {
         session.remember_timeout(&consumer);
         let Some(queue) = self.queues.get_mut(consumer.queue) else { return };
         let next = queue.consumers.remove(consumer.seat, consumer.waiting);
-        queue.last_used = now;
+        queue.touch(now);
         if queue.exclusive_consumer == Some(consumer.seat) {
             queue.exclusive_consumer = None;
         }
@@ -421,7 +421,7 @@ impl VirtualHost {
                 vhost: self.name.to_string(),
             });
         }
-        queue.last_used = now;
+        queue.touch(now);
         if queue.is_due(now) {
             // Many may have become so since the queue was looked at last.
             self.begin(from, Work::Expire(id));

@@ -99,7 +99,7 @@ pub(crate) struct Queue {
     /// The same of one that had gone on far enough.
     pub(crate) spread_noticed: bool,
     /// When it was used last; what `x-expires` counts from.
-    pub(crate) last_used: Moment,
+    last_used: Moment,
     levels: Levels,
     /// Messages that are delivered, or that die.
     taken: usize,
@@ -653,6 +653,14 @@ impl Queue {
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
         let message = self.levels.iter().filter_map(Level::first_due).min().filter(|_| !self.dying.is_full());
         message.into_iter().chain(self.expires_at()).chain(self.dying.retry_at()).min()
+    }
+
+    /// Somebody uses it: how long nobody has counts anew.
+    pub(crate) fn touch(&mut self, now: Moment) {
+        let before = std::mem::replace(&mut self.last_used, now);
+        if planted(Bug::UnusedByWallClock) {
+            self.last_used.monotonic = before.monotonic + now.wall.saturating_sub(before.wall);
+        }
     }
 
     /// When the queue goes because nobody used it.

@@ -54,7 +54,7 @@ impl VirtualHost {
             Existence::Declare => self.declare_queue_actively(now, from, declare, effects)?,
         };
         let Some(queue) = self.queues.get_mut(id) else { return Ok(()) };
-        queue.last_used = now;
+        queue.touch(now);
         let name = queue.declared.name.clone();
         let (message_count, consumer_count) = (queue.message_count(), queue.consumer_count());
         self.mark_runnable(id);

@@ -76,6 +76,7 @@ const EXPECTED: &[(Kind, &[&str])] = &[
             "failed sync",
             "failed sync of the folder",
             "end after a failed sync",
+            "failed read in a start",
             "wall clock set",
             "full disk",
             "batch without room",

@@ -16,7 +16,8 @@ use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::effects::Fetch;
 use leveret_broker::{Change, JournalPosition, Message};
 use leveret_journal::{
-    Batch, Keeper, Living, Log, LogError, OpenError, Options, Reader, Recovery, Scratch, ScratchReader, look_ahead,
+    Batch, Damage, Keeper, Living, Log, LogError, Missing, OpenError, Options, Reader, Recovery, Scratch,
+    ScratchReader, look_ahead,
 };
 use leveret_testkit::disk::{Fate, SimDisk, Synced};
 use rand::Rng;
@@ -424,13 +425,23 @@ impl World {
             }
             self.lose_power(Cut::Mixed);
         }
-        let mut in_good_order = in_good_order;
-        let (mut fold, log, recovery) = loop {
+        let (mut in_good_order, mut reads) = (in_good_order, self.fails_read_after.take());
+        let (mut fold, log, recovery, is_unread) = loop {
             let mut fold = Self::fold();
-            let error = match self.open(&mut fold) {
-                Ok((log, recovery)) => break (fold, log, recovery),
+            self.disk.fail_read_after(reads);
+            let opened = self.open(&mut fold);
+            let is_unread = reads.take().is_some() && self.disk.fail_read_after(None).is_none();
+            if is_unread {
+                self.stats.count(Kind::Fault, "failed read in a start");
+            }
+            let error = match opened {
+                Ok((log, recovery)) => break (fold, log, recovery, is_unread),
                 Err(error) => error,
             };
+            if is_unread {
+                // The next one must find it.
+                continue;
+            }
             in_good_order = false;
             let dies = self.dies.take().filter(|(at, _, _)| self.disk.operations() >= *at);
             match dies {
@@ -446,7 +457,9 @@ impl World {
                 None => return Err(format!("the journal is not opened: {error}")),
             }
         };
-        if !recovery.damage.is_empty() {
+        // What could not be read may count as damaged, then and later; but nothing of it is missing.
+        let is_excused = |damage: &Damage| (is_unread || damage.is_old) && damage.missing == Missing::Exactly(0);
+        if !recovery.damage.iter().all(is_excused) {
             return Err(format!("a crash is no damage: {:?}", recovery.damage));
         }
         fold.end(0, &recovery.streams);

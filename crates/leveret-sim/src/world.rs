@@ -34,6 +34,9 @@ use crate::store::{Checkpointing, Store, Stuck};
 /// Names of the virtual hosts.
 pub(crate) const VHOSTS: [&str; 2] = ["/", "b"];
 
+/// Where a read of a start fails, it is among so many of the first.
+const READS_MOST: u64 = 12;
+
 /// A broker was late, and in no order that is tried.
 pub const UNEXPLAINED: &str = "late in no order that is tried";
 
@@ -73,6 +76,8 @@ pub(crate) struct World {
     pub(crate) dies: Option<(u64, crate::plan::Cut, u8)>,
     /// What becomes of the disk when a sync has failed.
     pub(crate) after_failure: Option<crate::plan::Cut>,
+    /// If this step starts the broker, a read fails then, behind so many.
+    pub(crate) fails_read_after: Option<u64>,
     /// The journal takes nothing any more.
     pub(crate) has_failed: bool,
     /// What there is cannot be told exactly any more: the run ends.
@@ -114,6 +119,7 @@ impl World {
             begun: None,
             dies: None,
             after_failure: None,
+            fails_read_after: None,
             has_failed: false,
             is_unclear: false,
             done: 0,
@@ -133,6 +139,7 @@ impl World {
     /// Does one step.
     pub(crate) fn step(&mut self, step: &Step) -> Result<(), Violation> {
         self.luck = SmallRng::seed_from_u64(step.luck);
+        self.fails_read_after = step.luck.is_multiple_of(4).then_some(step.luck / 4 % READS_MOST);
         let (kind, name) = match step.op {
             Op::WriteJournal
             | Op::MarkJournal

@@ -118,6 +118,8 @@ struct State {
     room: Option<usize>,
     /// Nothing can be read.
     is_unreadable: bool,
+    /// The next read but so many fails.
+    fails_read_after: Option<u64>,
 }
 
 /// A folder in memory.
@@ -171,6 +173,12 @@ impl SimDisk {
     /// From now on nothing can be read, or all of it again.
     pub fn set_unreadable(&self, is_unreadable: bool) {
         self.lock().is_unreadable = is_unreadable;
+    }
+
+    /// The next read but so many fails, and no other one. None: no read will fail. Says how many were left until then, if none has
+    /// failed.
+    pub fn fail_read_after(&self, reads: Option<u64>) -> Option<u64> {
+        std::mem::replace(&mut self.lock().fails_read_after, reads)
     }
 
     /// The sync that has failed so, the last one.
@@ -404,10 +412,12 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let state = self.lock();
-        if state.is_unreadable {
+        let mut state = self.lock();
+        if state.is_unreadable || state.fails_read_after == Some(0) {
+            state.fails_read_after = None;
             return Err(io::Error::other("the disk cannot be read"));
         }
+        state.fails_read_after = state.fails_read_after.map(|reads| reads - 1);
         let rest = state.current[self.number].get(to_usize(offset)?..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);

@@ -132,6 +132,8 @@ impl Model {
         if delayed.is_none() && is_letter_due && self.drop_overflow(now_ms) {
             return true;
         }
+        // From then on, nobody can tell in which order letters come.
+        self.is_behind |= delayed.is_some_and(|due| due < now_ms) || first.is_some_and(|(due, _)| due < now_ms);
         let is_delayed = match (delayed, first, self.order) {
             (None, _, _) | (Some(_), Some(_), Order::ExpiryFirst) => false,
             (Some(_), None, _) | (Some(_), Some(_), Order::DelayedFirst) => true,
@@ -153,7 +155,6 @@ impl Model {
             // Before what is due just now goes what was due before.
             let is_late = self.queues[&slot].ready().any(|entry| entry.deadline_ms.is_some_and(|due| due < now_ms));
             let until = if is_late { now_ms - 1 } else { now_ms };
-            self.is_behind |= is_late;
             let is_due =
                 |entry: &Entry| entry.place == Place::Ready && entry.deadline_ms.is_some_and(|due| due <= until);
             while let Some(at) = {

@@ -39,7 +39,7 @@ impl Model {
         outputs: &mut BTreeMap<u8, VecDeque<Output>>,
         trail: Option<&mut Vec<Snapshot>>,
     ) -> Result<AllTold, Violation> {
-        (self.order, self.is_behind) = (order, true);
+        self.order = order;
         let told = self.observe(now_ms, outputs, trail);
         (self.order, self.is_behind) = (Order::ByTime, false);
         told

@@ -3,10 +3,11 @@
 //! Owns: what they take, and which connection may go on reading its own when that is too much.
 //! Small ones always go on, and so do those in transactions, whose end makes room. Beyond a bound of all together, one
 //! connection at a time has a *turn*, first come, first served, until its content is complete, and none while publishers wait for
-//! room, as it would only wait, too. A turn is cut into *slices*: who brings next to nothing in one is *slow*, and loses its turn.
-//! Of the slow ones only one at a time stands in line with the others, so that however many there are, nobody else waits for more
-//! than two of them. As each keeps what it has brought, that goes on up to twice the bound. Then turns are not lost any more, and
-//! whoever brings next to nothing is soon closed; below that, who goes on like that for long.
+//! room, as it would only wait, too. A turn is cut into *slices*: who brings next to nothing in one, while others wait, is *slow*,
+//! and loses its turn. Of the slow ones only one at a time stands in line with the others, so that however many there are, nobody
+//! else waits for more than two of them. As each keeps what it has brought, that goes on up to twice the bound; from there on no
+//! turn is lost. Who brings nothing for long is closed, and beyond twice the bound who does so for a short while: it keeps memory
+//! from others.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::limits::{
     ARRIVING_BYTES_SMALL, ARRIVING_SLICE, ARRIVING_SLICE_BYTES, ARRIVING_SLICE_MIN, ARRIVING_SLOW, ARRIVING_TURN,
-    ARRIVING_TURN_BYTES,
+    ARRIVING_TURN_BYTES, READ_BYTES,
 };
 
 /// Of a node.
@@ -32,6 +33,8 @@ pub(crate) struct Arrivals {
     turn: Arc<Semaphore>,
     /// Of those who are slow, one may wait for a turn or have it.
     slow: Arc<Semaphore>,
+    /// How many wait for a turn.
+    waiting: AtomicUsize,
 }
 
 /// Why a large content may have to wait.
@@ -62,11 +65,13 @@ impl Arrivals {
             shortage: watch::Sender::default(),
             turn: Arc::new(Semaphore::new(1)),
             slow: Arc::new(Semaphore::new(1)),
+            waiting: AtomicUsize::new(0),
         })
     }
 
     /// Waits for a turn.
     async fn turn(self: Arc<Self>, is_slow: bool) -> Permits {
+        let _waiting = Waiting::among(&self.waiting);
         let acquire = |semaphore: &Arc<Semaphore>| {
             let semaphore = Arc::clone(semaphore);
             async move { semaphore.acquire_owned().await.expect("nobody closes it") }
@@ -102,6 +107,22 @@ impl Arrivals {
     }
 }
 
+/// One of those who wait for a turn.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn among(all: &'a AtomicUsize) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Waiting(all)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// To go on. It ends when this is dropped.
 struct Permits {
     _turn: OwnedSemaphorePermit,
@@ -116,8 +137,16 @@ pub(crate) struct Arrival {
     turn: Turn,
     /// It lost its turn, and has brought next to nothing since.
     is_slow: bool,
-    /// Where there are turns.
-    patience: Option<Patience>,
+    /// Nothing but its turn keeps it from being read.
+    is_ready: bool,
+    /// It may be read without a turn until it has brought something.
+    reads_aside: bool,
+    /// It was read without a turn, as there was little to be read.
+    has_read_aside: bool,
+    /// Where there are turns: when something must have been brought.
+    due: Option<Due>,
+    /// The same where there is too much, and others wait.
+    due_soon: Option<Due>,
 }
 
 /// What a connection has brought.
@@ -145,13 +174,6 @@ enum Turn {
         /// How long it had waited, as long as it is not known whether that was for others.
         waited: Duration,
     },
-}
-
-/// How long others bear with it.
-struct Patience {
-    due: Due,
-    /// The same where there is too much.
-    due_soon: Pin<Box<Sleep>>,
 }
 
 /// When something must have been brought.
@@ -190,7 +212,11 @@ impl Arrival {
             arrived: Arrived::default(),
             turn: Turn::NotNeeded,
             is_slow: false,
-            patience: None,
+            is_ready: true,
+            reads_aside: false,
+            has_read_aside: false,
+            due: None,
+            due_soon: None,
         }
     }
 
@@ -200,19 +226,26 @@ impl Arrival {
         if bytes(arrived) != bytes(before) {
             self.all.change(bytes(before), bytes(arrived));
         }
-        if !self.is_large() || arrived.completed != before.completed {
+        // The next one may have begun in the same read.
+        let has_ended = arrived.completed != before.completed && arrived.unfinished <= READ_BYTES;
+        if !self.is_large() || has_ended {
             self.end_turn();
-            self.is_slow = false;
+            (self.is_slow, self.has_read_aside) = (false, false);
         }
+        self.reads_aside &= arrived.unfinished == before.unfinished;
         // What was given up, with its channel for example, is not missing.
-        if let Turn::Taken { slice, .. } = &mut self.turn {
-            slice.then = slice.then.min(arrived.unfinished);
-        }
-        if let Some(Patience { due, .. }) = &mut self.patience {
+        let slice = match &mut self.turn {
+            Turn::Taken { slice, .. } => Some(slice),
+            Turn::NotNeeded | Turn::Awaited { .. } => None,
+        };
+        for due in slice.into_iter().chain(&mut self.due).chain(&mut self.due_soon) {
             due.then = due.then.min(arrived.unfinished);
-            if due.has_brought(ARRIVING_TURN_BYTES, arrived.unfinished) {
-                self.renew();
-            }
+        }
+        if self.due.as_ref().is_some_and(|due| due.has_brought(ARRIVING_TURN_BYTES, arrived.unfinished)) {
+            self.renew();
+        }
+        if self.due_soon.as_ref().is_some_and(|due| due.has_brought(ARRIVING_SLICE_BYTES, arrived.unfinished)) {
+            self.due_soon = None;
         }
     }
 
@@ -221,41 +254,60 @@ impl Arrival {
         self.arrived.unfinished > ARRIVING_BYTES_SMALL && !self.arrived.is_exempt
     }
 
-    /// Whether more may be read. If not, [`Self::event`] says when that may have changed.
-    pub(crate) fn may_read(&mut self) -> bool {
+    /// Whether more may be read, if nothing else keeps it from that. If not, [`Self::event`] says when that may have changed.
+    pub(crate) fn may_read(&mut self, is_ready: bool) -> bool {
         if !self.is_large() {
             return true;
         }
+        self.is_ready = is_ready;
         let Shortage { of_room, fill } = *self.shortage.borrow_and_update();
         if fill == Fill::Little {
             self.end_turn();
-        } else if let Turn::NotNeeded = self.turn {
+        } else if is_ready && matches!(self.turn, Turn::NotNeeded) {
             let taken = Box::pin(Arc::clone(&self.all).turn(self.is_slow));
             self.turn = Turn::Awaited { since: Instant::now(), taken };
-            if self.patience.is_none() {
+            if self.due.is_none() {
                 self.renew();
             }
         }
-        fill == Fill::Little || (matches!(self.turn, Turn::Taken { .. }) && !of_room)
+        let is_awaited = fill > Fill::Little && is_ready && self.do_others_wait();
+        self.due_soon = self.due_soon.take().filter(|_| is_awaited);
+        if is_awaited {
+            let soon = || Due::at(Instant::now() + ARRIVING_SLOW, self.arrived.unfinished);
+            self.due_soon.get_or_insert_with(soon);
+        }
+        fill == Fill::Little || ((matches!(self.turn, Turn::Taken { .. }) || self.reads_aside) && !of_room)
+    }
+
+    fn do_others_wait(&self) -> bool {
+        matches!(self.turn, Turn::Awaited { .. }) || self.all.waiting.load(Ordering::Relaxed) > 0
     }
 
     fn end_turn(&mut self) {
-        (self.turn, self.patience) = (Turn::NotNeeded, None);
+        (self.turn, self.due, self.due_soon) = (Turn::NotNeeded, None, None);
     }
 
-    /// From now on, it has as long again to bring something.
-    pub(crate) fn renew(&mut self) {
-        let now = Instant::now();
-        let due = Due::at(now + ARRIVING_TURN, self.arrived.unfinished);
-        self.patience = Some(Patience { due, due_soon: Box::pin(tokio::time::sleep_until(now + ARRIVING_SLOW)) });
+    fn renew(&mut self) {
+        self.due = Some(Due::at(Instant::now() + ARRIVING_TURN, self.arrived.unfinished));
+        self.due_soon = None;
     }
 
-    /// Whether it is others that it waits for, if so many bytes have come that were not read.
-    pub(crate) fn waits_for_others(&self, unread: usize) -> bool {
+    /// It is overdue, and so many bytes have come that were not read: whether it has as long again, as it is the broker or others
+    /// that it waits for.
+    pub(crate) fn excuse(&mut self, unread: usize, is_congested: bool) -> bool {
         let Shortage { of_room, fill } = *self.shortage.borrow();
-        // What it has sent while it waited, if it sends at all, is more.
+        let is_waiting = matches!(self.turn, Turn::Awaited { .. });
         let is_bringing = unread >= ARRIVING_SLICE_BYTES || (!self.is_slow && fill != Fill::TooMuch);
-        unread > 0 && (of_room || (is_bringing && matches!(self.turn, Turn::Awaited { .. })))
+        // That may be the end of a content, which only has to be read.
+        let may_read_aside = is_waiting && !self.has_read_aside;
+        if unread == 0 || !(is_congested || of_room || (is_waiting && is_bringing) || may_read_aside) {
+            return false;
+        }
+        if may_read_aside && unread < ARRIVING_SLICE_BYTES {
+            (self.reads_aside, self.has_read_aside) = (true, true);
+        }
+        self.renew();
+        true
     }
 
     /// Returns when [`Self::may_read`] may say something else, or when it has brought next to nothing for too long.
@@ -263,7 +315,7 @@ impl Arrival {
         if !self.is_large() {
             std::future::pending::<()>().await;
         }
-        let Arrival { turn, patience, shortage, .. } = self;
+        let Arrival { turn, due, due_soon, shortage, .. } = self;
         let is_too_much = shortage.borrow().fill == Fill::TooMuch;
         let taken = async {
             match turn {
@@ -275,18 +327,15 @@ impl Arrival {
                 Turn::NotNeeded => std::future::pending().await,
             }
         };
-        let is_due = async {
-            match patience {
-                Some(Patience { due_soon, .. }) if is_too_much => due_soon.as_mut().await,
-                Some(Patience { due, .. }) => due.at.as_mut().await,
-                None => std::future::pending().await,
-            }
+        let is_due = async |due: &mut Option<Due>| match due {
+            Some(due) => due.at.as_mut().await,
+            None => std::future::pending().await,
         };
         let taken = tokio::select! {
             biased;
-            // What it has brought comes to light only then.
             taken = taken => taken,
-            () = is_due => return Event::Overdue,
+            () = is_due(due) => return Event::Overdue,
+            () = is_due(due_soon), if is_too_much => return Event::Overdue,
             // Nobody drops the other end while this one is there.
             _ = shortage.changed() => return Event::Change,
         };
@@ -306,33 +355,27 @@ impl Arrival {
         // What it has sent meanwhile is there.
         let slice = Due::at((since + ARRIVING_SLICE).max(now + ARRIVING_SLICE_MIN), self.arrived.unfinished);
         self.turn = Turn::Taken { _until_dropped: permits, slice, waited: now - since };
-        let is_slow = self.is_slow;
-        if let Some(Patience { due, due_soon }) = &mut self.patience {
-            if !is_slow {
-                // It has all its time before it.
-                *due = Due::at(now + ARRIVING_TURN, self.arrived.unfinished);
-            }
-            // Here only what it has sent while it waited tells for it.
-            let at = due_soon.deadline().max(now + ARRIVING_SLICE);
-            due_soon.as_mut().reset(at);
+        if !self.is_slow {
+            // It has all its time before it.
+            self.renew();
         }
     }
 
     fn end_slice(&mut self) {
         let (unfinished, Shortage { of_room, fill }) = (self.arrived.unfinished, *self.shortage.borrow());
+        let do_others_wait = self.do_others_wait();
         let Turn::Taken { slice, waited, .. } = &mut self.turn else { return };
-        let now = Instant::now();
         let has_brought = slice.has_brought(ARRIVING_SLICE_BYTES, unfinished);
-        *slice = Due::at(now + ARRIVING_SLICE, unfinished);
+        *slice = Due::at(Instant::now() + ARRIVING_SLICE, unfinished);
         if has_brought {
             self.is_slow = false;
-            if let Some(Patience { due, due_soon }) = &mut self.patience {
+            if let Some(due) = &mut self.due {
                 let at = due.at.deadline() + std::mem::take(waited);
                 due.at.as_mut().reset(at);
-                due_soon.as_mut().reset(now + ARRIVING_SLOW);
             }
-        } else if !of_room {
-            self.is_slow = true;
+        } else if !self.is_ready || (do_others_wait && !of_room) {
+            // If it could not bring anything, it stands in line again once it can.
+            self.is_slow |= self.is_ready;
             if fill != Fill::TooMuch {
                 self.turn = Turn::NotNeeded;
             }
@@ -362,7 +405,7 @@ mod tests {
 
     /// Whether it may be read, once it has heard of all that has changed.
     async fn may_read(arrival: &mut Arrival) -> bool {
-        while !arrival.may_read() {
+        while !arrival.may_read(true) {
             if tokio::time::timeout(Duration::ZERO, arrival.event()).await != Ok(Event::Change) {
                 return false;
             }
@@ -406,7 +449,7 @@ mod tests {
         // Not the one that has the turn.
         second.bring(0);
         assert_eq!(third.event().await, Event::Change);
-        assert!(third.may_read() && first.may_read());
+        assert!(third.may_read(true) && first.may_read(true));
     }
 
     #[tokio::test(start_paused = true)]
@@ -418,10 +461,10 @@ mod tests {
         assert!(may_read(&mut large).await, "they are few");
         waiting.set(Arrived { waiting: 1_000_000, ..Arrived::default() });
         assert!(!may_read(&mut large).await && may_read(&mut small).await);
-        assert!(waiting.may_read(), "what it brings now is none of that");
+        assert!(waiting.may_read(true), "what it brings now is none of that");
         large.all.set_short_of_room(false);
         assert_eq!(large.event().await, Event::Change);
-        assert!(large.may_read());
+        assert!(large.may_read(true));
     }
 
     #[tokio::test(start_paused = true)]
@@ -435,31 +478,27 @@ mod tests {
         let begun = Instant::now();
         let nothing = async {
             while first.event().await == Event::Change {
-                first.may_read();
+                first.may_read(true);
             }
             assert_eq!(begun.elapsed(), ARRIVING_TURN);
-            assert!(
-                !first.waits_for_others(ARRIVING_SLICE_BYTES - 1),
-                "it had a turn, and what has come since is little"
-            );
-            assert!(first.waits_for_others(ARRIVING_SLICE_BYTES));
+            assert!(!first.excuse(0, true), "nothing has come since");
+            assert!(first.excuse(ARRIVING_SLICE_BYTES, false), "it waits for others");
         };
         let enough = async {
             while second.event().await == Event::Change {
-                second.may_read();
+                second.may_read(true);
                 second.bring(second.arrived.unfinished + ARRIVING_SLICE_BYTES);
             }
         };
         let no_turn = async {
             while third.event().await == Event::Change {}
             assert_eq!(begun.elapsed(), ARRIVING_TURN);
-            assert!(third.waits_for_others(1) && !third.waits_for_others(0));
+            assert!(!third.excuse(0, false) && third.excuse(1, false));
         };
         tokio::select! {
             _ = async { tokio::join!(nothing, no_turn) } => {}
             () = enough => panic!("it has brought something all the time"),
         }
-        third.renew();
         let begun = Instant::now();
         tokio::time::advance(ARRIVING_TURN / 2).await;
         third.bring(2_500_000 + ARRIVING_TURN_BYTES);
@@ -475,11 +514,11 @@ mod tests {
     /// Brings a byte whenever it may.
     async fn trickle(mut arrival: Arrival) {
         while arrival.event().await == Event::Change {
-            if arrival.may_read() {
+            if arrival.may_read(true) {
                 arrival.bring(arrival.arrived.unfinished + 1);
             }
         }
-        assert!(!arrival.waits_for_others(ARRIVING_SLICE_BYTES - 1));
+        assert!(!arrival.excuse(0, false));
     }
 
     #[tokio::test(start_paused = true)]
@@ -499,7 +538,7 @@ mod tests {
             let mut other = Arrival::new(Arc::clone(&all));
             other.bring(100_000);
             let begun = Instant::now();
-            while !other.may_read() {
+            while !other.may_read(true) {
                 assert_eq!(other.event().await, Event::Change);
             }
             assert!(begun.elapsed() <= most + Duration::from_millis(2), "{:?}", begun.elapsed());
@@ -521,7 +560,7 @@ mod tests {
                 let Ok(event) = tokio::time::timeout(Duration::ZERO, arrival.event()).await else { continue };
                 assert_eq!(event, Event::Change);
                 let had_waited = matches!(arrival.turn, Turn::Taken { waited, .. } if waited > Duration::ZERO);
-                if arrival.may_read() && had_waited {
+                if arrival.may_read(true) && had_waited {
                     arrival.bring(arrival.arrived.unfinished + ARRIVING_SLICE_BYTES);
                 }
             }
@@ -542,35 +581,74 @@ mod tests {
         second.bring(1_200_000);
         let keep = async {
             while second.event().await == Event::Change {
-                assert!(second.may_read());
+                second.bring(second.arrived.unfinished + ARRIVING_SLICE_BYTES / 8);
+                assert!(second.may_read(true));
             }
         };
-        let overdue = async { while first.event().await == Event::Change {} };
+        let overdue = async |arrival: &mut Arrival| {
+            while arrival.event().await == Event::Change {
+                assert!(!arrival.may_read(true));
+            }
+        };
+        // One of them has had no turn.
         tokio::select! {
-            () = keep => panic!("it was not slow before"),
-            () = overdue => {}
+            () = keep => panic!("it has brought something"),
+            _ = async { tokio::join!(overdue(&mut first), overdue(&mut third)) } => {}
         }
-        assert_eq!(begun.elapsed(), ARRIVING_SLOW);
-        assert_eq!(third.event().await, Event::Overdue, "though it had no turn");
-        for waiting in [&first, &third] {
-            assert!(!waiting.waits_for_others(ARRIVING_SLICE_BYTES - 1));
-            assert!(waiting.waits_for_others(ARRIVING_SLICE_BYTES));
-        }
+        assert_eq!(begun.elapsed(), ARRIVING_SLICE + ARRIVING_SLOW);
+        assert!(!first.excuse(0, false) && first.excuse(ARRIVING_SLICE_BYTES, false) && third.excuse(1, false));
+        assert!(!may_read(&mut first).await && third.may_read(true), "what may be the rest of a content is read");
+        third.bring(10_001);
+        assert!(!may_read(&mut third).await && !third.excuse(1, false), "it was not");
         third.renew();
-        assert!(!may_read(&mut third).await);
         drop(first);
-        while second.may_read() {
+        while second.may_read(true) {
             assert_eq!(second.event().await, Event::Change);
         }
         assert!(may_read(&mut third).await);
         // And so is who has the turn.
         second.bring(2_100_000);
-        third.bring(10_001);
+        third.bring(10_002);
+        assert!(!may_read(&mut second).await);
         let begun = Instant::now();
         while third.event().await == Event::Change {
-            assert!(third.may_read());
+            assert!(third.may_read(true));
         }
-        assert_eq!(begun.elapsed() + ARRIVING_SLICE_MIN, ARRIVING_SLOW);
+        assert_eq!(begun.elapsed(), ARRIVING_SLOW);
+    }
+
+    /// At the pace that is asked for, in packets that are small and come all the time.
+    #[tokio::test(start_paused = true)]
+    async fn while_there_is_too_much_who_goes_on_at_a_moderate_pace_is_not_overdue() {
+        let [mut first, mut second] = several(BOUND);
+        first.bring(2_100_000);
+        second.bring(10_000);
+        assert!(may_read(&mut first).await && !may_read(&mut second).await);
+        let packet = ARRIVING_SLICE_BYTES / 4;
+        for _ in 0..ARRIVING_TURN_BYTES / packet {
+            tokio::time::advance(ARRIVING_SLOW / 5).await;
+            first.bring(first.arrived.unfinished + packet);
+            assert!(may_read(&mut first).await);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_be_read_gives_its_turn_back_and_is_not_slow() {
+        let [mut first, mut second, mut third] = several(BOUND);
+        for arrival in [&mut first, &mut second, &mut third] {
+            arrival.bring(600_000);
+        }
+        assert!(may_read(&mut first).await && !may_read(&mut second).await && !may_read(&mut third).await);
+        first.may_read(false);
+        assert_eq!(first.event().await, Event::Change);
+        assert!(!first.may_read(false) && matches!(first.turn, Turn::NotNeeded) && !first.is_slow);
+        assert!(may_read(&mut second).await && !may_read(&mut third).await && !may_read(&mut first).await);
+        // Where nobody waits, nobody is slow.
+        drop((second, third));
+        first.bring(1_200_000);
+        assert!(may_read(&mut first).await);
+        assert_eq!(first.event().await, Event::Change);
+        assert!(first.may_read(true) && !first.is_slow);
     }
 
     #[tokio::test(start_paused = true)]
@@ -579,11 +657,14 @@ mod tests {
         first.bring(2_000_000);
         second.bring(2_000_000);
         assert!(may_read(&mut first).await && !may_read(&mut second).await);
+        // A small one on another channel makes no room.
         first.set(Arrived { completed: 1, ..first.arrived });
+        assert!(may_read(&mut first).await && !may_read(&mut second).await);
+        first.set(Arrived { completed: 2, unfinished: READ_BYTES, ..first.arrived });
         assert!(!may_read(&mut first).await && may_read(&mut second).await);
         // What was given up is not missing.
-        second.bring(100_000);
-        second.bring(100_000 + ARRIVING_SLICE_BYTES);
+        second.bring(1_000_000);
+        second.bring(1_000_000 + ARRIVING_SLICE_BYTES);
         tokio::time::advance(ARRIVING_SLICE).await;
         assert!(!may_read(&mut first).await && may_read(&mut second).await);
     }

@@ -176,7 +176,8 @@ pub(crate) const ARRIVING_SLICE_MIN: Duration = Duration::from_millis(5);
 /// Bytes that are enough for so long.
 pub(crate) const ARRIVING_SLICE_BYTES: usize = 4 * 1024;
 
-/// How long it may go on like that, while all together take twice as much as they may. Connection 506.
+/// How long it may bring less than [`ARRIVING_SLICE_BYTES`], while all together take twice as much as they may and others wait.
+/// Connection 506.
 pub(crate) const ARRIVING_SLOW: Duration = Duration::from_millis(500);
 
 /// How long nothing is journaled before a marker says on disk that all is durable.

@@ -187,8 +187,9 @@ impl Peer {
             let is_used = self.connection.commands().is_empty() && !self.connection.input_waits();
             let has_room = waiting < UNSENT_BYTES_MAX && is_used;
             let is_congested = congested.holds(gives);
-            let may_arrive = self.arrival.may_read();
-            let may_read = has_room && !self.is_gone && !is_congested && self.checking.is_none() && may_arrive;
+            let is_ready = has_room && !self.is_gone && !is_congested && self.checking.is_none();
+            let may_arrive = self.arrival.may_read(is_ready);
+            let may_read = is_ready && may_arrive;
             let checking = &mut self.checking;
             let checked = async {
                 match checking {
@@ -264,12 +265,9 @@ impl Peer {
                 }
                 event = self.arrival.event() => match event {
                     arrivals::Event::Change => {}
-                    // It is others that it waits for.
                     arrivals::Event::Overdue => {
                         let unread = self.unread_bytes();
-                        if (is_congested && unread > 0) || self.arrival.waits_for_others(unread) {
-                            self.arrival.renew();
-                        } else {
+                        if !self.arrival.excuse(unread, is_congested) {
                             self.connection.handle_overdue(clock.now(), &mut self.unsent);
                             self.carry = Vec::new();
                         }

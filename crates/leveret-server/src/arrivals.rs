@@ -139,10 +139,7 @@ pub(crate) struct Arrival {
     is_slow: bool,
     /// Nothing but its turn keeps it from being read.
     is_ready: bool,
-    /// It may be read without a turn until it has brought something.
-    reads_aside: bool,
-    /// It was read without a turn, as there was little to be read.
-    has_read_aside: bool,
+    aside: Aside,
     /// Where there are turns: when something must have been brought.
     due: Option<Due>,
     /// The same where there is too much, and others wait.
@@ -174,6 +171,14 @@ enum Turn {
         /// How long it had waited, as long as it is not known whether that was for others.
         waited: Duration,
     },
+}
+
+/// Whether it is read without a turn, as there is little to be read: once for each content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aside {
+    Never,
+    UntilItHasBrought,
+    Done,
 }
 
 /// When something must have been brought.
@@ -213,8 +218,7 @@ impl Arrival {
             turn: Turn::NotNeeded,
             is_slow: false,
             is_ready: true,
-            reads_aside: false,
-            has_read_aside: false,
+            aside: Aside::Never,
             due: None,
             due_soon: None,
         }
@@ -230,9 +234,11 @@ impl Arrival {
         let has_ended = arrived.completed != before.completed && arrived.unfinished <= READ_BYTES;
         if !self.is_large() || has_ended {
             self.end_turn();
-            (self.is_slow, self.has_read_aside) = (false, false);
+            (self.is_slow, self.aside) = (false, Aside::Never);
         }
-        self.reads_aside &= arrived.unfinished == before.unfinished;
+        if self.aside == Aside::UntilItHasBrought && arrived.unfinished != before.unfinished {
+            self.aside = Aside::Done;
+        }
         // What was given up, with its channel for example, is not missing.
         let slice = match &mut self.turn {
             Turn::Taken { slice, .. } => Some(slice),
@@ -276,7 +282,8 @@ impl Arrival {
             let soon = || Due::at(Instant::now() + ARRIVING_SLOW, self.arrived.unfinished);
             self.due_soon.get_or_insert_with(soon);
         }
-        fill == Fill::Little || ((matches!(self.turn, Turn::Taken { .. }) || self.reads_aside) && !of_room)
+        fill == Fill::Little
+            || ((matches!(self.turn, Turn::Taken { .. }) || self.aside == Aside::UntilItHasBrought) && !of_room)
     }
 
     fn do_others_wait(&self) -> bool {
@@ -299,12 +306,12 @@ impl Arrival {
         let is_waiting = matches!(self.turn, Turn::Awaited { .. });
         let is_bringing = unread >= ARRIVING_SLICE_BYTES || (!self.is_slow && fill != Fill::TooMuch);
         // That may be the end of a content, which only has to be read.
-        let may_read_aside = is_waiting && !self.has_read_aside;
+        let may_read_aside = is_waiting && self.aside == Aside::Never;
         if unread == 0 || !(is_congested || of_room || (is_waiting && is_bringing) || may_read_aside) {
             return false;
         }
         if may_read_aside && unread < ARRIVING_SLICE_BYTES {
-            (self.reads_aside, self.has_read_aside) = (true, true);
+            self.aside = Aside::UntilItHasBrought;
         }
         self.renew();
         true

@@ -509,7 +509,8 @@ impl Peer {
             };
         self.connection.handle_opened(now, Ok(present), &mut self.unsent);
         let name = self.connection.client_name().unwrap_or_default();
-        tracing::info!(peer = %address, %user, %vhost, name, "connection opened");
+        // As texts they are shown in quotes, whatever is in them.
+        tracing::info!(peer = %address, user = user.as_str(), vhost = vhost.as_str(), name, "connection opened");
         let (hub, id) = attached.describe(self.registered.details());
         if let Some(negotiated) = self.connection.take_negotiated() {
             self.registered.opened(Opened { vhost: vhost.clone(), hub, id, negotiated });

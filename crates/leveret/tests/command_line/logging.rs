@@ -114,3 +114,11 @@ fn a_name_of_thousands_of_letters_is_not_logged_whole() {
     let opened = line(&broker, "connection opened");
     assert!(opened.contains("mmm...\"") && opened.len() < 500, "{opened}");
 }
+
+#[test]
+fn user_and_virtual_host_are_logged_in_quotes_whatever_is_in_them() {
+    let broker = Broker::start();
+    speak(&broker, "guest", "a client", &[]);
+    let opened = line(&broker, "connection opened");
+    assert!(opened.ends_with(r#"user="guest" vhost="/" name="a client""#), "{opened}");
+}

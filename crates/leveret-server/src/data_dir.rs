@@ -9,8 +9,8 @@ use leveret_journal::OpenError;
 
 use crate::recovery::JournalError;
 
-/// The file that is locked; it says who holds it.
-const LOCK_FILE: &str = "leveret.lock";
+/// The file in the data folder that is locked; it says who holds it.
+pub const LOCK_FILE: &str = "leveret.lock";
 
 /// A data folder that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -34,7 +34,7 @@ mod turns;
 pub use admin::{Admin, ConnectionPages, NodeView, Pages};
 pub use check::{Condition, check};
 pub use connections::{ConnectionView, Which};
-pub use data_dir::DataDirError;
+pub use data_dir::{DataDirError, LOCK_FILE};
 pub use leveret_journal::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use limits::MEMORY_LIMIT_MIN;
 pub use listener::BindError;

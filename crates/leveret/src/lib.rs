@@ -4,6 +4,7 @@ mod check;
 mod commands;
 mod configuration;
 mod control;
+mod data_folder;
 mod definitions;
 mod heap;
 mod log;

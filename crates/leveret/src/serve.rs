@@ -25,6 +25,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use crate::configuration::{self, AMQP_PORT, Assignment, Configuration, ConfigurationError, Origin};
+use crate::data_folder::{DataFolder, Found};
 use crate::definitions::File;
 use crate::heap;
 use crate::log::Log;
@@ -190,6 +191,16 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
             return fail(code, &format!("{error}{advice}"));
         }
     };
+    let folder = match &storage {
+        Storage::InMemory => None,
+        Storage::Folder(folder) => match DataFolder::open(folder) {
+            Ok(folder) => Some(folder),
+            Err(error) => {
+                prepared.shutdown().await;
+                return fail(START_FAILED, &format!("cannot open the data folder {}: {error}", folder.display()));
+            }
+        },
+    };
     if let Some(definitions) = definitions {
         let admin = prepared.admin();
         let loaded = tokio::select! {
@@ -197,7 +208,7 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
             // What was to be loaded waits for the disk.
             reason = prepared.journal_failed() => {
                 prepared.abandon().await;
-                return journal_failed(&reason, &storage);
+                return journal_failed(&reason, folder.as_ref());
             }
             loaded = definitions.load(&admin) => loaded,
         };
@@ -238,19 +249,25 @@ async fn serve_until_stopped(mut config: ServerConfig, definitions: Option<File>
         reason = server.journal_failed() => {
             drop(control);
             server.abandon().await;
-            journal_failed(&reason, &storage)
+            journal_failed(&reason, folder.as_ref())
         }
     }
 }
 
 /// Said also where nobody asked for a log.
-fn journal_failed(reason: &str, storage: &Storage) -> ExitCode {
-    let rest = match storage {
-        Storage::Folder(folder) if !folder.is_dir() => format!(
-            "the data folder {} is gone, and with it what was confirmed: bring it back before the next start",
-            folder.display()
+fn journal_failed(reason: &str, data: Option<&DataFolder>) -> ExitCode {
+    let name = data.map(|data| data.folder().display());
+    let rest = match (name, data.map(DataFolder::find)) {
+        (Some(folder), Some(Found::Nothing)) => format!(
+            "the data folder {folder} is gone, and with it what was confirmed: bring it back before the next start"
         ),
-        _ => "what was confirmed is on disk: mend the disk and start again".to_owned(),
+        (Some(folder), Some(Found::Another)) => format!(
+            "{folder} is not the data folder any more that it was at the start, and what was confirmed was in that one: bring it back \
+             before the next start"
+        ),
+        (_, Some(Found::Same) | None) | (None, Some(_)) => {
+            "what was confirmed is on disk: mend the disk and start again".to_owned()
+        }
     };
     fail(JOURNAL_FAILED, &format!("{reason}; {rest}"))
 }

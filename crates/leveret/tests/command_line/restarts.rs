@@ -354,3 +354,21 @@ fn a_broker_whose_data_folder_was_removed_does_not_say_that_anything_is_on_disk(
     broker.process.stderr.wait_for("is gone, and with it what was confirmed", "what became of it");
     assert!(!broker.process.stderr.text().contains("what was confirmed is on disk"));
 }
+
+/// Another folder at the same place has nothing of what was confirmed.
+#[test]
+fn a_broker_whose_data_folder_was_replaced_does_not_say_that_anything_is_on_disk() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("data");
+    let data = folder.to_str().unwrap();
+    let broker = leveret(&["serve", "--amqp-port", "0", "--data-dir", data, "--segment-size", "1048576"]).start();
+    broker.ask(&["declare", "queue", "q", "--durable"]);
+    fs::rename(&folder, parent.path().join("away")).unwrap();
+    fs::create_dir(&folder).unwrap();
+    let body = "x".repeat(100_000);
+    let published = (0..200)
+        .take_while(|_| broker.client(&["publish", "q", &body, "--persistent", "--confirm"]).run().code == Some(0));
+    assert!(published.count() < 200);
+    broker.process.stderr.wait_for("is not the data folder any more that it was at the start", "what became of it");
+    assert!(!broker.process.stderr.text().contains("what was confirmed is on disk"));
+}

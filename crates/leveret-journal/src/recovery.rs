@@ -305,14 +305,15 @@ impl<'r> Reading<'r> {
                     || looked_at < limit.saturating_mul(VERIFIED_FACTOR_MAX))
                 && let Some(batch) = pieces.batch(found, limit)
             {
-                looked_at += batch.bytes() as u64;
                 durable_before = durable_before.max(batch.durable_before);
                 for (_, record) in batch.records() {
                     let first = behind.entry(record.stream).or_insert(record.sequence);
                     *first = record.sequence.min(*first);
                 }
-                let found = found + batch.bytes() as u64;
-                from = pieces.next_batch(found, limit, self.end.next_sequence).map(|(at, _)| at);
+                let end = found + batch.bytes() as u64;
+                from = pieces.next_batch(end, limit, self.end.next_sequence).map(|(at, _)| at);
+                // Also where nothing was found.
+                looked_at += from.unwrap_or(limit) - found;
             }
             for (&stream, state) in self.header_behind(at).iter().flat_map(|header| &header.streams) {
                 behind.entry(stream).or_insert(state.last + 1);

@@ -11,7 +11,7 @@ mod spares;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, DiskFile};
@@ -32,6 +32,8 @@ struct MemoryDisk {
     /// Whether the process has as many files open as it may.
     is_out_of_descriptors: Arc<AtomicBool>,
     fails_sync_of_folder: Arc<AtomicBool>,
+    /// Bytes that somebody has asked for, of all files.
+    bytes_read: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -40,6 +42,7 @@ struct MemoryFile {
     refusal: Arc<Mutex<Option<Refusal>>>,
     room: Arc<Mutex<Option<u64>>>,
     unreadable: Mutex<Option<Sectors>>,
+    bytes_read: Arc<AtomicU64>,
 }
 
 /// What a disk refuses.
@@ -76,11 +79,16 @@ impl MemoryDisk {
     fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
         let disk = MemoryDisk::default();
         for (name, bytes) in files {
-            let (refusal, room) = (Arc::clone(&disk.refusal), Arc::clone(&disk.room));
-            let file = Arc::new(MemoryFile { bytes: Mutex::new(bytes), refusal, room, ..MemoryFile::default() });
+            let file = Arc::new(MemoryFile { bytes: Mutex::new(bytes), ..disk.file() });
             disk.files.lock().unwrap().insert(name, file);
         }
         disk
+    }
+
+    /// An empty one.
+    fn file(&self) -> MemoryFile {
+        let (refusal, room) = (Arc::clone(&self.refusal), Arc::clone(&self.room));
+        MemoryFile { refusal, room, bytes_read: Arc::clone(&self.bytes_read), ..MemoryFile::default() }
     }
 
     fn check_descriptors(&self) -> io::Result<()> {
@@ -107,8 +115,7 @@ impl Disk for MemoryDisk {
         if files.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let (refusal, room) = (Arc::clone(&self.refusal), Arc::clone(&self.room));
-        let file = Arc::new(MemoryFile { refusal, room, ..MemoryFile::default() });
+        let file = Arc::new(self.file());
         files.insert(name.into(), Arc::clone(&file));
         Ok(file)
     }
@@ -185,6 +192,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         let end = offset + buffer.len() as u64;
         if self.unreadable.lock().unwrap().as_ref().is_some_and(|bad| bad.start < end && offset < bad.end) {
             return Err(io::Error::other("a bad sector"));

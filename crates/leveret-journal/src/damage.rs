@@ -52,7 +52,9 @@ pub struct Cut {
     pub file: String,
     /// Where the journal ends in it.
     pub offset: u64,
-    /// The file to which what is cut was copied.
+    /// Bytes from there on that are copied: a batch or, if nothing tells how long that was, no more than a limit.
+    pub bytes: u64,
+    /// The file to which they were copied.
     pub set_aside: Option<String>,
 }
 

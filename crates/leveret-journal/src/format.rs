@@ -59,8 +59,20 @@ pub(crate) fn damaged_region_prefix(generation: u64) -> String {
 
 /// What the copy of a torn end is called. It does not make its segment a damaged one.
 pub(crate) fn torn_name(generation: u64, offset: u64) -> String {
-    format!("torn-{generation:010}-{offset}")
+    format!("{TORN_PREFIX}{generation:010}-{offset}")
 }
+
+/// Generation and offset of a torn end of which a file is the copy, and the number of that.
+pub(crate) fn torn_of(name: &str) -> Option<(u64, u64, u64)> {
+    let mut numbers = name.strip_prefix(TORN_PREFIX)?.split('-').map(|digits| digits.parse().ok());
+    let (generation, offset) = (numbers.next()??, numbers.next()??);
+    let nth = numbers.next().unwrap_or(Some(1))?;
+    let first = torn_name(generation, offset);
+    let is_one = if nth == 1 { name == first } else { name == format!("{first}-{nth}") };
+    is_one.then_some((generation, offset, nth))
+}
+
+const TORN_PREFIX: &str = "torn-";
 
 /// The name of an empty file which says that more than anybody knows is missing about there, when nothing else does any more.
 pub(crate) fn unknown_name(generation: u64) -> String {

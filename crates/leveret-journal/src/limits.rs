@@ -63,6 +63,13 @@ pub const VERIFIED_FACTOR_MAX: u64 = 16;
 /// Copies of one damaged place that are kept at most, if it was not the same each time.
 pub const COPIES_MAX: u32 = 9;
 
+/// Bytes of a torn end that are copied at most, if nothing tells how many it had: what lies behind it may be left from an earlier life
+/// of the file. A start enforces it.
+pub const TORN_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Copies of torn ends that are kept; a start removes older ones.
+pub const TORN_KEPT_MAX: usize = 8;
+
 /// Bytes of a small one.
 pub const SMALL_RECORD_BYTES: u64 = 16 * 1024;
 

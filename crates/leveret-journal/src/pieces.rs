@@ -12,7 +12,7 @@ use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, BATCH_MAGIC, BatchHeader, FoundBatch, RECORD_HEADER_BYTES, Record, Seeds,
     decode_record, peek_record,
 };
-use crate::limits::{PIECE_BYTES, UNREADABLE_BLOCK_BYTES};
+use crate::limits::{PIECE_BYTES, TORN_BYTES_MAX, UNREADABLE_BLOCK_BYTES};
 
 /// Bytes of two files that are compared at once.
 const COMPARED_BYTES: usize = 4096;
@@ -153,29 +153,31 @@ impl Pieces {
         self.bytes(at, count).iter().all(|&byte| byte == 0)
     }
 
-    /// Where the batch at an offset would end by its header; without that, what is not zero behind it.
+    /// Where the batch at an offset would end by its header; without that, what is not zero right behind it.
     pub(crate) fn end_of_torn(&mut self, at: u64) -> u64 {
         let seeds = self.seeds;
         let end = match BatchHeader::decode(self.bytes(at, BATCH_HEADER_BYTES), seeds) {
             Some(header) => at + (BATCH_HEADER_BYTES + header.payload_bytes) as u64,
-            None => self.used(at),
+            None => self.used(at..at.saturating_add(TORN_BYTES_MAX)),
         };
         end.min(self.length)
     }
 
-    /// Where the last byte behind an offset ends that is not zero, or that the disk cannot read.
-    pub(crate) fn used(&mut self, from: u64) -> u64 {
-        let (mut at, mut used) = (from, from);
-        while at < self.length {
+    /// Where the last byte of a range ends that is not zero, or that the disk cannot read.
+    pub(crate) fn used(&mut self, range: Range<u64>) -> u64 {
+        let (mut at, mut used) = (range.start, range.start);
+        let limit = range.end.min(self.length);
+        while at < limit {
             let piece = self.at_hand(at, 1);
-            let count = piece.len() as u64;
+            let count = (piece.len() as u64).min(limit - at);
+            let piece = &piece[..usize::try_from(count).unwrap_or(usize::MAX)];
             if let Some(last) = piece.iter().rposition(|&byte| byte != 0) {
                 used = at + last as u64 + 1;
             }
             at += count.max(1);
         }
         let last = self.unreadable.last().map_or(0, |block| block + UNREADABLE_BLOCK_BYTES as u64);
-        used.max(last.min(self.length))
+        used.max(last.min(limit))
     }
 
     /// Copies a range to another file, from its beginning on.

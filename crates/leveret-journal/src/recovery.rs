@@ -14,11 +14,11 @@ use crate::disk::Disk;
 use crate::ended::end_segment;
 use crate::format::{
     BATCH_HEADER_BYTES, FoundBatch, Record, Replay, Salt, SegmentHeader, StreamState, damaged_region_prefix,
-    generation_of, torn_name, unknown_name,
+    generation_of, torn_name, torn_of, unknown_name,
 };
 use crate::judge::{is_copy, judge, most_records, next_in_order, next_record};
 use crate::keeper::COMPACTED_SUFFIX;
-use crate::limits::{COPIES_MAX, VERIFIED_FACTOR_MAX};
+use crate::limits::{COPIES_MAX, TORN_KEPT_MAX, VERIFIED_FACTOR_MAX};
 use crate::map::{Candidates, Condition, Map};
 use crate::pieces::Pieces;
 use crate::reader::Reader;
@@ -171,6 +171,7 @@ pub(crate) fn read(
         for name in leftovers.into_iter().chain(unfinished) {
             disk.remove(&name)?;
         }
+        remove_old_copies(disk, recovery.cut.as_ref())?;
         disk.sync_directory()?;
     }
     Ok((recovery, end, map))
@@ -336,7 +337,8 @@ impl<'r> Reading<'r> {
                     let end = pieces.end_of_torn(offset);
                     let name = torn_name(segment.generation, offset);
                     let set_aside = self.set_aside(&name, &mut pieces, offset..end);
-                    self.recovery.cut = Some(Cut { file: segment.name.clone(), offset, set_aside });
+                    self.recovery.cut =
+                        Some(Cut { file: segment.name.clone(), offset, bytes: end - offset, set_aside });
                 }
                 return Ok(false);
             }
@@ -477,7 +479,7 @@ impl<'r> Reading<'r> {
         let mut pieces = segment.pieces(self.disk)?;
         let header_bytes = SegmentHeader::bytes_with(self.recovery.streams.len()) as u64;
         // All of it is read, to know whether it can be.
-        let used = pieces.used(0);
+        let used = pieces.used(0..segment.length);
         let least = header_bytes + BATCH_HEADER_BYTES as u64;
         let missing = if segment.length < least {
             Missing::Unknown
@@ -692,6 +694,19 @@ fn note_unknown(disk: &dyn Disk, damage: &[Damage]) {
         // That a disk does not take it is no reason not to start, and an earlier start may have left it.
         let _ = disk.create(&unknown_name(generation_of(&damage.file).unwrap_or(0)));
     }
+}
+
+/// Removes copies of torn ends, the oldest first, until no more are left than are kept. That of this start is one of those.
+fn remove_old_copies(disk: &dyn Disk, cut: Option<&Cut>) -> io::Result<()> {
+    let made = cut.and_then(|cut| cut.set_aside.as_ref());
+    let mut copies: Vec<_> = disk.list()?.into_iter().filter_map(|name| Some((torn_of(&name)?, name))).collect();
+    copies.sort_unstable_by_key(|(place, name)| (made == Some(name), *place));
+    copies.truncate(copies.len().saturating_sub(TORN_KEPT_MAX));
+    for (_, name) in copies {
+        // That the disk does not take it is no reason not to start.
+        let _ = disk.remove(&name);
+    }
+    Ok(())
 }
 
 /// The file that holds a copy of a region, or where it may go, and whether it is there. What has that name need not be one: it may

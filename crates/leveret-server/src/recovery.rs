@@ -269,9 +269,9 @@ fn report(recovery: &Recovery, faults: &Faults, missing: &[(String, u64)], took:
         let (changes, segments) = (counted(*records, "change"), counted(*segments, "segment"));
         tracing::info!("read the journal: {changes} in {segments}, {took:.1?}");
     }
-    if let Some(Cut { file, offset, set_aside }) = &recovery.cut {
+    if let Some(Cut { file, offset, bytes, set_aside }) = &recovery.cut {
         let copied = match set_aside {
-            Some(name) => format!("it was copied to {name}"),
+            Some(name) => format!("a copy of {} from there on is in {name}", counted(*bytes, "byte")),
             None => "no copy of it could be made".to_owned(),
         };
         tracing::warn!(

@@ -1,6 +1,6 @@
 //! Starts: torn tails, damage, and where a start begins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,7 +9,7 @@ use super::{
     ten_batches,
 };
 use crate::format::{HeaderFound, Seeds, SegmentHeader, begin_record};
-use crate::limits::VERIFIED_FACTOR_MAX;
+use crate::limits::{TORN_BYTES_MAX, TORN_KEPT_MAX, VERIFIED_FACTOR_MAX};
 use crate::segments::SALT_FILE;
 use crate::{Batch, Damage, Extent, Log, Missing, OpenError, Options, check};
 
@@ -95,6 +95,63 @@ fn a_torn_end_is_copied_before_it_is_cut() {
     let disk = MemoryDisk::of(blank);
     assert_eq!(open(&disk, SMALL).2.cut, None);
     assert!(disk.snapshot().keys().all(|name| !name.starts_with("torn-")));
+}
+
+/// What lies behind it may be left from an earlier life of the file.
+#[test]
+fn of_a_torn_end_whose_length_nothing_tells_no_more_than_a_limit_is_copied() {
+    let (files, last, end) = ten_batches(false);
+    let copy_of = |rest: usize, flipped: usize| {
+        let mut files = files.clone();
+        let segment = files.get_mut(SEGMENT).unwrap();
+        segment.resize(end + 4096 + rest, 0);
+        segment[end + 4096..].fill(0xee);
+        segment[flipped] ^= 0x40;
+        let bytes = segment[last..].to_vec();
+        let disk = MemoryDisk::of(files);
+        let cut = open(&disk, SMALL).2.cut.unwrap();
+        let copy = disk.snapshot().remove(&cut.set_aside.unwrap()).unwrap();
+        assert!(bytes.starts_with(&copy) && cut.bytes == copy.len() as u64);
+        copy.len()
+    };
+    let most = usize::try_from(TORN_BYTES_MAX).unwrap();
+    // In its header, and behind that.
+    for (flipped, expected) in [(last + 5, most), (last + 50, 40 + 3 * 34)] {
+        assert_eq!(copy_of(3 * most, flipped), expected, "flipped at {flipped}");
+    }
+    assert_eq!(copy_of(most / 2, last + 5), end - last + 4096 + most / 2);
+}
+
+#[test]
+fn the_last_copies_of_torn_ends_are_kept_and_no_others_of_their_names() {
+    let (mut files, last, _) = ten_batches(false);
+    files.get_mut(SEGMENT).unwrap()[last + 50] ^= 0x40;
+    let older = |nth: u64| match nth {
+        0 => format!("torn-0000000001-{}", last - 1),
+        1 => format!("torn-0000000001-{last}"),
+        nth => format!("torn-0000000001-{last}-{nth}"),
+    };
+    let others = ["torn-1-5", "torn-0000000001-5-x", "torn-0000000001-5.unfinished", "torn-", "torn-0000000001-05"];
+    let newer = |nth: u64| format!("torn-{:010}-96", 9 + nth);
+    let kept = TORN_KEPT_MAX as u64;
+    for count in 0..kept + 3 {
+        let mut files = files.clone();
+        files.extend((0..2).map(|nth| (older(nth), Vec::new())));
+        files.extend((0..count).map(|nth| (newer(nth), Vec::new())));
+        files.extend(others.map(|name| (name.to_owned(), Vec::new())));
+        let disk = MemoryDisk::of(files);
+        check(&disk, &mut |_| {}).unwrap();
+        assert!(disk.snapshot().contains_key(&older(0)), "a check changes nothing");
+        let made = open(&disk, SMALL).2.cut.unwrap().set_aside.unwrap();
+        assert_eq!(made, older(2), "one of that name was there");
+        let left = disk.snapshot();
+        assert!(others.iter().all(|&name| left.contains_key(name)));
+        let left = left.into_keys().filter(|name| name.starts_with("torn-") && !others.contains(&name.as_str()));
+        let all = (0..2).map(older).chain((0..count).map(newer));
+        let skipped = usize::try_from((count + 3).saturating_sub(kept)).unwrap();
+        let expected = all.skip(skipped).chain([made]).collect::<BTreeSet<_>>();
+        assert_eq!(left.collect::<BTreeSet<_>>(), expected, "{count} newer ones");
+    }
 }
 
 /// Everything was confirmed, so no page that is bad then was torn.

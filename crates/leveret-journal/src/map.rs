@@ -73,6 +73,17 @@ pub(crate) enum Condition {
     Unknown,
 }
 
+/// How far somebody has looked at what a segment holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Looked {
+    #[default]
+    Through,
+    /// The disk could not read some of it then: a block that begins here, and perhaps others behind that.
+    Without(u64),
+    /// Nobody has: that it is in order is taken for granted.
+    Never,
+}
+
 /// One segment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Segment {
@@ -81,8 +92,7 @@ pub(crate) struct Segment {
     edition: u64,
     /// The last of the segments of which it holds what is left; 0 if it is whole.
     through: u64,
-    /// Nobody has looked at what it holds: that it is in order is taken for granted.
-    is_unread: bool,
+    looked: Looked,
     /// Nothing before it changes any more.
     end: u64,
     /// The journal sequence of its first record.
@@ -110,24 +120,28 @@ impl Map {
         }
         let segment = self.segments.entry(header.generation).or_default();
         (segment.end, segment.first_sequence) = (end, header.first_sequence);
-        (segment.through, segment.is_unread) = (header.compacted_through, true);
+        (segment.through, segment.looked) = (header.compacted_through, Looked::Never);
     }
 
-    /// The segment behind one that nobody has looked through; 0 if there is none.
-    pub(crate) fn behind_unread(&self, file: File) -> Option<u64> {
-        let segment = self.segments.get(&file.generation)?;
-        let next = self.segments.range(file.generation + 1..).next().map_or(0, |(&next, _)| next);
-        (segment.is_unread && segment.edition == file.edition).then_some(next)
+    /// How far somebody has looked at what a file holds.
+    pub(crate) fn looked(&self, file: File) -> Looked {
+        let segment = self.segments.get(&file.generation).filter(|segment| segment.edition == file.edition);
+        segment.map_or(Looked::Through, |segment| segment.looked)
     }
 
-    /// Somebody has looked at what a segment holds, unless its file was exchanged meanwhile. Where something of a stream lies before
+    /// The segment behind one; 0 if there is none.
+    pub(crate) fn behind(&self, generation: u64) -> u64 {
+        self.segments.range(generation + 1..).next().map_or(0, |(&next, _)| next)
+    }
+
+    /// Somebody has looked so far at what a segment holds, unless its file was exchanged meanwhile. Where something of a stream lies before
     /// what was found, it is looked for from the beginning on.
-    pub(crate) fn judged(&mut self, file: File, found: Map) {
+    pub(crate) fn judged(&mut self, file: File, looked: Looked, found: Map) {
         let Some(segment) = self.segments.get_mut(&file.generation) else { return };
         if segment.edition != file.edition {
             return;
         }
-        segment.is_unread = false;
+        segment.looked = looked;
         for (stream, found) in found.segments.into_values().flat_map(|found| found.marks) {
             if let Some(marks) = segment.marks.get_mut(&stream) {
                 marks.truncate(1);

@@ -13,6 +13,7 @@ use crate::format::{
     decode_record, peek_record,
 };
 use crate::limits::{PIECE_BYTES, TORN_BYTES_MAX, UNREADABLE_BLOCK_BYTES};
+use crate::map::Looked;
 
 /// Bytes of two files that are compared at once.
 const COMPARED_BYTES: usize = 4096;
@@ -219,6 +220,11 @@ impl Pieces {
             end.saturating_sub(block.max(range.start))
         };
         self.unreadable.iter().map(overlap).sum()
+    }
+
+    /// How far somebody has looked who has asked for all of it.
+    pub(crate) fn looked(&self) -> Looked {
+        self.unreadable.first().map_or(Looked::Through, |&block| Looked::Without(block))
     }
 
     /// Whether the disk has read all that anybody has asked for.

@@ -13,8 +13,8 @@ use crate::format::{
     decode_record, peek_record, segment_name,
 };
 use crate::judge::judge;
-use crate::limits::{MARK_EVERY_BYTES, READ_BYTES};
-use crate::map::{Condition, File, Map, Mark, Place};
+use crate::limits::{MARK_EVERY_BYTES, READ_BYTES, UNREADABLE_BLOCK_BYTES};
+use crate::map::{Condition, File, Looked, Map, Mark, Place};
 use crate::pieces::{Pieces, read_blocks};
 use crate::segments::read_header;
 
@@ -114,13 +114,28 @@ impl Reader {
     }
 
     /// Looks through the segment of a record that was not found, if nobody has done so: a copy of something else before it may hide
-    /// it. Returns whether it is worth another try.
+    /// it. So may one before what the disk could not read then, once it can. Returns whether it is worth another try.
     fn judge(&mut self, file: File, error: &ReadError) -> bool {
         if matches!(error, ReadError::Disk { .. }) {
             return false;
         }
-        let Some(next) = self.map.read().behind_unread(file) else { return false };
+        let (looked, next) = {
+            let map = self.map.read();
+            (map.looked(file), map.behind(file.generation))
+        };
         let end = self.map.read().end(file.generation);
+        let is_worth_it = match looked {
+            Looked::Through => false,
+            // A segment has many bytes, and many of its records may be lost.
+            Looked::Without(block) => {
+                let is_read = |file: Arc<dyn DiskFile>| file.read_at(block, &mut [0; UNREADABLE_BLOCK_BYTES]);
+                self.disk.open(&segment_name(file.generation)).and_then(is_read).is_ok()
+            }
+            Looked::Never => true,
+        };
+        if !is_worth_it {
+            return false;
+        }
         let header = |generation: u64| {
             let file = self.disk.open(&segment_name(generation)).ok()?;
             match read_header(&*file, file.length().ok()?) {
@@ -135,15 +150,13 @@ impl Reader {
         };
         self.rest();
         let judged = judge(&mut pieces, &header, behind.as_ref(), end);
-        // What it cannot read now, it may read later.
-        if !pieces.is_readable() {
-            return false;
-        }
+        // What the disk cannot read now, it may read later.
+        let is_damaged = judged.damage.iter().any(|(region, _)| pieces.unreadable_in(region.clone()) == 0);
         let mut map = self.map.write();
-        if !judged.damage.is_empty() {
+        if is_damaged {
             map.set_condition(file.generation, Condition::Damaged, end);
         }
-        map.judged(file, judged.map);
+        map.judged(file, pieces.looked(), judged.map);
         true
     }
 

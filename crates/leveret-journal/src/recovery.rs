@@ -467,7 +467,7 @@ impl<'r> Reading<'r> {
             }
         }
         if let Some(file) = self.map.file(segment.generation) {
-            self.map.judged(file, judged.map);
+            self.map.judged(file, pieces.looked(), judged.map);
         }
         Ok(judged.next_sequence)
     }

@@ -1,6 +1,7 @@
 //! Single records, read back while the journal changes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::{
@@ -8,6 +9,7 @@ use super::{
     sweep,
 };
 use crate::disk::Disk;
+use crate::format::SegmentHeader;
 use crate::{Batch, Living, Log, Options, ReadError, check};
 
 #[test]
@@ -202,6 +204,62 @@ fn what_the_disk_cannot_read_now_is_no_damage_and_is_read_later() {
         assert!(matches!(reader.read(1, rotten), Err(ReadError::Damaged { .. })), "{rotten}");
         file.bytes.lock().unwrap()[usize::try_from(begin).unwrap() + 200] ^= 1;
     }
+}
+
+/// Each record that is lost is a reason to look, and a segment may have very many bytes.
+#[test]
+fn an_old_segment_is_looked_through_once_though_the_disk_cannot_read_some_of_it() {
+    let disk = MemoryDisk::default();
+    let options = Options { segment_bytes: 8 << 20, salt: SALT };
+    let (mut log, ..) = open(&disk, options);
+    // The first segment of a start is a small one.
+    append(&mut log, 1, 1, 1 << 20).unwrap();
+    for first in (2..=5992).step_by(10) {
+        append(&mut log, first, first + 9, 1000).unwrap();
+    }
+    append(&mut log, 6002, 6002, 2 << 20).unwrap();
+    log.begin_replay_at(&BTreeMap::from([(1, 6002)])).unwrap();
+    drop(log);
+    let mut files = disk.snapshot();
+    let (name, record) = ("0000000002.segment", 24 + 1000);
+    let begin_of = |sequence: usize| {
+        let nth = sequence - 2;
+        SegmentHeader::bytes_with(0) + 40 + 24 + (1 << 20) + nth / 10 * (40 + 10 * record) + 40 + nth % 10 * record
+    };
+    let rotten = |sequence: u64| sequence % 200 == 3;
+    for sequence in (2..=6001).filter(|&sequence| rotten(sequence)) {
+        files.get_mut(name).unwrap()[begin_of(usize::try_from(sequence).unwrap()) + 100] ^= 1;
+    }
+    // As the disk cannot read what lies between them, a copy of a batch is taken for it.
+    let batch = 40 + 10 * record;
+    let from = begin_of(4032) - 40;
+    files.get_mut(name).unwrap().copy_within(from..from + batch, begin_of(4012) - 40);
+    let bytes = files[name].len() as u64;
+    let disk = MemoryDisk::of(files);
+    let (log, ..) = open(&disk, options);
+    let bad = begin_of(4025) as u64 / 4096 * 4096;
+    *disk.unreadable.lock().unwrap() = Some((name.into(), bad..bad + 4096));
+    let mut reader = log.reader();
+    disk.bytes_read.store(0, Ordering::Relaxed);
+    let mut lost = Vec::new();
+    for sequence in 2..=6001 {
+        match reader.read(1, sequence) {
+            Ok(read) => assert_eq!(read, payload(sequence, 1000), "{sequence}"),
+            Err(_) => lost.push(sequence),
+        }
+    }
+    let read = disk.bytes_read.load(Ordering::Relaxed);
+    assert!(read < 5 * bytes, "{read} bytes of {bytes}");
+    assert!(lost.iter().all(|&at| rotten(at) || (4012..=4031).contains(&at)), "{lost:?}");
+    // Once the disk can, all is found.
+    *disk.unreadable.lock().unwrap() = None;
+    disk.bytes_read.store(0, Ordering::Relaxed);
+    for &sequence in &lost {
+        let is_lost = rotten(sequence) || (4012..=4021).contains(&sequence);
+        assert_eq!(reader.read(1, sequence).is_err(), is_lost, "{sequence}");
+    }
+    let read = disk.bytes_read.load(Ordering::Relaxed);
+    assert!(read < 3 * bytes, "{read} bytes of {bytes}");
 }
 
 /// What was written in the wrong place may verify there. Nobody has read an old segment before a record of it is wanted.

@@ -192,8 +192,10 @@ impl Log {
             made => made,
         };
         let segment = begin_segment(&*disk, &header, spare?)?;
-        // That a disk does not take it is no reason not to start: it stands in the header.
+        // That a disk does not take it is no reason not to start: it stands in the header. A folder that cannot be synced is one, as
+        // nothing could be appended.
         let _ = keep_salt(&*disk, &salt);
+        disk.check()?;
         let previous = segment_name(end.generation);
         if end.generation > 0 && !recovery.damage.iter().any(|damage| damage.file == previous) {
             end_segment(&*disk.open(&previous)?, end.offset)?;

@@ -1,10 +1,11 @@
 //! Appending: what is durable, and what ends it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{MemoryDisk, Options, SALT, SEGMENT, SMALL, append, mostly_old, open, records};
-use crate::{Batch, Living, LogError};
+use crate::{Batch, Living, Log, LogError};
 
 #[test]
 fn what_was_appended_is_read_back_across_segments_and_starts() {
@@ -61,6 +62,36 @@ fn a_failed_sync_of_the_folder_is_the_end_whoever_asked_for_it() {
     assert!(matches!(append(&mut log, 201, 201, 10), Err(LogError::Failed(_))), "a later success proves nothing");
     assert!(matches!(log.begin_replay_at(&BTreeMap::new()), Err(LogError::Failed(_))));
     assert!(log.spares().keep(1, 1).is_err());
+}
+
+/// There is one for the salt, which may be missing, and which is not needed to start.
+#[test]
+fn a_start_ends_with_whatever_sync_of_the_folder_fails_in_it() {
+    for count in 0.. {
+        let disk = MemoryDisk::default();
+        *disk.folder_syncs_left.lock().unwrap() = Some(count);
+        let opened = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {});
+        let has_failed = disk.folder_syncs_left.lock().unwrap().is_none();
+        assert_eq!(opened.is_err(), has_failed, "the one after {count}");
+        if let Ok((mut log, _)) = opened {
+            append(&mut log, 1, 1, 10).unwrap();
+            assert!(count >= 3, "{count}");
+            break;
+        }
+    }
+    // Where it is only that it cannot be written, the log goes on.
+    let mut started = 0;
+    for count in 0..30 {
+        let disk = MemoryDisk::default();
+        disk.refuses_once_after(count);
+        if let Ok((mut log, _)) = Log::open(Arc::new(disk.clone()), SMALL, &mut |_| {}) {
+            let is_kept = disk.snapshot().contains_key("0.salt");
+            *disk.refusal.lock().unwrap() = None;
+            append(&mut log, 1, 1, 10).unwrap();
+            started += u64::from(!is_kept);
+        }
+    }
+    assert!(started > 0);
 }
 
 /// Where zeros end behind what was written last: a segment where nothing was written yet is full of something else.

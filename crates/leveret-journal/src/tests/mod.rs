@@ -32,6 +32,8 @@ struct MemoryDisk {
     /// Whether the process has as many files open as it may.
     is_out_of_descriptors: Arc<AtomicBool>,
     fails_sync_of_folder: Arc<AtomicBool>,
+    /// So many syncs of the folder succeed before one that does not.
+    folder_syncs_left: Arc<Mutex<Option<u64>>>,
     /// Bytes that somebody has asked for, of all files.
     bytes_read: Arc<AtomicU64>,
 }
@@ -168,7 +170,10 @@ impl Disk for MemoryDisk {
         if !refuses_once {
             spend(&self.refusal)?;
         }
-        if self.fails_sync_of_folder.load(Ordering::Relaxed) {
+        let mut left = self.folder_syncs_left.lock().unwrap();
+        let is_this_one = *left == Some(0);
+        *left = left.and_then(|left| left.checked_sub(1));
+        if is_this_one || self.fails_sync_of_folder.load(Ordering::Relaxed) {
             return Err(io::Error::other("the folder is gone"));
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::damage::Missing;
 use crate::format::{ALIGNMENT, BATCH_HEADER_BYTES, FoundBatch, RECORD_HEADER_BYTES, SegmentHeader, StreamState};
-use crate::limits::{SMALL_RECORD_BYTES, VERIFIED_FACTOR_MAX};
+use crate::limits::{COPY_BYTES_MAX, SMALL_RECORD_BYTES, VERIFIED_FACTOR_MAX};
 use crate::map::{Candidates, Map};
 use crate::pieces::Pieces;
 
@@ -173,21 +173,36 @@ impl Streams<'_> {
     }
 }
 
-/// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`. One with others behind it
-/// that come before it is a copy, where it was not written.
+/// The first valid batch at or behind `from`, with its first sequence, if that is not before `expected`. Those are copies, where
+/// they were not written, which go on from one to the next and have as many others behind them that come before them all, or
+/// fewer and then what was copied.
 pub(crate) fn next_in_order(pieces: &mut Pieces, from: u64, limit: u64, expected: u64) -> Option<(u64, u64)> {
     let mut next = pieces.next_batch(from, limit, expected)?;
-    loop {
-        let (at, first_sequence) = next;
-        if first_sequence == expected {
+    while next.1 > expected {
+        let (mut end, mut goes_on, mut run) = (next.0, next.1, 0);
+        while let Some(batch) = pieces.batch(end, limit).filter(|batch| batch.first_sequence == goes_on) {
+            goes_on += u64::from(batch.count);
+            (end, run) = (end + batch.bytes() as u64, run + 1);
+            if end - next.0 > COPY_BYTES_MAX {
+                return Some(next);
+            }
+        }
+        let Some(behind) = pieces.next_batch(end, limit, expected) else { return Some(next) };
+        let (mut at, mut sequence, mut before) = (behind.0, behind.1, 0);
+        while sequence < next.1 && before < run {
+            before += 1;
+            let end = at + pieces.batch(at, limit).map_or(ALIGNMENT, |batch| batch.bytes()) as u64;
+            match pieces.next_batch(end, limit, sequence + 1) {
+                Some(found) => (at, sequence) = found,
+                None => break,
+            }
+        }
+        if before < run && (before == 0 || sequence != next.1) {
             return Some(next);
         }
-        let end = at + pieces.batch(at, limit).map_or(ALIGNMENT, |batch| batch.bytes()) as u64;
-        match pieces.next_batch(end, limit, expected) {
-            Some(behind) if behind.1 < first_sequence => next = behind,
-            Some(_) | None => return Some(next),
-        }
+        next = behind;
     }
+    Some(next)
 }
 
 /// Where in a range the first record begins that verifies and may be one, by its place, stream and sequence; its end if none

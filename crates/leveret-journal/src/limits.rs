@@ -56,6 +56,9 @@ pub const UNKNOWN_RECORDS: u64 = 1 << 26;
 /// No more numbers than this are passed over, whatever a header that was forged says is missing.
 pub const MISSING_MAX: u64 = 1 << 30;
 
+/// Bytes of batches in a row that may have been written in a place where they do not belong. More are where they belong.
+pub const COPY_BYTES_MAX: u64 = 64 * 1024;
+
 /// Where a start looks for records behind damage, it verifies so many times the bytes that are damaged at most, before it looks for small
 /// ones only.
 pub const VERIFIED_FACTOR_MAX: u64 = 16;

@@ -461,6 +461,32 @@ fn a_copy_of_another_batch_takes_what_it_lies_over_and_no_more() {
     }
 }
 
+/// A page may hold several.
+#[test]
+fn a_copy_of_batches_in_a_row_takes_what_it_lies_over_and_no_more() {
+    let (files, ..) = ten_batches(true);
+    let places = |from: usize, count: usize| HEADER + from * BATCH..HEADER + (from + count) * BATCH;
+    let all = (2..=4).flat_map(|count| (0..=10 - count).map(move |copied| (count, copied)));
+    for (count, copied, over) in
+        all.flat_map(|(count, copied)| (0..=10 - count).map(move |over| (count, copied, over)))
+    {
+        let mut files = files.clone();
+        files.get_mut(SEGMENT).unwrap().copy_within(places(copied, count), places(over, count).start);
+        let (_, found, recovery) = open(&MemoryDisk::of(files), SMALL);
+        let is_intact = |(_, sequence, _): &&(u32, u64, Vec<u8>)| {
+            let batch = usize::try_from((sequence - 1) / 3).unwrap();
+            copied == over || !(over..over + count).contains(&batch)
+        };
+        let all = records(1, 30, 10);
+        assert!(
+            all.iter().filter(is_intact).all(|record| found.contains(record)),
+            "{count} at {copied} over {over}"
+        );
+        assert!(found.is_sorted() && found.iter().all(|record| all.contains(record)));
+        assert_eq!(recovery.records_missing(), 30 - found.len() as u64, "{count} at {copied} over {over}");
+    }
+}
+
 /// The header of a batch verifies by itself, and tells what was durable before it.
 #[test]
 fn where_every_batch_at_the_end_is_damaged_their_headers_tell_that_those_before_were_durable() {

@@ -119,11 +119,10 @@ impl Reader {
         if matches!(error, ReadError::Disk { .. }) {
             return false;
         }
-        let (looked, next) = {
+        let (looked, next, end) = {
             let map = self.map.read();
-            (map.looked(file), map.behind(file.generation))
+            (map.looked(file), map.behind(file.generation), map.end(file.generation))
         };
-        let end = self.map.read().end(file.generation);
         let is_worth_it = match looked {
             Looked::Through => false,
             // A segment has many bytes, and many of its records may be lost.

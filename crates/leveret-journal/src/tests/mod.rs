@@ -1,5 +1,6 @@
 //! The journal against a disk in memory. Here are that disk and what tests of several modules begin with.
 
+mod copies;
 mod keeper;
 mod log;
 mod missing;
@@ -8,6 +9,7 @@ mod real;
 mod recovery;
 mod scratch;
 mod spares;
+mod torn;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -484,7 +484,6 @@ fn trickle(binary: &Path, folder: &Path) -> Result<String> {
         let asked = Instant::now();
         backlog.fill(&mut publishing, 1)?;
         longest = longest.max(asked.elapsed());
-
         backlog.drain(&mut connection)?;
     }
     is_over.store(true, Ordering::Relaxed);

@@ -224,6 +224,7 @@ impl Arrival {
         }
     }
 
+    /// What has arrived so far is this.
     pub(crate) fn set(&mut self, arrived: Arrived) {
         let before = std::mem::replace(&mut self.arrived, arrived);
         let bytes = |arrived: Arrived| arrived.unfinished + arrived.waiting;
@@ -276,7 +277,7 @@ impl Arrival {
                 self.renew();
             }
         }
-        let is_awaited = fill > Fill::Little && is_ready && self.do_others_wait();
+        let is_awaited = fill > Fill::Little && is_ready && self.does_anybody_wait();
         self.due_soon = self.due_soon.take().filter(|_| is_awaited);
         if is_awaited {
             let soon = || Due::at(Instant::now() + ARRIVING_SLOW, self.arrived.unfinished);
@@ -286,7 +287,8 @@ impl Arrival {
             || ((matches!(self.turn, Turn::Taken { .. }) || self.aside == Aside::UntilItHasBrought) && !of_room)
     }
 
-    fn do_others_wait(&self) -> bool {
+    /// Whether anybody waits for a turn, this one among them.
+    fn does_anybody_wait(&self) -> bool {
         matches!(self.turn, Turn::Awaited { .. }) || self.all.waiting.load(Ordering::Relaxed) > 0
     }
 
@@ -370,7 +372,7 @@ impl Arrival {
 
     fn end_slice(&mut self) {
         let (unfinished, Shortage { of_room, fill }) = (self.arrived.unfinished, *self.shortage.borrow());
-        let do_others_wait = self.do_others_wait();
+        let is_awaited = self.does_anybody_wait();
         let Turn::Taken { slice, waited, .. } = &mut self.turn else { return };
         let has_brought = slice.has_brought(ARRIVING_SLICE_BYTES, unfinished);
         *slice = Due::at(Instant::now() + ARRIVING_SLICE, unfinished);
@@ -380,7 +382,7 @@ impl Arrival {
                 let at = due.at.deadline() + std::mem::take(waited);
                 due.at.as_mut().reset(at);
             }
-        } else if !self.is_ready || (do_others_wait && !of_room) {
+        } else if !self.is_ready || (is_awaited && !of_room) {
             // If it could not bring anything, it stands in line again once it can.
             self.is_slow |= self.is_ready;
             if fill != Fill::TooMuch {
@@ -673,6 +675,7 @@ mod tests {
         second.bring(1_000_000);
         second.bring(1_000_000 + ARRIVING_SLICE_BYTES);
         tokio::time::advance(ARRIVING_SLICE).await;
+        assert_eq!(second.event().await, Event::Change, "its slice is over");
         assert!(!may_read(&mut first).await && may_read(&mut second).await);
     }
 }

@@ -337,38 +337,36 @@ fn a_journal_of_a_newer_version_is_refused_with_words() {
     assert_eq!(fs::read(&segment).unwrap(), bytes);
 }
 
-/// Who removes it by mistake has to know at once.
-#[test]
-fn a_broker_whose_data_folder_was_removed_does_not_say_that_anything_is_on_disk() {
+/// What a broker says that cannot make another file, as somebody has done something to its data folder.
+fn tells_without_its_folder(change: impl FnOnce(&Path), words: &str) {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("data");
     let data = folder.to_str().unwrap();
     let broker = leveret(&["serve", "--amqp-port", "0", "--data-dir", data, "--segment-size", "1048576"]).start();
     broker.ask(&["declare", "queue", "q", "--durable"]);
-    fs::remove_dir_all(&folder).unwrap();
+    change(&folder);
     let body = "x".repeat(100_000);
     // Files that were opened can still be written; it shows when the next one is made.
     let published = (0..200)
         .take_while(|_| broker.client(&["publish", "q", &body, "--persistent", "--confirm"]).run().code == Some(0));
     assert!(published.count() < 200);
-    broker.process.stderr.wait_for("is gone, and with it what was confirmed", "what became of it");
+    broker.process.stderr.wait_for(words, "what became of it");
     assert!(!broker.process.stderr.text().contains("what was confirmed is on disk"));
+}
+
+/// Who removes it by mistake has to know at once.
+#[test]
+fn a_broker_whose_data_folder_was_removed_does_not_say_that_anything_is_on_disk() {
+    let remove = |folder: &Path| fs::remove_dir_all(folder).unwrap();
+    tells_without_its_folder(remove, "is gone, and with it what was confirmed");
 }
 
 /// Another folder at the same place has nothing of what was confirmed.
 #[test]
 fn a_broker_whose_data_folder_was_replaced_does_not_say_that_anything_is_on_disk() {
-    let parent = tempfile::tempdir().unwrap();
-    let folder = parent.path().join("data");
-    let data = folder.to_str().unwrap();
-    let broker = leveret(&["serve", "--amqp-port", "0", "--data-dir", data, "--segment-size", "1048576"]).start();
-    broker.ask(&["declare", "queue", "q", "--durable"]);
-    fs::rename(&folder, parent.path().join("away")).unwrap();
-    fs::create_dir(&folder).unwrap();
-    let body = "x".repeat(100_000);
-    let published = (0..200)
-        .take_while(|_| broker.client(&["publish", "q", &body, "--persistent", "--confirm"]).run().code == Some(0));
-    assert!(published.count() < 200);
-    broker.process.stderr.wait_for("is not the data folder any more that it was at the start", "what became of it");
-    assert!(!broker.process.stderr.text().contains("what was confirmed is on disk"));
+    let replace = |folder: &Path| {
+        fs::rename(folder, folder.with_file_name("away")).unwrap();
+        fs::create_dir(folder).unwrap();
+    };
+    tells_without_its_folder(replace, "is not the data folder any more that it was at the start");
 }

@@ -533,14 +533,17 @@ impl World {
         let is_certain = snapshots.len() == 1;
         let views = self.hubs[at].views();
         let mut snapshots = snapshots;
-        if let [after, before, ..] = &snapshots[..] {
-            let between = Model::between(before, after, &views);
+        if let [after, before, passed @ ..] = &snapshots[..] {
+            // What came may have gone again by the end of the event.
+            let later = passed.iter().chain([after]);
+            let between: Vec<_> = later.map(|later| Model::between(before, later, &views)).collect();
             let none = Model::without_letters(before, after);
-            let (model, all) = (&self.hubs[at].model, snapshots.iter().chain([&between]));
+            let (model, all) = (&self.hubs[at].model, snapshots.iter().chain(&between));
             let mut late: Vec<_> = all.map(|later| model.with_late_letters(before, later, 0)).collect();
             let letters = Model::new_letters(before, after).len();
             late.extend((1..letters).map(|already| model.with_late_letters(before, after, already)));
-            snapshots.extend([between, none]);
+            snapshots.extend(between);
+            snapshots.push(none);
             snapshots.extend(late);
         }
         let (mut first_fault, mut found, mut fitting) = (None, None::<(Model, Snapshot)>, Vec::new());

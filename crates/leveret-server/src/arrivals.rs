@@ -5,9 +5,9 @@
 //! connection at a time has a *turn*, first come, first served, until its content is complete, and none while publishers wait for
 //! room, as it would only wait, too. A turn is cut into *slices*: who brings next to nothing in one, while others wait, is *slow*,
 //! and loses its turn. Of the slow ones only one at a time stands in line with the others, so that however many there are, nobody
-//! else waits for more than two of them. As each keeps what it has brought, that goes on up to twice the bound; from there on no
-//! turn is lost. Who brings nothing for long is closed, and beyond twice the bound who does so for a short while: it keeps memory
-//! from others.
+//! else waits for more than two of them. As each keeps what it has brought, that goes on up to twice the bound; from there on a
+//! turn lasts longer, the longer the fewer wait for it. Who brings nothing for long is closed, and beyond twice the bound who does so
+//! for a short while: it keeps memory from others.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 
 use crate::limits::{
-    ARRIVING_BYTES_SMALL, ARRIVING_SLICE, ARRIVING_SLICE_BYTES, ARRIVING_SLICE_MIN, ARRIVING_SLOW, ARRIVING_TURN,
-    ARRIVING_TURN_BYTES, READ_BYTES,
+    ARRIVING_BYTES_SMALL, ARRIVING_SLICE, ARRIVING_SLICE_BYTES, ARRIVING_SLICE_MIN, ARRIVING_SLOW,
+    ARRIVING_SLOW_MIN, ARRIVING_SLOW_SHARED, ARRIVING_TURN, ARRIVING_TURN_BYTES, READ_BYTES,
 };
 
 /// Of a node.
@@ -27,7 +27,7 @@ use crate::limits::{
 pub(crate) struct Arrivals {
     /// What contents take that have not arrived as a whole, or wait for room.
     bytes: AtomicUsize,
-    /// Up to that, nobody waits for a turn; from twice that on, nobody loses one.
+    /// Up to that, nobody waits for a turn; from twice that on, nobody loses one soon.
     bytes_max: usize,
     shortage: watch::Sender<Shortage>,
     turn: Arc<Semaphore>,
@@ -279,9 +279,8 @@ impl Arrival {
         }
         let is_awaited = fill > Fill::Little && is_ready && self.does_anybody_wait();
         self.due_soon = self.due_soon.take().filter(|_| is_awaited);
-        if is_awaited {
-            let soon = || Due::at(Instant::now() + ARRIVING_SLOW, self.arrived.unfinished);
-            self.due_soon.get_or_insert_with(soon);
+        if is_awaited && self.due_soon.is_none() {
+            self.due_soon = Some(Due::at(Instant::now() + ARRIVING_SLOW, self.arrived.unfinished));
         }
         fill == Fill::Little
             || ((matches!(self.turn, Turn::Taken { .. }) || self.aside == Aside::UntilItHasBrought) && !of_room)
@@ -290,6 +289,15 @@ impl Arrival {
     /// Whether anybody waits for a turn, this one among them.
     fn does_anybody_wait(&self) -> bool {
         matches!(self.turn, Turn::Awaited { .. }) || self.all.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it has brought nothing for so long that others go first though there is too much. They bring more yet: the fewer they
+    /// are, the longer it may take, up to where it is overdue.
+    fn has_kept_others_waiting(&self) -> bool {
+        let waiting = u32::try_from(self.all.waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let patience = (ARRIVING_SLOW / (1 + waiting / ARRIVING_SLOW_SHARED)).max(ARRIVING_SLOW_MIN);
+        let soon = self.due_soon.as_ref().map(|due| due.at.deadline());
+        soon.is_some_and(|soon| soon.saturating_duration_since(Instant::now()) + patience <= ARRIVING_SLOW)
     }
 
     fn end_turn(&mut self) {
@@ -373,6 +381,7 @@ impl Arrival {
     fn end_slice(&mut self) {
         let (unfinished, Shortage { of_room, fill }) = (self.arrived.unfinished, *self.shortage.borrow());
         let is_awaited = self.does_anybody_wait();
+        let loses_turn = fill != Fill::TooMuch || self.has_kept_others_waiting();
         let Turn::Taken { slice, waited, .. } = &mut self.turn else { return };
         let has_brought = slice.has_brought(ARRIVING_SLICE_BYTES, unfinished);
         *slice = Due::at(Instant::now() + ARRIVING_SLICE, unfinished);
@@ -385,7 +394,7 @@ impl Arrival {
         } else if !self.is_ready || (is_awaited && !of_room) {
             // If it could not bring anything, it stands in line again once it can.
             self.is_slow |= self.is_ready;
-            if fill != Fill::TooMuch {
+            if loses_turn {
                 self.turn = Turn::NotNeeded;
             }
         }
@@ -624,6 +633,32 @@ mod tests {
             assert!(third.may_read(true));
         }
         assert_eq!(begun.elapsed(), ARRIVING_SLOW);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_there_is_too_much_the_one_that_brings_nothing_loses_its_turn_the_sooner_the_more_wait() {
+        for (waiting, patience_ms) in [(7, 500), (8, 260), (24, 140), (500, 60)] {
+            let all = Arrivals::new(16 * BOUND);
+            let mut first = Arrival::new(Arc::clone(&all));
+            first.bring(2 * BOUND + 1);
+            assert!(may_read(&mut first).await);
+            let mut others: Vec<_> = (0..waiting).map(|_| Arrival::new(Arc::clone(&all))).collect();
+            for other in &mut others {
+                other.bring(10_000);
+                assert!(!may_read(other).await);
+            }
+            assert!(first.may_read(true));
+            let begun = Instant::now();
+            while first.may_read(true) {
+                assert_eq!(first.event().await, Event::Change);
+            }
+            assert_eq!(begun.elapsed(), Duration::from_millis(patience_ms), "{waiting} wait");
+            assert!(may_read(&mut others[0]).await);
+            while first.event().await == Event::Change {
+                assert!(!first.may_read(true));
+            }
+            assert_eq!(begun.elapsed(), ARRIVING_SLOW, "{waiting} wait");
+        }
     }
 
     /// At the pace that is asked for, in packets that are small and come all the time.

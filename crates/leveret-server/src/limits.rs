@@ -180,6 +180,12 @@ pub(crate) const ARRIVING_SLICE_BYTES: usize = 4 * 1024;
 /// Connection 506.
 pub(crate) const ARRIVING_SLOW: Duration = Duration::from_millis(500);
 
+/// If so many wait for the one that has the turn, it loses it after half of that time, and if twice as many after a third.
+pub(crate) const ARRIVING_SLOW_SHARED: u32 = 8;
+
+/// It keeps it for so long, however many wait.
+pub(crate) const ARRIVING_SLOW_MIN: Duration = Duration::from_millis(50);
+
 /// How long nothing is journaled before a marker says on disk that all is durable.
 pub(crate) const IDLE_BEFORE_MARK: Duration = Duration::from_millis(10);
 

@@ -113,6 +113,8 @@ pub(crate) async fn serve(
     };
     tracing::debug!(peer = %address, "connection accepted");
     let ended = peer.run(address, shutdown).await;
+    // Nobody waits for what will not come.
+    peer.arrival.set(Arrived::default());
     if let Some(attached) = peer.attached.take() {
         attached.leave().await;
     }
@@ -145,6 +147,10 @@ impl Peer {
                 // Others have a turn, and this thread may have to read them first.
                 tokio::task::yield_now().await;
             }
+            if self.connection.is_gone() {
+                // Others need not wait for its contents while it waits to leave.
+                self.tell_arrived();
+            }
             let turn = match &self.attached {
                 Some(attached) if self.connection.is_gone() => attached.turn_to_leave().await,
                 Some(_) | None => None,
@@ -156,10 +162,7 @@ impl Peer {
             }
             self.registered.reach(self.connection.phase());
             self.begin_check(address);
-            let unfinished = self.connection.unfinished_bytes() + self.carry.len();
-            let is_exempt = unfinished > ARRIVING_BYTES_SMALL && self.connection.has_transaction();
-            let (waiting, completed) = (self.connection.published_bytes(), self.connection.large_contents());
-            self.arrival.set(Arrived { unfinished, waiting, completed, is_exempt });
+            self.tell_arrived();
             // Of a large message nobody knows yet whether the journal is to have it.
             let gives = if self.arrival.is_large() { Appended::Messages } else { self.appended };
             let journal = self.attached.as_ref().filter(|_| gives != Appended::Nothing).map(Attached::journal);
@@ -279,6 +282,15 @@ impl Peer {
                 () = &mut timer, if due.is_some() => {}
             }
         }
+    }
+
+    /// Says what it has brought of contents.
+    fn tell_arrived(&mut self) {
+        let carried = if self.connection.is_gone() { 0 } else { self.carry.len() };
+        let unfinished = self.connection.unfinished_bytes() + carried;
+        let is_exempt = unfinished > ARRIVING_BYTES_SMALL && self.connection.has_transaction();
+        let (waiting, completed) = (self.connection.published_bytes(), self.connection.large_contents());
+        self.arrival.set(Arrived { unfinished, waiting, completed, is_exempt });
     }
 
     /// Bytes that the client has sent and that were not read.

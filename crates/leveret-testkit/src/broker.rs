@@ -312,6 +312,15 @@ impl Broker {
         }
     }
 
+    /// A client is gone. Returns what is kept of contents that it has begun, as long as the virtual host has not let it go.
+    pub fn end_within_content(&mut self, name: &str) -> usize {
+        let Some(peer) = self.peers.get_mut(name) else { return 0 };
+        peer.connection.handle_end();
+        let kept = peer.connection.unfinished_bytes();
+        self.settle(name);
+        kept
+    }
+
     /// Bodies that are on disk by now cannot be read back: those in the journal until the next start, all others never.
     pub fn damage_bodies(&mut self) {
         self.spill();

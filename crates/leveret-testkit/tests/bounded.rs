@@ -464,6 +464,14 @@ fn a_content_that_is_overdue_closes_its_connection_at_once() {
 }
 
 #[test]
+fn a_content_is_given_up_as_soon_as_its_client_is_gone() {
+    let mut broker = Broker::new(Variation::ALL[0]);
+    run(&mut broker, "C: queue.declare queue='q'\nS: queue.declare-ok 'q' 0 0");
+    run_more(&mut broker, "C: basic.publish routing-key='q'\nC: content-header 100000\nC: content-body 50000*x");
+    assert_eq!(broker.end_within_content("a"), 0, "others wait for their turn");
+}
+
+#[test]
 fn a_transaction_has_a_limit_and_is_gone_beyond_it() {
     let mut broker = Broker::new(Variation::ALL[0]);
     let body = "x".repeat(16 * 1024 * 1024);

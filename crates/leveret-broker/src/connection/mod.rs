@@ -469,6 +469,7 @@ impl Connection {
             return;
         }
         self.is_gone = true;
+        self.channels.abandon_contents();
         if self.held.has_farewell() {
             // The virtual host has let it go already; what it said last, nobody hears.
             self.held = Held::default();

@@ -77,6 +77,13 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    /// Something that the client was to hear on a channel that it has open, and has not.
+    pub(crate) fn untold(&self) -> Option<&Told> {
+        let mut open =
+            self.channels.values().filter(|channel| channel.standing == Standing::Open && !self.is_closing);
+        open.find_map(|channel| channel.told.front())
+    }
+
     pub(crate) fn new(connection: Connection) -> Self {
         Link {
             connection,

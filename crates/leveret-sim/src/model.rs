@@ -591,21 +591,23 @@ impl Model {
     }
 
     fn settle_all(&mut self, now_ms: u64, client: u8, mode: Mode, settled: Vec<(Held, Settling)>) {
-        // A message that no journal knows may be gone after a crash, and so may be what it has become.
-        let is_kept = |(held, _): &(Held, Settling)| {
-            let queue = self.queues.get(&held.slot).filter(|queue| queue.uid == held.uid);
-            queue.is_some_and(|queue| queue.entries.iter().any(|it| it.serial == held.serial && it.journaled))
-        };
-        let is_promised = self.is_durable || settled.iter().any(is_kept);
+        let mut is_promised = self.is_durable;
         for (held, settling) in settled {
             if let Some(tag) = held.consumer
                 && let Some(consumer) = self.consumers.iter_mut().find(|own| own.client == client && own.tag == tag)
             {
                 consumer.held = consumer.held.saturating_sub(1);
             }
+            // A message that no journal knows may be gone after a crash, and so may be what it has become.
+            let queue = self.queues.get(&held.slot).filter(|queue| queue.uid == held.uid);
+            let is_kept =
+                queue.is_some_and(|queue| queue.entries.iter().any(|it| it.serial == held.serial && it.journaled));
+            let was_durable = std::mem::take(&mut self.is_durable);
             self.settle_one(now_ms, &held, settling);
+            is_promised |= is_kept && self.is_durable;
+            self.is_durable |= was_durable;
         }
-        if self.is_durable && is_promised {
+        if is_promised {
             self.channel(client, mode).settled = self.events;
         }
     }

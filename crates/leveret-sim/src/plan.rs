@@ -8,6 +8,9 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+/// Delayed messages wait for less than so long.
+pub(crate) const DELAY_MS_MOST: u32 = 5000;
+
 /// Queues of each virtual host that clients publish to.
 pub(crate) const ORDINARY_QUEUES: u8 = 5;
 /// Queues behind them that only dead letters reach.
@@ -550,7 +553,7 @@ fn publish(random: &mut SmallRng, config: &Config) -> Op {
     let persistent = random.random_bool(0.8);
     let priority = sometimes(random, 30, |random| random.random_range(0..9));
     let expiration_ms = sometimes(random, 12, |random| *[0, 1, 100, 3000, 60_000].choose(random).unwrap_or(&100));
-    let delay_ms = sometimes(random, 70, |random| random.random_range(1..5000));
+    let delay_ms = sometimes(random, 70, |random| random.random_range(1..DELAY_MS_MOST));
     let bytes = if random.random_bool(0.03) { random.random_range(8..6000) } else { random.random_range(8..120) };
     let mandatory = random.random_bool(0.1);
     Op::Publish {

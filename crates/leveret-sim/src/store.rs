@@ -26,7 +26,7 @@ use crate::hub::{Group, Hub};
 use crate::model::{Model, Order, Snapshot, Violation};
 use crate::plan::{Cut, Op};
 use crate::stats::Kind;
-use crate::world::{VHOSTS, World, scratch_reader};
+use crate::world::{UNREAD_AND_TORN, VHOSTS, World, scratch_reader};
 
 /// What a message takes in the journal beside its bytes, and for each further queue: as the server reckons.
 const MESSAGE_RECORD_BYTES: u64 = 29;
@@ -459,7 +459,13 @@ impl World {
         };
         // What could not be read may count as damaged, then and later; but nothing of it is missing.
         let is_excused = |damage: &Damage| (is_unread || damage.is_old) && damage.missing == Missing::Exactly(0);
-        if !recovery.damage.iter().all(is_excused) {
+        if let Some(damage) = recovery.damage.iter().find(|damage| !is_excused(damage)) {
+            // If the power was cut while it was written, nothing tells whether it was whole.
+            if is_unread && matches!(damage.missing, Missing::AtMost(_)) {
+                self.stats.count(Kind::Outcome, UNREAD_AND_TORN);
+                self.is_unclear = true;
+                return Ok(());
+            }
             return Err(format!("a crash is no damage: {:?}", recovery.damage));
         }
         fold.end(0, &recovery.streams);

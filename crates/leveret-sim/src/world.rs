@@ -27,7 +27,9 @@ use crate::Passed;
 use crate::hub::Hub;
 use crate::link::{self, Heard, Link, Standing};
 use crate::model::{Late, RETRY_MS, Told, Violation};
-use crate::plan::{Config, DEAD_QUEUES, ExchangeName, Mode, ORDINARY_QUEUES, Op, Plan, QueueSpec, Step};
+use crate::plan::{
+    Config, DEAD_QUEUES, DELAY_MS_MOST, ExchangeName, Mode, ORDINARY_QUEUES, Op, Plan, QueueSpec, Step,
+};
 use crate::stats::{Kind, Stats};
 use crate::store::{Checkpointing, Store, Stuck};
 
@@ -36,6 +38,9 @@ pub(crate) const VHOSTS: [&str; 2] = ["/", "b"];
 
 /// Where a read of a start fails, it is among so many of the first.
 const READS_MOST: u64 = 12;
+
+/// What a start could not read was the end of the journal, and may have been torn before.
+pub const UNREAD_AND_TORN: &str = "unread, and perhaps torn";
 
 /// A broker was late, and in no order that is tried.
 pub const UNEXPLAINED: &str = "late in no order that is tried";
@@ -181,8 +186,7 @@ impl World {
     pub(crate) fn end(&mut self) -> Result<(), Violation> {
         self.luck = SmallRng::seed_from_u64(1);
         self.disk.set_room(None);
-        self.write_journal(true)?;
-        self.hear_all()?;
+        self.hear_of_everything()?;
         self.die_if_due()?;
         if self.dies.take().is_some() {
             self.disk.stop_at(u64::MAX);
@@ -193,6 +197,18 @@ impl World {
             return Ok(());
         }
         self.let_letters_arrive()?;
+        self.drain()?;
+        // What was delayed comes, too.
+        self.wait(Duration::from_millis(DELAY_MS_MOST.into()))?;
+        self.drain()?;
+        self.hear_of_everything()?;
+        self.compare()?;
+        // Nothing of that comes back.
+        self.power_cut(crate::plan::Cut::Mixed, 0)
+    }
+
+    /// Empties each queue.
+    fn drain(&mut self) -> Result<(), Violation> {
         for hub in 0..self.hubs.len() {
             let client = u8::try_from(hub).unwrap_or_default();
             for slot in self.hubs[hub].model.slots() {
@@ -212,7 +228,33 @@ impl World {
                 }
             }
         }
-        self.compare()
+        Ok(())
+    }
+
+    /// All is written, and whoever is slow reads all that there is: nothing is left that somebody was to hear.
+    fn hear_of_everything(&mut self) -> Result<(), Violation> {
+        loop {
+            self.write_journal(true)?;
+            self.hear_all()?;
+            if self.has_failed || self.stuck.is_some() {
+                // They cannot be told.
+                return Ok(());
+            }
+            let mut links = self.clients.iter().filter_map(|client| client.link.as_ref());
+            let all_have_read = links.all(|link| link.unsent.is_empty());
+            if all_have_read && self.hubs.iter().all(|hub| hub.pending.is_empty()) {
+                break;
+            }
+        }
+        for (client, link) in self.clients.iter().enumerate().filter_map(|(at, it)| Some((at, it.link.as_ref()?))) {
+            if let Some(told) = link.untold() {
+                return Err(format!("client {client} was never told {told:?}"));
+            }
+        }
+        let unconfirmed = self.hubs.iter().find_map(|hub| hub.model.promises.keys().next());
+        unconfirmed.map_or(Ok(()), |(client, _, number)| {
+            Err(format!("publish {number} of client {client} was never confirmed"))
+        })
     }
 
     /// Makes a place for all dead letters that wait or come, and has them tried again.

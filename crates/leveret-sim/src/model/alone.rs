@@ -66,7 +66,9 @@ impl Model {
     pub(super) fn die(&mut self, now_ms: u64, slot: u8, at: usize) {
         if self.spec(slot).keeps_letters() {
             let is_first = self.queues.get(&slot).is_some_and(|queue| queue.dying().next().is_none());
+            let is_behind = self.is_behind;
             let Some(queue) = self.queue_mut(slot) else { return };
+            queue.entries[at].is_loose |= is_behind;
             queue.deaths += 1;
             queue.entries[at].place = Place::Dying(queue.deaths);
             self.is_durable |= self.queues[&slot].entries[at].journaled;
@@ -103,7 +105,11 @@ impl Model {
             }
             let entry = queue.entries.remove(at);
             self.is_durable |= entry.journaled;
+            // Those that died in no known order come in none.
+            let was_behind = self.is_behind;
+            self.is_behind |= entry.is_loose;
             self.letter(now_ms, slot, &entry.message, entry.rank);
+            self.is_behind = was_behind;
         }
     }
 

@@ -133,6 +133,7 @@ fn test_for(bug: Bug) -> Option<Test> {
         | Bug::LivingSegmentReused
         | Bug::ReplayBeginsTooLate
         | Bug::ConfirmBeforeDurable
+        | Bug::ConfirmForgotten
         | Bug::RefusalConfirmed
         | Bug::AnswerOvertakes
         | Bug::DeliveryBeforeGrant

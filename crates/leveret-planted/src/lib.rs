@@ -62,6 +62,7 @@ bugs! {
     ReplayBeginsTooLate "replay-begins-too-late" "A start begins where the last stream needs it, not the first.",
     // What is told when.
     ConfirmBeforeDurable "confirm-before-durable" "A publish is confirmed before its change is durable.",
+    ConfirmForgotten "confirm-forgotten" "A publish is never confirmed if the one before it waits for the journal.",
     RefusalConfirmed "refusal-confirmed" "A publish that a full queue refuses is confirmed.",
     AnswerOvertakes "answer-overtakes" "An answer overtakes what waits for the journal on its channel.",
     DeliveryBeforeGrant "delivery-before-grant" "A message is handed out before its grant is durable.",

@@ -87,7 +87,7 @@ impl Confirms {
         let number = self.in_order(number);
         if after <= durable || planted(Bug::ConfirmBeforeDurable) {
             self.ready(number, self.refused_behind);
-        } else {
+        } else if self.waiting.is_empty() || !planted(Bug::ConfirmForgotten) {
             debug_assert!(self.waiting.back().is_none_or(|last| last.after <= after));
             let is_behind_refused = std::mem::take(&mut self.refused_behind);
             self.waiting.push_back(Waiting { after, number, is_behind_refused });

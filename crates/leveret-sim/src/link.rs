@@ -77,13 +77,6 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Something that the client was to hear on a channel that it has open, and has not.
-    pub(crate) fn untold(&self) -> Option<&Told> {
-        let mut open =
-            self.channels.values().filter(|channel| channel.standing == Standing::Open && !self.is_closing);
-        open.find_map(|channel| channel.told.front())
-    }
-
     pub(crate) fn new(connection: Connection) -> Self {
         Link {
             connection,
@@ -95,6 +88,12 @@ impl Link {
             channels: BTreeMap::new(),
             is_closing: false,
         }
+    }
+
+    /// Something that the client was to hear on a channel that it has open, and has not.
+    pub(crate) fn untold(&self) -> Option<&Told> {
+        let mut open = self.channels.values().filter(|channel| channel.standing == Standing::Open);
+        if self.is_closing { None } else { open.find_map(|channel| channel.told.front()) }
     }
 
     pub(crate) fn channel(&mut self, mode: Mode) -> &mut ClientChannel {

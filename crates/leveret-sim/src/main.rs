@@ -16,7 +16,7 @@ const SHORTENING_TRIES: usize = 3000;
 /// Among so many seeds everything occurs.
 const SEEDS_FOR_EVERYTHING: u64 = 1000;
 
-/// In one of so many seeds, at most, nobody can tell what there is where that hides what a mistake would look like, too.
+/// What ends a run and could hide a mistake may occur in one of so many seeds.
 const RARE: u64 = 1000;
 
 /// Simulates the broker.

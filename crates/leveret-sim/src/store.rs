@@ -459,14 +459,15 @@ impl World {
         };
         // What could not be read may count as damaged, then and later; but nothing of it is missing.
         let is_excused = |damage: &Damage| (is_unread || damage.is_old) && damage.missing == Missing::Exactly(0);
-        if let Some(damage) = recovery.damage.iter().find(|damage| !is_excused(damage)) {
-            // If the power was cut while it was written, nothing tells whether it was whole.
-            if is_unread && matches!(damage.missing, Missing::AtMost(_)) {
-                self.stats.count(Kind::Outcome, UNREAD_AND_TORN);
-                self.is_unclear = true;
-                return Ok(());
-            }
+        // If the power was cut while it was written, nothing tells whether it was whole.
+        let is_unclear = |damage: &Damage| is_unread && matches!(damage.missing, Missing::AtMost(_));
+        if !recovery.damage.iter().all(|damage| is_excused(damage) || is_unclear(damage)) {
             return Err(format!("a crash is no damage: {:?}", recovery.damage));
+        }
+        if recovery.damage.iter().any(is_unclear) {
+            self.stats.count(Kind::Outcome, UNREAD_AND_TORN);
+            self.is_unclear = true;
+            return Ok(());
         }
         fold.end(0, &recovery.streams);
         if *fold.faults() != Faults::default() {

@@ -57,7 +57,8 @@ enum Fill {
 }
 
 impl Arrivals {
-    /// An eighth of a limit on memory, in bytes, is for them, and the one that is begun in it last.
+    /// An eighth of a limit on memory, in bytes, is for them, and what the last one brings that had its turn in it; if many wait, what
+    /// the last ones bring, which are [`ARRIVING_SLOW`] by [`ARRIVING_SLOW_MIN`] at most.
     pub(crate) fn new(memory_limit: usize) -> Arc<Self> {
         Arc::new(Arrivals {
             bytes: AtomicUsize::new(0),
@@ -587,7 +588,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_there_is_too_much_nobody_loses_a_turn_and_who_brings_nothing_is_soon_overdue() {
+    async fn while_there_is_too_much_and_few_wait_nobody_loses_a_turn_and_who_brings_nothing_is_soon_overdue() {
         let [mut first, mut second, mut third] = several(BOUND);
         first.bring(900_000);
         second.bring(900_000);

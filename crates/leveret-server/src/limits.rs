@@ -180,10 +180,11 @@ pub(crate) const ARRIVING_SLICE_BYTES: usize = 4 * 1024;
 /// Connection 506.
 pub(crate) const ARRIVING_SLOW: Duration = Duration::from_millis(500);
 
-/// If so many wait for the one that has the turn, it loses it after half of that time, and if twice as many after a third.
+/// If so many wait for the one that has the turn meanwhile, it loses it after half of [`ARRIVING_SLOW`]; if twice as many, after a
+/// third. The next ones bring more yet, so that is what several keep side by side.
 pub(crate) const ARRIVING_SLOW_SHARED: u32 = 8;
 
-/// It keeps it for so long, however many wait.
+/// It keeps it for so long, however many wait: in half a second ten of them have one.
 pub(crate) const ARRIVING_SLOW_MIN: Duration = Duration::from_millis(50);
 
 /// How long nothing is journaled before a marker says on disk that all is durable.

@@ -147,14 +147,14 @@ impl Peer {
                 // Others have a turn, and this thread may have to read them first.
                 tokio::task::yield_now().await;
             }
+            let mut turn = None;
             if self.connection.is_gone() {
                 // Others need not wait for its contents while it waits to leave.
                 self.tell_arrived();
+                if let Some(attached) = &self.attached {
+                    turn = attached.turn_to_leave().await;
+                }
             }
-            let turn = match &self.attached {
-                Some(attached) if self.connection.is_gone() => attached.turn_to_leave().await,
-                Some(_) | None => None,
-            };
             self.work(address);
             if turn.is_some() {
                 tokio::task::yield_now().await;

@@ -226,7 +226,10 @@ class Clients:
             self.events.extend(("ok", message) for message in messages)
 
     async def consume(self, url, queue, idle=None):
-        """Acks everything; every 64 acks it asks something, whose answer settles them. Ends when idle for so long."""
+        """Acks everything; every 64 acks it asks something, whose answer settles them.
+
+        Ends when nothing came for `idle` seconds and the queue says that it has none, or none came for much longer.
+        """
         self.session += 1
         session = self.session
         connection = await aiormq.connect(url)
@@ -244,11 +247,17 @@ class Clients:
 
         await channel.basic_consume(queue, take)
         unsettled = []
+        heard = time.monotonic()
         while True:
             try:
                 tag, message = await asyncio.wait_for(arrived.get(), idle)
             except asyncio.TimeoutError:
-                break
+                # Who brings nothing for a while may be a machine that stands still; a broker that has some does bring it.
+                asked = await channel.queue_declare(queue, passive=True)
+                if not asked.message_count or time.monotonic() > heard + STALLED_SECONDS:
+                    break
+                continue
+            heard = time.monotonic()
             if message is not None:
                 self.events.append(("ack", message))
                 unsettled.append(message)

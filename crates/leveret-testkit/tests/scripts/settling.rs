@@ -221,6 +221,40 @@ fn acks_that_arrive_together_make_room_for_as_many() {
 }
 
 #[test]
+fn acks_of_several_make_room_for_the_consumer_that_each_is_for() {
+    for acks in
+        ["C: basic.ack delivery-tag=2 multiple", "C+: basic.ack delivery-tag=1\nC: basic.ack delivery-tag=2"]
+    {
+        script(&format!(
+            "
+            C: queue.declare queue='q'
+            S: queue.declare-ok 'q' 0 0
+            C: basic.qos prefetch-count=2
+            S: basic.qos-ok
+            C: basic.consume queue='q' consumer-tag='s'
+            S: basic.consume-ok 's'
+            C: basic.qos prefetch-count=1
+            S: basic.qos-ok
+            C: basic.consume queue='q' consumer-tag='t'
+            S: basic.consume-ok 't'
+            C: basic.publish routing-key='q' body='1'
+            S: basic.deliver 's' 1 body='1'
+            C: basic.publish routing-key='q' body='2'
+            S: basic.deliver 't' 2 body='2'
+            C: basic.publish routing-key='q' body='3'
+            S: basic.deliver 's' 3 body='3'
+            C: basic.publish routing-key='q' body='4'
+            C: basic.publish routing-key='q' body='5'
+            S: nothing
+            {acks}
+            S: basic.deliver 's' 4 body='4'
+            S: basic.deliver 't' 5 body='5'
+            "
+        ));
+    }
+}
+
+#[test]
 fn acks_that_arrive_together_in_a_transaction_are_undone_together() {
     after_three_deliveries(
         "

@@ -147,6 +147,26 @@ fn an_ack_is_durable_before_a_later_answer_on_its_channel() {
     );
 }
 
+/// The journal knows nothing of that message, so nobody waits for it.
+#[test]
+fn an_answer_behind_the_ack_of_a_transient_message_comes_at_once() {
+    script(
+        "
+        C: queue.declare queue='q' durable
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' body='1'
+        C: basic.get queue='q'
+        S: basic.get-ok 1 '' 'q' 0 body='1'
+        journal stops
+        C/2: basic.publish routing-key='q' delivery-mode=2 body='2'
+        C: basic.ack delivery-tag=1
+        C: basic.qos prefetch-count=1
+        S: basic.qos-ok
+        journal keeps up
+        ",
+    );
+}
+
 #[test]
 fn a_durable_declaration_is_answered_when_it_is_durable_and_an_exclusive_one_at_once() {
     script(

@@ -247,6 +247,32 @@ fn what_a_full_queue_does_not_take_goes_on_as_a_dead_letter_if_it_says_so() {
     );
 }
 
+/// RabbitMQ: `reject-publish` leaves it to the publisher, whatever becomes of other messages of that queue.
+#[test]
+fn what_a_full_queue_does_not_take_is_no_dead_letter_unless_it_says_so() {
+    script(
+        "
+        C: queue.declare queue='dead'
+        S: queue.declare-ok 'dead' 0 0
+        C: queue.declare queue='q' arguments={x-max-length=1 x-overflow='reject-publish' x-dead-letter-exchange='' x-dead-letter-routing-key='dead'}
+        S: queue.declare-ok 'q' 0 0
+        C: confirm.select
+        S: confirm.select-ok
+        C: basic.publish routing-key='q' body='1'
+        S: basic.ack 1
+        C: basic.publish routing-key='q' body='2'
+        S: basic.nack 2 multiple requeue
+        C: basic.get queue='dead' no-ack
+        S: basic.get-empty
+        C: basic.get queue='q'
+        S: basic.get-ok 1 '' 'q' 0 body='1'
+        C: basic.reject delivery-tag=1
+        C: basic.get queue='dead' no-ack
+        S: basic.get-ok 2 '' 'dead' 0 body='1'
+        ",
+    );
+}
+
 /// Dead letters that nobody takes go round until they come to a queue where they were.
 #[test]
 fn full_queues_in_a_circle_come_to_an_end() {

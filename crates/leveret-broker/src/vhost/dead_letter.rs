@@ -352,6 +352,29 @@ mod tests {
         assert_eq!(effects.notices, [Notice::DeadLetterCycle { queues }]);
     }
 
+    #[test]
+    fn letters_of_which_too_many_were_made_are_noticed_once_for_their_queue() {
+        let arguments = FieldTable::build(|table| {
+            table.field("x-max-length", Value::I32(0));
+            table.field("x-dead-letter-exchange", Value::LongStr(b""));
+            table.field("x-dead-letter-routing-key", Value::LongStr(b"dead"));
+        });
+        // As many as 2^16 of a message go on that dies once.
+        let letters = [16, 17, 18, 19].into_iter().zip(0..).map(|(spread, place)| {
+            let mut message = message();
+            message.set_spread(spread);
+            let position = QueuePosition(place);
+            let queues = smallvec![Enqueued { queue: QueueNumber(1), position, expires: None }];
+            Change::MessageEnqueued { message, queues }
+        });
+        let mut vhost = vhost_with(arguments, 0, [dead_declared()].into_iter().chain(letters));
+        let mut effects = Effects::default();
+        assert!(!run(&mut vhost, at(1), &mut effects));
+        assert_eq!(names(&vhost), [("dead", 1), ("q", 0)]);
+        let queue = QueueName::new(ShortStr::truncated("q"));
+        assert_eq!(effects.notices, [Notice::DeadLetterSpread { queue }]);
+    }
+
     fn names(vhost: &VirtualHost) -> Vec<(&str, usize)> {
         let queues = vhost.queues.values().filter(|queue| queue.declared.standing == Standing::Open);
         let mut names: Vec<_> = queues.map(|queue| (queue.declared.name.as_str(), queue.ready())).collect();
@@ -481,6 +504,24 @@ mod tests {
         assert_eq!(vhost.next_timeout(), Some(Deadline(Duration::ZERO)), "but it is done");
         while vhost.go_on(at(1), &mut effects) == Progress::More {}
         assert_eq!((messages(&vhost), vhost.next_timeout()), (0, None));
+    }
+
+    /// Those that go nowhere are the fastest.
+    #[test]
+    fn commands_go_on_while_many_letters_that_waited_leave_their_queue() {
+        let arguments = FieldTable::build(|table| {
+            table.field("x-dead-letter-exchange", Value::LongStr(b""));
+            table.field("x-dead-letter-routing-key", Value::LongStr(b"nowhere"));
+        });
+        let letters = (0..10_000).map(|place| (QueuePosition(place), DeathReason::Rejected));
+        let condemned = Change::MessagesCondemned { queue: QueueNumber(1), messages: letters.collect() };
+        let mut vhost = vhost_with(arguments, 10_000, [condemned]);
+        let mut effects = Effects::default();
+        assert_eq!(vhost.handle_timeout(at(1), &mut effects), Progress::More);
+        let left = vhost.queues[vhost.queue_names["q"]].len();
+        assert!((1..10_000).contains(&left), "{left}");
+        while vhost.go_on(at(1), &mut effects) == Progress::More {}
+        assert_eq!(vhost.queues[vhost.queue_names["q"]].len(), 0);
     }
 
     /// What is due is done; true if something still is.

@@ -318,9 +318,11 @@ fn field<'v>(path: &str, value: &'v Value, depth: usize) -> Result<Owned<'v>, Fa
     Ok(Owned::Scalar(match value {
         Value::Null => Field::Void,
         Value::Bool(flag) => Field::Bool(*flag),
-        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(integer), _) => Field::I64(integer),
-            (None, Some(float)) if number.is_f64() => Field::F64(float),
+        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(integer), ..) => Field::I64(integer),
+            // Only timestamps come so far. They are numbers in an export.
+            (None, Some(seconds), _) => Field::Timestamp(seconds),
+            (None, None, Some(float)) => Field::F64(float),
             _ => return Err(is_not(path, "a number of 64 bits", value)),
         },
         Value::String(text) => Field::LongStr(text.as_bytes()),

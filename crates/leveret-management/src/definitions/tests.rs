@@ -167,12 +167,14 @@ fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
 
 #[test]
 fn arguments_of_every_kind_become_a_field_table() {
+    let (arrays, latest) = (json!([1, ["x"], {"y": 2}]), u64::MAX);
     let arguments =
-        json!({"n": -1, "f": 1.5, "t": "x", "b": true, "v": null, "a": [1, ["x"], {"y": 2}], "o": {"z": []}});
+        json!({"n": -1, "T": latest, "f": 1.5, "t": "x", "b": true, "v": null, "a": arrays, "o": {"z": []}});
     let file = json!({"queues": [{"name": "q", "vhost": "/", "arguments": arguments}]});
     let definitions = parse(&file).unwrap();
     let table = definitions.queues[0].what.arguments.as_table();
     assert_eq!(table.get("n"), Some(Field::I64(-1)));
+    assert_eq!(table.get("T"), Some(Field::Timestamp(latest)), "no other type has room for it");
     assert_eq!(table.get("f"), Some(Field::F64(1.5)));
     assert_eq!(table.get("v"), Some(Field::Void));
     let shown =

@@ -4,14 +4,20 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use leveret_management::definitions::{Definitions, Fault, LoadError, Loaded, load};
 use leveret_server::{Admin, Beginning};
+
+use crate::whole_file;
 
 const TEMPLATE: &str = "loading definitions [{bar:40}] {pos}/{len} {elapsed}";
 
 /// How often the time in the bar moves on.
 const DRAWN_EVERY: Duration = Duration::from_millis(200);
+
+/// The most that a file has. A definition takes some hundred bytes: that is for a million of them.
+const BYTES_MAX: ByteSize = ByteSize::mib(512);
 
 /// A file of definitions.
 pub(crate) struct File {
@@ -39,7 +45,7 @@ impl FileError {
 
 impl File {
     pub(crate) fn read(path: &Path) -> Result<Self, FileError> {
-        let text = std::fs::read(path).map_err(|error| FileError::Unreadable(path.into(), error))?;
+        let text = whole_file::bytes(path, BYTES_MAX).map_err(|error| FileError::Unreadable(path.into(), error))?;
         let definitions = Definitions::parse(&text).map_err(|fault| FileError::Fault(path.into(), fault))?;
         Ok(File { path: path.into(), definitions })
     }

@@ -10,6 +10,7 @@ mod heap;
 mod log;
 mod progress;
 mod serve;
+mod whole_file;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;

@@ -9,8 +9,7 @@ mod keys;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -18,6 +17,8 @@ use leveret_server::{ServerConfig, Storage};
 use tracing_subscriber::filter::LevelFilter;
 
 use keys::{KEYS, Key};
+
+use crate::whole_file;
 
 /// The port that AMQP 0-9-1 has at IANA.
 pub(crate) const AMQP_PORT: u16 = 5672;
@@ -162,7 +163,7 @@ pub(crate) enum ConfigurationError {
     NoValue(&'static str, String),
     #[error("{0} names a file that cannot be read, {file}: {fault}", file = .1.display(), fault = .2)]
     UnreadableValue(String, PathBuf, io::Error),
-    #[error("LEVERET_SET is not valid UTF-8")]
+    #[error("LEVERET_SET is not in UTF-8; a setting is KEY=VALUE, several are divided by commas")]
     NotUtf8,
     #[error("{what} takes {takes}; '{value}' is not that")]
     Invalid { what: String, takes: &'static str, value: String },
@@ -173,9 +174,6 @@ pub(crate) enum ConfigurationError {
     #[error("--amqp-port and --management-port are both {0}; choose two ports")]
     OnePort(u16),
 }
-
-/// Bytes of a configuration file. More is no configuration.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// From so much on, of 1, two names are taken for one and a misspelling of it.
 const SIMILARITY_MIN: f64 = 0.8;
@@ -278,7 +276,7 @@ pub(crate) fn from_environment(
         }
         for variable in [format!("{rabbitmq}_FILE"), format!("LEVERET_{upper}_FILE")] {
             let Some(file) = lookup(&variable).map(PathBuf::from) else { continue };
-            let value = std::fs::read_to_string(&file)
+            let value = whole_file::text(&file, whole_file::SMALL)
                 .map_err(|error| ConfigurationError::UnreadableValue(variable.clone(), file, error))?;
             // An editor ends the line.
             let value = value.strip_suffix('\n').map_or(&*value, |value| value.strip_suffix('\r').unwrap_or(value));
@@ -304,14 +302,8 @@ pub fn is_configuration<'t>(text: &str, set: impl Iterator<Item = &'t str>) -> R
 }
 
 fn read(file: &Path) -> Result<Vec<Assignment>, ConfigurationError> {
-    let unreadable = |error: io::Error| ConfigurationError::Unreadable(file.into(), error.to_string());
-    let mut text = String::new();
-    File::open(file)
-        .and_then(|opened| opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-        .map_err(unreadable)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(unreadable(io::Error::other("it has more than 1 MiB")));
-    }
+    let text = whole_file::text(file, whole_file::SMALL)
+        .map_err(|error| ConfigurationError::Unreadable(file.into(), error.to_string()))?;
     parse(file, &text)
 }
 
@@ -521,7 +513,7 @@ mod tests {
     #[test]
     fn a_file_without_an_end_is_not_read_to_it() {
         let error = Configuration::new(Some(Path::new("/dev/zero")), Vec::new()).unwrap_err().to_string();
-        assert_eq!(error, "cannot read the configuration file /dev/zero: it has more than 1 MiB");
+        assert_eq!(error, "cannot read the configuration file /dev/zero: it has more than 1.0 MiB");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `leveret add`, `set`, `clear`, and `delete` of users and virtual hosts.
 
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +9,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::{Broker, DataDir, Failure, encoded, finish};
+use crate::whole_file;
 
 /// Add a user or a virtual host.
 #[derive(Debug, Subcommand)]
@@ -74,12 +74,11 @@ impl Credential {
 }
 
 fn first_line(file: &std::path::Path) -> io::Result<String> {
-    let mut text = String::new();
-    if file.as_os_str() == "-" {
-        io::stdin().read_to_string(&mut text)?;
+    let text = if file.as_os_str() == "-" {
+        whole_file::standard_input(whole_file::SMALL)?
     } else {
-        text = fs::read_to_string(file)?;
-    }
+        whole_file::text(file, whole_file::SMALL)?
+    };
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 

@@ -153,7 +153,7 @@ fn answer(readers: &mut Readers, request: Request, which: Try) -> Option<Request
         let known = readers.lost.entry(stream).or_default();
         if known.add(lost) {
             tracing::error!(
-                "virtual host '{}': messages that cannot be read back stay where they are: {fault} ({} tries so far); \
+                "virtual host '{}': messages that cannot be read back stay where they are: {fault} (tries so far: {}); \
                  leveret check tells of which queues, and deleting these drops them",
                 vhost(),
                 known.count,

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use leveret_broker::change::{ENQUEUED_RECORD_BYTES, MESSAGE_RECORD_BYTES};
 use leveret_broker::node::recovery::NODE_STREAM;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_journal::{Keeper, Living, Swept};
@@ -19,8 +20,7 @@ use crate::hubs::Hubs;
 use crate::journal::{AcksWait, Growth, Orders, WriterEnded};
 use crate::limits::{
     CHECKPOINT_GROWTH, CHECKPOINT_GROWTH_MIN, CHECKPOINT_INTERVALS_MAX, CHECKPOINT_LIVING_PART,
-    CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, DISK_SHORT_LOOK_EVERY, ENQUEUED_RECORD_BYTES,
-    FULL_RETRY_EVERY, MESSAGE_RECORD_BYTES, SHORT_REST_FACTOR,
+    CHECKPOINT_LOOK_EVERY, CHECKPOINT_PENDING_BYTES, DISK_SHORT_LOOK_EVERY, FULL_RETRY_EVERY, SHORT_REST_FACTOR,
 };
 use crate::node::NodeKeeper;
 use crate::space::Shortage;

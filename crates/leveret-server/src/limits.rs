@@ -51,12 +51,6 @@ pub(crate) const CHECKPOINT_PENDING_BYTES: usize = 256 * 1024;
 /// But not more than what lives in the journal divided by this, as what is between checkpoints takes room.
 pub(crate) const CHECKPOINT_LIVING_PART: u64 = 8;
 
-/// Bytes that the change of a message takes beside the message, for one queue. See `docs/formats/changes.md`.
-pub(crate) const MESSAGE_RECORD_BYTES: u64 = 12 + ENQUEUED_RECORD_BYTES;
-
-/// Bytes that it takes more for each further queue.
-pub(crate) const ENQUEUED_RECORD_BYTES: u64 = 17;
-
 /// Changes for which the thread of the journal keeps room between two batches.
 pub(crate) const TAKEN_CHANGES_KEPT: usize = 16 * 1024;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leveret_amqp::ShortStr;
-use leveret_broker::change::NodeChange;
+use leveret_broker::change::{ENQUEUED_RECORD_BYTES, MESSAGE_RECORD_BYTES, NodeChange};
 use leveret_broker::names::{UserName, VhostName};
 use leveret_broker::node::password::{PasswordHash, SALT_BYTES};
 use leveret_broker::node::recovery::{Faults, Fold, Folded, NODE_STREAM};
@@ -28,9 +28,6 @@ use crate::plan::{Cut, Op};
 use crate::stats::Kind;
 use crate::world::{UNREAD_AND_TORN, VHOSTS, World, scratch_reader};
 
-/// What a message takes in the journal beside its bytes, and for each further queue: as the server reckons.
-const MESSAGE_RECORD_BYTES: u64 = 29;
-const ENQUEUED_RECORD_BYTES: u64 = 17;
 /// The most that passes while the broker is down.
 const DOWN_MS_MOST: u64 = 3000;
 

@@ -22,6 +22,12 @@ use crate::vhost::policy::{PolicyKind, PolicySource};
 /// No journal gets so far with the number of a change, a message or a queue: a record that says so is not believed.
 const NUMBERS_END: u64 = 1 << 62;
 
+/// Bytes that [`Change::MessageEnqueued`] takes beside its message, for one queue. See `docs/formats/changes.md`.
+pub const MESSAGE_RECORD_BYTES: u64 = 12 + ENQUEUED_RECORD_BYTES;
+
+/// Bytes that it takes more for each further queue.
+pub const ENQUEUED_RECORD_BYTES: u64 = 17;
+
 /// A point in the journal stream of one virtual host: how many changes lie before it. Positions grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JournalPosition(pub u64);

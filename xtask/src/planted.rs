@@ -79,10 +79,6 @@ fn test_for(bug: Bug) -> Option<Test> {
         Bug::AcksReused | Bug::ReusedBeforeSync | Bug::ReplayNotSynced => {
             Some(("crash", "after_a_power_cut_at_any_operation_everything_promised_is_back_and_nothing_else"))
         }
-        // What it does fits into one hold of the lock.
-        Bug::CommitInPieces => {
-            Some(("bounded", "a_large_transaction_is_committed_in_bounded_holds_and_journaled_as_one"))
-        }
         // What arrives there together in one queue is not for a journal.
         Bug::RowNotJournaled => {
             Some(("scripts", "durability::persistent_messages_that_arrive_together_are_back_like_any_other"))
@@ -156,6 +152,8 @@ fn test_for(bug: Bug) -> Option<Test> {
         | Bug::HashNeedsWord
         | Bug::AckBeforePublish
         | Bug::FanOutJournaledOnce
+        | Bug::FanOutInPieces
+        | Bug::CommitInPieces
         | Bug::GrantedWithoutFlag
         | Bug::CheckpointKeepsAcked
         | Bug::CheckpointWithoutBindings

@@ -99,8 +99,9 @@ bugs! {
     // What a restart finds.
     AckBeforePublish "ack-before-publish" "An ack is replayed before the publish that stood before it.",
     FanOutJournaledOnce "fan-out-journaled-once" "A message that goes to several queues is journaled for one of them.",
+    FanOutInPieces "fan-out-in-pieces" "A crash may find a message in some of the queues that it went to.",
     GrantedWithoutFlag "granted-without-flag" "What may have been delivered before a crash does not carry the flag.",
-    CommitInPieces "commit-in-pieces" "A crash may find a part of a large transaction.",
+    CommitInPieces "commit-in-pieces" "A crash may find a part of a transaction.",
     CheckpointKeepsAcked "checkpoint-keeps-acked" "What is acked while a checkpoint is written comes back.",
     CheckpointWithoutBindings "checkpoint-without-bindings" "A checkpoint leaves bindings out.",
     TimeToLiveBeginsAnew "time-to-live-begins-anew" "A time to live begins anew with each start.",

@@ -113,6 +113,8 @@ struct Entry {
     is_late: bool,
     /// Names it among all that ever were.
     serial: u64,
+    /// Names its publish or transaction, or its death: after a crash all with the same are there, or none.
+    together: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -129,6 +131,10 @@ struct Queue {
 }
 
 impl Queue {
+    fn has(&self, serial: u64) -> bool {
+        self.entries.iter().any(|entry| entry.serial == serial)
+    }
+
     fn ready(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|entry| entry.place == Place::Ready)
     }
@@ -173,6 +179,8 @@ pub(crate) struct Snapshot {
     queues: BTreeMap<u8, Rc<Queue>>,
     topology: Rc<Topology>,
     delayed: Rc<Vec<Delayed>>,
+    /// What the transaction of the event has acked, and what names it.
+    acked_together: Rc<BTreeMap<u64, u64>>,
     /// How many events there were.
     pub(crate) events: u64,
 }
@@ -316,6 +324,11 @@ pub(crate) struct Model {
     pub(crate) is_durable: bool,
     topology_event: u64,
     last_serial: u64,
+    last_together: u64,
+    /// The transaction that is committed just now.
+    transaction: Option<u64>,
+    /// What it has acked.
+    acked_together: Rc<BTreeMap<u64, u64>>,
     order: Order,
     /// What happens by itself was due at different times, and happens late.
     is_behind: bool,
@@ -345,6 +358,9 @@ impl Model {
             is_durable: false,
             topology_event: 0,
             last_serial: 0,
+            last_together: 0,
+            transaction: None,
+            acked_together: Rc::default(),
             order: Order::default(),
             is_behind: false,
             heard: HashSet::new(),
@@ -362,6 +378,13 @@ impl Model {
         self.events += 1;
         self.is_durable = false;
         self.is_behind = false;
+        self.acked_together = Rc::default();
+    }
+
+    /// Names what is there after a crash as a whole, or not at all.
+    fn next_together(&mut self) -> u64 {
+        self.last_together += 1;
+        self.last_together
     }
 
     fn queue_mut(&mut self, slot: u8) -> Option<&mut Queue> {
@@ -410,12 +433,12 @@ impl Model {
 
     // Messages come and go.
 
-    fn enqueue(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, lane: u16) {
+    fn enqueue(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, lane: u16, together: u64) {
         let spec = self.spec(slot);
         let (most, without) = if spec.quorum { (31, 4) } else { (spec.max_priority.unwrap_or(0), 0) };
         let rank = if most == 0 { 0 } else { message.priority.map_or(without, |priority| priority.min(most)) };
         let time_to_live = message.expiration_ms.into_iter().chain(spec.ttl_ms).min();
-        let journaled = spec.durable && (message.persistent || spec.quorum);
+        let journaled = spec.journals(message.persistent);
         self.last_serial += 1;
         let (serial, is_loose) = (self.last_serial, self.is_behind && lane != 0);
         let Some(queue) = self.queue_mut(slot) else { return };
@@ -431,6 +454,7 @@ impl Model {
             is_loose,
             is_late: false,
             serial,
+            together,
         });
         self.is_durable |= journaled;
     }
@@ -493,8 +517,7 @@ impl Model {
                 let is_there = |&(slot, uid): &(u8, u64)| self.queues.get(&slot).is_some_and(|it| it.uid == uid);
                 let slots: Vec<u8> = queues.iter().copied().filter(is_there).map(|(slot, _)| slot).collect();
                 let taken = self.offer(now_ms, message, &slots);
-                let is_kept =
-                    |slot: &u8| self.spec(*slot).durable && (message.persistent || self.spec(*slot).quorum);
+                let is_kept = |slot: &u8| self.spec(*slot).journals(message.persistent);
                 let outcome = match taken.iter().any(is_kept) {
                     _ if taken.len() < slots.len() => Outcome::Refused,
                     true => Outcome::Durable,

@@ -112,7 +112,12 @@ impl QueueSpec {
     /// too: none is too many, and no journal is to know them.
     pub(crate) fn takes_all_at_once(&self, persistent: bool) -> bool {
         let is_limited = self.max_length.is_some() || self.max_bytes.is_some();
-        !is_limited && !(self.durable && (persistent || self.quorum))
+        !is_limited && !self.journals(persistent)
+    }
+
+    /// Whether a journal knows of messages in it.
+    pub(crate) fn journals(&self, persistent: bool) -> bool {
+        self.durable && (persistent || self.quorum)
     }
 
     /// Whether dead letters stay in it until they are taken.

@@ -532,17 +532,21 @@ impl World {
     /// What a virtual host has found is one of these, and what is due by now.
     fn restore(&mut self, at: usize, snapshots: Vec<Snapshot>, in_good_order: bool) -> Result<(), Violation> {
         let now_ms = self.now_ms();
+        let mut found_in = self.hubs[at].views();
         // What is due at once does not wait for a client.
         self.catch_up(at)?;
         let is_certain = snapshots.len() == 1;
         let views = self.hubs[at].views();
+        // Dead letters may have been on their way.
+        found_in.extend(views.iter().filter(|(slot, _)| Model::is_dead(**slot)).map(|(slot, view)| (*slot, *view)));
         let mut snapshots = snapshots;
         if let [after, before, passed @ ..] = &snapshots[..] {
             // What came may have gone again by the end of the event.
-            let later = passed.iter().chain([after]);
-            let between: Vec<_> = later.map(|later| Model::between(before, later, &views)).collect();
-            let none = Model::without_letters(before, after);
-            let (model, all) = (&self.hubs[at].model, snapshots.iter().chain(&between));
+            let (model, later) = (&self.hubs[at].model, passed.iter().chain([after]));
+            let between: Vec<_> =
+                later.filter_map(|later| model.between(before, later, passed, &found_in)).collect();
+            let none = model.without_letters(before, after);
+            let all = snapshots.iter().chain(&between).chain([&none]);
             let mut late: Vec<_> = all.map(|later| model.with_late_letters(before, later, 0)).collect();
             let letters = Model::new_letters(before, after).len();
             late.extend((1..letters).map(|already| model.with_late_letters(before, after, already)));

@@ -11,11 +11,12 @@ use crate::moment::Moment;
 use crate::vhost::command::Publish;
 use crate::vhost::deliver::Recipe;
 use crate::vhost::effects::{Effects, Output, Outputs, window_bytes};
-use crate::vhost::exchange::ExchangeId;
+use crate::vhost::exchange::{ExchangeId, Kept, Target};
 use crate::vhost::queue::{Entry, Queue, QueueType};
 use crate::vhost::refusal::Refusal;
 use crate::vhost::route::{Route, Way};
 use crate::vhost::search::{Keepers, Search, Unfinished};
+use crate::vhost::work::Work;
 use crate::vhost::{ConnectionId, QueueId, VirtualHost};
 
 impl VirtualHost {
@@ -192,6 +193,12 @@ impl VirtualHost {
         let mut durable_queues: SmallVec<[Enqueued; 1]> = SmallVec::new();
         let mut message = Some(message);
         for (nth, &queue_id) in route.iter().enumerate() {
+            if planted(Bug::FanOutInPieces) && nth > 0 && departure == JournalPosition::default() {
+                let kept = message.clone().map(|message| Kept { message, expiration_ms });
+                self.work.push_back(Work::Replay(Target::Queue(queue_id), Vec::from_iter(kept).into_iter()));
+                self.units = 0;
+                continue;
+            }
             let Some(queue) = self.queues.get_mut(queue_id) else { continue };
             let journaled = is_journaled(queue);
             let number = queue.declared.number;

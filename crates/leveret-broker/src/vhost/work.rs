@@ -162,6 +162,9 @@ impl VirtualHost {
                 self.settle_one(now, unacked, *settlement, effects);
             }
             Work::Commit { from, channel, publishes, settlements, is_whole } => {
+                if planted(Bug::CommitInPieces) {
+                    self.units = 0;
+                }
                 if let Some((publish, route, keepers)) = publishes.next() {
                     *is_whole &= self.enqueue(now, *from, publish, &route, &keepers, effects);
                     self.settled_on(*from, *channel);

@@ -8,10 +8,14 @@ use super::{Consumer, Delayed, Entry, Message, Model, Order, Place, Queue, RETRY
 use crate::plan::{Dead, ExchangeName, Overflow};
 
 impl Model {
-    fn would_overflow(&self, slot: u8, bytes: usize) -> bool {
+    /// Whether a queue does not take so many messages more.
+    pub(super) fn refuses(&self, slot: u8, count: usize, bytes: usize) -> bool {
         let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
+        if !matches!(spec.overflow, Some(Overflow::Reject | Overflow::RejectDead)) {
+            return false;
+        }
         let dying_bytes: usize = queue.dying().map(|entry| entry.message.bytes).sum();
-        let count = queue.ready_count() + queue.dying().count() + 1;
+        let count = queue.ready_count() + queue.dying().count() + count;
         let bytes = queue.ready_bytes() + dying_bytes + bytes;
         spec.max_length.is_some_and(|most| count > most as usize)
             || spec.max_bytes.is_some_and(|most| bytes > most as usize)
@@ -27,18 +31,16 @@ impl Model {
 
     /// Puts a message into those queues that do not refuse it, and returns them.
     pub(super) fn offer(&mut self, now_ms: u64, message: &Rc<Message>, slots: &[u8]) -> Vec<u8> {
-        let refuses = |slot: &u8| {
-            matches!(self.spec(*slot).overflow, Some(Overflow::Reject | Overflow::RejectDead))
-                && self.would_overflow(*slot, message.bytes)
-        };
+        let refuses = |slot: &u8| self.refuses(*slot, 1, message.bytes);
         let (full, open): (Vec<u8>, Vec<u8>) = slots.iter().copied().partition(refuses);
         for &slot in &full {
             if self.spec(slot).overflow == Some(Overflow::RejectDead) {
                 self.letter(now_ms, slot, message, 0);
             }
         }
+        let together = self.transaction.unwrap_or_else(|| self.next_together());
         for &slot in &open {
-            self.enqueue(now_ms, slot, message, 0);
+            self.enqueue(now_ms, slot, message, 0, together);
         }
         open
     }
@@ -57,8 +59,9 @@ impl Model {
     /// A dead letter goes on from a queue.
     fn letter(&mut self, now_ms: u64, slot: u8, message: &Rc<Message>, rank: u8) {
         let message = Rc::new(Message { expiration_ms: None, ..Message::clone(message) });
+        let together = self.next_together();
         for target in self.letter_targets(slot, &message) {
-            self.enqueue(now_ms, target, &message, 1 + u16::from(slot) * 32 + u16::from(rank));
+            self.enqueue(now_ms, target, &message, 1 + u16::from(slot) * 32 + u16::from(rank), together);
         }
     }
 

@@ -9,6 +9,33 @@ use std::rc::Rc;
 use super::{Entry, Flag, Model, Place, Queue, Snapshot, View, source_rank, source_slot};
 
 impl Snapshot {
+    /// Whether there is a part of what came together with the event that lies between two others: the messages of a publish, or what
+    /// a transaction has published and acked.
+    fn is_torn(&self, before: &Snapshot, after: &Snapshot) -> bool {
+        let mut found: BTreeMap<u64, (bool, bool)> = BTreeMap::new();
+        let mut note = |together: u64, is_done: bool| {
+            let (any_done, any_left) = found.entry(together).or_default();
+            *any_done |= is_done;
+            *any_left |= !is_done;
+        };
+        for (slot, later) in &after.queues {
+            let (earlier, own) = (before.queues.get(slot), self.queues.get(slot));
+            let is_new = |entry: &&Entry| entry.journaled && earlier.is_none_or(|queue| !queue.has(entry.serial));
+            for entry in later.entries.iter().filter(is_new) {
+                note(entry.together, own.is_some_and(|queue| queue.has(entry.serial)));
+            }
+        }
+        for (slot, earlier) in &before.queues {
+            let own = self.queues.get(slot).filter(|queue| queue.uid == earlier.uid);
+            for entry in earlier.entries.iter().filter(|entry| entry.journaled) {
+                if let (Some(together), Some(own)) = (after.acked_together.get(&entry.serial), own) {
+                    note(*together, !own.has(entry.serial));
+                }
+            }
+        }
+        found.into_values().any(|(any_done, any_left)| any_done && any_left)
+    }
+
     /// Nobody knows what messages were delivered.
     fn forget_flags(&mut self) {
         for entry in self.queues.values_mut().map(Rc::make_mut).flat_map(|queue| &mut queue.entries) {
@@ -24,6 +51,7 @@ impl Model {
             queues: self.queues.clone(),
             topology: Rc::clone(&self.topology),
             delayed: Rc::clone(&self.delayed),
+            acked_together: Rc::clone(&self.acked_together),
             events: self.events,
         }
     }
@@ -76,40 +104,62 @@ impl Model {
     }
 
     /// Something between two snapshots that explains so many messages in each queue: what goes, goes in order, and so does what
-    /// comes.
-    pub(crate) fn between(before: &Snapshot, after: &Snapshot, views: &BTreeMap<u8, View>) -> Snapshot {
+    /// comes, and what passed through a queue may lie there. None if it would be a part of what is whole or not there.
+    pub(crate) fn between(
+        &self,
+        before: &Snapshot,
+        after: &Snapshot,
+        passed: &[Snapshot],
+        views: &BTreeMap<u8, View>,
+    ) -> Option<Snapshot> {
         let mut between = after.clone();
         for (slot, later) in &mut between.queues {
             let Some(earlier) = before.queues.get(slot).filter(|earlier| earlier.uid == later.uid) else {
                 continue;
             };
-            let has = |queue: &Queue, serial: u64| queue.entries.iter().any(|entry| entry.serial == serial);
             let is_seen = |entry: &&Entry| entry.journaled && !matches!(entry.place, Place::Dying(_));
             let journaled = |queue: &Queue| queue.entries.iter().filter(is_seen).count();
             let count = views.get(slot).map_or(0, |view| view.ready + view.unacked);
             let missing = count.saturating_sub(journaled(later));
-            let gone = earlier.entries.iter().filter(|entry| entry.journaled && !has(later, entry.serial));
+            let gone = earlier.entries.iter().filter(|entry| entry.journaled && !later.has(entry.serial));
             let mut back: Vec<Entry> = gone.cloned().collect();
-            back.sort_by_key(|entry| (entry.rank, Reverse(entry.serial)));
+            back.sort_by_key(|entry| {
+                (after.acked_together.contains_key(&entry.serial), entry.rank, Reverse(entry.serial))
+            });
+            if back.len() < missing {
+                back.extend(self.passed_through(passed, *slot, earlier, later));
+            }
             back.truncate(missing);
             let surplus = journaled(later).saturating_sub(count);
             let later = Rc::make_mut(later);
             later.entries.extend(back);
             later.entries.sort_by_key(|entry| entry.serial);
             for _ in 0..surplus {
-                if let Some(at) = later.entries.iter().rposition(|entry| !has(earlier, entry.serial)) {
+                if let Some(at) = later.entries.iter().rposition(|entry| !earlier.has(entry.serial)) {
                     later.entries.remove(at);
                 }
             }
         }
-        between
+        (!between.is_torn(before, after)).then_some(between)
+    }
+
+    /// Dead letters that came into a queue with the event and went again, the last ones first.
+    fn passed_through(&self, passed: &[Snapshot], slot: u8, earlier: &Queue, later: &Queue) -> Vec<Entry> {
+        let queues = passed.iter().filter_map(|passed| passed.queues.get(&slot));
+        let all = queues.filter(|queue| queue.uid == later.uid).flat_map(|queue| &queue.entries);
+        let is_it = |entry: &&Entry| {
+            let is_new = !earlier.has(entry.serial) && !later.has(entry.serial);
+            is_new && entry.lane != 0 && entry.journaled && !self.is_of_transient(entry)
+        };
+        let by_serial: BTreeMap<u64, &Entry> = all.filter(is_it).map(|entry| (entry.serial, entry)).collect();
+        by_serial.into_values().rev().cloned().collect()
     }
 
     /// The same, where dead letters that came with the event, but for so many, come only at the start: it was durable that they
     /// would.
     pub(crate) fn with_late_letters(&self, before: &Snapshot, after: &Snapshot, already: usize) -> Snapshot {
         let mut late = after.clone();
-        for (serial, slot) in Model::new_letters(before, after).into_iter().skip(already) {
+        for (serial, slot) in Model::new_letters(before, after).into_iter().skip(already).flatten() {
             let Some(queue) = late.queues.get_mut(&slot).map(Rc::make_mut) else { continue };
             let Some(at) = queue.entries.iter().position(|entry| entry.serial == serial) else { continue };
             let source = source_slot(queue.entries[at].lane).filter(|source| self.spec(*source).keeps_letters());
@@ -130,35 +180,31 @@ impl Model {
         late
     }
 
-    /// Dead letters that came with an event, in their order: which, and where to.
-    pub(crate) fn new_letters(before: &Snapshot, after: &Snapshot) -> Vec<(u64, u8)> {
-        let was_there = |slot, serial| {
-            let queue = before.queues.get(slot);
-            queue.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial))
-        };
-        let all =
-            after.queues.iter().flat_map(|(slot, queue)| queue.entries.iter().map(move |entry| (slot, entry)));
-        let new = all.filter(|(slot, entry)| entry.lane != 0 && !was_there(*slot, entry.serial));
-        let mut letters: Vec<_> = new.map(|(slot, entry)| (entry.serial, *slot)).collect();
-        letters.sort_unstable();
-        letters
+    /// Dead letters that came with an event, in their order: of each, which it is in the queues that it went to.
+    pub(crate) fn new_letters(before: &Snapshot, after: &Snapshot) -> Vec<Vec<(u64, u8)>> {
+        let mut letters: BTreeMap<u64, Vec<(u64, u8)>> = BTreeMap::new();
+        for (slot, queue) in &after.queues {
+            let earlier = before.queues.get(slot);
+            let is_new = |entry: &&Entry| entry.lane != 0 && earlier.is_none_or(|queue| !queue.has(entry.serial));
+            for entry in queue.entries.iter().filter(is_new) {
+                letters.entry(entry.together).or_default().push((entry.serial, *slot));
+            }
+        }
+        letters.into_values().collect()
+    }
+
+    /// Whether no journal knew a dead letter where it died.
+    fn is_of_transient(&self, letter: &Entry) -> bool {
+        source_slot(letter.lane).is_some_and(|source| !self.spec(source).journals(letter.message.persistent))
     }
 
     /// The same, where those of the letters are not there, or not yet, whose messages no journal knew where they died: they are
     /// gone.
-    pub(crate) fn without_letters(before: &Snapshot, after: &Snapshot) -> Snapshot {
-        let is_transient = |entry: &Entry| {
-            let source = before.queues.iter().find(|(slot, _)| source_slot(entry.lane) == Some(**slot));
-            let died =
-                source.and_then(|(_, queue)| queue.entries.iter().find(|its| its.message.id == entry.message.id));
-            died.is_some_and(|died| !died.journaled)
-        };
+    pub(crate) fn without_letters(&self, before: &Snapshot, after: &Snapshot) -> Snapshot {
         let mut without = after.clone();
         for (slot, queue) in &mut without.queues {
-            let earlier = before.queues.get(slot);
-            let was_there =
-                |serial| earlier.is_some_and(|queue| queue.entries.iter().any(|entry| entry.serial == serial));
-            Rc::make_mut(queue).entries.retain(|entry| was_there(entry.serial) || !is_transient(entry));
+            let was_there = |serial| before.queues.get(slot).is_some_and(|queue| queue.has(serial));
+            Rc::make_mut(queue).entries.retain(|entry| was_there(entry.serial) || !self.is_of_transient(entry));
         }
         without
     }

@@ -2,6 +2,8 @@
 //!
 //! Owns: what an answer behind a settlement promises.
 
+use std::rc::Rc;
+
 use super::{Expected, Flag, Held, Model, Outcome, Place};
 use crate::plan::{Mode, Settling};
 
@@ -98,10 +100,15 @@ impl Model {
             channel.unacked.extend(settlements.into_iter().map(|(tag, held, _)| (tag, held)));
             return self.expect(client, mode, Expected::Answer);
         }
+        let together = self.next_together();
+        let acked = settlements.iter().filter(|(_, _, settling)| *settling == Settling::Ack);
+        self.acked_together = Rc::new(acked.map(|(_, held, _)| (held.serial, together)).collect());
+        self.transaction = Some(together);
         let mut is_whole = true;
         for (message, route, mandatory) in publishes {
             is_whole &= self.publish_to(now_ms, client, mode, &message, &route, mandatory) != Outcome::Refused;
         }
+        self.transaction = None;
         let settled = settlements.into_iter().map(|(_, held, settling)| (held, settling)).collect();
         self.settle_all(now_ms, client, mode, settled);
         if is_whole {

@@ -31,7 +31,7 @@ pub use plan::{
 };
 pub use shorten::shorten;
 pub use stats::{Kind, Stats};
-pub use world::{UNEXPLAINED, UNREAD_AND_TORN};
+pub use world::{REFUSED_LATE, UNEXPLAINED, UNREAD_AND_TORN};
 
 /// What came of a plan in which nothing was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

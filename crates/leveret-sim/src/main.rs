@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use leveret_sim::{Failure, Kind, Plan, Stats, UNEXPLAINED, UNREAD_AND_TORN, check, keep_panics, shorten};
+use leveret_sim::{
+    Failure, Kind, Plan, REFUSED_LATE, Stats, UNEXPLAINED, UNREAD_AND_TORN, check, keep_panics, shorten,
+};
 
 /// How often a plan that fails is tried with fewer steps.
 const SHORTENING_TRIES: usize = 3000;
@@ -172,7 +174,7 @@ fn report(sum: &mut Sum, options: &Options, started: Instant) -> Result<bool> {
             println!("never occurred: {}", missing.join(", "));
             is_good = false;
         }
-        for rare in [UNEXPLAINED, UNREAD_AND_TORN] {
+        for rare in [REFUSED_LATE, UNEXPLAINED, UNREAD_AND_TORN] {
             let times = sum.stats.get(Kind::Outcome, rare);
             if times * RARE > whole + given_up {
                 println!("{rare}: {times} times");

@@ -26,7 +26,7 @@ use crate::hub::{Group, Hub};
 use crate::model::{Model, Order, Snapshot, Violation};
 use crate::plan::{Cut, Op};
 use crate::stats::Kind;
-use crate::world::{UNREAD_AND_TORN, VHOSTS, World, scratch_reader};
+use crate::world::{REFUSED_LATE, UNREAD_AND_TORN, VHOSTS, World, scratch_reader};
 
 /// The most that passes while the broker is down.
 const DOWN_MS_MOST: u64 = 3000;
@@ -525,6 +525,9 @@ impl World {
         for (at, snapshots) in found_at.into_iter().enumerate() {
             self.restore(at, snapshots, in_good_order)?;
         }
+        if self.is_unclear {
+            return Ok(());
+        }
         self.wait(Duration::ZERO)?;
         self.compare()
     }
@@ -555,14 +558,18 @@ impl World {
             snapshots.extend(late);
         }
         let (mut first_fault, mut found, mut fitting) = (None, None::<(Model, Snapshot)>, Vec::new());
+        let (mut may_refuse, mut is_refused) = (false, false);
         let all = snapshots.iter().flat_map(|snapshot| Order::ALL.map(move |order| (snapshot, order)));
         for (snapshot, order) in all {
             let mut model = self.hubs[at].model.clone();
             model.restore(snapshot.clone(), now_ms, in_good_order);
+            let perhaps_refused = model.perhaps_refused(now_ms);
+            may_refuse |= !perhaps_refused.is_empty();
             model.observe_in(order, now_ms, &mut BTreeMap::new(), None)?;
             let compared = model.compare(&views);
             if compared.is_ok() {
                 fitting.push(snapshot);
+                is_refused |= model.has_some_of(&perhaps_refused);
             }
             match (compared, &found) {
                 (Ok(()), None) => found = Some((model, snapshot.clone())),
@@ -570,6 +577,11 @@ impl World {
                 (Ok(()), Some((first, _))) => self.is_unclear |= !model.has_same_messages(first),
                 (Err(fault), _) => _ = first_fault.get_or_insert(fault),
             }
+        }
+        if is_refused || (may_refuse && found.is_none()) {
+            self.stats.count(Kind::Outcome, REFUSED_LATE);
+            self.is_unclear = true;
+            return Ok(());
         }
         let Some((mut model, mut found)) = found else {
             return Err(format!("after a restart, {}", first_fault.unwrap_or_default()));

@@ -45,6 +45,9 @@ pub const UNREAD_AND_TORN: &str = "unread, and perhaps torn";
 /// A broker was late, and in no order that is tried.
 pub const UNEXPLAINED: &str = "late in no order that is tried";
 
+/// A start found messages late that go and that come, and a queue that refuses what is too much.
+pub const REFUSED_LATE: &str = "late, and perhaps refused";
+
 /// Whether what happens by itself has happened when it was due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OnTime {

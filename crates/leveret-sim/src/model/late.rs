@@ -3,11 +3,12 @@
 //! Owns: which orders are tried, and what it means that several explain what the broker did, or none.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use leveret_broker::Output;
 
-use super::{Model, Order, Snapshot, Told, View, Violation};
-use crate::plan::Mode;
+use super::{Delayed, Message, Model, Order, Snapshot, Told, View, Violation};
+use crate::plan::{ExchangeName, Mode};
 
 /// What clients were told.
 pub(crate) type AllTold = Vec<(u8, Mode, Told)>;
@@ -43,6 +44,36 @@ impl Model {
         let told = self.observe(now_ms, outputs, trail);
         (self.order, self.is_behind) = (Order::ByTime, false);
         told
+    }
+
+    /// Delayed messages that are late, for queues that have others that expire as late and no room for all of them: which they refuse
+    /// depends on how these take turns.
+    pub(crate) fn perhaps_refused(&self, now_ms: u64) -> Vec<(u8, Vec<Rc<Message>>)> {
+        let mut coming: BTreeMap<u8, Vec<Rc<Message>>> = BTreeMap::new();
+        for Delayed { message, .. } in self.delayed.iter().filter(|delayed| delayed.due_ms <= now_ms) {
+            for slot in self.targets(ExchangeName::Delayed, message) {
+                coming.entry(slot).or_default().push(Rc::clone(message));
+            }
+        }
+        coming.retain(|slot, messages| {
+            let Some(queue) = self.queues.get(slot) else { return false };
+            let bytes = messages.iter().map(|message| message.bytes).sum();
+            queue.ready().any(|entry| entry.deadline_ms.is_some_and(|due| due <= now_ms))
+                && self.refuses(*slot, messages.len(), bytes)
+        });
+        coming.into_iter().collect()
+    }
+
+    /// Whether a queue has taken some of these and not all: which ones, nobody can tell.
+    pub(crate) fn has_some_of(&self, perhaps_refused: &[(u8, Vec<Rc<Message>>)]) -> bool {
+        perhaps_refused.iter().any(|(slot, messages)| {
+            let is_there = |message: &&Rc<Message>| {
+                let queue = self.queues.get(slot);
+                queue.is_some_and(|queue| queue.entries.iter().any(|entry| entry.message.id == message.id))
+            };
+            let taken = messages.iter().filter(is_there).count();
+            0 < taken && taken < messages.len()
+        })
     }
 
     /// The same where the order is not known: in the first that explains all the broker has said, and what it has in its queues. What

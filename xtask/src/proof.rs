@@ -14,7 +14,7 @@ use crate::fuzz::{self, Engine};
 use crate::planted;
 use crate::process::{self, Show};
 use crate::sim;
-use crate::stress;
+use crate::stress::{self, Rule};
 use crate::tally::{Tally, number_before, too_few};
 use crate::workspace::cargo;
 
@@ -95,7 +95,9 @@ fn prove(part: Part, time: Option<Duration>) -> Result<Tally> {
         Part::Deaths => {
             clients::run_durability(&broker::build()?, Deaths { time: time.unwrap_or_default(), ..DEATHS })
         }
-        Part::Stress => stress::run(time.unwrap_or(Duration::from_secs(stress::SHORT_SECONDS)), None),
+        Part::Stress => {
+            stress::run(time.unwrap_or(Duration::from_secs(stress::SHORT_SECONDS)), None, Rule::OnBusyMachine)
+        }
     }
 }
 

@@ -30,8 +30,8 @@ const KEPT_FOR: Duration = Duration::from_secs(3);
 /// How long a client believes in a broker that does not answer; half-open connections are found out by heartbeats.
 const BELIEVES_FOR: Duration = Duration::from_secs(5);
 
-/// In which what is half-open is given up: two heartbeats.
-const GIVEN_UP_WITHIN: Duration = Duration::from_secs(2);
+/// In which what is half-open is given up and its sockets are closed: that takes two heartbeats at least.
+const GIVEN_UP_WITHIN: Duration = Duration::from_millis(2500);
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 

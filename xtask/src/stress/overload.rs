@@ -1,10 +1,10 @@
 //! More messages than are consumed.
 //!
-//! Owns: producers that do not stop, a consumer that cannot follow, and a backlog that does not fit.
+//! Owns: producers that do not stop, a consumer that cannot follow, a backlog that does not fit; and that they were that.
 //! Must not know: how a connection goes wrong.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 use leveret_client::{BasicProperties, ConsumeOptions, ConsumerEvent, PublishTo};
 
 use super::ledger::{Ledger, Stamp};
-use super::stage::{Stage, check_shares};
-use super::{DURABLE, LONG_SECONDS, PERSISTENT, QUEUE, body_bytes, connect, drain};
+use super::stage::Stage;
+use super::{DURABLE, LIMIT_MIB, LONG_SECONDS, PERSISTENT, QUEUE, body_bytes, connect, drain};
 use crate::memory::Backlog;
 use crate::process::check_interrupted;
 
@@ -28,6 +28,15 @@ const PRODUCERS: usize = 10;
 /// What each of them publishes: as much as the disk has room for in a minute, and many times what the consumer takes.
 const PER_SECOND: u32 = 20_000;
 
+/// How many times as much must be published as is consumed, or it was no overload.
+const OVERLOAD: usize = 10;
+
+/// Bytes of bodies that there must have been, or they would have fitted.
+const TOO_MANY_BYTES: u64 = LIMIT_MIB * 1024 * 1024 / 2 * 3;
+
+/// Where memory comes to at least while there are so many: bodies begin to go to disk at half the limit.
+const PRESSED_MIB: u64 = LIMIT_MIB / 5 * 2;
+
 /// Ten producers publish two hundred times as much as one consumer takes, who needs a millisecond for each message.
 pub(super) fn overload(stage: &mut Stage, time: Duration) -> Result<String> {
     const PACE: Duration = Duration::from_millis(1);
@@ -35,41 +44,54 @@ pub(super) fn overload(stage: &mut Stage, time: Duration) -> Result<String> {
     connect(&url)?.open_channel()?.declare_queue(QUEUE, &DURABLE)?;
     let ledger = Mutex::new(Ledger::new(PRODUCERS));
     let mut received = Ledger::new(PRODUCERS);
-    let is_over = AtomicBool::new(false);
+    let (is_over, confirmed) = (AtomicBool::new(false), AtomicU64::new(0));
     let body_bytes = body_bytes(usize::try_from(u64::from(PER_SECOND) * time.as_secs())? * PRODUCERS);
-    let (waits, consumed) = thread::scope(|scope| {
-        let (url, is_over, ledger) = (&url, &is_over, &ledger);
-        let producers: Vec<_> = (0..PRODUCERS)
-            .map(|producer| scope.spawn(move || produce(url, producer, body_bytes, is_over, ledger)))
-            .collect();
+    let (waits, consumed, filled_in, lasted) = thread::scope(|scope| {
+        let (url, is_over, confirmed, ledger) = (&url, &is_over, &confirmed, &ledger);
+        let producer = |producer| produce(url, producer, body_bytes, is_over, confirmed, ledger);
+        let producers: Vec<_> = (0..PRODUCERS).map(|nth| scope.spawn(move || producer(nth))).collect();
         let consumer = scope.spawn(|| consume_slowly(url, PACE, is_over, &mut received));
         let started = Instant::now();
+        // A slow machine has more time for as much.
+        let filled_in = stage.wait_until("more to be confirmed than fits", time, || {
+            let bytes = confirmed.load(Ordering::Relaxed) * body_bytes as u64;
+            Ok(bytes >= TOO_MANY_BYTES || consumer.is_finished())
+        });
         while started.elapsed() < time && !consumer.is_finished() && check_interrupted().is_ok() {
             thread::sleep(LOOK_EVERY);
         }
+        let lasted = started.elapsed();
         is_over.store(true, Ordering::Relaxed);
         let consumed = consumer.join().ok().context("the consumer panicked")??;
         let waits: Result<Vec<_>> =
             producers.into_iter().map(|producer| producer.join().ok().context("a producer panicked")?).collect();
-        Ok::<_, anyhow::Error>((waits?, consumed))
+        Ok::<_, anyhow::Error>((waits?, consumed, filled_in?, lasted))
     })?;
     check_interrupted()?;
     let waited = waits.into_iter().max().unwrap_or_default();
     let waited = stage.check_time("the longest wait of a producer for confirms", waited, SERVED_WITHIN)?;
     let starved = stage.check_time("the longest wait of the consumer", consumed.longest_wait, SERVED_WITHIN)?;
-    let (due, consumed) = (usize::try_from(time.as_nanos() / PACE.as_nanos())?, consumed.count);
+    let (due, consumed) = (usize::try_from(lasted.as_nanos() / PACE.as_nanos())?, consumed.count);
     stage.check_count("messages came to the consumer", consumed, due)?;
+    let peak_mib = stage.take_peak_mib();
+    ensure!(
+        peak_mib >= PRESSED_MIB,
+        "memory came to {peak_mib} MiB only, {PRESSED_MIB} at least would have been a load"
+    );
     let mut ledger = ledger.into_inner().ok().context("somebody panicked")?;
-    let shares = check_shares("confirmed of each producer", ledger.confirmed_of_each())?;
+    let shares = stage.check_shares("confirmed of each producer", ledger.confirmed_of_each())?;
     let started = Instant::now();
     let drained = drain(&url, &mut received)?;
     let drained_in = stage.check_time("the drain", started.elapsed(), time)?;
     ledger.add(received);
     let sums = ledger.check()?;
-    let rate = sums.confirmed as u64 / time.as_secs().max(1);
+    let rate = sums.confirmed as u128 * 1000 / lasted.as_millis().max(1);
+    let (times, due_all) = (sums.confirmed / consumed.max(1), OVERLOAD * consumed);
+    ensure!(sums.confirmed >= due_all, "{} confirmed, no overload for who consumes {consumed}", sums.confirmed);
     Ok(format!(
-        "{} of {body_bytes} bytes confirmed ({rate}/s), {shares} of {PRODUCERS}, who waited for at most {waited}; {consumed} consumed of {due} due, \
-         with waits of at most {starved}; then {drained} more in {drained_in}; none lost",
+        "{} of {body_bytes} bytes confirmed ({rate}/s, {times} times what was consumed), more than fits after {filled_in}, in at most \
+         {peak_mib} MiB; {shares} of {PRODUCERS}, who waited for at most {waited}; {consumed} consumed of {due} due, with waits of \
+         at most {starved}; then {drained} more in {drained_in}; none lost",
         sums.confirmed
     ))
 }
@@ -80,6 +102,7 @@ fn produce(
     producer: usize,
     body_bytes: usize,
     is_over: &AtomicBool,
+    confirmed_of_all: &AtomicU64,
     ledger: &Mutex<Ledger>,
 ) -> Result<Duration> {
     const WINDOW: usize = 1000;
@@ -104,7 +127,10 @@ fn produce(
             channel.publish(PublishTo::queue(QUEUE), &properties, &body)?;
             number += 1;
         }
-        confirmed.extend(channel.wait_confirms(if is_last { 0 } else { WINDOW })?);
+        let more = channel.wait_confirms(if is_last { 0 } else { WINDOW })?;
+        let count: u64 = more.iter().map(|confirm| confirm.last + 1 - confirm.first).sum();
+        confirmed_of_all.fetch_add(count, Ordering::Relaxed);
+        confirmed.extend(more);
         longest_wait = longest_wait.max(started.elapsed());
     }
     ensure!(channel.take_returned().is_none(), "a message came back");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use leveret_client::Connection;
 
-use super::stage::{Limits, Stage, Took, check_shares};
+use super::stage::{Limits, Stage, Took};
 use super::{DURABLE, LONG_SECONDS, connect};
 use crate::process::check_interrupted;
 
@@ -87,7 +87,7 @@ impl Asked {
         let (after, answers) = at_first_end.into_inner().context("nobody is done")?;
         // In less time, who gets a processor decides. The longest answer is judged all the same.
         let shares = if after >= ANSWERED_WITHIN {
-            check_shares("answers to each connection", answers)?
+            stage.check_shares("answers to each connection", answers)?
         } else {
             format!("{} answers to each at least", answers.iter().min().copied().unwrap_or_default())
         };

@@ -15,13 +15,13 @@ use leveret_client::PublishTo;
 use rustix::net::RecvFlags;
 
 use super::ledger::{Ledger, Stamp};
-use super::stage::{PATIENCE, Stage, check_shares};
+use super::stage::{PATIENCE, Stage};
 use super::{DURABLE, PERSISTENT, QUEUE, body_bytes, connect, consume, drain};
 use crate::peer::Peer;
 use crate::process::check_interrupted;
 
 /// Consumers that do not read.
-pub(super) const CONSUMERS: u64 = 1000;
+const CONSUMERS: u64 = 1000;
 
 /// In which clients that are gone give back what they held.
 const RETURNED_WITHIN: Duration = Duration::from_secs(5);
@@ -37,11 +37,12 @@ fn consumer(address: &str) -> Result<Peer> {
 /// A thousand consumers without a prefetch do not read what a publisher goes on to publish. All of it comes to one that does.
 pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
     const PER_SECOND: usize = 20_000;
+    let consumers = stage.clients(CONSUMERS)?;
     let url = stage.url();
     let mut connection = connect(&url)?;
     let mut channel = connection.open_channel()?;
     channel.declare_queue(QUEUE, &DURABLE)?;
-    let idle: Vec<_> = (0..CONSUMERS).map(|_| consumer(stage.address())).collect::<Result<_>>()?;
+    let idle: Vec<_> = (0..consumers.count).map(|_| consumer(stage.address())).collect::<Result<_>>()?;
     channel.confirm_select()?;
     let properties = BasicProperties { delivery_mode: Some(PERSISTENT), ..BasicProperties::default() };
     let messages = PER_SECOND * usize::try_from(time.as_secs())?;
@@ -59,7 +60,7 @@ pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
     ledger.confirmed(0, 0, &channel.wait_confirms(0)?)?;
     let published_in = stage.check_time("to publish all", started.elapsed(), time)?;
     let starved = idle.iter().filter(|peer| !has_input(peer.stream())).count();
-    ensure!(starved == 0, "{starved} of {CONSUMERS} consumers were given nothing");
+    ensure!(starved == 0, "{starved} of {consumers} consumers were given nothing");
     let ready = channel.check_queue(QUEUE)?.message_count as usize;
     let peak_mib = stage.take_peak_mib();
     drop(idle);
@@ -72,7 +73,7 @@ pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
     let sums = ledger.check()?;
     ensure!(sums.confirmed == messages, "{} of {messages} messages are confirmed", sums.confirmed);
     Ok(format!(
-        "{messages} of {} bytes published in {published_in} in at most {peak_mib} MiB, of which {CONSUMERS} consumers held {}, each of them \
+        "{messages} of {} bytes published in {published_in} in at most {peak_mib} MiB, of which {consumers} consumers held {}, each of them \
          some; all were ready {returned_in} after they had gone, and drained in {drained_in}; none lost",
         body.len(),
         messages - ready
@@ -136,7 +137,7 @@ pub(super) fn deaf(stage: &mut Stage, time: Duration) -> Result<String> {
     drain(&url, &mut ledger)?;
     // The broker took what they sent in its order, and gave back what it had delivered to them.
     ledger.check_without_gaps()?;
-    let shares = check_shares("there of each client", ledger.received_of_each())?;
+    let shares = stage.check_shares("there of each client", ledger.received_of_each())?;
     stage.check_count("messages of one are there", ledger.received_of_each().min().unwrap_or_default(), all)?;
     Ok(format!(
         "{shares} of {CLIENTS} that read nothing, {all} of {body_bytes} bytes due of each, without a gap, in at most {peak_mib} MiB; gone in {gone_in}; \

@@ -77,6 +77,9 @@ enum Command {
         /// How many seeds, from that one on
         #[arg(long, value_name = "N", default_value_t = 1)]
         seeds: u64,
+        /// Does what a file says instead, such as `target/sim-failure.txt`
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds"])]
+        script: Option<PathBuf>,
     },
     /// Bugs that one build can be made to have, and what finds each: seeds of the simulation, or a test
     Planted {
@@ -147,7 +150,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { only } => test::run(&only)?,
         Command::Proof { only, seconds } => proof::run(&only, seconds.map(Duration::from_secs))?,
         Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
-        Command::Sim { seed, seeds } => sim::run(seed, seeds)?,
+        Command::Sim { script: Some(file), .. } => sim::run_script(&file)?,
+        Command::Sim { seed, seeds, script: None } => sim::run(seed, seeds)?,
         Command::Planted { only, seeds } => planted::run(&only, seeds)?,
         Command::Stress { seconds, only, busy_machine } => {
             let rule = if busy_machine { Rule::OnBusyMachine } else { Rule::AsStated };

@@ -56,6 +56,24 @@ pub struct Failure {
     pub violation: String,
 }
 
+/// What comes before everything that a panic says.
+const PANICKED: &str = "a panic: ";
+
+impl Failure {
+    /// Whether the same rule was broken, or the same line panicked: what it says is the same but for numbers, and for what comes
+    /// behind its first brackets. Only a script is cut down by that.
+    pub fn is_like(&self, other: &Failure) -> bool {
+        fn rule(violation: &str) -> String {
+            if violation.starts_with(PANICKED) {
+                return violation.lines().next().unwrap_or_default().to_owned();
+            }
+            let sentence = violation.split(['(', '[', '{', '"', ';']).next().unwrap_or_default();
+            sentence.split(|letter: char| letter.is_ascii_digit()).filter(|word| !word.is_empty()).collect()
+        }
+        rule(&self.violation) == rule(&other.violation)
+    }
+}
+
 thread_local! {
     /// What the last panic of this thread said.
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
@@ -78,8 +96,27 @@ pub fn check(plan: &Plan) -> Result<Passed, Failure> {
         Ok(Ok(passed)) => Ok(passed),
         Ok(Err(violation)) => Err(Failure { step: step.get(), violation }),
         Err(_) => {
-            let violation = PANIC.with_borrow(|panic| format!("a panic: {panic}"));
+            let violation = PANIC.with_borrow(|panic| format!("{PANICKED}{panic}"));
             Err(Failure { step: step.get(), violation })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_alike_if_the_same_rule_is_broken_or_the_same_line_panics() {
+        let is_like = |one: &str, other: &str| {
+            let failure = |step, violation: &str| Failure { step, violation: violation.into() };
+            failure(1, one).is_like(&failure(2, other))
+        };
+        assert!(is_like("message 7 of q1 is redelivered", "message 12 of q0 is redelivered"));
+        assert!(!is_like("message 7 of q1 is redelivered", "message 7 of q1 is delivered again"));
+        assert!(is_like("queues are [(1, 2)], and should be []", "queues are [], and should be [(3, 4)]"));
+        assert!(!is_like("client 1 was to be told Some(Nack)", "client 1: got 3 message Some(2); expected []"));
+        assert!(is_like("a panic: panicked at a.rs:1:2:\nof 3", "a panic: panicked at a.rs:1:2:\nof 4"));
+        assert!(!is_like("a panic: panicked at a.rs:1:2:\nof 3", "a panic: panicked at a.rs:10:2:\nof 3"));
     }
 }

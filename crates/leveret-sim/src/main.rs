@@ -12,6 +12,9 @@ use leveret_sim::{
     Failure, Kind, Plan, REFUSED_LATE, Stats, UNEXPLAINED, UNREAD_AND_TORN, check, keep_panics, shorten,
 };
 
+/// A script with more steps is not printed.
+const PRINTED_STEPS_MAX: usize = 300;
+
 /// How often a plan that fails is tried with fewer steps.
 const SHORTENING_TRIES: usize = 3000;
 
@@ -192,7 +195,12 @@ fn report(sum: &mut Sum, options: &Options, started: Instant) -> Result<bool> {
 fn write_shortened(plan: &Plan, failure: &Failure, to: &PathBuf) -> Result<()> {
     let (plan, Failure { step, violation }) = shorten(plan, failure, SHORTENING_TRIES);
     let text = format!("# step {step}: {violation}\n{}", plan.to_text()?);
-    std::fs::write(to, text).with_context(|| format!("{} cannot be written", to.display()))?;
+    std::fs::write(to, &text).with_context(|| format!("{} cannot be written", to.display()))?;
     println!("{} steps are left in {}: {violation}", plan.steps.len(), to.display());
+    println!("  again: cargo xtask sim --script {}", to.display());
+    // Where the file does not outlive the machine, the log does.
+    if plan.steps.len() <= PRINTED_STEPS_MAX {
+        print!("{text}");
+    }
     Ok(())
 }

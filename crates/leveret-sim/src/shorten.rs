@@ -3,12 +3,13 @@
 use crate::plan::Plan;
 use crate::{Failure, check};
 
-/// Leaves out steps as long as the rest fails, trying so many times at most.
+/// Leaves out steps as long as the rest fails in the same way, trying so many times at most.
 pub fn shorten(plan: &Plan, failure: &Failure, tries: usize) -> (Plan, Failure) {
     let mut shortest = plan.clone();
     shortest.steps.truncate(failure.step + 1);
     // What fails at the end may need all of it.
-    let Err(mut last) = check(&shortest) else { return (plan.clone(), failure.clone()) };
+    let fails_again = |plan: &Plan| check(plan).err().filter(|again| again.is_like(failure));
+    let Some(mut last) = fails_again(&shortest) else { return (plan.clone(), failure.clone()) };
     let mut left = tries;
     let mut size = (shortest.steps.len() / 2).max(1);
     loop {
@@ -17,12 +18,12 @@ pub fn shorten(plan: &Plan, failure: &Failure, tries: usize) -> (Plan, Failure) 
             let mut shorter = shortest.clone();
             shorter.steps.drain(at..(at + size).min(shorter.steps.len()));
             left -= 1;
-            match check(&shorter) {
-                Err(failure) => {
-                    shorter.steps.truncate(failure.step + 1);
-                    (shortest, last, is_shorter) = (shorter, failure, true);
+            match fails_again(&shorter) {
+                Some(again) => {
+                    shorter.steps.truncate(again.step + 1);
+                    (shortest, last, is_shorter) = (shorter, again, true);
                 }
-                Ok(_) => at += size,
+                None => at += size,
             }
         }
         if left == 0 || (size == 1 && !is_shorter) {

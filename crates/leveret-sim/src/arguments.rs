@@ -79,13 +79,15 @@ pub(crate) fn count_arguments(stats: &mut Stats, spec: &QueueSpec) {
     count(spec.max_bytes.is_some(), "x-max-length-bytes");
     count(spec.overflow == Some(Overflow::DropHead), "x-overflow=drop-head");
     count(spec.overflow == Some(Overflow::Reject), "x-overflow=reject-publish");
-    count(spec.overflow == Some(Overflow::RejectDead), "x-overflow=reject-publish-dlx");
+    count(spec.overflow == Some(Overflow::RejectDead) && !spec.quorum, "x-overflow=reject-publish-dlx");
+    count(spec.overflow == Some(Overflow::RejectDead) && spec.quorum, "x-overflow=reject-publish-dlx, passed over");
     count(spec.dead.is_some(), "x-dead-letter-exchange");
     count(matches!(spec.dead, Some(Dead::Queue(_))), "x-dead-letter-routing-key");
     count(spec.strategy == Some(Strategy::AtMostOnce), "x-dead-letter-strategy=at-most-once");
     count(spec.strategy == Some(Strategy::AtLeastOnce), "x-dead-letter-strategy=at-least-once");
     count(spec.keeps_letters(), "dead letters are kept");
-    count(spec.max_priority.is_some(), "x-max-priority");
+    count(spec.max_priority.is_some() && !spec.quorum, "x-max-priority");
+    count(spec.max_priority.is_some() && spec.quorum, "x-max-priority, passed over");
     count(spec.single_active, "x-single-active-consumer");
     count(spec.delivery_limit.is_some(), "x-delivery-limit");
     count(spec.consumer_timeout_ms.is_some(), "x-consumer-timeout");
@@ -93,6 +95,7 @@ pub(crate) fn count_arguments(stats: &mut Stats, spec: &QueueSpec) {
         for (name, _) in without_meaning(spec) {
             count(true, name);
         }
+        count(!spec.quorum, "x-queue-leader-locator of a classic queue");
     }
 }
 
@@ -108,12 +111,14 @@ fn without_meaning(spec: &QueueSpec) -> &'static [(&'static str, Value<'static>)
             ("x-queue-leader-locator", Value::LongStr(b"balanced")),
             ("x-max-in-memory-length", Value::I64(1)),
             ("x-max-in-memory-bytes", Value::I64(1)),
+            ("x-quorum-initial-group-size", Value::I64(3)),
         ]
     } else {
         &[
             ("x-queue-mode", Value::LongStr(b"lazy")),
             ("x-queue-version", Value::I64(2)),
             ("x-queue-master-locator", Value::LongStr(b"client-local")),
+            ("x-queue-leader-locator", Value::LongStr(b"client-local")),
         ]
     }
 }

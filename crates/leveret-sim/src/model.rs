@@ -750,8 +750,7 @@ impl Model {
     /// where it is.
     pub(crate) fn may_drop(&self, slot: u8) -> bool {
         let spec = self.spec(slot);
-        (spec.max_length.is_some() || spec.max_bytes.is_some())
-            && matches!(spec.overflow, None | Some(Overflow::DropHead))
+        (spec.max_length.is_some() || spec.max_bytes.is_some()) && spec.when_full() == Overflow::DropHead
     }
 
     /// Whether only dead letters reach a queue.

@@ -96,7 +96,7 @@ pub struct QueueSpec {
     /// Argument `x-dead-letter-strategy`.
     #[serde(default)]
     pub strategy: Option<Strategy>,
-    /// Argument `x-max-priority`.
+    /// Argument `x-max-priority`; a quorum queue passes it over.
     pub max_priority: Option<u8>,
     /// Argument `x-single-active-consumer`.
     pub single_active: bool,
@@ -118,6 +118,16 @@ impl QueueSpec {
     /// Whether a journal knows of messages in it.
     pub(crate) fn journals(&self, persistent: bool) -> bool {
         self.durable && (persistent || self.quorum)
+    }
+
+    /// What it does when it is full.
+    pub(crate) fn when_full(&self) -> Overflow {
+        match self.overflow {
+            None => Overflow::DropHead,
+            // RabbitMQ: what a quorum queue does not know counts as the default.
+            Some(Overflow::RejectDead) if self.quorum => Overflow::DropHead,
+            Some(overflow) => overflow,
+        }
     }
 
     /// Whether dead letters stay in it until they are taken.
@@ -471,9 +481,7 @@ impl QueueSpec {
         spec.max_length = sometimes(random, 25, |random| random.random_range(0..8));
         spec.max_bytes = sometimes(random, 10, |random| random.random_range(10..2000));
         spec.overflow = sometimes(random, 60, |random| {
-            let all = [Overflow::DropHead, Overflow::Reject, Overflow::RejectDead];
-            // On a quorum queue the last one counts as the first.
-            all[random.random_range(0..if quorum { 2 } else { 3 })]
+            [Overflow::DropHead, Overflow::Reject, Overflow::RejectDead][random.random_range(0..3)]
         })
         .filter(|_| spec.max_length.is_some() || spec.max_bytes.is_some());
         spec.dead = sometimes(random, 45, |random| match random.random_range(0..3) {
@@ -488,7 +496,7 @@ impl QueueSpec {
         if spec.strategy.is_some() && random.random_bool(0.6) {
             spec.overflow = Some(Overflow::Reject);
         }
-        spec.max_priority = sometimes(random, 20, |random| random.random_range(1..6)).filter(|_| !quorum);
+        spec.max_priority = sometimes(random, 20, |random| random.random_range(1..6));
         spec.single_active = random.random_bool(0.12);
         spec.delivery_limit = sometimes(random, 60, |random| random.random_range(-1..4)).filter(|_| quorum);
         spec.consumer_timeout_ms =

@@ -11,7 +11,7 @@ impl Model {
     /// Whether a queue does not take so many messages more.
     pub(super) fn refuses(&self, slot: u8, count: usize, bytes: usize) -> bool {
         let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
-        if !matches!(spec.overflow, Some(Overflow::Reject | Overflow::RejectDead)) {
+        if spec.when_full() == Overflow::DropHead {
             return false;
         }
         let dying_bytes: usize = queue.dying().map(|entry| entry.message.bytes).sum();
@@ -23,8 +23,7 @@ impl Model {
 
     pub(super) fn overflows(&self, slot: u8) -> bool {
         let (spec, Some(queue)) = (self.spec(slot), self.queues.get(&slot)) else { return false };
-        let drops = matches!(spec.overflow, None | Some(Overflow::DropHead));
-        drops
+        spec.when_full() == Overflow::DropHead
             && (spec.max_length.is_some_and(|most| queue.ready_count() > most as usize)
                 || spec.max_bytes.is_some_and(|most| queue.ready_bytes() > most as usize))
     }
@@ -34,7 +33,7 @@ impl Model {
         let refuses = |slot: &u8| self.refuses(*slot, 1, message.bytes);
         let (full, open): (Vec<u8>, Vec<u8>) = slots.iter().copied().partition(refuses);
         for &slot in &full {
-            if self.spec(slot).overflow == Some(Overflow::RejectDead) {
+            if self.spec(slot).when_full() == Overflow::RejectDead {
                 self.letter(now_ms, slot, message, 0);
             }
         }

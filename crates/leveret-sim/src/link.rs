@@ -11,9 +11,13 @@ use leveret_broker::{Connection, ConnectionId, Output};
 
 use crate::model::{Told, Violation, body};
 use crate::plan::Mode;
+use crate::world::Unfinished;
 
 /// What each client agrees on, and more than any message has.
 pub(crate) const FRAME_MAX: u32 = 4096;
+
+/// A sign of life.
+pub(crate) const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xCE];
 
 /// What a client knows of a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,10 +78,14 @@ pub(crate) struct Link {
     pub(crate) channels: BTreeMap<Mode, ClientChannel>,
     /// It has said `connection.close`.
     pub(crate) is_closing: bool,
+    /// What it has begun to say.
+    pub(crate) unfinished: Option<Unfinished>,
+    /// Whether it shows that it lives.
+    pub(crate) has_heartbeat: bool,
 }
 
 impl Link {
-    pub(crate) fn new(connection: Connection) -> Self {
+    pub(crate) fn new(connection: Connection, has_heartbeat: bool) -> Self {
         Link {
             connection,
             id: None,
@@ -87,6 +95,8 @@ impl Link {
             received: Vec::new(),
             channels: BTreeMap::new(),
             is_closing: false,
+            unfinished: None,
+            has_heartbeat,
         }
     }
 
@@ -243,7 +253,7 @@ pub(crate) fn number(mode: Mode) -> u16 {
 }
 
 /// All that a client says to log in and to be in a virtual host.
-pub(crate) fn handshake(vhost: &str) -> Vec<u8> {
+pub(crate) fn handshake(vhost: &str, heartbeat: u16) -> Vec<u8> {
     let mut bytes = b"AMQP\x00\x00\x09\x01".to_vec();
     let text = ShortStr::truncated;
     let client_properties = FieldTable::build(|table| {
@@ -254,7 +264,7 @@ pub(crate) fn handshake(vhost: &str) -> Vec<u8> {
     let (mechanism, response, locale) = (text("PLAIN"), b"\0guest\0guest", text("en_US"));
     let client_properties = client_properties.as_table();
     write_method(&mut bytes, 0, &Method::ConnectionStartOk { client_properties, mechanism, response, locale });
-    write_method(&mut bytes, 0, &Method::ConnectionTuneOk { channel_max: 0, frame_max: FRAME_MAX, heartbeat: 0 });
+    write_method(&mut bytes, 0, &Method::ConnectionTuneOk { channel_max: 0, frame_max: FRAME_MAX, heartbeat });
     let (virtual_host, capabilities) = (text(vhost), text(""));
     write_method(&mut bytes, 0, &Method::ConnectionOpen { virtual_host, capabilities, insist: false });
     bytes

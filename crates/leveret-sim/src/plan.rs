@@ -65,6 +65,12 @@ pub struct Config {
     pub alternate: bool,
     /// Whether the delayed exchange is a direct one behind the delay, or a fanout exchange.
     pub delayed_direct: bool,
+    /// Whether clients stop within what they publish.
+    #[serde(default)]
+    pub halts: bool,
+    /// Whether some connections have a heartbeat.
+    #[serde(default)]
+    pub heartbeats: bool,
     /// The disk claims to have synced, and has not. What is found with this, can be found.
     pub lies: bool,
 }
@@ -521,6 +527,8 @@ impl Config {
             durable_exchanges: random.random_bool(0.9),
             alternate: random.random_bool(0.3),
             delayed_direct: random.random_bool(0.5),
+            halts: random.random_bool(0.4),
+            heartbeats: random.random_bool(0.4),
             lies: false,
         }
     }

@@ -4,6 +4,7 @@
 //! the step, so a run is a function of its plan.
 
 mod bodies;
+mod lines;
 mod steps;
 mod time;
 
@@ -23,6 +24,7 @@ use leveret_testkit::disk::SimDisk;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+pub(crate) use self::lines::Unfinished;
 use crate::Passed;
 use crate::hub::Hub;
 use crate::link::{self, Heard, Link, Standing};
@@ -189,6 +191,9 @@ impl World {
     pub(crate) fn end(&mut self) -> Result<(), Violation> {
         self.luck = SmallRng::seed_from_u64(1);
         self.disk.set_room(None);
+        for client in 0..self.config.clients {
+            self.finish(client)?;
+        }
         self.hear_of_everything()?;
         self.die_if_due()?;
         if self.dies.take().is_some() {
@@ -536,6 +541,7 @@ impl World {
             }
         }
         if !answer.is_empty() {
+            self.finish(client)?;
             self.say(client, &answer);
         }
         Ok(())
@@ -545,12 +551,14 @@ impl World {
     fn has_channel(&mut self, client: u8, mode: Mode) -> Result<bool, Violation> {
         let at = usize::from(client);
         let hub = self.clients[at].hub;
+        self.finish(client)?;
         if self.clients[at].link.is_none() {
             let mut seed = [7; 32];
             seed[0] = client;
             let connection = Connection::new(Arc::clone(&self.settings), seed, self.now);
-            self.clients[at].link = Some(Link::new(connection));
-            self.say(client, &link::handshake(VHOSTS[hub]));
+            let (heartbeat, is_silent) = self.any_heartbeat();
+            self.clients[at].link = Some(Link::new(connection, heartbeat > 0 && !is_silent));
+            self.say(client, &link::handshake(VHOSTS[hub], heartbeat));
             self.hubs[hub].model.begin_event();
             self.conclude(hub)?;
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leveret_amqp::{BasicProperties, FieldTable, Method, ShortStr, Value};
 
-use super::World;
+use super::{Unfinished, World};
 use crate::arguments::{arguments, count_arguments};
 use crate::link::{self, Standing};
 use crate::model::{Message, Told, Violation, binding_headers, binding_key, body, headers};
@@ -170,6 +170,14 @@ impl World {
                 let more = if spec.is_some_and(|spec| spec.takes_all_at_once(persistent)) { more } else { 0 };
                 if more > 0 {
                     self.stats.count(Kind::Operation, "publishes that arrive together");
+                }
+                if more == 0 && self.stops_within() {
+                    self.next_message += 1;
+                    let id = self.next_message;
+                    let message = Message { id, bytes, persistent, priority, expiration_ms, delay_ms, key };
+                    let rest = link::publish(mode, address, mandatory, properties, &body(id, bytes));
+                    self.begin_to_say(client, Unfinished { mode, message, to, mandatory, rest });
+                    return Ok(true);
                 }
                 let mut said = Vec::new();
                 for _ in 0..=more {
@@ -432,29 +440,29 @@ impl World {
     }
 
     pub(super) fn disconnect(&mut self, client: u8, politely: bool) -> Result<bool, Violation> {
-        let (now_ms, at) = (self.now_ms(), usize::from(client));
-        let hub = self.clients[at].hub;
-        let Some(link) = self.clients[at].link.as_mut().filter(|link| !link.is_closing) else { return Ok(false) };
-        self.hubs[hub].history.leave(client);
+        let at = usize::from(client);
         if politely {
-            link.is_closing = true;
-            let mut close = Vec::new();
-            let reply_text = ShortStr::truncated("");
-            let method = Method::ConnectionClose { reply_code: 200, reply_text, class_id: 0, method_id: 0 };
-            leveret_amqp::frame::write_method(&mut close, 0, &method);
-            self.say(client, &close);
-        } else {
-            link.connection.handle_end();
+            self.finish(client)?;
         }
+        let (now_ms, hub) = (self.now_ms(), self.clients[at].hub);
+        let Some(link) = self.clients[at].link.as_mut().filter(|link| !link.is_closing) else { return Ok(false) };
+        if !politely {
+            link.connection.handle_end();
+            self.lose(client)?;
+            return Ok(true);
+        }
+        self.hubs[hub].history.leave(client);
+        link.is_closing = true;
+        let mut close = Vec::new();
+        let reply_text = ShortStr::truncated("");
+        let method = Method::ConnectionClose { reply_code: 200, reply_text, class_id: 0, method_id: 0 };
+        leveret_amqp::frame::write_method(&mut close, 0, &method);
+        self.say(client, &close);
         self.hubs[hub].model.begin_event();
         self.hubs[hub].model.disconnect(now_ms, client);
         self.pump(hub)?;
         self.hubs[hub].said.remove(&client);
         self.conclude(hub)?;
-        if !politely {
-            self.clients[at].link = None;
-            self.hubs[hub].connections.retain(|(_, of)| *of != client);
-        }
         Ok(true)
     }
 

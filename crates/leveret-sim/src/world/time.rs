@@ -27,7 +27,6 @@ impl World {
         let end = self.now.monotonic + time;
         while let Some(due) = self.next_timeout().filter(|due| due.0 <= end) {
             self.pass(due.0.saturating_sub(self.now.monotonic));
-            self.time_out_links();
             let now = self.now;
             for hub in 0..self.hubs.len() {
                 self.hubs[hub].model.begin_event();
@@ -37,6 +36,7 @@ impl World {
                 }
                 self.conclude(hub)?;
             }
+            self.time_out_links()?;
         }
         self.pass(end.saturating_sub(self.now.monotonic));
         for hub in 0..self.hubs.len() {
@@ -45,12 +45,6 @@ impl World {
             self.conclude(hub)?;
         }
         Ok(())
-    }
-
-    fn time_out_links(&mut self) {
-        for link in self.clients.iter_mut().filter_map(|client| client.link.as_mut()) {
-            link.connection.handle_timeout(self.now, &mut link.unsent);
-        }
     }
 
     /// The model takes back what was held for too long, as the broker must have.
@@ -64,14 +58,17 @@ impl World {
     /// Time jumps over everything that is due meanwhile; then all of it is done, as late as it is.
     pub(super) fn jump(&mut self, time: Duration) -> Result<(), Violation> {
         self.pass(time);
-        self.time_out_links();
         for hub in 0..self.hubs.len() {
             self.hubs[hub].model.begin_event();
             self.catch_up(hub)?;
             self.time_out_model(hub);
             self.conclude_as(hub, OnTime::No)?;
         }
-        if self.is_unclear { Ok(()) } else { self.wait(Duration::ZERO) }
+        if self.is_unclear {
+            return Ok(());
+        }
+        self.time_out_links()?;
+        self.wait(Duration::ZERO)
     }
 
     /// Does all that is due in a virtual host by now.

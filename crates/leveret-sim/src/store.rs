@@ -542,12 +542,15 @@ impl World {
         let views = self.hubs[at].views();
         // Dead letters may have been on their way.
         found_in.extend(views.iter().filter(|(slot, _)| Model::is_dead(**slot)).map(|(slot, view)| (*slot, *view)));
-        let mut snapshots = snapshots;
+        let (mut snapshots, mut otherwise) = (snapshots, Vec::new());
         if let [after, before, passed @ ..] = &snapshots[..] {
             // What came may have gone again by the end of the event.
-            let (model, later) = (&self.hubs[at].model, passed.iter().chain([after]));
-            let between: Vec<_> =
-                later.filter_map(|later| model.between(before, later, passed, &found_in)).collect();
+            let (model, later) = (&self.hubs[at].model, passed.iter().chain(std::iter::once(after)));
+            let of = |through: &[Snapshot]| -> Vec<_> {
+                later.clone().filter_map(|later| model.between(before, later, through, &found_in)).collect()
+            };
+            let between = of(&[]);
+            otherwise = of(passed);
             let none = model.without_letters(before, after);
             let all = snapshots.iter().chain(&between).chain([&none]);
             let mut late: Vec<_> = all.map(|later| model.with_late_letters(before, later, 0)).collect();
@@ -559,23 +562,28 @@ impl World {
         }
         let (mut first_fault, mut found, mut fitting) = (None, None::<(Model, Snapshot)>, Vec::new());
         let (mut may_refuse, mut is_refused) = (false, false);
-        let all = snapshots.iter().flat_map(|snapshot| Order::ALL.map(move |order| (snapshot, order)));
-        for (snapshot, order) in all {
-            let mut model = self.hubs[at].model.clone();
-            model.restore(snapshot.clone(), now_ms, in_good_order);
-            let perhaps_refused = model.perhaps_refused(now_ms);
-            may_refuse |= !perhaps_refused.is_empty();
-            model.observe_in(order, now_ms, &mut BTreeMap::new(), None)?;
-            let compared = model.compare(&views);
-            if compared.is_ok() {
-                fitting.push(snapshot);
-                is_refused |= model.has_some_of(&perhaps_refused);
+        // What only passed through queues is looked at last.
+        for (nth, snapshot) in snapshots.iter().chain(&otherwise).enumerate() {
+            if nth == snapshots.len() && found.is_some() {
+                break;
             }
-            match (compared, &found) {
-                (Ok(()), None) => found = Some((model, snapshot.clone())),
-                // Both have as many messages, but not the same, and nobody can tell which.
-                (Ok(()), Some((first, _))) => self.is_unclear |= !model.has_same_messages(first),
-                (Err(fault), _) => _ = first_fault.get_or_insert(fault),
+            for order in Order::ALL {
+                let mut model = self.hubs[at].model.clone();
+                model.restore(snapshot.clone(), now_ms, in_good_order);
+                let perhaps_refused = model.perhaps_refused(now_ms);
+                may_refuse |= !perhaps_refused.is_empty();
+                model.observe_in(order, now_ms, &mut BTreeMap::new(), None)?;
+                let compared = model.compare(&views);
+                if compared.is_ok() {
+                    fitting.push(snapshot);
+                    is_refused |= model.has_some_of(&perhaps_refused);
+                }
+                match (compared, &found) {
+                    (Ok(()), None) => found = Some((model, snapshot.clone())),
+                    // Both have as many messages, but not the same, and nobody can tell which.
+                    (Ok(()), Some((first, _))) => self.is_unclear |= !model.has_same_messages(first),
+                    (Err(fault), _) => _ = first_fault.get_or_insert(fault),
+                }
             }
         }
         if is_refused || (may_refuse && found.is_none()) {

@@ -22,8 +22,8 @@ use crate::workspace::{cargo, tool};
 /// Seeds within which a bug must be found.
 pub(crate) const SEEDS: u64 = 2000;
 
-const BUGS_LEAST: u64 = 62;
-const BUGS_OF_SEEDS_LEAST: u64 = 33;
+const BUGS_LEAST: u64 = 64;
+const BUGS_OF_SEEDS_LEAST: u64 = 36;
 
 const BUILD_DEADLINE: Duration = Duration::from_mins(15);
 /// 2,000 seeds take half a minute on two cores.

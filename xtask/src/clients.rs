@@ -60,9 +60,34 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "durability", program: Program::Durability, steps: 12, deadline: Duration::from_mins(10) },
 ];
 
+/// Which steps of suite `durability` are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeathKind {
+    All,
+    /// `kill -9`
+    Kills,
+    /// Power cuts, and that those of a disk that lies are found out
+    Cuts,
+    /// A disk that is full, or fails, or stands still
+    Disks,
+}
+
+impl DeathKind {
+    /// What the suite calls it, and how many steps of it there are at least.
+    fn steps(self) -> (&'static str, u64) {
+        match self {
+            DeathKind::All => ("all", 12),
+            DeathKind::Kills => ("kills", 2),
+            DeathKind::Cuts => ("cuts", 2),
+            DeathKind::Disks => ("disks", 8),
+        }
+    }
+}
+
 /// How often the broker of suite `durability` dies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deaths {
+    pub(crate) kind: DeathKind,
     /// By `kill -9`.
     pub(crate) kills: u32,
     /// By a power cut.
@@ -74,7 +99,7 @@ pub(crate) struct Deaths {
 }
 
 /// As often as a test can wait for.
-const DEATHS_IN_A_TEST: Deaths = Deaths { kills: 3, cuts: 1, fulls: 2, time: Duration::ZERO };
+const DEATHS_IN_A_TEST: Deaths = Deaths { kind: DeathKind::All, kills: 3, cuts: 1, fulls: 2, time: Duration::ZERO };
 
 /// A suite of the fourteen common steps. A step may take 20 s, so that even then the suite reports by itself.
 const fn suite(name: &'static str, program: Program) -> Suite {
@@ -124,7 +149,9 @@ fn run_with(suite: &Suite, binary: &Path, deaths: Deaths) -> Result<Tally> {
             command.env("LEVERET_BINARY", binary).env("LEVERET_SCRATCH", target().join("clients/durability"));
             command.env("KILLS", deaths.kills.to_string()).env("CUTS", deaths.cuts.to_string());
             command.env("FULLS", deaths.fulls.to_string()).env("SECONDS", deaths.time.as_secs().to_string());
-            run_steps(&Suite { deadline: suite.deadline + 4 * deaths.time, ..*suite }, command)
+            let (kind, steps) = deaths.kind.steps();
+            command.env("DEATHS", kind);
+            run_steps(&Suite { steps, deadline: suite.deadline + 4 * deaths.time, ..*suite }, command)
         }),
         Program::Lapin => setup::lapin().and_then(|lapin| {
             let broker = Broker::start(binary, 0, &log)?;

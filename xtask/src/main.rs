@@ -55,8 +55,8 @@ enum Command {
         /// Only these parts; all, if none is named
         #[arg(value_name = "PART")]
         only: Vec<proof::Part>,
-        /// How long each part lasts, about: of fuzz each target, of deaths each kind, of stress each step, and planted takes
-        /// what it takes. As long as in CI, if this is not given; a week at most
+        /// How long each part lasts, about: of fuzz each target, of stress each step. Planted bugs are all tried once, however
+        /// long that takes. As long as in CI, if this is not given; a week at most
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=7 * 24 * 3600))]
         seconds: Option<u64>,
     },
@@ -89,6 +89,9 @@ enum Command {
         /// How many seeds each has at most
         #[arg(long, value_name = "N", default_value_t = planted::SEEDS)]
         seeds: u64,
+        /// Then those that seeds find again and again with other seeds, until so much time is over in all
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        seconds: u64,
     },
     /// More than the broker can do, and clients that are none: who is starved, what is lost, what it takes
     Stress {
@@ -152,7 +155,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
         Command::Sim { script: Some(file), .. } => sim::run_script(&file)?,
         Command::Sim { seed, seeds, script: None } => sim::run(seed, seeds)?,
-        Command::Planted { only, seeds } => planted::run(&only, seeds)?,
+        Command::Planted { only, seeds, seconds } => planted::run(&only, seeds, Duration::from_secs(seconds))?,
         Command::Stress { seconds, only, busy_machine } => {
             let rule = if busy_machine { Rule::OnBusyMachine } else { Rule::AsStated };
             stress::run(Duration::from_secs(seconds), only, rule)?

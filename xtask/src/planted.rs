@@ -195,8 +195,9 @@ struct Verdict {
     seeds: u64,
 }
 
-/// Tries these bugs, or all, each with so many seeds at most, or with its test.
-pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
+/// Tries these bugs, or all, each with so many seeds at most, or with its test. Then, until the time is over, those that seeds find
+/// again and again with other seeds.
+pub(crate) fn run(only: &[String], seeds: u64, time: Duration) -> Result<Tally> {
     let unknown = only.iter().find(|name| Bug::ALL.iter().all(|bug| bug.name() != *name));
     let names = || Bug::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ");
     if let Some(unknown) = unknown {
@@ -217,7 +218,7 @@ pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
     for &bug in &wanted {
         let verdict = match test_for(bug) {
             Some(test) => build.fails(bug, test)?,
-            None => build.is_found(bug, seeds)?,
+            None => build.is_found(bug, 1, seeds)?,
         };
         if verdict.is_good && test_for(bug).is_none() {
             (by_seeds, slowest) = (by_seeds + 1, slowest.max(verdict.seeds));
@@ -240,6 +241,8 @@ pub(crate) fn run(only: &[String], seeds: u64) -> Result<Tally> {
     for test in tests {
         tally += show("no bug", &build.passes(test)?);
     }
+    let of_seeds: Vec<_> = wanted.iter().copied().filter(|&bug| test_for(bug).is_none()).collect();
+    build.find_again(&of_seeds, seeds, started + time)?;
     let seconds = started.elapsed().as_secs();
     let count = wanted.len();
     println!(
@@ -329,12 +332,36 @@ impl Build {
         Ok((finished.output, finished.end))
     }
 
-    /// Whether seeds find a bug.
-    fn is_found(&self, bug: Bug, seeds: u64) -> Result<Verdict> {
-        let (output, end) = self.simulate(Some(bug), seeds)?;
+    /// Tries bugs with other seeds until then, and says how often they were found: whether it was luck that the first ones did. Chance
+    /// may miss one, which is no failure.
+    fn find_again(&self, bugs: &[Bug], seeds: u64, until: Instant) -> Result<()> {
+        if bugs.is_empty() {
+            return Ok(());
+        }
+        let firsts = (1..).map(|round| 1 + round * seeds);
+        let tries = firsts.flat_map(|first| bugs.iter().map(move |&bug| (first, bug)));
+        let (mut tried, mut found, mut slowest) = (0, 0, 0);
+        for (first, bug) in tries.take_while(|_| Instant::now() < until) {
+            let verdict = self.is_found(bug, first, seeds)?;
+            tried += 1;
+            if verdict.is_good {
+                (found, slowest) = (found + 1, slowest.max(verdict.seeds));
+            } else {
+                println!("missed {:<30} {} from {first} on", bug.name(), verdict.says);
+            }
+        }
+        if tried > 0 {
+            println!("again, with other seeds: {found} of {tried} found, the last within {slowest} seeds");
+        }
+        Ok(())
+    }
+
+    /// Whether seeds find a bug, from this one on.
+    fn is_found(&self, bug: Bug, first: u64, seeds: u64) -> Result<Verdict> {
+        let (output, end) = self.simulate(Some(bug), first, seeds)?;
         Ok(match failure(&output) {
             Some((seed, complaint)) => {
-                Verdict { is_good: true, says: format!("seed {seed}: {complaint}"), seeds: seed }
+                Verdict { is_good: true, says: format!("seed {seed}: {complaint}"), seeds: seed + 1 - first }
             }
             None => Verdict { is_good: false, says: format!("{seeds} seeds find nothing: {end}"), seeds },
         })
@@ -342,7 +369,7 @@ impl Build {
 
     /// Whether seeds find nothing where there is nothing.
     fn finds_nothing(&self, seeds: u64) -> Result<Verdict> {
-        let (output, end) = self.simulate(None, seeds)?;
+        let (output, end) = self.simulate(None, 1, seeds)?;
         let is_good = matches!(end, End::Exited(status) if status.success());
         let says = match failure(&output) {
             Some((seed, complaint)) => format!("seed {seed} fails: {complaint}"),
@@ -351,11 +378,11 @@ impl Build {
         Ok(Verdict { is_good, says, seeds })
     }
 
-    fn simulate(&self, bug: Option<Bug>, seeds: u64) -> Result<(String, End)> {
+    fn simulate(&self, bug: Option<Bug>, first: u64, seeds: u64) -> Result<(String, End)> {
         let mut simulation = self.program(SIMULATION)?;
         let threads = thread::available_parallelism()?.to_string();
         // The first seed that fails is the same with any number of threads.
-        simulation.args(["1", "--seeds", &seeds.to_string(), "--threads", &threads]);
+        simulation.args([&first.to_string(), "--seeds", &seeds.to_string(), "--threads", &threads]);
         plant(&mut simulation, bug);
         let finished = process::run(simulation, SEEDS_DEADLINE, Show::Nothing)?;
         Ok((finished.output, finished.end))

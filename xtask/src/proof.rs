@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::broker;
-use crate::clients::{self, Deaths};
+use crate::clients::{self, DeathKind, Deaths};
 use crate::files::Files;
 use crate::fuzz::{self, Engine};
 use crate::planted;
@@ -31,10 +31,14 @@ pub(crate) enum Part {
     Sim,
     /// Schedules of the hand-over between threads
     HandOver,
-    /// Bugs that seeds or tests must find; these are tried once, however long that takes
+    /// Bugs that seeds or tests must find; then those of seeds again, with other seeds
     Planted,
-    /// A broker that is killed, whose power is cut, and whose disk is full, for so long each
-    Deaths,
+    /// A broker that is killed under load
+    Kills,
+    /// One whose power is cut
+    PowerCuts,
+    /// One whose disk is full, fails or stands still
+    Disks,
     /// Overload, for so long in each step
     Stress,
 }
@@ -49,7 +53,7 @@ const CASES_MIN: u64 = 1000;
 const CASES_MAX: u64 = 10_000_000;
 
 /// `kill -9` twenty times, six power cuts, and ten times a full disk.
-const DEATHS: Deaths = Deaths { kills: 20, cuts: 6, fulls: 10, time: Duration::ZERO };
+const DEATHS: Deaths = Deaths { kind: DeathKind::All, kills: 20, cuts: 6, fulls: 10, time: Duration::ZERO };
 const CRASH_DEADLINE: Duration = Duration::from_mins(20);
 
 /// Property tests, and crash tests; there are so many at least.
@@ -91,14 +95,19 @@ fn prove(part: Part, time: Option<Duration>) -> Result<Tally> {
         Part::Crash => crash_everywhere(time.unwrap_or_default()),
         Part::Sim => sim::prove(time),
         Part::HandOver => hand_over(time.unwrap_or(SHORT_TIME)),
-        Part::Planted => planted::run(&[], planted::SEEDS),
-        Part::Deaths => {
-            clients::run_durability(&broker::build()?, Deaths { time: time.unwrap_or_default(), ..DEATHS })
-        }
+        Part::Planted => planted::run(&[], planted::SEEDS, time.unwrap_or_default()),
+        Part::Kills => die(DeathKind::Kills, time),
+        Part::PowerCuts => die(DeathKind::Cuts, time),
+        Part::Disks => die(DeathKind::Disks, time),
         Part::Stress => {
             stress::run(time.unwrap_or(Duration::from_secs(stress::SHORT_SECONDS)), None, Rule::OnBusyMachine)
         }
     }
+}
+
+/// Deaths of one kind, and again until the time is over.
+fn die(kind: DeathKind, time: Option<Duration>) -> Result<Tally> {
+    clients::run_durability(&broker::build()?, Deaths { kind, time: time.unwrap_or_default(), ..DEATHS })
 }
 
 /// All property tests, each crate for its share of the time.

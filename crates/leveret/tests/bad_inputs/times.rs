@@ -18,7 +18,8 @@ const HANDSHAKE: Duration = Duration::from_secs(1);
 /// And how long by itself.
 const HANDSHAKE_DEFAULT: Duration = Duration::from_secs(10);
 
-/// So many times as long as it should anything may take on a busy machine.
+/// So many times as long as it should anything may take on a busy machine: the rule of `CONTRIBUTING.md` for all tests. That it does not
+/// come too early, which no machine explains, is held to a twentieth.
 const LATE_FACTOR: u32 = 5;
 
 /// The heartbeat that is agreed to here; two intervals of silence are the end.

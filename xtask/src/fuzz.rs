@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: arbitrary bytes for everything that takes bytes from outside.
 //!
 //! The targets are those of `crates/leveret-fuzz`, one for each folder of its corpus. Where there is a nightly toolchain, and a
-//! compiler for C++, libFuzzer drives them; else proptest does, and always in the short form of `proof`. An input that a target does
+//! compiler for C++, libFuzzer drives them; else proptest does. An input that a target does
 //! not take becomes part of the corpus, so that `cargo test` fails from then on.
 
 use std::env::consts::{ARCH, OS};

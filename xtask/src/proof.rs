@@ -82,16 +82,7 @@ pub(crate) fn run(only: &[Part], time: Option<Duration>) -> Result<Tally> {
 fn prove(part: Part, time: Option<Duration>) -> Result<Tally> {
     match part {
         Part::Properties => prove_properties(time.unwrap_or(SHORT_TIME)),
-        Part::Fuzz => {
-            if let Some(time) = time {
-                return fuzz::run(Engine::best(), &[], time.as_secs());
-            }
-            // What it finds in half a minute is to be in the corpus before it may hold up a change.
-            println!(
-                "proptest, on the stable toolchain: libFuzzer drives the targets where --seconds says for how long"
-            );
-            fuzz::run(Engine::Proptest, &[], SHORT_FUZZ_SECONDS)
-        }
+        Part::Fuzz => fuzz::run(Engine::best(), &[], time.map_or(SHORT_FUZZ_SECONDS, |time| time.as_secs())),
         Part::Crash => crash_everywhere(time.unwrap_or_default()),
         Part::Sim => sim::prove(time),
         Part::HandOver => hand_over(time.unwrap_or(SHORT_TIME)),

@@ -726,15 +726,20 @@ impl Model {
         self.heard.insert(serial);
     }
 
-    /// Compares the queues with what the broker says of them.
-    pub(crate) fn compare(&self, views: &BTreeMap<u8, View>) -> Result<(), Violation> {
+    /// What there is to see of the queues.
+    fn views(&self) -> BTreeMap<u8, View> {
         let of_model = |(slot, queue): (&u8, &Rc<Queue>)| {
             let unacked = queue.entries.iter().filter(|entry| entry.place == Place::Held).count();
             let (ready, dying, consumers) =
                 (queue.ready_count(), queue.dying().count(), self.consumer_count(*slot));
             (*slot, View { ready, unacked, dying, consumers })
         };
-        let own: BTreeMap<u8, View> = self.queues.iter().map(of_model).collect();
+        self.queues.iter().map(of_model).collect()
+    }
+
+    /// Compares the queues with what the broker says of them.
+    pub(crate) fn compare(&self, views: &BTreeMap<u8, View>) -> Result<(), Violation> {
+        let own = self.views();
         if own == *views {
             return Ok(());
         }

@@ -561,7 +561,7 @@ impl World {
             snapshots.extend(late);
         }
         let (mut first_fault, mut found, mut fitting) = (None, None::<(Model, Snapshot)>, Vec::new());
-        let (mut may_refuse, mut is_refused) = (false, false);
+        let (mut may_be_refused, mut is_refused) = (false, false);
         // What only passed through queues is looked at last.
         for (nth, snapshot) in snapshots.iter().chain(&otherwise).enumerate() {
             if nth == snapshots.len() && found.is_some() {
@@ -571,8 +571,9 @@ impl World {
                 let mut model = self.hubs[at].model.clone();
                 model.restore(snapshot.clone(), now_ms, in_good_order);
                 let perhaps_refused = model.perhaps_refused(now_ms);
-                may_refuse |= !perhaps_refused.is_empty();
                 model.observe_in(order, now_ms, &mut BTreeMap::new(), None)?;
+                may_be_refused |=
+                    !perhaps_refused.is_empty() && model.differs_at_most_behind(&perhaps_refused, &views);
                 let compared = model.compare(&views);
                 if compared.is_ok() {
                     fitting.push(snapshot);
@@ -586,7 +587,7 @@ impl World {
                 }
             }
         }
-        if is_refused || (may_refuse && found.is_none()) {
+        if is_refused || (may_be_refused && found.is_none()) {
             self.stats.count(Kind::Outcome, REFUSED_LATE);
             self.is_unclear = true;
             return Ok(());

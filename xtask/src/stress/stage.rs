@@ -297,6 +297,16 @@ impl Stage {
         Ok(())
     }
 
+    /// Fails if there is more of something than before, but for so much. On a busy machine, what was let go takes its time.
+    pub(super) fn check_back(&self, what: &str, before: u64, after: u64, more: u64) -> Result<()> {
+        let more = match self.life.limits.rule {
+            Rule::AsStated => more,
+            Rule::OnBusyMachine => more * u64::from(SLACK),
+        };
+        ensure!(after <= before + more, "{after} {what}, {before} were before, {more} more are allowed");
+        Ok(())
+    }
+
     /// Nobody got much more than another. Says how much.
     pub(super) fn check_shares(&self, what: &str, shares: impl IntoIterator<Item = usize>) -> Result<String> {
         check_shares(what, shares, self.life.limits.rule.shares_max())

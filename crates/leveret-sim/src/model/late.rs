@@ -2,13 +2,13 @@
 //!
 //! Owns: which orders are tried, and what it means that several explain what the broker did, or none.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use leveret_broker::Output;
 
 use super::{Delayed, Message, Model, Order, Snapshot, Told, View, Violation};
-use crate::plan::{ExchangeName, Mode};
+use crate::plan::{Dead, ExchangeName, Mode};
 
 /// What clients were told.
 pub(crate) type AllTold = Vec<(u8, Mode, Told)>;
@@ -74,6 +74,31 @@ impl Model {
             let taken = messages.iter().filter(is_there).count();
             0 < taken && taken < messages.len()
         })
+    }
+
+    /// Whether all queues are as the broker says of them, but for those that have perhaps refused something, and those that their dead
+    /// letters reach.
+    pub(crate) fn differs_at_most_behind(
+        &self,
+        perhaps_refused: &[(u8, Vec<Rc<Message>>)],
+        views: &BTreeMap<u8, View>,
+    ) -> bool {
+        let mut unclear: BTreeSet<u8> = perhaps_refused.iter().map(|(slot, _)| *slot).collect();
+        let mut waiting: Vec<u8> = unclear.iter().copied().collect();
+        while let Some(slot) = waiting.pop() {
+            let all = self.queues.keys().copied();
+            let behind: Vec<u8> = match self.spec(slot).dead {
+                None => Vec::new(),
+                Some(Dead::Queue(target)) => vec![target],
+                Some(Dead::Exchange) => all.filter(|slot| Model::is_dead(*slot)).collect(),
+            };
+            waiting.extend(behind.into_iter().filter(|slot| unclear.insert(*slot)));
+        }
+        let clear = |views: &BTreeMap<u8, View>| {
+            views.iter().filter(|(slot, _)| !unclear.contains(slot)).map(|(slot, view)| (*slot, *view)).collect()
+        };
+        let (own, of_broker): (Vec<_>, Vec<_>) = (clear(&self.views()), clear(views));
+        own == of_broker
     }
 
     /// The same where the order is not known: in the first that explains all the broker has said, and what it has in its queues. What

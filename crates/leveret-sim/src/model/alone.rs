@@ -117,8 +117,11 @@ impl Model {
 
     /// What happens by itself, the first of it; false if there is nothing.
     pub(super) fn happen(&mut self, now_ms: u64) -> bool {
-        let is_tried =
-            |queue: &Queue| queue.dying().next().is_some() && queue.retry_ms.is_none_or(|due| due <= now_ms);
+        let delayed = self.delayed.iter().map(|delayed| delayed.due_ms).filter(|due| *due <= now_ms).min();
+        let is_their_turn = delayed.is_none() || self.order != Order::DelayedFirst;
+        let is_tried = |queue: &Queue| {
+            is_their_turn && queue.dying().next().is_some() && queue.retry_ms.is_none_or(|due| due <= now_ms)
+        };
         if let Some(slot) = self.queues.iter().find(|(_, queue)| is_tried(queue)).map(|(slot, _)| *slot) {
             self.retry(now_ms, slot);
             return true;
@@ -129,7 +132,6 @@ impl Model {
         let due_in = |queue: &Rc<Queue>| {
             queue.ready().filter_map(|entry| entry.deadline_ms).filter(|due| *due <= now_ms).min()
         };
-        let delayed = self.delayed.iter().map(|delayed| delayed.due_ms).filter(|due| *due <= now_ms).min();
         // What is due just now may still be given to a consumer.
         let due = |(slot, queue): (&u8, &Rc<Queue>)| {
             Some((due_in(queue)?, self.waiting_consumer(*slot).is_some(), *slot))

@@ -24,6 +24,8 @@ pub struct Settings {
     /// `consumer_timeout`: how long a consumer may hold a delivery without settling it, unless its queue or the consumer
     /// says. None by default, for ever.
     pub consumer_timeout: Option<Duration>,
+    /// `consumer_max_per_channel`: consumers of one channel, 1 or more. None by default, any number.
+    pub consumer_max_per_channel: Option<u32>,
     /// `max_message_size`: largest body, in bytes, up to 512 MiB. Default 16 MiB.
     pub max_message_size: u64,
 }
@@ -40,6 +42,7 @@ impl Default for Settings {
             heartbeat: 60,
             handshake_timeout: Duration::from_secs(10),
             consumer_timeout: None,
+            consumer_max_per_channel: None,
             max_message_size: 16 * 1024 * 1024,
         }
     }

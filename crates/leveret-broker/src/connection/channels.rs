@@ -227,14 +227,25 @@ pub(super) struct ConsumerTags {
     free: Vec<u32>,
     last_number: u64,
     /// Only those that the client may cancel.
-    by_tag: BTreeMap<(ChannelId, ConsumerTag), ConsumerId>,
+    by_tag: BTreeMap<ChannelId, BTreeMap<ConsumerTag, ConsumerId>>,
     random: StdRng,
 }
 
 impl ConsumerTags {
-    fn add(&mut self, channel: ChannelId, tag: ConsumerTag) -> Option<ConsumerId> {
-        if self.by_tag.contains_key(&(channel, tag.clone())) {
-            return None;
+    /// Adds a consumer with the tag that a client has given, or one for it. There may be so many on its channel.
+    fn add(
+        &mut self,
+        channel: ChannelId,
+        given: ShortStr<'_>,
+        most: Option<u32>,
+    ) -> Result<(ConsumerId, ConsumerTag), ClientError> {
+        let tag = if given.is_empty() { self.generate() } else { ConsumerTag::new(given) };
+        let of_channel = self.by_tag.entry(channel).or_default();
+        if of_channel.contains_key(&tag) {
+            return Err(ClientError::ConsumerTagInUse(given.to_string()));
+        }
+        if let Some(most) = most.filter(|most| of_channel.len() >= *most as usize) {
+            return Err(ClientError::TooManyConsumers(most));
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
@@ -243,13 +254,13 @@ impl ConsumerTags {
         self.last_number += 1;
         let id = ConsumerId { slot, number: self.last_number };
         self.entries[slot as usize] = Some(TagEntry { id, channel, tag: tag.clone() });
-        self.by_tag.insert((channel, tag), id);
-        Some(id)
+        of_channel.insert(tag.clone(), id);
+        Ok((id, tag))
     }
 
     /// From now on the tag may be used again; deliveries under way still find it by their consumer.
     fn release_tag(&mut self, channel: ChannelId, tag: &ConsumerTag) -> Option<ConsumerId> {
-        self.by_tag.remove(&(channel, tag.clone()))
+        self.by_tag.get_mut(&channel)?.remove(tag)
     }
 
     /// The last thing about a consumer was encoded.
@@ -257,8 +268,10 @@ impl ConsumerTags {
         let TagEntry { channel, tag, .. } =
             self.entries.get_mut(id.slot as usize)?.take_if(|entry| entry.id == id)?;
         self.free.push(id.slot);
-        if self.by_tag.get(&(channel, tag.clone())) == Some(&id) {
-            self.by_tag.remove(&(channel, tag.clone()));
+        if let Some(of_channel) = self.by_tag.get_mut(&channel)
+            && of_channel.get(&tag) == Some(&id)
+        {
+            of_channel.remove(&tag);
         }
         Some(tag)
     }
@@ -268,6 +281,7 @@ impl ConsumerTags {
         for id in of_channel.map(|entry| entry.id).collect::<Vec<_>>() {
             self.remove(id);
         }
+        self.by_tag.remove(&channel);
     }
 
     pub(super) fn tag(&self, id: ConsumerId) -> Option<&ConsumerTag> {
@@ -476,10 +490,8 @@ impl Connection {
                 return self.consume_replies(id, consumer_tag, no_ack, wait(nowait));
             }
             Method::BasicConsume { queue, consumer_tag, no_ack, exclusive, nowait, arguments, .. } => {
-                let tags = &mut self.channels.consumers;
-                let tag = if consumer_tag.is_empty() { tags.generate() } else { ConsumerTag::new(consumer_tag) };
-                let in_use = || ClientError::ConsumerTagInUse(consumer_tag.to_string());
-                let consumer = tags.add(id, tag.clone()).ok_or_else(in_use)?;
+                let most = self.settings.consumer_max_per_channel;
+                let (consumer, tag) = self.channels.consumers.add(id, consumer_tag, most)?;
                 let consume = Consume {
                     consumer,
                     tag,
@@ -528,9 +540,7 @@ impl Connection {
         }
         let key = format!("{PSEUDO_QUEUE}.{}", tags.random_text());
         let key = ShortString::from(ShortStr::truncated(&key));
-        let tag = if consumer_tag.is_empty() { tags.generate() } else { ConsumerTag::new(consumer_tag) };
-        let in_use = || ClientError::ConsumerTagInUse(consumer_tag.to_string());
-        let consumer = tags.add(id, tag).ok_or_else(in_use)?;
+        let (consumer, _) = tags.add(id, consumer_tag, self.settings.consumer_max_per_channel)?;
         if let Some(channel) = self.channels.open(id) {
             channel.reply_key = Some((consumer, key.clone()));
         }

@@ -115,6 +115,8 @@ pub enum ClientError {
     NotImplemented(String),
     /// A consumer tag that is in use on the channel.
     ConsumerTagInUse(String),
+    /// As many consumers on the channel as there may be.
+    TooManyConsumers(u32),
     /// A body longer than its header said.
     BodyTooLong,
     /// Contents on many channels, none of them complete, that take more than this together.
@@ -299,6 +301,9 @@ impl From<&ClientError> for Exception {
             ClientError::NotImplemented(what) => Exception::new(Code::NotImplemented, what),
             ClientError::ConsumerTagInUse(tag) => {
                 Exception::new(Code::NotAllowed, &format!("attempt to reuse consumer tag '{tag}'"))
+            }
+            ClientError::TooManyConsumers(limit) => {
+                Exception::new(Code::NotAllowed, &format!("reached maximum ({limit}) of consumers per channel"))
             }
             ClientError::BodyTooLong => {
                 Exception::new(Code::FrameError, "content body frame exceeds remaining content size")

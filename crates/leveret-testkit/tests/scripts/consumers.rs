@@ -1,6 +1,6 @@
 //! Consuming: turns, priorities, prefetch, exclusivity, cancellation.
 
-use leveret_testkit::script;
+use leveret_testkit::{Broker, Variation, run_script, script};
 
 #[test]
 fn consumers_take_turns() {
@@ -255,6 +255,33 @@ fn a_consumer_tag_is_used_once_on_a_channel() {
         S: connection.close 530 \"NOT_ALLOWED - attempt to reuse consumer tag 't'\" 60 20
         ",
     );
+}
+
+#[test]
+fn a_channel_has_no_more_consumers_than_a_setting_says() {
+    for variation in Variation::ALL {
+        let mut broker = Broker::new(variation).with(|settings| settings.consumer_max_per_channel = Some(2));
+        let result = run_script(
+            &mut broker,
+            "
+            C: queue.declare queue='q'
+            S: queue.declare-ok 'q' 0 0
+            C: basic.consume queue='q' consumer-tag='t'
+            S: basic.consume-ok 't'
+            C: basic.consume queue='amq.rabbitmq.reply-to' consumer-tag='u' no-ack
+            S: basic.consume-ok 'u'
+            C: basic.cancel consumer-tag='t'
+            S: basic.cancel-ok 't'
+            C: basic.consume queue='q' consumer-tag='v'
+            S: basic.consume-ok 'v'
+            C/2: basic.consume queue='q' consumer-tag='v'
+            S/2: basic.consume-ok 'v'
+            C: basic.consume queue='q' consumer-tag='w'
+            S: connection.close 530 'NOT_ALLOWED - reached maximum (2) of consumers per channel' 60 20
+            ",
+        );
+        result.unwrap();
+    }
 }
 
 #[test]

@@ -91,6 +91,18 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "consumer_max_per_channel",
+        decides: "consumer_max_per_channel",
+        takes: "a number of consumers from 1 to 4294967295, or infinity for any number",
+        set: |to, value| {
+            let most = match text(value)? {
+                "infinity" => None,
+                _ => Some(number(value, 1, u32::MAX)?),
+            };
+            put(&mut to.server.settings.consumer_max_per_channel, Some(most))
+        },
+    },
+    Key {
         name: "max_message_size",
         decides: "max_message_size",
         takes: "a number of bytes from 1 to 536870912",
@@ -339,6 +351,7 @@ mod tests {
             ("heartbeat", (&["0", "65535"], &["-1", "65536", "x"])),
             ("handshake_timeout", (&["100", "600000"], &["99", "600001"])),
             ("consumer_timeout", (&["1", "315360000000", "undefined"], &["0", "315360000001", "none"])),
+            ("consumer_max_per_channel", (&["1", "4294967295", "infinity"], &["0", "4294967296", "none"])),
             ("max_message_size", (&["1", "536870912"], &["0", "536870913"])),
             ("data_dir", (&["d"], &[""])),
             ("in_memory", (&["1", "true", "0", "false"], &["banana", "yes", "2", ""])),

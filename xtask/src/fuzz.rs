@@ -81,8 +81,17 @@ impl Engine {
     }
 }
 
+/// Which inputs libFuzzer comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chance {
+    /// The same every time from the same corpus, as far as there is time: a change is not held up by what another one brought.
+    Repeated,
+    /// Others every time.
+    New,
+}
+
 /// Tries so many seconds long for each of these targets, or of all.
-pub(crate) fn run(engine: Engine, only: &[String], seconds: u64) -> Result<Tally> {
+pub(crate) fn run(engine: Engine, only: &[String], seconds: u64, chance: Chance) -> Result<Tally> {
     let names = names()?;
     let unknown = only.iter().find(|name| !names.contains(name));
     ensure!(unknown.is_none(), "there is no target {unknown:?}; there are {}", names.join(", "));
@@ -94,7 +103,7 @@ pub(crate) fn run(engine: Engine, only: &[String], seconds: u64) -> Result<Tally
     let work = || -> Result<()> {
         loop {
             let Some(name) = queue.lock().expect("nobody panics with it").next() else { return Ok(()) };
-            let verdict = drive(engine, &binary, name, seconds)?;
+            let verdict = drive(engine, &binary, name, seconds, chance)?;
             *tally.lock().expect("nobody panics with it") += verdict;
         }
     };
@@ -160,10 +169,16 @@ fn host() -> Result<String> {
 }
 
 /// Drives one target, and says how it went.
-fn drive(engine: Engine, binary: &Path, name: &str, seconds: u64) -> Result<Tally> {
+fn drive(engine: Engine, binary: &Path, name: &str, seconds: u64, chance: Chance) -> Result<Tally> {
     let folder = target().join("fuzz/runs").join(name);
-    let found = target().join("fuzz/found").join(name);
     fs::create_dir_all(&folder)?;
+    let found = match chance {
+        Chance::Repeated => folder.join("found"),
+        Chance::New => target().join("fuzz/found").join(name),
+    };
+    if chance == Chance::Repeated && found.exists() {
+        fs::remove_dir_all(&found)?;
+    }
     fs::create_dir_all(&found)?;
     let input = folder.join("input");
     let mut command = tool(binary);
@@ -174,6 +189,9 @@ fn drive(engine: Engine, binary: &Path, name: &str, seconds: u64) -> Result<Tall
             command.arg(format!("-max_total_time={seconds}")).arg(format!("-timeout={INPUT_SECONDS_MAX}"));
             command.arg(format!("-max_len={INPUT_BYTES_MAX}")).arg("-print_final_stats=1");
             command.arg(format!("-artifact_prefix={}/", folder.display()));
+            if chance == Chance::Repeated {
+                command.arg("-seed=1");
+            }
             // What covers something new is kept in the first folder, for the next time.
             command.arg(found).arg(root().join(CORPUS).join(name));
         }

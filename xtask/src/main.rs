@@ -35,7 +35,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
-use self::fuzz::Engine;
+use self::fuzz::{Chance, Engine};
 use self::stress::Rule;
 
 /// The commands of Leveret's development loop.
@@ -152,7 +152,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check => check::run()?,
         Command::Test { only } => test::run(&only)?,
         Command::Proof { only, seconds } => proof::run(&only, seconds.map(Duration::from_secs))?,
-        Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds)?,
+        Command::Fuzz { only, seconds } => fuzz::run(Engine::best(), &only, seconds, Chance::New)?,
         Command::Sim { script: Some(file), .. } => sim::run_script(&file)?,
         Command::Sim { seed, seeds, script: None } => sim::run(seed, seeds)?,
         Command::Planted { only, seeds, seconds } => planted::run(&only, seeds, Duration::from_secs(seconds))?,

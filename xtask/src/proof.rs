@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use crate::broker;
 use crate::clients::{self, DeathKind, Deaths};
 use crate::files::Files;
-use crate::fuzz::{self, Engine};
+use crate::fuzz::{self, Chance, Engine};
 use crate::planted;
 use crate::process::{self, Show};
 use crate::sim;
@@ -82,7 +82,13 @@ pub(crate) fn run(only: &[Part], time: Option<Duration>) -> Result<Tally> {
 fn prove(part: Part, time: Option<Duration>) -> Result<Tally> {
     match part {
         Part::Properties => prove_properties(time.unwrap_or(SHORT_TIME)),
-        Part::Fuzz => fuzz::run(Engine::best(), &[], time.map_or(SHORT_FUZZ_SECONDS, |time| time.as_secs())),
+        Part::Fuzz => {
+            let (seconds, chance) = match time {
+                None => (SHORT_FUZZ_SECONDS, Chance::Repeated),
+                Some(time) => (time.as_secs(), Chance::New),
+            };
+            fuzz::run(Engine::best(), &[], seconds, chance)
+        }
         Part::Crash => crash_everywhere(time.unwrap_or_default()),
         Part::Sim => sim::prove(time),
         Part::HandOver => hand_over(time.unwrap_or(SHORT_TIME)),

@@ -73,10 +73,10 @@ pub(crate) enum DeathKind {
 }
 
 impl DeathKind {
-    /// What the suite calls it, and how many steps of it there are at least.
-    fn steps(self) -> (&'static str, u64) {
+    /// What the suite calls it, and how many of its steps there are at least.
+    fn of(self, suite: &Suite) -> (&'static str, u64) {
         match self {
-            DeathKind::All => ("all", 12),
+            DeathKind::All => ("all", suite.steps),
             DeathKind::Kills => ("kills", 2),
             DeathKind::Cuts => ("cuts", 2),
             DeathKind::Disks => ("disks", 8),
@@ -149,7 +149,7 @@ fn run_with(suite: &Suite, binary: &Path, deaths: Deaths) -> Result<Tally> {
             command.env("LEVERET_BINARY", binary).env("LEVERET_SCRATCH", target().join("clients/durability"));
             command.env("KILLS", deaths.kills.to_string()).env("CUTS", deaths.cuts.to_string());
             command.env("FULLS", deaths.fulls.to_string()).env("SECONDS", deaths.time.as_secs().to_string());
-            let (kind, steps) = deaths.kind.steps();
+            let (kind, steps) = deaths.kind.of(suite);
             command.env("DEATHS", kind);
             run_steps(&Suite { steps, deadline: suite.deadline + 4 * deaths.time, ..*suite }, command)
         }),

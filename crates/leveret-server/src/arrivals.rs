@@ -1,13 +1,13 @@
 //! Contents that have arrived in part, on all connections together.
 //!
 //! Owns: what they take, and which connection may go on reading its own when that is too much.
-//! Small ones always go on, and so do those in transactions, whose end makes room. Beyond a bound of all together, one
-//! connection at a time has a *turn*, first come, first served, until its content is complete, and none while publishers wait for
-//! room, as it would only wait, too. A turn is cut into *slices*: who brings next to nothing in one, while others wait, is *slow*,
+//! Small ones always go on. Beyond a bound of all together, one connection at a time has a *turn*, first come, first served, until its
+//! content is complete, and nobody reads in it while publishers wait for room, as the content would only wait, too. Who is in a
+//! transaction stands in a line of its own: its turn does not wait for room, which may be what its end makes. A turn is cut into *slices*: who brings next to nothing in one, while others wait, is *slow*,
 //! and loses its turn. Of the slow ones only one at a time stands in line with the others, so that however many there are, nobody
 //! else waits for more than two of them. As each keeps what it has brought, that goes on up to twice the bound; from there on a
 //! turn lasts longer, the longer the fewer wait for it. Who brings nothing for long is closed, and beyond twice the bound who does so
-//! for a short while: it keeps memory from others.
+//! for a short while: it keeps memory from others. So is who brings more at once than the largest content, on several channels.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,12 +29,28 @@ pub(crate) struct Arrivals {
     bytes: AtomicUsize,
     /// Up to that, nobody waits for a turn; from twice that on, nobody loses one soon.
     bytes_max: usize,
+    /// So much may be there of a single connection: the largest content, and as much again as all may have.
+    own_max: usize,
     shortage: watch::Sender<Shortage>,
+    ordinary: Line,
+    transacted: Line,
+}
+
+/// Those who have turns one after the other.
+#[derive(Debug)]
+struct Line {
     turn: Arc<Semaphore>,
     /// Of those who are slow, one may wait for a turn or have it.
     slow: Arc<Semaphore>,
     /// How many wait for a turn.
     waiting: AtomicUsize,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        let one = || Arc::new(Semaphore::new(1));
+        Line { turn: one(), slow: one(), waiting: AtomicUsize::new(0) }
+    }
 }
 
 /// Why a large content may have to wait.
@@ -58,27 +74,33 @@ enum Fill {
 
 impl Arrivals {
     /// An eighth of a limit on memory, in bytes, is for them, and what the last one brings that had its turn in it; if many wait, what
-    /// the last ones bring, which are [`ARRIVING_SLOW`] by [`ARRIVING_SLOW_MIN`] at most.
-    pub(crate) fn new(memory_limit: usize) -> Arc<Self> {
+    /// the last ones bring, which are [`ARRIVING_SLOW`] by [`ARRIVING_SLOW_MIN`] at most. The largest content has so many bytes.
+    pub(crate) fn new(memory_limit: usize, largest: usize) -> Arc<Self> {
+        let bytes_max = memory_limit / 16;
         Arc::new(Arrivals {
             bytes: AtomicUsize::new(0),
-            bytes_max: memory_limit / 16,
+            bytes_max,
+            own_max: largest.saturating_add(bytes_max),
             shortage: watch::Sender::default(),
-            turn: Arc::new(Semaphore::new(1)),
-            slow: Arc::new(Semaphore::new(1)),
-            waiting: AtomicUsize::new(0),
+            ordinary: Line::default(),
+            transacted: Line::default(),
         })
     }
 
+    fn line(&self, is_transacted: bool) -> &Line {
+        if is_transacted { &self.transacted } else { &self.ordinary }
+    }
+
     /// Waits for a turn.
-    async fn turn(self: Arc<Self>, is_slow: bool) -> Permits {
-        let _waiting = Waiting::among(&self.waiting);
+    async fn turn(self: Arc<Self>, is_transacted: bool, is_slow: bool) -> Permits {
+        let line = self.line(is_transacted);
+        let _waiting = Waiting::among(&line.waiting);
         let acquire = |semaphore: &Arc<Semaphore>| {
             let semaphore = Arc::clone(semaphore);
             async move { semaphore.acquire_owned().await.expect("nobody closes it") }
         };
-        let slow = if is_slow { Some(acquire(&self.slow).await) } else { None };
-        Permits { _turn: acquire(&self.turn).await, _slow: slow }
+        let slow = if is_slow { Some(acquire(&line.slow).await) } else { None };
+        Permits { _turn: acquire(&line.turn).await, _slow: slow }
     }
 
     /// Publishers wait for room from now on, or do not.
@@ -156,8 +178,8 @@ pub(crate) struct Arrived {
     pub(crate) waiting: usize,
     /// How many have become complete.
     pub(crate) completed: u64,
-    /// Who is in a transaction need not wait.
-    pub(crate) is_exempt: bool,
+    /// Whether the end of a transaction may be what makes room.
+    pub(crate) is_transacted: bool,
 }
 
 enum Turn {
@@ -237,6 +259,9 @@ impl Arrival {
         if !self.is_large() || has_ended {
             self.end_turn();
             (self.is_slow, self.aside) = (false, Aside::Never);
+        } else if arrived.is_transacted != before.is_transacted {
+            // It stands in the other line from now on.
+            self.end_turn();
         }
         if self.aside == Aside::UntilItHasBrought && arrived.unfinished != before.unfinished {
             self.aside = Aside::Done;
@@ -259,7 +284,7 @@ impl Arrival {
 
     /// Whether it may have to wait.
     pub(crate) fn is_large(&self) -> bool {
-        self.arrived.unfinished > ARRIVING_BYTES_SMALL && !self.arrived.is_exempt
+        self.arrived.unfinished > ARRIVING_BYTES_SMALL
     }
 
     /// Whether more may be read, if nothing else keeps it from that. If not, [`Self::event`] says when that may have changed.
@@ -269,10 +294,11 @@ impl Arrival {
         }
         self.is_ready = is_ready;
         let Shortage { of_room, fill } = *self.shortage.borrow_and_update();
+        let waits_for_room = self.waits_for_room(of_room);
         if fill == Fill::Little {
             self.end_turn();
         } else if is_ready && matches!(self.turn, Turn::NotNeeded) {
-            let taken = Box::pin(Arc::clone(&self.all).turn(self.is_slow));
+            let taken = Box::pin(Arc::clone(&self.all).turn(self.arrived.is_transacted, self.is_slow));
             self.turn = Turn::Awaited { since: Instant::now(), taken };
             if self.due.is_none() {
                 self.renew();
@@ -284,18 +310,33 @@ impl Arrival {
             self.due_soon = Some(Due::at(Instant::now() + ARRIVING_SLOW, self.arrived.unfinished));
         }
         fill == Fill::Little
-            || ((matches!(self.turn, Turn::Taken { .. }) || self.aside == Aside::UntilItHasBrought) && !of_room)
+            || ((matches!(self.turn, Turn::Taken { .. }) || self.aside == Aside::UntilItHasBrought)
+                && !waits_for_room)
+    }
+
+    fn line(&self) -> &Line {
+        self.all.line(self.arrived.is_transacted)
+    }
+
+    /// Whether it brings more than one content, on several channels, that are too much together.
+    fn has_too_much(&self) -> bool {
+        self.arrived.unfinished > self.all.own_max
+    }
+
+    /// Whether it would only wait, as publishers do.
+    fn waits_for_room(&self, publishers_wait: bool) -> bool {
+        publishers_wait && !self.arrived.is_transacted
     }
 
     /// Whether anybody waits for a turn, this one among them.
     fn does_anybody_wait(&self) -> bool {
-        matches!(self.turn, Turn::Awaited { .. }) || self.all.waiting.load(Ordering::Relaxed) > 0
+        matches!(self.turn, Turn::Awaited { .. }) || self.line().waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Whether it has brought nothing for so long that others go first though there is too much. They bring more yet: the fewer they
     /// are, the longer it may take, up to where it is overdue.
     fn has_kept_others_waiting(&self) -> bool {
-        let waiting = u32::try_from(self.all.waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let waiting = u32::try_from(self.line().waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
         let patience = (ARRIVING_SLOW / (1 + waiting / ARRIVING_SLOW_SHARED)).max(ARRIVING_SLOW_MIN);
         let soon = self.due_soon.as_ref().map(|due| due.at.deadline());
         soon.is_some_and(|soon| soon.saturating_duration_since(Instant::now()) + patience <= ARRIVING_SLOW)
@@ -314,11 +355,15 @@ impl Arrival {
     /// that it waits for.
     pub(crate) fn excuse(&mut self, unread: usize, is_congested: bool) -> bool {
         let Shortage { of_room, fill } = *self.shortage.borrow();
+        let waits_for_room = self.waits_for_room(of_room);
         let is_waiting = matches!(self.turn, Turn::Awaited { .. });
         let is_bringing = unread >= ARRIVING_SLICE_BYTES || (!self.is_slow && fill != Fill::TooMuch);
         // That may be the end of a content, which only has to be read.
         let may_read_aside = is_waiting && self.aside == Aside::Never;
-        if unread == 0 || !(is_congested || of_room || (is_waiting && is_bringing) || may_read_aside) {
+        if self.has_too_much()
+            || unread == 0
+            || !(is_congested || waits_for_room || (is_waiting && is_bringing) || may_read_aside)
+        {
             return false;
         }
         if may_read_aside && unread < ARRIVING_SLICE_BYTES {
@@ -332,6 +377,9 @@ impl Arrival {
     pub(crate) async fn event(&mut self) -> Event {
         if !self.is_large() {
             std::future::pending::<()>().await;
+        }
+        if self.has_too_much() {
+            return Event::Overdue;
         }
         let Arrival { turn, due, due_soon, shortage, .. } = self;
         let is_too_much = shortage.borrow().fill == Fill::TooMuch;
@@ -381,6 +429,7 @@ impl Arrival {
 
     fn end_slice(&mut self) {
         let (unfinished, Shortage { of_room, fill }) = (self.arrived.unfinished, *self.shortage.borrow());
+        let waits_for_room = self.waits_for_room(of_room);
         let is_awaited = self.does_anybody_wait();
         let loses_turn = fill != Fill::TooMuch || self.has_kept_others_waiting();
         let Turn::Taken { slice, waited, .. } = &mut self.turn else { return };
@@ -392,7 +441,7 @@ impl Arrival {
                 let at = due.at.deadline() + std::mem::take(waited);
                 due.at.as_mut().reset(at);
             }
-        } else if !self.is_ready || (is_awaited && !of_room) {
+        } else if !self.is_ready || (is_awaited && !waits_for_room) {
             // If it could not bring anything, it stands in line again once it can.
             self.is_slow |= self.is_ready;
             if loses_turn {
@@ -415,6 +464,9 @@ mod tests {
     /// Up to which nobody waits.
     const BOUND: usize = 1_000_000;
 
+    /// Bytes of the largest content.
+    const LARGEST: usize = 4_000_000;
+
     impl Arrival {
         /// So much has arrived of one content, if anything.
         fn bring(&mut self, unfinished: usize) {
@@ -433,24 +485,21 @@ mod tests {
     }
 
     fn several<const N: usize>(bound: usize) -> [Arrival; N] {
-        let all = Arrivals::new(16 * bound);
+        let all = Arrivals::new(16 * bound, LARGEST);
         [(); N].map(|()| Arrival::new(Arc::clone(&all)))
     }
 
     #[tokio::test(start_paused = true)]
     async fn beyond_the_bound_they_take_turns_in_the_order_in_which_they_came() {
-        let [mut first, mut second, mut third, mut small, mut exempt] = several(BOUND);
+        let [mut first, mut second, mut third, mut small] = several(BOUND);
         first.bring(1_000_000);
         assert!(may_read(&mut first).await, "all together may have so much");
         second.bring(1_000_000);
         small.bring(ARRIVING_BYTES_SMALL);
-        exempt.set(Arrived { unfinished: 1_000_000, is_exempt: true, ..Arrived::default() });
         assert!(may_read(&mut first).await && !may_read(&mut second).await);
         third.bring(900_000);
         assert!(!may_read(&mut third).await);
         assert!(may_read(&mut small).await, "nobody waits with little");
-        assert!(may_read(&mut exempt).await, "its end makes room");
-        exempt.set(Arrived { unfinished: 0, is_exempt: true, ..Arrived::default() });
         first.bring(3_000_000);
         assert!(may_read(&mut first).await && !may_read(&mut second).await);
         first.bring(0);
@@ -484,6 +533,45 @@ mod tests {
         large.all.set_short_of_room(false);
         assert_eq!(large.event().await, Event::Change);
         assert!(large.may_read(true));
+    }
+
+    /// Be it in a transaction or not.
+    #[tokio::test(start_paused = true)]
+    async fn who_brings_more_than_the_largest_content_on_several_channels_is_overdue_at_once() {
+        for is_transacted in [false, true] {
+            let [mut arrival] = several(BOUND);
+            let arrived = |unfinished| Arrived { unfinished, is_transacted, ..Arrived::default() };
+            arrival.set(arrived(LARGEST + BOUND));
+            assert!(may_read(&mut arrival).await);
+            arrival.set(arrived(LARGEST + BOUND + 1));
+            let begun = Instant::now();
+            assert_eq!(arrival.event().await, Event::Overdue);
+            assert_eq!(begun.elapsed(), Duration::ZERO);
+            assert!(!arrival.excuse(ARRIVING_SLICE_BYTES, true));
+        }
+    }
+
+    /// Its end may be what makes room.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_in_a_transaction_waits_for_others_who_are_and_for_nobody_else() {
+        let [mut large, mut first, mut second] = several(BOUND);
+        let transacted = |unfinished| Arrived { unfinished, is_transacted: true, ..Arrived::default() };
+        large.bring(1_500_000);
+        assert!(may_read(&mut large).await);
+        first.set(transacted(100_000));
+        second.set(transacted(100_000));
+        large.all.set_short_of_room(true);
+        assert!(!may_read(&mut large).await);
+        assert!(may_read(&mut first).await && !may_read(&mut second).await);
+        first.set(transacted(0));
+        assert!(may_read(&mut second).await);
+        // The transaction is over, and the content goes on.
+        second.set(Arrived { unfinished: 100_000, ..Arrived::default() });
+        assert!(!may_read(&mut second).await);
+        large.all.set_short_of_room(false);
+        assert!(may_read(&mut large).await && !may_read(&mut second).await);
+        large.bring(0);
+        assert!(may_read(&mut second).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -543,7 +631,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_long_for_those_who_bring_next_to_nothing() {
         const SLOW: u32 = 1000;
-        let all = Arrivals::new(16 * 8 * BOUND);
+        let all = Arrivals::new(16 * 8 * BOUND, LARGEST);
         let mut slow: Vec<_> = (0..SLOW).map(|_| Arrival::new(Arc::clone(&all))).collect();
         for arrival in &mut slow {
             arrival.bring(10_000);
@@ -639,7 +727,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_there_is_too_much_the_one_that_brings_nothing_loses_its_turn_the_sooner_the_more_wait() {
         for (waiting, patience_ms) in [(7, 500), (8, 260), (24, 140), (500, 60)] {
-            let all = Arrivals::new(16 * BOUND);
+            let all = Arrivals::new(16 * BOUND, LARGEST);
             let mut first = Arrival::new(Arc::clone(&all));
             first.bring(2 * BOUND + 1);
             assert!(may_read(&mut first).await);

@@ -301,7 +301,7 @@ mod tests {
             runtime: Handle::current(),
             journal: None,
         };
-        let rooms = Rooms::new(Arc::clone(&hubs), Arrivals::new(usize::MAX));
+        let rooms = Rooms::new(Arc::clone(&hubs), Arrivals::new(usize::MAX, usize::MAX));
         NodeKeeper::new(Node::default(), Arc::default(), hubs, rooms, workshop)
     }
 

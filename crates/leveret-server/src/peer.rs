@@ -288,9 +288,9 @@ impl Peer {
     fn tell_arrived(&mut self) {
         let carried = if self.connection.is_gone() { 0 } else { self.carry.len() };
         let unfinished = self.connection.unfinished_bytes() + carried;
-        let is_exempt = unfinished > ARRIVING_BYTES_SMALL && self.connection.has_transaction();
+        let is_transacted = unfinished > ARRIVING_BYTES_SMALL && self.connection.has_transaction();
         let (waiting, completed) = (self.connection.published_bytes(), self.connection.large_contents());
-        self.arrival.set(Arrived { unfinished, waiting, completed, is_exempt });
+        self.arrival.set(Arrived { unfinished, waiting, completed, is_transacted });
     }
 
     /// Bytes that the client has sent and that were not read.

@@ -364,7 +364,8 @@ impl Server {
             node.vhosts().get(&name).into_iter().for_each(|vhost| hub.follow(vhost));
             hubs.add(name, hub, &runtime);
         }
-        let arrivals = Arrivals::new(memory.limit());
+        let largest = usize::try_from(config.settings.max_message_size).unwrap_or(usize::MAX);
+        let arrivals = Arrivals::new(memory.limit(), largest);
         let rooms = Rooms::new(Arc::clone(&hubs), Arc::clone(&arrivals));
         let node = NodeKeeper::new(node, Arc::clone(&connections), Arc::clone(&hubs), Arc::clone(&rooms), workshop);
         let spilling = scratch.as_ref().map(ScratchThread::spilling);

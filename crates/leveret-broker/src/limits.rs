@@ -87,6 +87,30 @@ pub const GRANT_AHEAD: u64 = 8192;
 /// and the transaction is gone.
 pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
 
+/// Bytes that any connection may hold in transactions, and in consumers, however many others hold.
+pub const HELD_BYTES_SMALL: usize = 16 * 1024;
+
+/// Deliveries that consumers of a channel may leave unacked where nobody has set less: any number.
+pub const UNACKED_ALL: u64 = u64::MAX / 2;
+
+/// Bytes that each of them takes.
+pub const UNACKED_BYTES: usize = 64;
+
+/// Bytes that a consumer takes beside its tag and arguments: in its connection, its session and its queue.
+pub const CONSUMER_BYTES: usize = 448;
+
+/// Bytes that a queue takes beside its name and arguments, with what its first consumer and binding take there.
+pub const QUEUE_BYTES: usize = 1536;
+
+/// Bytes that it takes more for each priority that its messages may have, or for each length of their delays.
+pub const LEVEL_BYTES: usize = 1024;
+
+/// Bytes that an exchange takes beside its name and arguments.
+pub const EXCHANGE_BYTES: usize = 768;
+
+/// Bytes that a binding takes beside its key and arguments, and what a topic or headers exchange keeps for each word or header.
+pub const BINDING_BYTES: usize = 512;
+
 /// Policies that a virtual host may have of each kind: each is matched with the name of every queue and exchange. One more is
 /// refused. RabbitMQ has no limit.
 pub const POLICIES_MAX: usize = 1024;

@@ -3,25 +3,46 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that the queues, transactions and channels of a virtual host hold: bodies in memory, what queues know of all others, and
-/// what channels know of many unacked deliveries. Whoever drives the virtual host may read it without its lock.
+/// What an allocator takes for the smallest block, with what it knows of it.
+pub(crate) const BLOCK_BYTES_LEAST: usize = 32;
+
+/// Bytes that a virtual host holds: bodies in memory, what queues know of all others, and what its ledger adds up. Whoever
+/// drives the virtual host may read it without its lock.
 #[derive(Clone, Debug, Default)]
-pub struct Meter(Arc<AtomicUsize>);
+pub struct Meter(Arc<Account>);
+
+#[derive(Debug, Default)]
+struct Account {
+    bytes: AtomicUsize,
+    /// What counts here counts there, too.
+    whole: Option<Meter>,
+}
 
 impl Meter {
+    /// One for a part of what this one counts.
+    pub(crate) fn part(&self) -> Self {
+        Meter(Arc::new(Account { bytes: AtomicUsize::new(0), whole: Some(self.clone()) }))
+    }
+
     /// How many there are now.
     pub fn bytes(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.bytes.load(Ordering::Relaxed)
     }
 
     // Only the holder of the lock changes it, so nothing comes between the two halves.
     pub(crate) fn add(&self, bytes: usize) {
-        self.0.store(self.bytes() + bytes, Ordering::Relaxed);
+        self.0.bytes.store(self.bytes() + bytes, Ordering::Relaxed);
+        if let Some(whole) = &self.0.whole {
+            whole.add(bytes);
+        }
     }
 
     pub(crate) fn subtract(&self, bytes: usize) {
         debug_assert!(bytes <= self.bytes(), "what is given back was taken");
-        self.0.store(self.bytes().saturating_sub(bytes), Ordering::Relaxed);
+        self.0.bytes.store(self.bytes().saturating_sub(bytes), Ordering::Relaxed);
+        if let Some(whole) = &self.0.whole {
+            whole.subtract(bytes);
+        }
     }
 }
 
@@ -45,6 +66,12 @@ impl Lease {
     pub(crate) fn take(&mut self, bytes: usize) {
         self.meter.add(bytes);
         self.bytes += bytes;
+    }
+
+    /// So much of it from the beginning.
+    pub(crate) fn with(mut self, bytes: usize) -> Self {
+        self.take(bytes);
+        self
     }
 
     /// So much is held now, whatever was before.

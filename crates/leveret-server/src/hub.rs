@@ -15,6 +15,7 @@ use leveret_broker::scratch::{Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::Fetched;
+use leveret_broker::vhost::ledger::Holdings;
 use leveret_broker::vhost::policy::{InvalidPolicy, Policy, PolicyKind};
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::views::ConnectionDetails;
@@ -62,6 +63,8 @@ struct State {
     armed: Option<Deadline>,
     /// What its queues held when the sum of the node was told last.
     counted: usize,
+    /// What is known of what it holds for clients.
+    holdings: Holdings,
 }
 
 /// What came of one hold of the lock.
@@ -110,6 +113,8 @@ impl Hub {
         let meter = vhost.memory();
         let counted = meter.bytes();
         memory.changed(0, counted);
+        let holdings = vhost.holdings();
+        memory.holdings_changed(Holdings::default(), holdings);
         let state = State {
             vhost,
             outboxes: SecondaryMap::new(),
@@ -117,6 +122,7 @@ impl Hub {
             changes_go_on: false,
             armed,
             counted,
+            holdings,
         };
         Arc::new_cyclic(|myself| Hub {
             clock,
@@ -138,6 +144,8 @@ impl Hub {
         self.locked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut state = self.state.lock();
         state.vhost.set_window_room(self.memory.window_room());
+        let ceilings = self.memory.ceilings(state.holdings);
+        state.vhost.set_ceilings(ceilings);
         state
     }
 
@@ -268,6 +276,12 @@ impl Hub {
                 is_busy |= is_much;
             }
         });
+        // Before anybody else asks how much there may be.
+        let holdings = state.vhost.holdings();
+        let known = std::mem::replace(&mut state.holdings, holdings);
+        if holdings != known {
+            self.memory.holdings_changed(known, holdings);
+        }
         let held = self.meter.bytes();
         let counted = std::mem::replace(&mut state.counted, held);
         let next = state.vhost.next_timeout();
@@ -425,7 +439,8 @@ impl Hub {
 impl Drop for Hub {
     /// What a virtual host held that was deleted is not held any more.
     fn drop(&mut self) {
-        let State { vhost, counted, .. } = self.state.get_mut();
+        let State { vhost, counted, holdings, .. } = self.state.get_mut();
+        self.memory.holdings_changed(*holdings, Holdings::default());
         self.memory.changed(*counted, 0);
         if vhost.queue_count() > 0 {
             // To free a great many messages takes a while, and this thread may have connections to serve. If the system has no other

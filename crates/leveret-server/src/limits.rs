@@ -18,6 +18,9 @@ pub(crate) const VIEWED_UNITS_PER_HOLD: u32 = UNITS_PER_HOLD / 4;
 /// [`WINDOW_BYTES_MAX`], so what lies above are answers to the client's own commands.
 pub(crate) const UNSENT_BYTES_MAX: usize = 2 * WINDOW_BYTES_MAX;
 
+/// Bytes of answers that may wait for any client, however many others wait for theirs.
+pub(crate) const UNREAD_BYTES_SMALL: usize = 16 * 1024;
+
 /// Encoded bytes that a worker thread keeps room for between two connections' turns.
 pub(crate) const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -59,6 +62,12 @@ pub(crate) const TAKEN_CHANGES_KEPT: usize = 16 * 1024;
 /// They are read again when half of it is written. Connections that only ack, declare and the like are not read from twice
 /// as many on.
 pub(crate) const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Deliveries that consumers of one channel may leave unacked at any limit on memory: what a client may say as its prefetch.
+pub(crate) const UNACKED_LEAST: u64 = 65_535;
+
+/// How often is looked what the process takes as a whole, if nothing else asks for that.
+pub(crate) const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the allocator is asked to give memory back while the process takes too much.
 pub(crate) const GIVE_BACK_EVERY: Duration = Duration::from_secs(1);

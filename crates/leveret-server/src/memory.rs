@@ -9,15 +9,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
-use leveret_broker::limits::READ_AHEAD_BYTES;
+use leveret_broker::limits::{READ_AHEAD_BYTES, UNACKED_BYTES};
 use leveret_broker::vhost::Sweep;
+use leveret_broker::vhost::ledger::{Ceilings, Holdings};
 use leveret_broker::vhost::room::Room;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::hubs::Hubs;
 use crate::limits::{
-    BLOCKED_AFTER, GIVE_BACK_EVERY, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN, SPILL_RETRY_EVERY,
+    BLOCKED_AFTER, GIVE_BACK_EVERY, MEASURE_EVERY, MEMORY_LOOK_EVERY, PENDING_BYTES_MAX, READ_AHEAD_BYTES_MIN,
+    SPILL_RETRY_EVERY, UNACKED_LEAST,
 };
 use crate::room::Rooms;
 use crate::scratch::{Outcome, Spilling};
@@ -29,8 +31,14 @@ pub(crate) struct Memory {
     limit: usize,
     /// What the virtual hosts hold. Less than nothing for a moment, when what was taken is told after it was given back.
     held: AtomicIsize,
+    /// The part of it in transactions, and what else they hold for clients; see the ledger of a virtual host.
+    transactions: AtomicIsize,
+    consumers: AtomicIsize,
+    declared: AtomicIsize,
     /// What was handed to connections and is not yet written to their sockets.
     on_the_way: AtomicUsize,
+    /// What of other answers wait to be written, of those who have many.
+    unread: AtomicUsize,
     /// From this on, bodies are let go.
     mark: AtomicUsize,
     /// The keeper was told since it looked last.
@@ -45,7 +53,11 @@ impl Memory {
         Arc::new(Memory {
             limit,
             held: AtomicIsize::new(0),
+            transactions: AtomicIsize::new(0),
+            consumers: AtomicIsize::new(0),
+            declared: AtomicIsize::new(0),
             on_the_way: AtomicUsize::new(0),
+            unread: AtomicUsize::new(0),
             mark,
             is_told: AtomicBool::new(false),
             tell: Notify::new(),
@@ -64,9 +76,32 @@ impl Memory {
 
     /// A virtual host holds more or less than when it said so last.
     pub(crate) fn changed(&self, before: usize, now: usize) {
-        let more = now.cast_signed().wrapping_sub(before.cast_signed());
-        self.held.fetch_add(more, Ordering::Relaxed);
+        change(&self.held, before, now);
         self.look();
+    }
+
+    /// The same of what it holds for clients.
+    pub(crate) fn holdings_changed(&self, before: Holdings, now: Holdings) {
+        change(&self.transactions, before.transactions, now.transactions);
+        change(&self.consumers, before.consumers, now.consumers);
+        change(&self.declared, before.declared, now.declared);
+    }
+
+    /// How much a virtual host may hold for clients that holds so much: a quarter of the limit is for the transactions of all, an
+    /// eighth for consumers, and a quarter for what is declared. What a channel knows of unacked deliveries may take a sixteenth.
+    pub(crate) fn ceilings(&self, counted: Holdings) -> Ceilings {
+        let ceiling = |share: usize, all: &AtomicIsize, own: usize| {
+            let others = load(all).saturating_sub(own);
+            share.saturating_sub(others)
+        };
+        let transactions = ceiling(self.limit / 4, &self.transactions, counted.transactions);
+        Ceilings {
+            transactions,
+            others_transact: transactions < self.limit / 4,
+            consumers: ceiling(self.limit / 8, &self.consumers, counted.consumers),
+            declared: ceiling(self.limit / 4, &self.declared, counted.declared),
+            unacked: ((self.limit / 16 / UNACKED_BYTES) as u64).max(UNACKED_LEAST),
+        }
     }
 
     /// Messages of so many bytes were handed to a connection.
@@ -85,6 +120,21 @@ impl Memory {
         self.on_the_way_max().saturating_sub(self.on_the_way.load(Ordering::Relaxed))
     }
 
+    /// Answers of so many bytes wait for a client, and of so many did when it said so last.
+    pub(crate) fn unread_changed(&self, before: usize, now: usize) {
+        // It wraps round where it is less.
+        self.unread.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// Bytes of answers that may wait for one client: as many as are left for all, which have a sixteenth of the limit.
+    pub(crate) fn unread_left(&self) -> usize {
+        self.unread_max().saturating_sub(self.unread.load(Ordering::Relaxed))
+    }
+
+    fn unread_max(&self) -> usize {
+        self.limit / 16
+    }
+
     fn on_the_way_max(&self) -> usize {
         self.limit / 8
     }
@@ -97,24 +147,35 @@ impl Memory {
     }
 
     fn held(&self) -> usize {
-        let held = self.held.load(Ordering::Relaxed).max(0).cast_unsigned();
+        let held = load(&self.held);
         // Of what clients do not read, publishers feel no more than what may be on its way.
         held + self.on_the_way.load(Ordering::Relaxed).min(self.on_the_way_max())
     }
 
-    /// What of the limit queues may hold: half, as an allocator keeps much of what was given back to it, and less if the
+    /// What of the limit virtual hosts may hold: half, as an allocator keeps much of what was given back to it, and less if the
     /// process as a whole takes more than nine tenths of the limit.
     pub(crate) fn budget(&self) -> usize {
         let aim = self.limit / 2;
         // Memory that was given back to the allocator may still count as the process's. A part is for the queues whatever
-        // is said; with less, nothing would go on.
-        aim.saturating_sub(self.excess()).max(self.limit / 4)
+        // is said, and whatever transactions hold, which have a bound of their own; with less, nothing would go on.
+        aim.saturating_sub(self.excess()).max(self.limit / 4 + load(&self.transactions).min(self.limit / 4))
     }
 
     /// Bytes that the process takes above nine tenths of the limit.
     fn excess(&self) -> usize {
         resident().map_or(0, |resident| resident.saturating_sub(self.limit / 10 * 9))
     }
+}
+
+fn change(sum: &AtomicIsize, before: usize, now: usize) {
+    if now != before {
+        sum.fetch_add(now.cast_signed().wrapping_sub(before.cast_signed()), Ordering::Relaxed);
+    }
+}
+
+/// A sum that may be less than nothing for a moment.
+fn load(sum: &AtomicIsize) -> usize {
+    sum.load(Ordering::Relaxed).max(0).cast_unsigned()
 }
 
 /// Keeps a node within its limit on memory.
@@ -176,7 +237,10 @@ impl Keeper {
             let is_calm =
                 self.room == Room::Enough && self.memory.held() <= self.memory.mark.load(Ordering::Relaxed);
             if is_calm && self.memory.excess() == 0 {
-                self.memory.tell.notified().await;
+                // Not all that a process takes is told.
+                if tokio::time::timeout(MEASURE_EVERY, self.memory.tell.notified()).await.is_err() {
+                    continue;
+                }
             } else if is_calm {
                 // What was freed may still be the process's.
                 let _is_told = tokio::time::timeout(GIVE_BACK_EVERY, self.memory.tell.notified()).await;
@@ -302,4 +366,32 @@ pub(crate) fn available() -> Option<u64> {
     system.refresh_memory();
     let group = system.cgroup_limits().map(|limits| limits.total_memory);
     Some(system.total_memory()).into_iter().chain(group).filter(|&bytes| bytes > 0).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_virtual_hosts_hold_for_clients_has_a_bound_together_and_leaves_a_part_to_queues() {
+        const LIMIT: usize = 64 << 20;
+        let memory = Memory::new(LIMIT);
+        let holdings = |transactions, consumers, declared| Holdings { transactions, consumers, declared };
+        let ceilings = |transactions, consumers, declared| {
+            let others_transact = transactions < 16 << 20;
+            Ceilings { transactions, others_transact, consumers, declared, unacked: 65_536 }
+        };
+        let (none, one) = (holdings(0, 0, 0), holdings(6 << 20, 2 << 20, 1 << 20));
+        assert_eq!(memory.ceilings(none), ceilings(16 << 20, 8 << 20, 16 << 20));
+        memory.holdings_changed(none, one);
+        assert_eq!(memory.ceilings(one), ceilings(16 << 20, 8 << 20, 16 << 20), "of its own it has all");
+        assert_eq!(memory.ceilings(none), ceilings(10 << 20, 6 << 20, 15 << 20), "another one has the rest");
+        let full = holdings(40 << 20, 8 << 20, 16 << 20);
+        memory.holdings_changed(one, full);
+        assert_eq!(memory.ceilings(none), ceilings(0, 0, 0));
+        assert_eq!(memory.budget(), LIMIT / 2, "a single transaction may be larger, and then counts like a queue");
+        memory.holdings_changed(full, none);
+        assert_eq!(memory.ceilings(none), ceilings(16 << 20, 8 << 20, 16 << 20));
+        assert_eq!(Memory::new(1 << 20).ceilings(none).unacked, UNACKED_LEAST);
+    }
 }

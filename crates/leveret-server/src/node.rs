@@ -282,9 +282,12 @@ fn vhost_deleted(vhost: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use leveret_amqp::{FieldTable, ShortStr};
     use leveret_broker::names::ChannelId;
     use leveret_broker::vhost::command::{DeclareQueue, Existence, Wait};
+    use leveret_broker::vhost::ledger::Holdings;
     use leveret_broker::vhost::room::Room;
     use leveret_broker::{Command, Commands};
 
@@ -303,6 +306,23 @@ mod tests {
         };
         let rooms = Rooms::new(Arc::clone(&hubs), Arrivals::new(usize::MAX, usize::MAX));
         NodeKeeper::new(Node::default(), Arc::default(), hubs, rooms, workshop)
+    }
+
+    fn declare_queue(attached: &Attached) {
+        let channel = ChannelId::FIRST;
+        let declare = DeclareQueue {
+            name: ShortStr::truncated("q").into(),
+            existence: Existence::Declare,
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            wait: Wait::NoWait,
+            arguments: FieldTable::default(),
+        };
+        let mut commands = Commands::default();
+        commands.push(Command::OpenChannel(channel));
+        commands.push(Command::DeclareQueue(channel, Box::new(declare)));
+        attached.execute(&mut commands);
     }
 
     /// They would wait for room, which nobody would tell them of, until they are given up.
@@ -344,20 +364,32 @@ mod tests {
         let attached = hub.connect(login, &Arc::default()).unwrap();
         let reason = keeper.catch_up(&seen, &name, &guest, &attached);
         assert_eq!(reason.as_deref(), Some("vhost 'shop' is deleted"));
-        let channel = ChannelId::FIRST;
-        let declare = DeclareQueue {
-            name: ShortStr::truncated("q").into(),
-            existence: Existence::Declare,
-            durable: true,
-            exclusive: false,
-            auto_delete: false,
-            wait: Wait::NoWait,
-            arguments: FieldTable::default(),
-        };
-        let mut commands = Commands::default();
-        commands.push(Command::OpenChannel(channel));
-        commands.push(Command::DeclareQueue(channel, Box::new(declare)));
-        attached.execute(&mut commands);
+        declare_queue(&attached);
         assert_eq!(hub.queue_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_virtual_host_held_for_clients_is_free_once_it_is_gone() {
+        let keeper = keeper();
+        let name = VhostName::new(ShortStr::truncated("shop"));
+        let add = |node: &Node| Ok(vec![NodeChange::VhostAdded { stream: node.next_stream(), name: name.clone() }]);
+        let left = || keeper.workshop.memory.ceilings(Holdings::default()).declared;
+        let nothing_held = left();
+        keeper.change(add).unwrap();
+        let hub = keeper.hubs.get("shop").unwrap();
+        let fresh = left();
+        let attached = hub.connect_administrator(&Arc::default());
+        declare_queue(&attached);
+        assert_eq!(hub.queue_count(), 1);
+        assert!(left() < fresh && fresh < nothing_held, "{} {fresh} {nothing_held}", left());
+        keeper.change(|_| Ok(vec![NodeChange::VhostDeleted { name: name.clone() }])).unwrap();
+        drop((attached, hub));
+        // Its timers end on their own.
+        let is_free = async {
+            while left() != nothing_held {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), is_free).await.unwrap();
     }
 }

@@ -74,6 +74,8 @@ struct Peer {
     is_cut: bool,
     /// The client's end is closed or broken: nothing that is written would be read.
     is_gone: bool,
+    /// Whether there was room for answers when that was looked at last.
+    could_answer: bool,
 }
 
 /// Serves one connection until it ends.
@@ -110,6 +112,7 @@ pub(crate) async fn serve(
         progress: Progress::Done,
         is_cut: false,
         is_gone: false,
+        could_answer: true,
     };
     tracing::debug!(peer = %address, "connection accepted");
     let ended = peer.run(address, shutdown).await;
@@ -188,7 +191,13 @@ impl Peer {
             // So would answers that wait for the journal, and input that waits for one of them.
             let waiting = self.unsent.len() - self.sent + self.connection.held_bytes();
             let is_used = self.connection.commands().is_empty() && !self.connection.input_waits();
-            let has_room = waiting < UNSENT_BYTES_MAX && is_used;
+            let may_answer = self.outbox.may_answer(waiting) && waiting < UNSENT_BYTES_MAX;
+            if std::mem::replace(&mut self.could_answer, may_answer) && !may_answer {
+                // It may be a while before these lists are as long again.
+                self.outputs = Vec::new();
+                self.outbox.give_back();
+            }
+            let has_room = may_answer && is_used;
             let is_congested = congested.holds(gives);
             let is_ready = has_room && !self.is_gone && !is_congested && self.checking.is_none();
             let may_arrive = self.arrival.may_read(is_ready);

@@ -17,6 +17,7 @@ use leveret_broker::scratch::{Place, Segment, Spill, Spilled};
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::command::Farewell;
 use leveret_broker::vhost::effects::{Fetch, Fetched};
+use leveret_broker::vhost::ledger::{Ceilings, Holdings};
 use leveret_broker::vhost::policy::Policy;
 use leveret_broker::vhost::room::Room;
 use leveret_broker::vhost::{Progress, Sweep};
@@ -206,6 +207,8 @@ pub struct Broker {
     longest_hold: usize,
     /// Bytes that may be on their way to clients, all together.
     window_bytes: usize,
+    /// What may be held for clients.
+    ceilings: Ceilings,
     random: SmallRng,
     aside: Aside,
 }
@@ -241,6 +244,7 @@ impl Broker {
                 Windows::Wide => usize::MAX,
                 Windows::Narrow => 512,
             },
+            ceilings: Ceilings::default(),
             random: SmallRng::seed_from_u64(7),
             aside: |work| work(),
         }
@@ -337,6 +341,17 @@ impl Broker {
     pub fn set_window_bytes(&mut self, bytes: usize) {
         self.window_bytes = bytes;
         self.tell_window_room();
+    }
+
+    /// What is held for clients.
+    pub fn holdings(&self) -> Holdings {
+        self.vhost.holdings()
+    }
+
+    /// From now on so many bytes may be held for clients.
+    pub fn set_ceilings(&mut self, ceilings: Ceilings) {
+        self.ceilings = ceilings;
+        self.vhost.set_ceilings(ceilings);
     }
 
     fn tell_window_room(&mut self) {
@@ -708,6 +723,7 @@ impl Wire for Broker {
         };
         self.vhost = fresh_vhost();
         self.vhost.set_consumer_timeout(self.settings.consumer_timeout);
+        self.vhost.set_ceilings(self.ceilings);
         self.node.vhosts().values().for_each(|vhost| self.vhost.follow(vhost));
         for (position, record) in self.journal.iter().filter(|(position, _)| *position >= from) {
             let change = Change::decode(record).expect("what was encoded is decoded");

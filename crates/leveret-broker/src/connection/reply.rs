@@ -567,9 +567,23 @@ impl From<&Refusal> for Exception {
             }
             Refusal::PartialCommit => (Code::PreconditionFailed, "partial tx completion".into()),
             Refusal::TransactionTooLarge => {
-                let text = format!("the messages of a transaction take more than {TRANSACTION_BYTES_MAX} bytes");
+                let text = format!(
+                    "the messages of a transaction take more than {TRANSACTION_BYTES_MAX} bytes; commit earlier"
+                );
                 (Code::PreconditionFailed, text)
             }
+            Refusal::NoRoomForTransaction => (
+                Code::PreconditionFailed,
+                "open transactions take too much memory; commit earlier, or raise memory_limit".into(),
+            ),
+            Refusal::DeclaredTooMuch => (
+                Code::PreconditionFailed,
+                "queues, exchanges and bindings take too much memory; delete some, or raise memory_limit".into(),
+            ),
+            Refusal::NoRoomForConsumer => (
+                Code::PreconditionFailed,
+                "consumers take too much memory; cancel some, or raise memory_limit".into(),
+            ),
             Refusal::Access(refused) => (Code::AccessRefused, refused.to_string()),
         };
         let is_inequivalent =

@@ -8,13 +8,13 @@ use triomphe::Arc;
 
 use crate::access::Permission;
 use crate::change::{Change, DeathReason, JournalPosition};
-use crate::limits::UNITS_PER_RUN;
+use crate::limits::{CONSUMER_BYTES, UNITS_PER_RUN};
 use crate::message::{Message, MessageId};
 use crate::moment::Moment;
 use crate::names::ChannelId;
 use crate::row::Row;
 use crate::vhost::command::{AckMode, Consume, ConsumerId, DeliveryTag, Qos, QueueRef, Settlement, Wait};
-use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Output, Outputs, window_bytes};
+use crate::vhost::effects::{Answer, Effects, Fetch, FetchFor, Notice, Output, Outputs, window_bytes};
 use crate::vhost::queue::arguments::{
     CONSUMER_TIMEOUT, QueueType, check_consumer, milliseconds, not_an_integer, value_fault,
 };
@@ -85,6 +85,7 @@ impl VirtualHost {
         let priority = consumer_priority(arguments).map_err(invalid)?;
         let timeout = milliseconds(arguments, CONSUMER_TIMEOUT, 1).map_err(invalid)?;
         check_consumer(arguments, queue_type.unwrap_or_default()).map_err(invalid)?;
+        let bytes = CONSUMER_BYTES + consume.tag.as_str().len() + arguments.as_bytes().len();
         let key = ConsumerKey { connection: from, consumer: consume.consumer };
         let Some(queue) = self.queues.get_mut(queue_id) else { return Ok(()) };
         let is_shared = !queue.consumers.is_empty() || queue.consumers.has_single_active();
@@ -93,6 +94,9 @@ impl VirtualHost {
         let wants_to_be_alone = exclusive && is_shared;
         if queue.exclusive_consumer.is_some() || wants_to_be_alone {
             return Err(Refusal::ExclusiveConsumer { queue: name, vhost });
+        }
+        if let Some(session) = self.sessions.get(from) {
+            self.ledger.check_consumer(&session.part, bytes)?;
         }
         let seat = queue.consumers.add(key, consume.ack_mode, priority);
         let waiting = queue.consumers.may_serve(seat);
@@ -118,6 +122,7 @@ impl VirtualHost {
                 unacked: 0,
                 waiting,
                 starved: false,
+                _memory: session.part.consumer().with(bytes),
             };
             session.add_consumer(consumer);
         }
@@ -323,6 +328,7 @@ impl VirtualHost {
         if delivered > 0 {
             end_turn(queue, recipient.consumer, credit);
         }
+        let is_news = recipient.channel.tell_of_unacked();
         let fetch = |(position, message)| Fetch { id: message, purpose: FetchFor::Queue(id, position) };
         effects.fetches.extend(wanted.into_iter().map(fetch));
         if let Some(change) = granted {
@@ -333,6 +339,10 @@ impl VirtualHost {
         }
         if credit == Credit::WindowFull {
             self.starve(key.connection, key.consumer);
+        }
+        if let Some(session) = self.sessions.get(key.connection).filter(|_| is_news) {
+            let (channel, unacked) = (session.channel_name(channel), self.ledger.ceilings.unacked);
+            effects.notices.push(Notice::UnackedMany { channel, unacked });
         }
         if let Some(timeout) = timeout.filter(|_| is_manual && delivered > 0) {
             self.arm_channel(key.connection, channel, now.deadline(timeout));
@@ -601,9 +611,46 @@ mod tests {
 
     use super::*;
     use crate::change::{Enqueued, QueueNumber, QueuePosition};
-    use crate::names::QueueName;
-    use crate::vhost::command::{Command, Commands, Farewell};
+    use crate::names::{ConsumerTag, QueueName};
+    use crate::vhost::command::{AckTarget, Command, Commands, Farewell, SettledBy};
     use crate::vhost::fixtures::{at, connect, empty_vhost, evict, message};
+    use crate::vhost::ledger::Ceilings;
+
+    #[test]
+    fn that_a_channel_leaves_as_many_unacked_as_it_may_is_said_once() {
+        let mut vhost = empty_vhost();
+        vhost.set_ceilings(Ceilings { unacked: 2, ..Ceilings::default() });
+        let (queue, name) = (QueueNumber(1), QueueName::new(ShortStr::truncated("q")));
+        let declared = Change::QueueDeclared { queue, name, auto_delete: false, arguments: FieldTable::default() };
+        vhost.apply(at(1), JournalPosition(1), declared).unwrap();
+        for nth in 0..4 {
+            let queues = smallvec![Enqueued { queue, position: QueuePosition(nth), expires: None }];
+            let enqueued = Change::MessageEnqueued { message: message(), queues };
+            vhost.apply(at(1), JournalPosition(2 + nth), enqueued).unwrap();
+        }
+        vhost.end_recovery();
+        let (client, channel) = (connect(&mut vhost), ChannelId::FIRST);
+        let mut execute = |command| {
+            let (mut commands, mut effects) = (Commands::default(), Effects::default());
+            commands.push(command);
+            let _ = vhost.handle_batch(at(1), client, &mut commands, &mut effects);
+            effects.notices
+        };
+        execute(Command::OpenChannel(channel));
+        let consume = Consume {
+            consumer: ConsumerId { slot: 0, number: 1 },
+            tag: ConsumerTag::new(ShortStr::truncated("t")),
+            queue: QueueRef::Named(ShortStr::truncated("q").into()),
+            ack_mode: AckMode::Manual,
+            exclusive: false,
+            wait: Wait::Answer,
+            arguments: FieldTable::default(),
+        };
+        let told = Notice::UnackedMany { channel: " (1)".into(), unacked: 2 };
+        assert_eq!(execute(Command::Consume(channel, Box::new(consume))), [told]);
+        let settle = Command::Settle(channel, AckTarget::AllOutstanding, Settlement::Ack, SettledBy::Ack);
+        assert_eq!(execute(settle), []);
+    }
 
     /// Nobody can give it back later, as nobody has it: not even a channel.
     #[test]

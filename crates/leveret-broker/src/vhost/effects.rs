@@ -342,6 +342,18 @@ pub enum Notice {
         /// The name of its connection.
         connection: String,
     },
+    /// The consumers of a channel hold as many deliveries as those of any channel may, and get no more before they settle some. Said once
+    /// for each channel.
+    #[error(
+        "a channel has {unacked} deliveries unacknowledged, as many as memory_limit allows, and its consumers get nothing more before \
+         some are settled: channel {channel}"
+    )]
+    UnackedMany {
+        /// The name of its connection, and its number.
+        channel: String,
+        /// How many they hold.
+        unacked: u64,
+    },
 }
 
 /// What follows from a batch of commands. Reused from batch to batch, so that its buffers are, too.

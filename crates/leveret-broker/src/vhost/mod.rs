@@ -22,6 +22,7 @@ mod expiry;
 pub mod explain;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod ledger;
 mod overflow;
 pub mod policy;
 mod publish;
@@ -58,6 +59,7 @@ use self::command::{Command, Commands, Farewell, Settlement, Wait};
 use self::effects::{Answer, Effects, FetchFor, Fetched, Output, Window};
 pub use self::evict::Sweep;
 use self::exchange::{Exchanges, MatchScratch};
+use self::ledger::{Ceilings, Holdings, Ledger};
 use self::policy::{Policies, PolicySweep};
 use self::queue::{Detached, Queue, Turn};
 use self::refusal::Refusal;
@@ -159,8 +161,10 @@ pub struct VirtualHost {
     limits: VhostLimits,
     /// The type of a queue whose declaration does not say.
     default_queue_type: DefaultQueueType,
-    /// What its queues hold in memory.
+    /// What its queues and transactions hold in memory.
     memory: Meter,
+    /// What it holds for clients.
+    ledger: Ledger,
     /// Bytes that may still be handed to connections, all together.
     window_room: usize,
     /// Bytes of messages that may still go on from queues to others before the journal has written some.
@@ -185,6 +189,7 @@ impl VirtualHost {
         let mut random = StdRng::from_seed(seed);
         let hash_seed = random.next_u64();
         let memory = Meter::default();
+        let ledger = Ledger::new(&memory);
         VirtualHost {
             name,
             is_working: false,
@@ -193,7 +198,7 @@ impl VirtualHost {
             queue_names: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
             durable_queues: BTreeMap::new(),
             transient_queues: BTreeMap::new(),
-            exchanges: Exchanges::new(hash_seed, memory.clone()),
+            exchanges: Exchanges::new(hash_seed, memory.clone(), ledger.declaration()),
             policies: Policies::default(),
             policy_sweep: None,
             reply_keys: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
@@ -216,6 +221,7 @@ impl VirtualHost {
             limits: VhostLimits::default(),
             default_queue_type: DefaultQueueType::default(),
             memory,
+            ledger,
             window_room: usize::MAX,
             departure_room: usize::MAX,
             asked: Vec::new(),
@@ -243,7 +249,7 @@ impl VirtualHost {
         let clients = || self.sessions.values().filter(|session| !session.is_administrator).count() as u64;
         match self.limits.max_connections {
             Some(limit) if clients() >= limit => Err(OpenError::VhostFull(limit)),
-            Some(_) | None => Ok(self.sessions.insert(Session::new(login))),
+            Some(_) | None => Ok(self.sessions.insert(Session::new(login, self.ledger.part()))),
         }
     }
 
@@ -256,7 +262,7 @@ impl VirtualHost {
     /// Takes in an administrator, who may do everything, also give names that are the broker's. They stay until
     /// [`Command::Disconnect`].
     pub fn connect_administrator(&mut self) -> ConnectionId {
-        let mut session = Session::new(Login::administrator());
+        let mut session = Session::new(Login::administrator(), self.ledger.part());
         session.is_administrator = true;
         self.sessions.insert(session)
     }
@@ -448,9 +454,19 @@ impl VirtualHost {
         !self.work.is_empty() || !self.runnable.is_empty() || !self.detached.is_empty()
     }
 
-    /// What its queues hold in memory. To be read without the lock, too.
+    /// What its queues and transactions hold in memory. To be read without the lock, too.
     pub fn memory(&self) -> Meter {
         self.memory.clone()
+    }
+
+    /// What it holds for clients.
+    pub fn holdings(&self) -> Holdings {
+        self.ledger.holdings()
+    }
+
+    /// How much that may be. Without that, there is no bound.
+    pub fn set_ceilings(&mut self, ceilings: Ceilings) {
+        self.ledger.ceilings = ceilings;
     }
 
     /// Bytes of messages that connections may be handed now, all together, before those that they have are written. The less
@@ -535,7 +551,7 @@ impl VirtualHost {
         let (channel, result) = match command {
             Command::OpenChannel(channel) => {
                 if let Some(session) = self.sessions.get_mut(from) {
-                    session.open_channel(channel, self.memory.clone());
+                    session.open_channel(channel, self.memory.clone(), self.ledger.ceilings.unacked);
                     self.answer(from, channel, Answer::ChannelOpenOk, effects);
                 }
                 return;

@@ -71,10 +71,11 @@ impl VirtualHost {
         keepers: Keepers,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let channel = self.sessions.get_mut(from).and_then(|session| session.channel(publish.channel));
-        match channel.and_then(|channel| channel.transaction.as_mut()) {
-            Some(transaction) => {
+        let session = self.sessions.get_mut(from);
+        match session.and_then(|session| session.transaction(publish.channel)) {
+            Some((transaction, part)) => {
                 let bytes = transacted_bytes(&publish, &route);
+                self.ledger.check_transaction(part, bytes)?;
                 if transaction.memory.bytes() + bytes > TRANSACTION_BYTES_MAX && !transaction.publishes.is_empty() {
                     return Err(Refusal::TransactionTooLarge);
                 }
@@ -243,7 +244,7 @@ fn transacted_bytes(publish: &Publish, route: &Route) -> usize {
     let keys =
         publish.more_keys.iter().flatten().map(|key| size_of::<ShortString>() + key.as_str().len()).sum::<usize>();
     let queues = if route.spilled() { size_of_val(&route[..]) } else { 0 };
-    publish.message.bytes() + keys + queues + size_of::<(Publish, Route, Keepers)>()
+    publish.message.memory() + keys + queues + size_of::<(Publish, Route, Keepers)>()
 }
 
 #[cfg(test)]

@@ -140,6 +140,12 @@ pub enum Refusal {
     PartialCommit,
     /// A transaction holds more than a journal takes at once.
     TransactionTooLarge,
+    /// A connection would hold more in transactions than is left for all.
+    NoRoomForTransaction,
+    /// The same of consumers.
+    NoRoomForConsumer,
+    /// What is declared takes as much as it may.
+    DeclaredTooMuch,
     Access(AccessRefused),
 }
 

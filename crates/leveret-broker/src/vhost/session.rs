@@ -9,13 +9,14 @@ use leveret_planted::{Bug, planted};
 
 use crate::access::{Allowed, Login};
 use crate::change::{JournalPosition, Tries};
-use crate::limits::{REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT, WINDOW_BYTES_MAX};
+use crate::limits::{REPLY_WINDOW_BYTES, TAKEN_BACK_KEPT, UNACKED_BYTES, WINDOW_BYTES_MAX};
 use crate::memory::{Lease, Meter};
 use crate::moment::Deadline;
 use crate::names::{ChannelId, ConsumerTag, QueueName};
 use crate::vhost::QueueId;
 use crate::vhost::command::{AckMode, ConsumerId, DeliveryTag};
 use crate::vhost::effects::Window;
+use crate::vhost::ledger::Part;
 use crate::vhost::queue::{Position, Priority, Seat};
 use crate::vhost::route::RouteMemory;
 use crate::vhost::transaction::Transaction;
@@ -26,6 +27,8 @@ use crate::vhost::work::Work;
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) login: Login,
+    /// What it holds.
+    pub(super) part: Part,
     /// What it was allowed last.
     pub(crate) allowed: Allowed,
     /// May give names that are the broker's.
@@ -90,7 +93,11 @@ pub(crate) struct Channel {
     pub(crate) prefetch_per_consumer: Option<NonZeroU64>,
     /// `basic.qos` for the channel as a whole.
     pub(crate) prefetch: Option<NonZeroU64>,
-    /// Deliveries to consumers, not those of `basic.get`, that count against [`Self::prefetch`].
+    /// As if that were its prefetch where it has none, or a larger one: what it knows of them takes memory.
+    pub(crate) unacked_max: u64,
+    /// It has come to that once.
+    told_of_unacked: bool,
+    /// Deliveries to consumers, not those of `basic.get`, that count against both.
     pub(crate) delivered: u64,
     pub(crate) consumers: BTreeSet<ConsumerId>,
     /// Consumers that were cancelled and of which it still holds deliveries.
@@ -124,6 +131,8 @@ pub(crate) struct Consumer {
     pub(crate) waiting: bool,
     /// Whether it stands in the list of those that wait for the window.
     pub(crate) starved: bool,
+    /// What it takes in memory.
+    pub(crate) _memory: Lease,
 }
 
 /// What is left of a consumer that has said its timeout and was cancelled, until all that it was given is settled.
@@ -144,13 +153,28 @@ pub(crate) enum Credit {
     WindowFull,
 }
 
+impl Channel {
+    /// How many deliveries its consumers may hold.
+    pub(crate) fn delivered_max(&self) -> u64 {
+        self.prefetch.map_or(self.unacked_max, |limit| limit.get().min(self.unacked_max))
+    }
+
+    /// Whether its consumers hold as many as any channel's may, and that is news.
+    pub(crate) fn tell_of_unacked(&mut self) -> bool {
+        let is_full = self.delivered >= self.unacked_max;
+        is_full && !std::mem::replace(&mut self.told_of_unacked, true)
+    }
+}
+
 impl Consumer {
     /// Whether it may get another message now.
     pub(crate) fn credit(&self, channel: &Channel, is_window_full: bool) -> Credit {
         let more = u64::from(planted(Bug::PrefetchOneTooMany));
         let used_up = |limit: Option<NonZeroU64>, used| limit.is_some_and(|limit| used >= limit.get() + more);
         let is_counted = self.ack_mode == AckMode::Manual;
-        if is_counted && (used_up(self.prefetch, self.unacked) || used_up(channel.prefetch, channel.delivered)) {
+        if is_counted
+            && (used_up(self.prefetch, self.unacked) || channel.delivered >= channel.delivered_max() + more)
+        {
             Credit::PrefetchUsed
         } else if is_window_full {
             Credit::WindowFull
@@ -182,9 +206,10 @@ impl Recipient<'_> {
 }
 
 impl Session {
-    pub(crate) fn new(login: Login) -> Self {
+    pub(super) fn new(login: Login, part: Part) -> Self {
         Session {
             login,
+            part,
             allowed: Allowed::default(),
             is_administrator: false,
             details: None,
@@ -203,18 +228,24 @@ impl Session {
         }
     }
 
-    /// Opens a channel. What it knows of many deliveries is added up in `meter`.
-    pub(crate) fn open_channel(&mut self, id: ChannelId, meter: Meter) {
+    /// Opens a channel, whose consumers may leave so many deliveries unacked. What it knows of many is added up in `meter`.
+    pub(crate) fn open_channel(&mut self, id: ChannelId, meter: Meter, unacked_max: u64) {
         let slot = usize::from(id.number());
         if self.channels.len() <= slot {
             self.channels.resize_with(slot + 1, || None);
         }
         let unacked = Outstanding::new(Lease::new(meter));
-        self.channels[slot] = Some(Box::new(Channel { unacked, ..Channel::default() }));
+        self.channels[slot] = Some(Box::new(Channel { unacked, unacked_max, ..Channel::default() }));
     }
 
     pub(crate) fn channel(&mut self, id: ChannelId) -> Option<&mut Channel> {
         self.channels.get_mut(usize::from(id.number()))?.as_deref_mut()
+    }
+
+    /// The transaction of a channel that is in one, and what the connection holds.
+    pub(super) fn transaction(&mut self, id: ChannelId) -> Option<(&mut Transaction, &Part)> {
+        let channel = self.channels.get_mut(usize::from(id.number()))?.as_deref_mut()?;
+        Some((channel.transaction.as_mut()?, &self.part))
     }
 
     /// Remembers that a change settled something on a channel.
@@ -392,6 +423,11 @@ struct Delivery {
     unacked: Unacked,
     state: DeliveryState,
 }
+
+const _: () = assert!(
+    size_of::<Delivery>() <= UNACKED_BYTES,
+    "a channel may have so many of them as take a part of the memory"
+);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DeliveryState {

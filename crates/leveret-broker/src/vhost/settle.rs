@@ -42,8 +42,9 @@ impl VirtualHost {
             AckTarget::AllOutstanding => channel.unacked.last_tag(),
         };
         if let Some(transaction) = &mut channel.transaction {
-            let taken = std::iter::from_fn(|| channel.unacked.take_first(up_to));
-            transaction.settlements.extend(taken.map(|unacked| (unacked, settlement)));
+            while let Some(unacked) = channel.unacked.take_first(up_to) {
+                transaction.settle(unacked, settlement);
+            }
             return Ok(());
         }
         let settle = Work::Settle { from, channel: id, up_to, settlement };
@@ -85,7 +86,7 @@ impl VirtualHost {
                 }
             };
             if let Some(transaction) = &mut channel.transaction {
-                transaction.settlements.push((unacked, settlement));
+                transaction.settle(unacked, settlement);
                 continue;
             }
             self.settle_on(now, from, id, unacked, settlement, effects);
@@ -187,7 +188,7 @@ impl VirtualHost {
         let Some(session) = self.sessions.get_mut(from) else { return };
         let mut was_full = false;
         if let Some(channel) = session.channel(channel_id) {
-            was_full = channel.prefetch.is_some_and(|limit| channel.delivered >= limit.get());
+            was_full = channel.delivered >= channel.delivered_max();
             channel.delivered = channel.delivered.saturating_sub(count);
             if let Entry::Occupied(mut former) = channel.former.entry(id) {
                 former.get_mut().unacked -= count;

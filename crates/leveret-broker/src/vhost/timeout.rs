@@ -135,9 +135,10 @@ impl VirtualHost {
         let Some(session) = self.sessions.get_mut(connection) else { return };
         let Some(channel) = session.channel(id) else { return };
         let held = channel.unacked.take_back(|consumer| late.contains_key(&consumer));
+        let was_full = channel.delivered >= channel.delivered_max();
         channel.delivered = channel.delivered.saturating_sub(held.len() as u64);
         // What counts for the channel as a whole is less now.
-        let others = if channel.prefetch.is_some() { channel.consumers.clone() } else { BTreeSet::new() };
+        let others = if was_full { channel.consumers.clone() } else { BTreeSet::new() };
         for consumer in held.iter().filter_map(|unacked| unacked.consumer) {
             // What a transaction has settled counts until it ends.
             if let Some(consumer) = session.consumer(consumer) {

@@ -7,7 +7,7 @@ use leveret_planted::{Bug, planted};
 
 use crate::connection::reply::Exception;
 use crate::limits::STEPS_PER_UNIT;
-use crate::memory::{Lease, Meter};
+use crate::memory::Lease;
 use crate::names::ChannelId;
 use crate::vhost::command::{Command, Publish, Settlement};
 use crate::vhost::effects::{Answer, Effects};
@@ -26,11 +26,25 @@ pub(crate) struct Transaction {
     pub(crate) settlements: Vec<(Unacked, Settlement)>,
     /// What the messages take.
     pub(crate) memory: Lease,
+    /// What the settlements take.
+    settled_memory: Lease,
 }
 
 impl Transaction {
-    fn new(meter: Meter) -> Self {
-        Transaction { publishes: Vec::new(), settlements: Vec::new(), memory: Lease::new(meter) }
+    fn new(memory: Lease, settled_memory: Lease) -> Self {
+        Transaction { publishes: Vec::new(), settlements: Vec::new(), memory, settled_memory }
+    }
+
+    /// A delivery will be settled with it.
+    pub(crate) fn settle(&mut self, unacked: Unacked, settlement: Settlement) {
+        self.settled_memory.take(size_of::<(Unacked, Settlement)>());
+        self.settlements.push((unacked, settlement));
+    }
+
+    /// Takes out what it holds, and begins the next one.
+    fn end(&mut self) -> Self {
+        let next = Transaction::new(self.memory.sibling(), self.settled_memory.sibling());
+        std::mem::replace(self, next)
     }
 }
 
@@ -41,22 +55,22 @@ impl VirtualHost {
 
     /// `tx.select`. A second one changes nothing.
     pub(super) fn select_tx(&mut self, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
-        let meter = self.memory.clone();
-        if let Some(channel) = self.channel(from, id) {
-            channel.transaction.get_or_insert_with(|| Transaction::new(meter));
+        let settled_memory = Lease::new(self.memory.clone());
+        let Some(session) = self.sessions.get_mut(from) else { return };
+        let memory = session.part.transaction();
+        if let Some(channel) = session.channel(id) {
+            channel.transaction.get_or_insert_with(|| Transaction::new(memory, settled_memory));
             self.answer(from, id, Answer::TxSelectOk, effects);
         }
     }
 
     /// `tx.commit`: publishes first, then settlements, then the answer.
     pub(super) fn commit(&mut self, from: ConnectionId, id: ChannelId) {
-        let next = Transaction::new(self.memory.clone());
         let Some(transaction) = self.channel(from, id).and_then(|channel| channel.transaction.as_mut()) else {
             return;
         };
-        let Transaction { publishes, settlements, memory } = std::mem::replace(transaction, next);
         // From now on the queues count it, message by message.
-        drop(memory);
+        let Transaction { publishes, settlements, .. } = transaction.end();
         let (publishes, settlements) = (publishes.into_iter(), settlements.into_iter());
         self.work.push_back(Work::Commit { from, channel: id, publishes, settlements, is_whole: true });
     }
@@ -73,10 +87,9 @@ impl VirtualHost {
 
     /// `tx.rollback`: publishes are forgotten, and what was settled is unacked as before.
     pub(super) fn rollback(&mut self, from: ConnectionId, id: ChannelId, effects: &mut Effects) {
-        let next = Transaction::new(self.memory.clone());
         let Some(channel) = self.channel(from, id) else { return };
         let Some(transaction) = channel.transaction.as_mut() else { return };
-        let Transaction { settlements, .. } = std::mem::replace(transaction, next);
+        let Transaction { settlements, .. } = transaction.end();
         if !planted(Bug::RollbackForgets) {
             channel.unacked.put_back(settlements.iter().map(|&(unacked, _)| unacked));
         }

@@ -37,6 +37,7 @@ use leveret_amqp::{Table, Value};
 
 use self::schemas::{SchemaId, Schemas};
 use crate::limits::STEPS_PER_LOOKUP;
+use crate::memory::BLOCK_BYTES_LEAST;
 
 mod schemas;
 #[cfg(test)]
@@ -110,6 +111,9 @@ impl Default for At {
 /// by all of their fields.
 const PATTERNS_PER_HOOK: usize = 2;
 
+/// What a tree takes for the first of its numbers.
+const TREE_LEAF_BYTES: usize = 64;
+
 /// Bytes of a field that count as another step.
 const BYTES_PER_STEP: usize = 1024;
 
@@ -176,6 +180,14 @@ impl<T: Copy + Ord> HeadersIndex<T> {
     /// Whether a headers exchange accepts a binding with these arguments.
     pub(crate) fn check(arguments: Table<'_>) -> Result<(), InvalidXMatch> {
         XMatch::of(arguments).map(|_| ())
+    }
+
+    /// What a binding takes in memory at most: a pattern, and for each argument a field, once more where it is found, and a hook with
+    /// leaves of two trees. The lists may have room for as many again.
+    pub(crate) fn bytes(arguments: Table<'_>) -> usize {
+        let pattern = 2 * size_of::<Pattern<T>>() + TREE_LEAF_BYTES;
+        let field = size_of::<Box<[u8]>>() + 2 * (BLOCK_BYTES_LEAST + size_of::<Hook>() + TREE_LEAF_BYTES);
+        pattern + 2 * arguments.as_bytes().len() + field * arguments.iter().count()
     }
 
     /// Adds a binding. One that is there already is counted.

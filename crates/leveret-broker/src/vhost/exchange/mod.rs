@@ -34,8 +34,8 @@ use self::targets::Targets;
 use self::topic::{TopicIndex, TopicScratch};
 use self::weighted::WeightedTargets;
 use crate::change::Change;
-use crate::limits::STEPS_PER_LOOKUP;
-use crate::memory::Meter;
+use crate::limits::{BINDING_BYTES, EXCHANGE_BYTES, LEVEL_BYTES, QUEUE_BYTES, STEPS_PER_LOOKUP};
+use crate::memory::{Lease, Meter};
 use crate::message::Message;
 use crate::names::ExchangeName;
 use crate::vhost::QueueId;
@@ -214,6 +214,20 @@ pub(crate) struct DeclaredExchange {
 }
 
 impl DeclaredExchange {
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        EXCHANGE_BYTES + self.name.as_str().len() + self.arguments.as_table().as_bytes().len()
+    }
+
+    /// The same with the queue of what it delays.
+    pub(crate) fn bytes_in_all(&self) -> usize {
+        let delay_queue = match self.timing {
+            Timing::Delayed => QUEUE_BYTES + self.name.as_str().len() + u32::BITS as usize * LEVEL_BYTES,
+            Timing::AtOnce => 0,
+        };
+        self.bytes() + delay_queue
+    }
+
     /// Its type, as clients call it.
     pub(crate) fn type_name(&self) -> &'static str {
         match self.timing {
@@ -249,10 +263,12 @@ pub(crate) struct Exchange {
     pub(crate) bound_to: BTreeSet<ExchangeId>,
     bindings: BTreeSet<BindingKey>,
     router: Router,
+    /// What its declaration and its bindings take.
+    declared_memory: Lease,
 }
 
 impl Exchange {
-    fn new(declared: DeclaredExchange, seed: u64, meter: Meter) -> Self {
+    fn new(declared: DeclaredExchange, seed: u64, meter: Meter, declarations: Lease) -> Self {
         // Arguments that nobody checked, in a journal of another version, count as if they were not there.
         let arguments = declared.arguments.as_table();
         let router = match declared.kind {
@@ -271,6 +287,7 @@ impl Exchange {
                 Router::RecentHistory(Targets::default(), RecentHistory::new(length, meter))
             }
         };
+        let declared_memory = declarations.with(declared.bytes());
         Exchange {
             alternate: declared.alternate.clone(),
             declared,
@@ -279,6 +296,7 @@ impl Exchange {
             bound_to: BTreeSet::new(),
             bindings: BTreeSet::new(),
             router,
+            declared_memory,
         }
     }
 
@@ -327,6 +345,7 @@ impl Exchange {
             Router::ModulusHash(targets) | Router::Random(targets) => targets.insert(target, name.0, 1),
         }
         self.had_binding = true;
+        self.declared_memory.take(self.binding_bytes(&binding));
         self.bindings.insert(binding)
     }
 
@@ -335,6 +354,7 @@ impl Exchange {
         if !self.bindings.remove(binding) {
             return false;
         }
+        self.declared_memory.give_back(self.binding_bytes(binding));
         let (key, target) = (binding.routing_key.as_str(), binding.target);
         match &mut self.router {
             Router::Direct(index) => index.remove(key, target),
@@ -397,6 +417,26 @@ impl Exchange {
         self.bindings.iter()
     }
 
+    pub(crate) fn has_binding(&self, binding: &BindingKey) -> bool {
+        self.bindings.contains(binding)
+    }
+
+    /// What a binding takes in memory here, at most: it has its key and arguments, and the router has them once more.
+    pub(crate) fn binding_bytes(&self, binding: &BindingKey) -> usize {
+        let (key, arguments) = (binding.routing_key.as_str(), binding.arguments.as_table());
+        let routed = match self.router {
+            Router::Direct(_) => key.len(),
+            Router::Topic(_) => TopicIndex::<Target>::bytes(key),
+            Router::Headers(_) => HeadersIndex::<Target>::bytes(arguments),
+            Router::Fanout(_)
+            | Router::ConsistentHash(..)
+            | Router::ModulusHash(_)
+            | Router::Random(_)
+            | Router::RecentHistory(..) => 0,
+        };
+        BINDING_BYTES + key.len() + arguments.as_bytes().len() + routed
+    }
+
     /// Whether a binding means something that it may not. `queue_type` is that of its target, if that is a queue.
     pub(crate) fn check_binding(&self, binding: &BindingKey, queue_type: Option<QueueType>) -> Result<(), Refusal> {
         let key = binding.routing_key.as_str();
@@ -427,7 +467,7 @@ impl Exchange {
 
     /// One like it that nobody knows, to try bindings on.
     pub(crate) fn without_bindings(&self) -> Self {
-        Exchange::new(self.declared.clone(), 0, Meter::default())
+        Exchange::new(self.declared.clone(), 0, Meter::default(), Lease::default())
     }
 
     /// Whether a binding would lead a message somewhere if it were the only one, where there is none.
@@ -514,6 +554,8 @@ pub(crate) struct Exchanges {
     seed: u64,
     /// Adds up what they keep.
     meter: Meter,
+    /// Adds up what they are.
+    declarations: Lease,
 }
 
 /// RabbitMQ: the exchanges of a new virtual host.
@@ -534,13 +576,14 @@ enum Publishing {
 }
 
 impl Exchanges {
-    pub(crate) fn new(seed: u64, meter: Meter) -> Self {
+    pub(crate) fn new(seed: u64, meter: Meter, declarations: Lease) -> Self {
         let mut exchanges = Exchanges {
             by_name: HashMap::with_hasher(FixedState::with_seed(seed)),
             slots: SlotMap::with_key(),
             delay_queues: HashMap::with_hasher(FixedState::with_seed(seed)),
             seed,
             meter,
+            declarations,
         };
         for &(name, kind, publishing) in PREDECLARED {
             exchanges.insert(DeclaredExchange {
@@ -559,7 +602,8 @@ impl Exchanges {
 
     pub(crate) fn insert(&mut self, declared: DeclaredExchange) -> ExchangeId {
         let name = declared.name.clone();
-        let id = self.slots.insert(Exchange::new(declared, self.seed, self.meter.clone()));
+        let id =
+            self.slots.insert(Exchange::new(declared, self.seed, self.meter.clone(), self.declarations.sibling()));
         self.by_name.insert(name, id);
         id
     }

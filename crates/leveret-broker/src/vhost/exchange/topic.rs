@@ -31,6 +31,7 @@ use leveret_planted::{Bug, planted};
 
 use self::places::Places;
 use crate::limits::STEPS_PER_LOOKUP;
+use crate::memory::BLOCK_BYTES_LEAST;
 
 /// The binding keys of one topic exchange, each with its targets.
 pub(crate) struct TopicIndex<T> {
@@ -113,6 +114,12 @@ impl<T: Copy + Ord> TopicIndex<T> {
     /// Whether there are no bindings.
     pub(crate) fn is_empty(&self) -> bool {
         self.nodes[0].is_unused()
+    }
+
+    /// What a binding takes in memory at most: a node and its text for each word. The lists may have room for as many again.
+    pub(crate) fn bytes(binding_key: &str) -> usize {
+        let node = 2 * (size_of::<Node<T>>() + size_of::<NodeId>()) + BLOCK_BYTES_LEAST;
+        binding_key.len() + node * words(binding_key).count()
     }
 
     /// Adds a binding. One that is there already is counted.

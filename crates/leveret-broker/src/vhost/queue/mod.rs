@@ -25,7 +25,7 @@ pub(crate) use self::index::{Body, Detached, Entry, Eviction, Known, Position, S
 pub(crate) use self::level::{Level, Levels, Rank};
 pub(crate) use self::settings::{DeadLetters, Overflow, QueueKeys, QueueSettings, Strategy, least_limit};
 use crate::change::{Change, DeathReason, JournalPosition, QueueNumber, Tries};
-use crate::limits::{QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
+use crate::limits::{LEVEL_BYTES, QUEUE_BYTES, QUORUM_PRIORITY_DEFAULT, QUORUM_PRIORITY_MAX, READ_AHEAD_ENTRIES};
 use crate::memory::{Lease, Meter};
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
@@ -51,6 +51,20 @@ pub(crate) struct Declared {
     pub(crate) arguments: QueueArguments,
     /// As the client gave them, to compare with the next declaration.
     pub(crate) raw_arguments: FieldTable,
+}
+
+impl Declared {
+    /// What it takes in memory, with the levels of all priorities that a classic queue was declared with, and of all lengths of
+    /// delays. What a quorum queue has of them is added as their first messages come: most have none.
+    pub(crate) fn bytes(&self) -> usize {
+        let levels = match (self.standing, self.arguments.queue_type) {
+            (Standing::Delaying, _) => u32::BITS as usize,
+            (_, QueueType::Classic) => usize::from(self.arguments.max_priority),
+            (_, QueueType::Quorum) => 0,
+        };
+        let own = self.name.as_str().len() + self.raw_arguments.as_table().as_bytes().len();
+        QUEUE_BYTES + own + levels * LEVEL_BYTES
+    }
 }
 
 /// Who finds a queue.
@@ -112,20 +126,23 @@ pub(crate) struct Queue {
     tries: BTreeMap<Position, Tries>,
     /// What these take.
     tries_memory: Lease,
+    /// What its declaration takes, and levels that were not declared.
+    declared_memory: Lease,
 }
 
 /// What is known of a message that came back takes, about.
 const TRIES_BYTES: usize = 32;
 
 impl Queue {
-    /// An empty queue, whose memory is added up in `meter`.
-    pub(crate) fn new(declared: Declared, now: Moment, meter: Meter) -> Self {
+    /// An empty queue, whose messages are added up in `meter`, and its declaration where `declarations` is.
+    pub(crate) fn new(declared: Declared, now: Moment, meter: Meter, declarations: Lease) -> Self {
         let sharing = match declared.arguments.queue_type {
             _ if !declared.arguments.single_active_consumer => Sharing::All,
             QueueType::Classic => Sharing::First,
             QueueType::Quorum => Sharing::Highest,
         };
         let settings = QueueSettings::new(&declared.arguments, None);
+        let declared_memory = declarations.with(declared.bytes());
         Queue {
             declared,
             settings,
@@ -146,6 +163,7 @@ impl Queue {
             departures: JournalPosition::default(),
             tries: BTreeMap::new(),
             tries_memory: Lease::new(meter),
+            declared_memory,
         }
     }
 
@@ -262,14 +280,29 @@ impl Queue {
 
     /// Puts a message behind all others of its rank.
     pub(crate) fn push(&mut self, rank: Rank, entry: Entry) -> Position {
-        self.levels.begin(rank).push(entry)
+        let position = self.levels.begin(rank).push(entry);
+        if rank != Rank::default() {
+            self.measure_levels();
+        }
+        position
+    }
+
+    fn measure_levels(&mut self) {
+        if self.declared.arguments.queue_type == QueueType::Quorum {
+            let levels = self.levels.others().count() * LEVEL_BYTES;
+            self.declared_memory.set(self.declared.bytes() + levels);
+        }
     }
 
     /// The same after a restart; false if that place is taken, or is no place.
     pub(crate) fn push_at(&mut self, position: Position, entry: Entry) -> bool {
         // What waits has the rank of its delay.
         let is_place = !self.is_delaying() || Rank::of_place(position) != Rank::default();
-        is_place && self.levels.begin_of(position).push_at(position, entry)
+        let is_put = is_place && self.levels.begin_of(position).push_at(position, entry);
+        if Rank::of_place(position) != Rank::default() {
+            self.measure_levels();
+        }
+        is_put
     }
 
     /// The next so many places stay empty, for good.
@@ -334,6 +367,7 @@ impl Queue {
     /// Has these messages and no others, after a restart.
     pub(crate) fn restate(&mut self, levels: Levels) {
         self.levels = levels;
+        self.measure_levels();
         self.dying.clear();
         self.tries.clear();
         self.measure_tries();
@@ -345,7 +379,9 @@ impl Queue {
     pub(crate) fn restate_level(&mut self, next: Position, granted: Position, at: JournalPosition) -> bool {
         let level = self.levels.begin_of(next);
         level.set_grant(granted, at);
-        level.skip_forward(next)
+        let is_put = level.skip_forward(next);
+        self.measure_levels();
+        is_put
     }
 
     /// Its messages by their priority, in the order in which they are delivered.
@@ -482,6 +518,7 @@ impl Queue {
     /// Messages of a level before a place may be handed out once `at` is durable.
     pub(crate) fn set_grant(&mut self, below: Position, at: JournalPosition) {
         self.levels.begin_of(below).set_grant(below, at);
+        self.measure_levels();
     }
 
     /// After a restart: whatever was granted may have been delivered.

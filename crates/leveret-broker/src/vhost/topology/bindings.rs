@@ -52,6 +52,9 @@ impl VirtualHost {
             (Ok((source, key)), BindAction::Bind) => {
                 if let Some(exchange) = self.exchanges.get(source) {
                     exchange.check_binding(&key, self.queue_type(key.target))?;
+                    if !exchange.has_binding(&key) {
+                        self.ledger.check_declared(exchange.binding_bytes(&key))?;
+                    }
                 }
                 self.add_binding(source, key, effects);
             }

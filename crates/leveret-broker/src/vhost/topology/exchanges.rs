@@ -97,6 +97,7 @@ impl VirtualHost {
             alternate,
             arguments: declare.arguments.clone(),
         };
+        self.ledger.check_declared(declared.bytes_in_all())?;
         if declared.durable {
             self.change_topology(declared.to_change(), effects);
         }

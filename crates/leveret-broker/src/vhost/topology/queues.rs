@@ -126,10 +126,10 @@ impl VirtualHost {
         {
             return Err(Refusal::QueueLimit { queue: name.to_string(), vhost: self.name.to_string(), limit });
         }
-        self.last_queue_number += 1;
+        let number = self.last_queue_number + 1;
         let declared = Declared {
             name: QueueName::from(name),
-            number: QueueNumber(self.last_queue_number),
+            number: QueueNumber(number),
             durable: is_durable(declare),
             auto_delete: declare.auto_delete,
             standing: Standing::Open,
@@ -137,6 +137,8 @@ impl VirtualHost {
             arguments,
             raw_arguments: declare.arguments.clone(),
         };
+        self.ledger.check_declared(declared.bytes())?;
+        self.last_queue_number = number;
         Ok(self.insert_queue(now, declared, effects))
     }
 
@@ -178,7 +180,7 @@ impl VirtualHost {
 
     pub(in crate::vhost) fn apply_queue_declared(&mut self, now: Moment, declared: Declared) -> QueueId {
         let (standing, name) = (declared.standing, declared.name.clone());
-        let id = self.insert(Queue::new(declared, now, self.memory.clone()));
+        let id = self.insert(Queue::new(declared, now, self.memory.clone(), self.ledger.declaration()));
         match standing {
             Standing::Open => _ = self.queue_names.insert(name, id),
             Standing::Delaying => self.exchanges.set_delay_queue(ExchangeName::new(name.as_short_str()), id),

@@ -19,6 +19,8 @@ use crate::peer::{ANSWER_DEADLINE, FRAME_BYTES_MAX, Peer};
 use crate::tally::{self, Step, Tally};
 use crate::workspace::target;
 
+mod held;
+
 pub(crate) const SUITE: &str = "memory";
 
 const LIMIT_MIB: u64 = 64;
@@ -41,6 +43,11 @@ const STEPS: &[Step] = &[
     ("consumers that do not read take no more, and leave what they do not get to one that does", unread),
     ("many large bodies that arrive at once take turns", arrive),
     ("those of which a byte comes at a time hold nobody up", trickle),
+    ("transactions that nobody ends are refused more, and a small one is committed", held::transact),
+    ("who begins contents on many channels and ends none of them is closed", held::arrive_in_transaction),
+    ("who asks and does not read is not read", held::ask),
+    ("what is declared, and consumers, are refused from some number on", held::declare_much),
+    ("a channel leaves so many unacked and no more before it settles some", held::leave_unacked),
 ];
 
 /// Runs the steps, each with a broker of its own.
@@ -91,6 +98,13 @@ impl Drop for Peak {
         self.stop.store(true, Ordering::Relaxed);
         self.looking.take().map(JoinHandle::join);
     }
+}
+
+/// Fails if a process was above the ceiling. Returns how many MiB it had.
+fn check(peak: &Peak) -> Result<u64> {
+    let kib = peak.take();
+    ensure!(kib <= CEILING_KIB, "{} MiB at a limit of {LIMIT_MIB}", kib / 1024);
+    Ok(kib / 1024)
 }
 
 /// Starts a broker with a limit on memory.

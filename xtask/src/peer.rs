@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use leveret_amqp::frame::{split_frame, write_method};
 use leveret_amqp::{FieldTable, Method, PROTOCOL_HEADER, ShortStr};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
 /// In which a client hears an answer, if nothing else is said.
 pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -32,6 +32,12 @@ pub(crate) fn connect_with_small_window(address: SocketAddr) -> Result<TcpStream
     sockopt::set_socket_recv_buffer_size(&socket, SMALL_WINDOW_BYTES)?;
     rustix::net::connect(&socket, &address)?;
     Ok(socket.into())
+}
+
+/// Whether something is there that was not read.
+pub(crate) fn has_input(stream: &TcpStream) -> bool {
+    let peeked = rustix::net::recv(stream, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    peeked.is_ok_and(|(count, _)| count > 0)
 }
 
 impl Peer {
@@ -79,6 +85,11 @@ impl Peer {
     /// Its socket.
     pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// Whether the broker has said something that was not taken.
+    pub(crate) fn has_input(&self) -> bool {
+        self.taken < self.input.len() || has_input(&self.stream)
     }
 
     /// The bare connection.

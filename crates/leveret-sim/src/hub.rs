@@ -9,6 +9,7 @@ use leveret_broker::scratch::Segment;
 use leveret_broker::vhost::Progress;
 use leveret_broker::vhost::checkpoint::Checkpoint;
 use leveret_broker::vhost::effects::Fetch;
+use leveret_broker::vhost::ledger::Ceilings;
 use leveret_broker::vhost::views::QueueCursor;
 use leveret_broker::{Change, ConnectionId, Effects, Moment, Output, VirtualHost};
 use leveret_journal::Scratch;
@@ -54,7 +55,10 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(stream: u32, vhost: VirtualHost, model: Model, scratch: Scratch) -> Self {
+    pub(crate) fn new(stream: u32, mut vhost: VirtualHost, model: Model, scratch: Scratch) -> Self {
+        if let Some(unacked) = model.unacked_most() {
+            vhost.set_ceilings(Ceilings { unacked, ..Ceilings::default() });
+        }
         let journaled = vhost.position().0;
         let latest = model.snapshot();
         let marks = VecDeque::from([(journaled, vec![latest.clone()])]);

@@ -71,6 +71,9 @@ pub struct Config {
     /// Whether some connections have a heartbeat.
     #[serde(default)]
     pub heartbeats: bool,
+    /// Deliveries that the consumers of a channel may leave unacked, whatever their prefetch.
+    #[serde(default)]
+    pub unacked_most: Option<u8>,
     /// The disk claims to have synced, and has not. What is found with this, can be found.
     pub lies: bool,
 }
@@ -529,6 +532,7 @@ impl Config {
             delayed_direct: random.random_bool(0.5),
             halts: random.random_bool(0.4),
             heartbeats: random.random_bool(0.4),
+            unacked_most: sometimes(random, 20, |random| random.random_range(1..4)),
             lies: false,
         }
     }

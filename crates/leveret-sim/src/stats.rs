@@ -56,6 +56,7 @@ const EXPECTED: &[(Kind, &[&str])] = &[
             "prefetch 0",
             "prefetch 1",
             "prefetch of several",
+            "few may be unacked",
         ],
     ),
     (

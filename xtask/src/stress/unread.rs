@@ -12,12 +12,11 @@ use anyhow::{Context, Result, ensure};
 use leveret_amqp::frame::{write_content, write_method};
 use leveret_amqp::{BasicProperties, ContentHeader, Method, ShortStr};
 use leveret_client::PublishTo;
-use rustix::net::RecvFlags;
 
 use super::ledger::{Ledger, Stamp};
 use super::stage::{PATIENCE, Stage};
 use super::{DURABLE, PERSISTENT, QUEUE, body_bytes, connect, consume, drain};
-use crate::peer::Peer;
+use crate::peer::{Peer, has_input};
 use crate::process::check_interrupted;
 
 /// Consumers that do not read.
@@ -78,12 +77,6 @@ pub(super) fn unread(stage: &mut Stage, time: Duration) -> Result<String> {
         body.len(),
         messages - ready
     ))
-}
-
-/// Whether something is there that was not read.
-fn has_input(stream: &TcpStream) -> bool {
-    let peeked = rustix::net::recv(stream, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    peeked.is_ok_and(|(count, _)| count > 0)
 }
 
 /// A client that publishes and consumes, and reads nothing of it.

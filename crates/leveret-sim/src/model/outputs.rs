@@ -80,7 +80,24 @@ impl Model {
     pub(super) fn waiting_consumer(&self, slot: u8) -> Option<&Consumer> {
         let own = self.consumers.iter().filter(|consumer| consumer.slot == slot);
         let active = if self.spec(slot).single_active { 1 } else { usize::MAX };
-        own.take(active).find(|own| own.no_ack || own.prefetch == 0 || own.held < own.prefetch)
+        own.take(active).find(|own| {
+            let is_open =
+                || self.unacked_most().is_none_or(|most| self.delivered_count(own.client, own.mode) < most);
+            own.no_ack || ((own.prefetch == 0 || own.held < own.prefetch) && is_open())
+        })
+    }
+
+    /// How many deliveries the consumers of a channel may leave unacked, if that is said.
+    pub(crate) fn unacked_most(&self) -> Option<u64> {
+        self.config.unacked_most.map(u64::from)
+    }
+
+    /// How many they have. What a transaction has settled counts until it ends.
+    fn delivered_count(&self, client: u8, mode: Mode) -> u64 {
+        self.channels.get(&(client, mode)).map_or(0, |channel| {
+            let settled = channel.settlements.iter().map(|(_, held, _)| held);
+            channel.unacked.values().chain(settled).filter(|held| held.consumer.is_some()).count() as u64
+        })
     }
 
     /// Follows what the broker has said after an event, and tells what clients will hear of it. What there was in between is
@@ -227,6 +244,10 @@ impl Model {
                     }
                     let held = Held { slot, uid, serial, consumer: Some(consumer), since_ms: now_ms };
                     self.channel(client, mode).unacked.insert(tag, held);
+                    let most = self.unacked_most();
+                    if most.is_some_and(|most| self.delivered_count(client, mode) > most) {
+                        return Err(format!("client {client} has more on one channel than may be unacked"));
+                    }
                 }
                 let (redelivered, event) = (*redelivered, self.events);
                 told.push((

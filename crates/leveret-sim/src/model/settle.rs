@@ -114,6 +114,8 @@ impl Model {
         if is_whole {
             self.expect(client, mode, Expected::CommitOk);
         } else {
+            // What was published may expire before what comes back with the channel, which stands in front of it.
+            self.is_behind = true;
             self.fail_channel(now_ms, client, mode);
         }
     }

@@ -217,6 +217,9 @@ impl World {
                         _ => "prefetch of several",
                     },
                 );
+                if config.unacked_most.is_some() && !no_ack {
+                    self.stats.count(Kind::Operation, "few may be unacked");
+                }
                 let (name, text) = (format!("q{slot}"), ShortStr::truncated);
                 let (queue, consumer_tag, ticket, arguments) = (text(&name), text(&tag), 0, link::NONE);
                 let (no_local, exclusive, nowait) = (false, false, false);

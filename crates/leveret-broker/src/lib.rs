@@ -24,6 +24,7 @@ pub mod pattern;
 mod row;
 pub mod scratch;
 pub mod settings;
+mod shortened;
 pub mod vhost;
 pub mod views;
 
@@ -34,6 +35,7 @@ pub use moment::Moment;
 pub use node::Node;
 pub use row::Row;
 pub use settings::Settings;
+pub use shortened::Shortened;
 pub use vhost::command::{Command, Commands};
 pub use vhost::effects::{Effects, Output};
 #[cfg(any(test, feature = "naive"))]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use leveret_amqp::{FieldTable, ShortString, Value as Field};
+use leveret_broker::Shortened;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -106,9 +107,10 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut map = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
             if map.contains_key(&name) {
-                let shown = shortened(&Value::String(name).to_string());
+                let name = Value::String(name).to_string();
                 return Err(A::Error::custom(format_args!(
-                    "{shown} is there twice in one object; make one of them"
+                    "{} is there twice in one object; make one of them",
+                    Shortened(&name)
                 )));
             }
             let Strict(value) = fields.next_value()?;
@@ -261,12 +263,7 @@ impl<'v> Object<'v> {
 }
 
 fn is_not(path: &str, wanted: &str, value: &Value) -> Fault {
-    Fault::new(path, format_args!("{} is not {wanted}", shortened(&value.to_string())))
-}
-
-/// As much of a text as an error has room for.
-fn shortened(text: &str) -> String {
-    if text.len() > 40 { text.chars().take(36).chain("...".chars()).collect() } else { text.to_owned() }
+    Fault::new(path, format_args!("{} is not {wanted}", Shortened(&value.to_string())))
 }
 
 /// An object of JSON as a field table.

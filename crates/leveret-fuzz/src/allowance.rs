@@ -121,15 +121,6 @@ pub(crate) fn in_all<T>(input_bytes: usize, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Runs what may take so many times the bytes of its input, at once and in all, and a base: more than others, as it says why.
-#[track_caller]
-pub(crate) fn more<T>(at_once: u64, in_all: u64, input_bytes: usize, work: impl FnOnce() -> T) -> T {
-    let (done, info) = measured(work);
-    check("at once", info.bytes_max, at_once * input_bytes as u64 + BASE, input_bytes);
-    check("in all", info.bytes_total, in_all * input_bytes as u64 + BASE, input_bytes);
-    done
-}
-
 /// Pieces of work, with what a test does in between left out, that may take 64 times what they are given, all of their
 /// allocations together, and a base.
 ///

@@ -261,8 +261,20 @@ fn settings_that_are_nothing_but_signs_stay_within_the_bound() {
         ("a", ".a"),
         ("a=[", "1,"),
         ("a=[", "{},"),
+        ("a=[", "["),
         ("a={", "a={"),
+        ("a={", "a=1,"),
+        ("bind=[", "'',"),
+        ("bind=['::'", ",'::'"),
+        ("loopback_users=['a'", ",'a'"),
+        ("loopback_users='", "a,"),
+        ("product=\"", "\\n"),
+        ("", "#"),
+        ("", "[a]\n"),
+        ("", "[[a]]\n"),
         ("\0", "a=\n"),
+        ("\0", "bind=\n"),
+        ("\0", "product=\n"),
     ] {
         take("configuration", &[before, &signs.repeat(50_000)].concat().into_bytes());
     }
@@ -281,6 +293,32 @@ fn settings_that_lie_in_many_tables_stay_within_the_bound() {
         for depth in [1, 3, 10, 78] {
             let line = |nth| format!("{before}k{nth:x}{}{behind}\n", level.repeat(depth));
             take("configuration", (0..500).map(line).collect::<String>().as_bytes());
+        }
+    }
+}
+
+/// Names that are set, some of them as many times as may be: those of listeners, which nothing else limits, beside one that is longer
+/// than all.
+#[test]
+fn settings_of_many_names_stay_within_the_bound() {
+    let long = "x".repeat(20_000);
+    for count in [1, 10, 100, 127, 128, 129, 1000, 20_000] {
+        for line in [
+            &|nth| format!("a{nth:x}=1\n"),
+            &|nth| format!("listeners.tcp.{nth:x}=1\n"),
+            &|nth| format!("[{nth:x}]\n"),
+            &|nth| format!("{nth:x}={{}}\n"),
+            &|_| "heartbeat=1\n".to_owned(),
+        ] as [&dyn Fn(usize) -> String; 5]
+        {
+            let lines = (0..count).map(line).collect::<String>();
+            take("configuration", lines.as_bytes());
+            take("configuration", format!("\0{lines}").as_bytes());
+            for before in
+                ["[listeners.tcp]".into(), format!("[{long}]"), format!("{long}=1"), format!("{long}={{}}")]
+            {
+                take("configuration", format!("{before}\n{lines}").as_bytes());
+            }
         }
     }
 }

@@ -131,7 +131,7 @@ impl Serve {
         let typed = self.set.iter().filter(|_| is_typed("set"));
         let typed = typed.map(|text| Assignment::parse(Origin::Set, text));
         let others = configuration::from_environment(|name| env::var_os(name))?.into_iter().map(Ok);
-        options.chain(others).chain(variable).chain(typed).collect()
+        configuration::gather(options.chain(others).chain(variable).chain(typed))
     }
 }
 

@@ -4,8 +4,11 @@
 //! Invariant: within one rank, what was set under two names is refused, so nothing depends on an order that nobody wrote
 //! down.
 
+mod claims;
+mod file;
 mod keys;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -13,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use leveret_broker::Shortened;
 use leveret_server::{ServerConfig, Storage};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -114,8 +118,8 @@ impl Assignment {
         Assignment { key: key.to_owned(), written: key.to_owned(), value: value.into(), origin }
     }
 
-    fn is_not(&self, takes: &'static str) -> ConfigurationError {
-        ConfigurationError::Invalid { what: self.to_string(), takes, value: self.value.display().to_string() }
+    fn is_not(&self, takes: &'static str, value: &str) -> ConfigurationError {
+        ConfigurationError::Invalid { what: self.to_string(), takes, value: Shortened(value).to_string() }
     }
 
     /// The same place for another key.
@@ -127,7 +131,7 @@ impl Assignment {
     pub(crate) fn parse(origin: Origin, text: &str) -> Result<Self, ConfigurationError> {
         let Some((key, value)) = text.split_once('=') else {
             let place = if origin.rank() == Rank::Environment { "LEVERET_SET" } else { "--set" };
-            return Err(ConfigurationError::NoValue(place, text.to_owned()));
+            return Err(ConfigurationError::NoValue(place, Shortened(text).to_string()));
         };
         Ok(Assignment::new(origin, key.trim(), value))
     }
@@ -137,13 +141,14 @@ impl Assignment {
 impl fmt::Display for Assignment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = &self.written;
+        let shown = Shortened(key);
         match &self.origin {
-            Origin::File(file) => write!(f, "setting '{key}' in {}", file.display()),
+            Origin::File(file) => write!(f, "setting '{shown}' in {}", file.display()),
             Origin::Variable => write!(f, "LEVERET_{}", key.to_uppercase()),
             Origin::Named(name) => f.write_str(name),
-            Origin::SetVariable => write!(f, "setting '{key}' in LEVERET_SET"),
+            Origin::SetVariable => write!(f, "setting '{shown}' in LEVERET_SET"),
             Origin::Option => write!(f, "--{}", key.replace('_', "-")),
-            Origin::Set => write!(f, "setting '{key}'"),
+            Origin::Set => write!(f, "setting '{shown}'"),
         }
     }
 }
@@ -167,6 +172,10 @@ pub(crate) enum ConfigurationError {
     NotUtf8,
     #[error("{what} takes {takes}; '{value}' is not that")]
     Invalid { what: String, takes: &'static str, value: String },
+    #[error(
+        "there are more than {SETTINGS_MAX} settings; set nothing twice, and leave out addresses that are not needed"
+    )]
+    TooMany,
     #[error("{0} and {1} exclude each other; leave one out")]
     Exclusive(String, String),
     #[error("{0} and {1} name two ports; all addresses have the same one")]
@@ -174,6 +183,12 @@ pub(crate) enum ConfigurationError {
     #[error("--amqp-port and --management-port are both {0}; choose two ports")]
     OnePort(u16),
 }
+
+/// Settings of a start, and names in its file: each of the keys, and more addresses than a machine has.
+const SETTINGS_MAX: usize = 128;
+
+/// Bytes of a name that may be a misspelling of a key.
+const MISSPELLED_BYTES_MAX: usize = 64;
 
 /// From so much on, of 1, two names are taken for one and a misspelling of it.
 const SIMILARITY_MIN: f64 = 0.8;
@@ -222,6 +237,9 @@ impl Configuration {
 
     /// The defaults, then these, in the order of their ranks.
     fn of(mut assignments: Vec<Assignment>) -> Result<Self, ConfigurationError> {
+        if assignments.len() > SETTINGS_MAX {
+            return Err(ConfigurationError::TooMany);
+        }
         assignments.sort_by_key(|assignment| assignment.origin.rank());
         let mut configuration = Configuration::default();
         for rank in assignments.chunk_by(|a, b| a.origin.rank() == b.origin.rank()) {
@@ -244,7 +262,7 @@ impl Configuration {
         for assignment in &assignments {
             let key = find(assignment)?;
             if (key.set)(self, &assignment.value).is_none() {
-                return Err(assignment.is_not(key.takes));
+                return Err(assignment.is_not(key.takes, &assignment.value.to_string_lossy()));
             }
             // Where messages are kept instead, this one does not say.
             if key.name == "in_memory" && !self.is_in_memory {
@@ -286,16 +304,21 @@ pub(crate) fn from_environment(
     Ok(assignments)
 }
 
+/// All that is given, or as much as shows that it is too much.
+pub(crate) fn gather(
+    given: impl Iterator<Item = Result<Assignment, ConfigurationError>>,
+) -> Result<Vec<Assignment>, ConfigurationError> {
+    given.take(SETTINGS_MAX + 1).collect()
+}
+
 /// Whether a file with this text, and each of these given as `--set`, is something to start with.
 ///
 /// # Errors
 /// What is wrong, for people.
 pub fn is_configuration<'t>(text: &str, set: impl Iterator<Item = &'t str>) -> Result<(), String> {
     let all = || {
-        let mut assignments = parse(Path::new("leveret.toml"), text)?;
-        for assignment in set {
-            assignments.push(Assignment::parse(Origin::Set, assignment)?);
-        }
+        let mut assignments = file::parse(Path::new("leveret.toml"), text)?;
+        assignments.extend(gather(set.map(|assignment| Assignment::parse(Origin::Set, assignment)))?);
         Configuration::of(assignments)
     };
     all().map(drop).map_err(|error: ConfigurationError| error.to_string())
@@ -304,82 +327,29 @@ pub fn is_configuration<'t>(text: &str, set: impl Iterator<Item = &'t str>) -> R
 fn read(file: &Path) -> Result<Vec<Assignment>, ConfigurationError> {
     let text = whole_file::text(file, whole_file::SMALL)
         .map_err(|error| ConfigurationError::Unreadable(file.into(), error.to_string()))?;
-    parse(file, &text)
+    file::parse(file, &text)
 }
 
-/// The keys of a file; `[log.console]` and `level = "debug"` below it are `log.console.level`.
-fn parse(file: &Path, text: &str) -> Result<Vec<Assignment>, ConfigurationError> {
-    fn flatten(
-        file: &Path,
-        name: &str,
-        value: toml::Value,
-        assignments: &mut Vec<Assignment>,
-    ) -> Result<(), ConfigurationError> {
-        let assigned = |text: String| Assignment::new(Origin::File(file.into()), name, text);
-        let text = match value {
-            toml::Value::Table(table) => {
-                for (key, value) in table {
-                    let name = if name.is_empty() { key } else { format!("{name}.{key}") };
-                    flatten(file, &name, value, assignments)?;
-                }
-                return Ok(());
-            }
-            // All lists that there are have names in them: what is none would stand for nobody.
-            toml::Value::Array(values) if !values.iter().all(toml::Value::is_str) => {
-                let (what, takes) = (assigned(String::new()).to_string(), "a list of texts in quotes");
-                return Err(ConfigurationError::Invalid {
-                    what,
-                    takes,
-                    value: toml::Value::Array(values).to_string(),
-                });
-            }
-            toml::Value::Array(values) => values.into_iter().map(written).collect::<Vec<_>>().join(","),
-            other => written(other),
-        };
-        assignments.push(assigned(text));
-        Ok(())
-    }
-    fn written(value: toml::Value) -> String {
-        match value {
-            toml::Value::String(text) => text,
-            other => other.to_string(),
-        }
-    }
-    let table: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| ConfigurationError::NotToml(file.into(), fault(&error, text)))?;
-    let mut assignments = Vec::new();
-    flatten(file, "", table.into(), &mut assignments)?;
-    Ok(assignments)
+/// RabbitMQ: `listeners.tcp.$name`
+fn is_listener(name: &str) -> bool {
+    name.strip_prefix(LISTENERS).is_some_and(|own| !own.is_empty() && !own.contains('.'))
 }
 
-/// Where and why, on one line: what the library says has a drawing of the place on lines of its own.
-fn fault(error: &toml::de::Error, text: &str) -> String {
-    let place = error.span().and_then(|span| text.get(..span.start)).map_or_else(String::new, |before| {
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        format!("at line {line}, column {column}")
-    });
-    let fault = error.message().replace('\n', ", ");
-    let advice = unquoted(error, text).unwrap_or_default();
-    format!("{place}: {fault}{advice}")
+/// Whether the names of keys have more behind this one, from a dot on.
+fn is_table(name: &str) -> bool {
+    listed().any(|known| known.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// What to do if a value is a text without quotes, as in `rabbitmq.conf`.
-fn unquoted(error: &toml::de::Error, text: &str) -> Option<String> {
-    let start = text.get(..error.span()?.start)?.rfind('\n').map_or(0, |end| end + 1);
-    let line = text.get(start..)?.lines().next()?;
-    let (key, value) = line.split_once('=')?;
-    let (key, value) = (key.trim(), value.split('#').next()?.trim());
-    let is_bare = !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']);
-    let is_word = is_bare && !value.contains(['"', '\'', '\\']) && value.parse::<toml::Value>().is_err();
-    is_word.then(|| format!("; a text stands in quotes: {key} = \"{value}\""))
+/// Whether there is something to set by this name.
+fn check_name(assignment: &Assignment) -> Result<(), ConfigurationError> {
+    if is_listener(&assignment.key) { Ok(()) } else { find(assignment).map(drop) }
 }
 
 fn find(assignment: &Assignment) -> Result<&'static Key, ConfigurationError> {
     let name = assignment.key.as_str();
     KEYS.iter().find(|key| key.name == name).ok_or_else(|| {
-        let similar = names().map(|known| (strsim::jaro_winkler(known, name), known));
+        let known = names().filter(|_| name.len() <= MISSPELLED_BYTES_MAX);
+        let similar = known.map(|known| (strsim::jaro_winkler(known, name), known));
         let nearest =
             similar.filter(|(similarity, _)| *similarity >= SIMILARITY_MIN).max_by(|a, b| a.0.total_cmp(&b.0));
         match nearest {
@@ -390,17 +360,18 @@ fn find(assignment: &Assignment) -> Result<&'static Key, ConfigurationError> {
 }
 
 /// Turns RabbitMQ's listeners, each with a name of its own, into addresses and the one port that they share.
-fn without_listeners(rank: &[Assignment]) -> Result<Vec<Assignment>, ConfigurationError> {
-    let (listeners, mut others): (Vec<_>, Vec<_>) =
-        rank.iter().cloned().partition(|assignment| assignment.key.starts_with(LISTENERS));
+fn without_listeners(rank: &[Assignment]) -> Result<Vec<Cow<'_, Assignment>>, ConfigurationError> {
+    let (listeners, others): (Vec<_>, Vec<_>) = rank.iter().partition(|assignment| is_listener(&assignment.key));
+    let mut others: Vec<_> = others.into_iter().map(Cow::Borrowed).collect();
     // The last one of each name.
     let listeners: BTreeMap<_, _> =
-        listeners.into_iter().map(|listener| (listener.key.clone(), listener)).collect();
+        listeners.into_iter().map(|listener| (listener.key.as_str(), listener)).collect();
     let mut port_of: Option<(&Assignment, u16)> = None;
     let mut addresses: Option<(&Assignment, Vec<String>)> = None;
-    for listener in listeners.values() {
+    for &listener in listeners.values() {
         let takes = "a port, or an address and a port such as 127.0.0.1:5672";
-        let (ip, port) = keys::listener(&listener.value).ok_or_else(|| listener.is_not(takes))?;
+        let (ip, port) = keys::listener(&listener.value)
+            .ok_or_else(|| listener.is_not(takes, &listener.value.to_string_lossy()))?;
         match port_of {
             None => port_of = Some((listener, port)),
             Some((other, its)) if its != port => {
@@ -412,8 +383,8 @@ fn without_listeners(rank: &[Assignment]) -> Result<Vec<Assignment>, Configurati
             addresses.get_or_insert_with(|| (listener, Vec::new())).1.push(ip.to_string());
         }
     }
-    others.extend(port_of.map(|(listener, port)| listener.for_key("amqp_port", port.to_string())));
-    others.extend(addresses.map(|(listener, addresses)| listener.for_key("bind", addresses.join(","))));
+    others.extend(port_of.map(|(listener, port)| Cow::Owned(listener.for_key("amqp_port", port.to_string()))));
+    others.extend(addresses.map(|(listener, addresses)| Cow::Owned(listener.for_key("bind", addresses.join(",")))));
     Ok(others)
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use leveret_amqp::ShortStr;
 
+use crate::Shortened;
 use crate::limits::PERMISSIONS_REMEMBERED;
 use crate::names::{ExchangeName, UserName, VhostName};
-use crate::pattern::{Pattern, PatternError};
+use crate::pattern::{Pattern, PatternError, check_length};
 
 /// What an operation does to a resource. RabbitMQ: access control, the table of operations and permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ pub struct Permissions {
 
 /// A permission that cannot be given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the pattern '{pattern}' for {permission} cannot be used: {error}")]
+#[error("the pattern '{}' for {permission} cannot be used: {error}", Shortened(pattern))]
 pub struct InvalidPermission {
     /// Which it is.
     pub permission: Permission,
@@ -80,6 +81,12 @@ pub struct InvalidPermission {
     pub pattern: String,
     /// Why not.
     pub error: PatternError,
+}
+
+impl InvalidPermission {
+    fn new(permission: Permission, pattern: &str, error: PatternError) -> Self {
+        InvalidPermission { permission, pattern: pattern.to_owned(), error }
+    }
 }
 
 impl Permissions {
@@ -94,7 +101,7 @@ impl Permissions {
 }
 
 fn pattern(permission: Permission, text: &str) -> Result<Pattern, InvalidPermission> {
-    Pattern::parse_permission(text).map_err(|error| InvalidPermission { permission, pattern: text.into(), error })
+    Pattern::parse_permission(text).map_err(|error| InvalidPermission::new(permission, text, error))
 }
 
 /// Which routing keys of a topic exchange a user may publish or bind with.
@@ -111,15 +118,17 @@ impl TopicPermissions {
     /// `{client_id}` is for other protocols and stands for itself. RabbitMQ: access control, "Topic Authorisation"; there,
     /// what stands for a variable counts as a pattern, too.
     pub fn new(write: &str, read: &str, user: &UserName, vhost: &VhostName) -> Result<Self, InvalidPermission> {
-        let expand = |text: &str| {
+        // Names may be much longer than what stands for them.
+        let expanded = |permission, text: &str| {
+            check_length(text).map_err(|error| InvalidPermission::new(permission, text, error))?;
             let text = text.replace("{client_id}", r"\{client_id\}");
             let text = text.replace("{username}", &regex_syntax::escape(user.as_str()));
-            text.replace("{vhost}", &regex_syntax::escape(vhost.as_str()))
+            pattern(permission, &text.replace("{vhost}", &regex_syntax::escape(vhost.as_str())))
         };
         Ok(TopicPermissions {
             texts: (write.into(), read.into()),
-            write: pattern(Permission::Write, &expand(write))?,
-            read: pattern(Permission::Read, &expand(read))?,
+            write: expanded(Permission::Write, write)?,
+            read: expanded(Permission::Read, read)?,
         })
     }
 
@@ -254,5 +263,34 @@ impl Allowed {
             self.oldest = (self.oldest + 1) % PERMISSIONS_REMEMBERED;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_pattern_is_refused_in_a_few_words_with_its_names_and_without() {
+        let user = UserName::new(ShortStr::truncated("ada"));
+        let vhost = VhostName::new(ShortStr::truncated("engine"));
+        let refused = |text: &str, bytes: usize| {
+            let permission = Permissions::new("", text, "").unwrap_err().to_string();
+            let topic = TopicPermissions::new("", text, &user, &vhost).unwrap_err().to_string();
+            let error = |permission| {
+                let beginning = &text[..36];
+                format!(
+                    "the pattern '{beginning}...' for {permission} cannot be used: it has {bytes} bytes, and a pattern has at \
+                     most 4096"
+                )
+            };
+            assert_eq!((permission, topic), (error(Permission::Write), error(Permission::Read)));
+        };
+        refused(&"x".repeat(1_000_000), 1_000_000);
+        refused(&"{vhost}".repeat(100_000), 700_000);
+        assert!(TopicPermissions::new(&"{vhost}".repeat(585), "", &user, &vhost).is_ok());
+        let longer = VhostName::new(ShortStr::truncated("engine-x"));
+        let error = TopicPermissions::new(&"{vhost}".repeat(585), "", &user, &longer).unwrap_err();
+        assert_eq!(error.error, PatternError::TooLong(585 * r"engine\-x".len()));
     }
 }

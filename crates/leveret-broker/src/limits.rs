@@ -184,7 +184,11 @@ pub const DEAD_LETTERS_MAX: u64 = 65_536;
 /// no effect. Of older ones it may settle any, any number of times.
 pub const TAKEN_BACK_KEPT: usize = 4096;
 
-/// Bytes that a compiled pattern may take, about. The pattern is refused.
+/// Bytes of the text of a pattern: more than two hundred names of usual length. The pattern is refused.
+pub const PATTERN_TEXT_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes that a compiled pattern may take, about. The pattern is refused. To compile one takes at most eight times as much at once,
+/// and 32 times as much in all.
 pub const PATTERN_BYTES_MAX: usize = 256 * 1024;
 
 /// Exchanges, bindings and queues of each kind that an explanation tells of.

@@ -6,14 +6,17 @@
 
 use std::fmt;
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex_automata::meta::{Config, Regex};
+use regex_automata::nfa::thompson::WhichCaptures;
 use regex_syntax::ast::parse::Parser;
 use regex_syntax::ast::{
     AssertionKind, Ast, ClassSetBinaryOp, ClassSetItem, ErrorKind, Flag, FlagsItemKind, RepetitionKind, Visitor,
     visit,
 };
+use regex_syntax::hir::translate::TranslatorBuilder;
 
-use crate::limits::PATTERN_BYTES_MAX;
+use crate::Shortened;
+use crate::limits::{PATTERN_BYTES_MAX, PATTERN_TEXT_BYTES_MAX};
 
 /// A pattern, ready to be searched for.
 #[derive(Clone)]
@@ -33,7 +36,7 @@ impl Eq for Pattern {}
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/{}/", self.text)
+        write!(f, "/{}/", Shortened(&self.text))
     }
 }
 
@@ -46,8 +49,11 @@ pub enum PatternError {
     /// It is no regular expression.
     #[error("{0}")]
     Malformed(String),
+    /// It has so many bytes, more than [`PATTERN_TEXT_BYTES_MAX`].
+    #[error("it has {0} bytes, and a pattern has at most {PATTERN_TEXT_BYTES_MAX}")]
+    TooLong(usize),
     /// Compiled, it would take more than [`PATTERN_BYTES_MAX`].
-    #[error("it is too large")]
+    #[error("compiled, it takes too much memory; repeat less in it")]
     TooLarge,
 }
 
@@ -87,24 +93,31 @@ impl Pattern {
         if matches!(text, "" | ".*" | "^.*" | ".*$") {
             return Ok(Pattern { text: text.into(), regex: None });
         }
+        check_length(text)?;
         let ast = Parser::new().parse(text).map_err(|error| match error.kind() {
             ErrorKind::UnsupportedLookAround => PatternError::Unsupported(Unsupported::LookAround),
             ErrorKind::UnsupportedBackreference => PatternError::Unsupported(Unsupported::Backreference),
             kind => PatternError::Malformed(format!("{kind}, at character {}", error.span().start.offset)),
         })?;
         visit(&ast, OnlySupported).map_err(PatternError::Unsupported)?;
-        let regex = RegexBuilder::new(text)
-            .unicode(false)
-            .size_limit(PATTERN_BYTES_MAX)
-            .dfa_size_limit(PATTERN_BYTES_MAX / 4)
-            .build();
-        regex.map(|regex| Pattern { text: text.into(), regex: Some(regex) }).map_err(|error| match error {
-            regex::Error::CompiledTooBig(_) => PatternError::TooLarge,
-            other => {
-                let text = other.to_string();
-                PatternError::Malformed(text.lines().last().unwrap_or_default().trim().to_owned())
-            }
-        })
+        let mut translator = TranslatorBuilder::new().unicode(false).utf8(false).build();
+        let meaning = translator.translate(text, &ast).map_err(|error| {
+            PatternError::Malformed(format!("{}, at character {}", error.kind(), error.span().start.offset))
+        })?;
+        let config = Config::new()
+            .utf8_empty(false)
+            .nfa_size_limit(Some(PATTERN_BYTES_MAX))
+            .onepass_size_limit(Some(PATTERN_BYTES_MAX / 4))
+            .hybrid_cache_capacity(PATTERN_BYTES_MAX / 4)
+            .which_captures(WhichCaptures::None)
+            // To look for letters that any name must have takes several times what all else does, and names are short.
+            .auto_prefilter(false);
+        let regex = Regex::builder().configure(config).build_from_hir(&meaning).map_err(|error| {
+            error
+                .size_limit()
+                .map_or_else(|| PatternError::Malformed(error.to_string()), |_| PatternError::TooLarge)
+        })?;
+        Ok(Pattern { text: text.into(), regex: Some(regex) })
     }
 
     /// The same, but for the empty one, which is found in the empty name only. RabbitMQ: permissions.
@@ -121,6 +134,11 @@ impl Pattern {
     pub fn as_str(&self) -> &str {
         &self.text
     }
+}
+
+/// Before anything is made of a text that is to be a pattern.
+pub(crate) fn check_length(text: &str) -> Result<(), PatternError> {
+    if text.len() > PATTERN_TEXT_BYTES_MAX { Err(PatternError::TooLong(text.len())) } else { Ok(()) }
 }
 
 /// Looks for what would be understood otherwise than in PCRE.
@@ -222,5 +240,21 @@ mod tests {
         let malformed = Pattern::parse("(").unwrap_err();
         assert_eq!(malformed.to_string(), "unclosed group, at character 0");
         assert_eq!(Pattern::parse("((a{99}){99}){99}").unwrap_err(), PatternError::TooLarge);
+        let no_unicode = Pattern::parse(r"a\pL").unwrap_err();
+        assert_eq!(no_unicode.to_string(), "Unicode not allowed here, at character 1");
+    }
+
+    #[test]
+    fn a_pattern_has_so_many_bytes_and_no_more() {
+        let names = |bytes: usize| format!("^({})$", "orders.eu|".repeat(bytes / 10) + &"x".repeat(bytes % 10 - 4));
+        let most = Pattern::parse(&names(4096)).unwrap();
+        assert!(most.as_str().len() == 4096 && most.matches("orders.eu") && !most.matches("orders.us"));
+        for too_long in [names(4097), "(".repeat(1_000_000), "a?".repeat(100_000)] {
+            let error = Pattern::parse(&too_long).unwrap_err();
+            assert_eq!(error, PatternError::TooLong(too_long.len()));
+            assert_eq!(Pattern::parse_permission(&too_long).unwrap_err(), error);
+        }
+        let error = PatternError::TooLong(4097).to_string();
+        assert_eq!(error, "it has 4097 bytes, and a pattern has at most 4096");
     }
 }

@@ -39,20 +39,16 @@ pub(crate) fn gap_worth(places: u64) -> usize {
     (2 * most + opened) * PLACE_BYTES / 64
 }
 
-/// The most that compiling a pattern takes at once, and in all, however short it is: a few letters may say how often others are
-/// repeated, and the library takes some times what may be left of it in the end, which has a limit.
-const PATTERN_AT_ONCE: u64 = 4 * PATTERN_BYTES_MAX as u64;
-const PATTERN_IN_ALL: u64 = 16 * PATTERN_BYTES_MAX as u64;
+/// The most that compiling a pattern takes at once, and in all: its text is short, and so is what comes of it, however often it says
+/// that letters are repeated. The library's trees and tables take some times that.
+const PATTERN_AT_ONCE: u64 = 8 * PATTERN_BYTES_MAX as u64;
+const PATTERN_IN_ALL: u64 = 32 * PATTERN_BYTES_MAX as u64;
 
-/// What it takes beside that for each letter, before it comes to that limit: the library's trees, and its look for letters that any
-/// name must have, which takes much where each letter may be missing.
-const LETTER_AT_ONCE: u64 = 1024;
-const LETTER_IN_ALL: u64 = 10 * 1024;
-
-/// What a pattern takes.
+/// What patterns take. That depends on what they say, and not on how long they are; so they are not held to a multiple of their bytes,
+/// but to what they take alone, and this to a constant for each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PatternBytes {
-    /// While it is compiled.
+    /// While one is compiled.
     pub at_once: u64,
     /// All of its allocations together.
     pub in_all: u64,
@@ -61,26 +57,23 @@ pub struct PatternBytes {
 }
 
 impl PatternBytes {
-    /// The most that a pattern of so many letters may take, at once and in all.
-    pub fn most(letters: usize) -> (u64, u64) {
-        let letters = letters as u64;
-        (PATTERN_AT_ONCE + LETTER_AT_ONCE * letters, PATTERN_IN_ALL + LETTER_IN_ALL * letters)
-    }
+    /// The most that one may take.
+    pub const MOST: PatternBytes =
+        PatternBytes { at_once: PATTERN_AT_ONCE, in_all: PATTERN_IN_ALL, kept: PATTERN_AT_ONCE };
 
-    /// Measures what it takes to compile a pattern. This depends on what it says, and not only on how long it is; so patterns
-    /// are not held to a multiple of their bytes, but to what they take alone, and this to a bound of its own.
+    /// Measures what it takes to compile a pattern.
     ///
     /// # Panics
-    /// If it takes more than that.
+    /// If it takes more than it may.
     #[track_caller]
     pub fn compiled(text: &str) -> Self {
-        PatternBytes::of(&[text], || Pattern::parse(text)).0
+        PatternBytes::of(1, || Pattern::parse(text)).0
     }
 
     /// The same, with the notes that it makes when it is looked for in a name the first time, which may be a long one.
     #[track_caller]
     pub(crate) fn used(text: &str) -> Self {
-        let (compiled, pattern) = PatternBytes::of(&[text], || Pattern::parse(text));
+        let (compiled, pattern) = PatternBytes::of(1, || Pattern::parse(text));
         let Ok(pattern) = pattern else { return compiled };
         let name = "x".repeat(255);
         let (_, info) = measured(|| pattern.matches(&name));
@@ -91,15 +84,12 @@ impl PatternBytes {
         }
     }
 
-    /// The same of something that has these patterns.
+    /// The same of something that has so many patterns.
     #[track_caller]
-    pub(crate) fn of<T>(texts: &[&str], compile: impl FnOnce() -> T) -> (Self, T) {
+    pub(crate) fn of<T>(count: u64, compile: impl FnOnce() -> T) -> (Self, T) {
         let (compiled, info) = measured(compile);
-        let letters = texts.iter().map(|text| text.len()).sum();
-        let most = texts.iter().map(|text| PatternBytes::most(text.len()));
-        let (at_once, in_all) = most.fold((0, 0), |(once, all), (at_once, in_all)| (once + at_once, all + in_all));
-        check("at once", info.bytes_max, at_once, letters);
-        check("in all", info.bytes_total, in_all, letters);
+        check("at once", info.bytes_max, count * PATTERN_AT_ONCE, 0);
+        check("in all", info.bytes_total, count * PATTERN_IN_ALL, 0);
         let kept = info.bytes_current.try_into().unwrap_or_default();
         (PatternBytes { at_once: info.bytes_max, in_all: info.bytes_total, kept }, compiled)
     }

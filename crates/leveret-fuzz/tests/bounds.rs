@@ -7,6 +7,7 @@ use leveret_amqp::{
     BasicProperties, ContentHeader, FieldTable, Method, PROTOCOL_HEADER, ShortStr, ShortString, Value,
 };
 use leveret_broker::change::{Enqueued, NodeChange, QueueNumber, QueuePosition};
+use leveret_broker::limits::PATTERN_TEXT_BYTES_MAX;
 use leveret_broker::names::{ExchangeName, PolicyName, QueueName, UserName, VhostName};
 use leveret_broker::vhost::binding::{Binding, Destination};
 use leveret_broker::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
@@ -223,33 +224,82 @@ fn message() -> Message {
     messages.next_back().expect("it was journaled")
 }
 
-/// What patterns take has one bound: a part of it that a few letters may need, and one that is for each letter. Those that take the
-/// most come near both.
+/// Patterns that take the most of what is allowed: some say in a few letters how often others are repeated, some are as long as can be,
+/// and some are refused.
 #[test]
 fn patterns_stay_within_a_bound_and_come_near_it() {
-    let compiled = |text: &str| {
-        let taken = PatternBytes::compiled(text);
-        (taken.at_once, taken.in_all)
-    };
-    let most_of = |all: &mut dyn Iterator<Item = (u64, u64)>| {
-        all.fold((0, 0), |(once, all), (at_once, in_all)| (at_once.max(once), in_all.max(all)))
-    };
-    let short =
-        ["((((a?){9}){9}){9}){2}", "(?:a?){1000}", "((a{99}){99}){99}", "a{4000}", r"\W{400}", "(?i)a{2000}"];
-    let (at_once, in_all) = most_of(&mut short.iter().map(|text| compiled(text)));
-    let most = PatternBytes::most(0);
-    assert!(at_once > most.0 / 2 && in_all > most.1 / 2, "{at_once} and {in_all}, where {most:?} may be");
+    let short = [
+        "((((a?){9}){9}){9}){2}",
+        "(?:a?){1000}",
+        "((a{99}){99}){99}",
+        "a{4000}",
+        r"\W{400}",
+        "(?i)a{2000}",
+        "(a|b){999}",
+    ];
+    let letters = [
+        "a",
+        "a.",
+        "(?i)a",
+        "[^a]",
+        "a?",
+        "a*",
+        ".?",
+        "(?:a?)",
+        "(a|b)*",
+        r"\W",
+        "[^a]*",
+        "a|",
+        "()",
+        "(",
+        "[a-z0-9_]",
+        "^$",
+    ];
+    let long = letters.iter().map(|letters| letters.repeat(PATTERN_TEXT_BYTES_MAX / letters.len()));
+    let too_long = letters.iter().map(|letters| letters.repeat(100_000));
+    let all = short.iter().map(|&text| text.to_owned()).chain(long).chain(too_long);
+    let (at_once, in_all) = all.fold((0, 0), |(at_once, in_all), text| {
+        let taken = PatternBytes::compiled(&text);
+        (taken.at_once.max(at_once), taken.in_all.max(in_all))
+    });
+    let most = PatternBytes::MOST;
+    let is_near = at_once > most.at_once / 2 && in_all > most.in_all / 2;
+    assert!(is_near, "{at_once} and {in_all}, where {most:?} may be");
+}
 
-    let letters = ["a", "a.", "(?i)a", "[^a]", "a?", "(a|b)*", r"\W", "[^a]*", "a|", "()", "(", "[a-z0-9_]", "^$"];
-    let (at_once, in_all) = most_of(&mut letters.iter().map(|letters| {
-        let text = letters.repeat(10_000 / letters.len());
-        let (at_once, in_all) = compiled(&text);
-        (at_once / text.len() as u64, in_all / text.len() as u64)
-    }));
-    let of_letter = PatternBytes::most(1);
-    let of_letter = (of_letter.0 - most.0, of_letter.1 - most.1);
-    let is_near = at_once > of_letter.0 / 2 && in_all > of_letter.1 / 2;
-    assert!(is_near, "{at_once} and {in_all} for each letter, where {of_letter:?} may be");
+/// Each place that takes patterns, with one that would take much, long ones, and names that stand for much less than they are.
+#[test]
+fn patterns_of_every_place_stay_within_the_bound() {
+    let user = UserName::new(short(&"[".repeat(255)));
+    let vhost = VhostName::new(short(&"(".repeat(255)));
+    for text in ["a?".repeat(2000), "a?".repeat(10_000), "{vhost}".repeat(500), "{username}{vhost}".repeat(1000)] {
+        let topic = NodeChange::TopicPermissionsSet {
+            user: user.clone(),
+            vhost: vhost.clone(),
+            exchange: ExchangeName::new(short("x")),
+            write: text.as_str().into(),
+            read: text.as_str().into(),
+        };
+        let permissions = NodeChange::PermissionsSet {
+            user: user.clone(),
+            vhost: vhost.clone(),
+            configure: text.as_str().into(),
+            write: text.as_str().into(),
+            read: text.as_str().into(),
+        };
+        for change in [topic, permissions] {
+            let record = encoded_of_node(&change);
+            let record_bytes = u16::try_from(record.len()).expect("it is not too long").to_le_bytes();
+            take("checkpoint", &[&[1, 0, 1 << 4], &record_bytes[..], &record].concat());
+        }
+        take(
+            "definitions",
+            format!(
+                r#"{{"policies":[{{"vhost":"/","name":"p","pattern":"{text}","definition":{{"expires":1}}}}]}}"#
+            )
+            .as_bytes(),
+        );
+    }
 }
 
 #[test]

@@ -92,15 +92,11 @@ impl Worth {
             NodeChange::VhostAdded { stream, .. } if is_taken => self.begin(*stream, account),
             NodeChange::PermissionsSet { configure, write, read, .. } => {
                 let permissions = || Permissions::new(configure, write, read);
-                account.give_pattern(PatternBytes::of(&[configure, write, read], permissions).0);
+                account.give_pattern(PatternBytes::of(3, permissions).0);
             }
             NodeChange::TopicPermissionsSet { user, vhost, write, read, .. } => {
-                // They may say the name of either, any number of times.
-                let names = user.as_str().len().max(vhost.as_str().len());
-                let most = |text: &str| "x".repeat(text.len() + text.matches('{').count() * 2 * names);
-                let (longest_write, longest_read) = (most(write), most(read));
                 let permissions = || TopicPermissions::new(write, read, user, vhost);
-                account.give_pattern(PatternBytes::of(&[&longest_write, &longest_read], permissions).0);
+                account.give_pattern(PatternBytes::of(2, permissions).0);
             }
             _ => {}
         }

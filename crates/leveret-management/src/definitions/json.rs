@@ -258,7 +258,9 @@ impl<'v> Object<'v> {
     pub(super) fn rest_but(self, known: &[&str]) -> Vec<String> {
         let is_unknown = |name: &str| !self.asked.contains(name) && !known.contains(&name);
         let unknown = self.fields.iter().filter(|(name, value)| is_unknown(name) && !value.is_null());
-        unknown.map(|(name, _)| format!("{}: nothing that Leveret knows", self.path_of(name))).collect()
+        unknown
+            .map(|(name, _)| format!("{}: nothing that Leveret knows", self.path_of(&Shortened(name).to_string())))
+            .collect()
     }
 }
 

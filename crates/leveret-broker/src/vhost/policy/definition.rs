@@ -6,6 +6,7 @@ use std::time::Duration;
 use leveret_amqp::{FieldTable, ShortString, Table, Value};
 
 use super::{InvalidPolicy, PolicyKind};
+use crate::Shortened;
 use crate::limits::TTL_MAX;
 use crate::names::ExchangeName;
 use crate::vhost::queue::arguments::{LEADER_LOCATORS, OVERFLOWS, STRATEGIES};
@@ -93,7 +94,8 @@ impl Definition {
             }
             let is_allowed = kind == PolicyKind::Policy || OPERATOR.contains(&name);
             if !is_allowed || !definition.take(name, value)? {
-                unrecognised.push(format!("{{{},{}}}", term(Value::LongStr(name.as_bytes())), term(value)));
+                let (name, value) = (term(Value::LongStr(name.as_bytes())), term(value));
+                unrecognised.push(format!("{{{},{}}}", Shortened(&name), Shortened(&value)));
             }
         }
         if !unrecognised.is_empty() {

@@ -18,6 +18,7 @@ use triomphe::Arc;
 
 pub(crate) use self::definition::Definition;
 pub(super) use self::sweep::PolicySweep;
+use crate::Shortened;
 use crate::limits::POLICIES_MAX;
 use crate::names::PolicyName;
 use crate::pattern::{Pattern, PatternError};
@@ -116,7 +117,7 @@ pub enum InvalidPolicy {
     #[error("no policy provided")]
     Empty,
     /// A value of the wrong type or out of range.
-    #[error("{value} is not a valid {meaning}")]
+    #[error("{} is not a valid {meaning}", Shortened(value))]
     Value {
         /// The value, as Erlang writes it.
         value: String,
@@ -142,8 +143,9 @@ pub enum InvalidPolicy {
     Pattern(#[from] PatternError),
     /// Nobody knows what it is for.
     #[error(
-        "apply-to '{0}' unrecognised; should be one of: 'queues', 'classic_queues', 'quorum_queues', 'streams', 'exchanges', or \
-         'all'"
+        "apply-to '{}' unrecognised; should be one of: 'queues', 'classic_queues', 'quorum_queues', 'streams', 'exchanges', or \
+         'all'",
+        Shortened(.0)
     )]
     ApplyTo(String),
     /// There are [`POLICIES_MAX`] of its kind.

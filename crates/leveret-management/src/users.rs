@@ -115,6 +115,7 @@ async fn put_user(
     let bad = |error: leveret_broker::node::password::InvalidHash| Problem::BadRequest(error.to_string());
     let PutUser { password, password_hash, hashing_algorithm, tags } = said(&body)?;
     let name = valid_name::<UserName>(&name)?;
+    let algorithm = hashing_algorithm.as_deref().map_or(Ok(HashingAlgorithm::default()), HashingAlgorithm::parse);
     let password = match (password, password_hash) {
         (Some(_), Some(_)) => {
             return Err(Problem::BadRequest("give a password or a password_hash, not both".into()));
@@ -122,10 +123,11 @@ async fn put_user(
         (Some(password), None) if password.is_empty() => {
             return Err(Problem::BadRequest("nobody can log in with an empty password".into()));
         }
-        (Some(password), None) => Some(PasswordHash::new(password.as_bytes(), rand::random())),
+        (Some(password), None) => {
+            Some(PasswordHash::of(algorithm.map_err(bad)?, password.as_bytes(), rand::random()))
+        }
         (None, Some(hash)) if !hash.is_empty() => {
-            let algorithm = hashing_algorithm.as_deref().map(HashingAlgorithm::parse).transpose().map_err(bad)?;
-            Some(PasswordHash::from_base64(algorithm.unwrap_or_default(), &hash).map_err(bad)?)
+            Some(PasswordHash::from_base64(algorithm.map_err(bad)?, &hash).map_err(bad)?)
         }
         (None, Some(_) | None) => None,
     };

@@ -338,6 +338,7 @@ fn a_body_that_is_not_what_is_expected_changes_nothing() {
         ("/api/users/x", r#"{"password":"a","password_hash":"b"}"#),
         ("/api/users/x", r#"{"password_hash":"too short"}"#),
         ("/api/users/x", r#"{"password_hash":"a","hashing_algorithm":"md5"}"#),
+        ("/api/users/x", r#"{"password":"a","hashing_algorithm":"md5"}"#),
         ("/api/users/x", r#"{"password":"a","tags":5}"#),
         ("/api/permissions/%2F/guest", r#"{"configure":".*"}"#),
         ("/api/permissions/%2F/guest", r#"{"configure":"(","write":"","read":""}"#),

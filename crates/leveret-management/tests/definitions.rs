@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use leveret_broker::node::Origin;
 use leveret_management::definitions::{Definitions, LoadError, Loaded, export, load};
 use leveret_server::{Beginning, Prepared, Server, ServerConfig, Storage};
 use serde_json::{Value, json};
@@ -105,6 +106,27 @@ fn what_is_exported_is_what_was_loaded_and_loading_it_again_changes_nothing() {
     assert_eq!(export(&other.admin()), again);
     runtime.block_on(broker.shutdown());
     runtime.block_on(other.shutdown());
+}
+
+/// RabbitMQ hashes it as its own configuration says, whatever stands beside it.
+#[test]
+fn a_password_is_hashed_as_what_stands_beside_it_says() {
+    let runtime = Runtime::new().unwrap();
+    let file = |algorithm: &str| json!({"users": [{"name": "a", "password": "b", "hashing_algorithm": algorithm}, {"name": "c", "password": "d"}]});
+    for (algorithm, hashed) in [
+        ("rabbit_password_hashing_sha512", "rabbit_password_hashing_sha512"),
+        ("rabbit_password_hashing_sha256", "rabbit_password_hashing_sha256"),
+        ("rabbit_password_hashing_md5", "rabbit_password_hashing_sha256"),
+    ] {
+        let (broker, result) = loaded(&runtime, &file(algorithm));
+        assert!(result.is_ok(), "{result:?}");
+        let users = export(&broker.admin())["users"].clone();
+        let algorithms = [&users[0]["hashing_algorithm"], &users[1]["hashing_algorithm"]];
+        assert_eq!(algorithms, [hashed, "rabbit_password_hashing_sha256"], "{users}");
+        let node = broker.admin().users_and_vhosts();
+        assert!(node.log_in("a", b"b", Origin::Remote).is_ok() && node.log_in("a", b"d", Origin::Remote).is_err());
+        runtime.block_on(broker.shutdown());
+    }
 }
 
 /// RabbitMQ 3 says it only beside the arguments.

@@ -9,6 +9,8 @@ use sha2::{Digest, Sha256, Sha512};
 use smallvec::SmallVec;
 use subtle::ConstantTimeEq;
 
+use crate::Shortened;
+
 /// Bytes of salt. RabbitMQ: passwords, "How password hashing works".
 pub const SALT_BYTES: usize = 4;
 
@@ -72,8 +74,9 @@ pub struct PasswordHash {
 pub enum InvalidHash {
     /// It is not one of those that there are.
     #[error(
-        "hashing algorithm '{0}' is not supported; there are rabbit_password_hashing_sha256 and \
-         rabbit_password_hashing_sha512"
+        "hashing algorithm '{}' is not supported; there are rabbit_password_hashing_sha256 and \
+         rabbit_password_hashing_sha512",
+        Shortened(.0)
     )]
     Algorithm(String),
     /// It is not the base64 of salt and digest.
@@ -89,7 +92,11 @@ pub enum InvalidHash {
 impl PasswordHash {
     /// Hashes a password. The salt is to come from the operating system.
     pub fn new(password: &[u8], salt: [u8; SALT_BYTES]) -> Self {
-        let algorithm = HashingAlgorithm::default();
+        Self::of(HashingAlgorithm::default(), password, salt)
+    }
+
+    /// The same in a way of one's choice.
+    pub fn of(algorithm: HashingAlgorithm, password: &[u8], salt: [u8; SALT_BYTES]) -> Self {
         PasswordHash { algorithm, salt, digest: algorithm.digest(salt, password) }
     }
 

@@ -127,7 +127,9 @@ impl Definitions {
             let password = match &user.password {
                 Secret::None => None,
                 Secret::Hash(hash) => Some(hash.clone()),
-                Secret::Password(password) => Some(PasswordHash::new(password.as_bytes(), rand::random())),
+                Secret::Password(algorithm, password) => {
+                    Some(PasswordHash::of(*algorithm, password.as_bytes(), rand::random()))
+                }
             };
             let set = NodeChange::UserSet { name: name.clone(), password, tags: user.tags.clone() };
             changes.push((path.clone(), set));

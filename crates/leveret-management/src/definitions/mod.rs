@@ -11,6 +11,7 @@ mod load;
 use std::collections::BTreeSet;
 
 use leveret_amqp::{FieldTable, ShortString, Value as Field};
+use leveret_broker::Shortened;
 use leveret_broker::names::{ExchangeName, UserName, VhostName};
 use leveret_broker::node::password::{HashingAlgorithm, InvalidHash, PasswordHash};
 use leveret_broker::node::{DefaultQueueType, UserLimits, VhostLimits, VhostMetadata};
@@ -74,8 +75,8 @@ struct UserDefinition {
 enum Secret {
     None,
     Hash(PasswordHash),
-    /// To be hashed.
-    Password(String),
+    /// To be hashed so.
+    Password(HashingAlgorithm, String),
 }
 
 impl std::fmt::Debug for Secret {
@@ -266,15 +267,28 @@ impl Definitions {
         let name = UserName::from(object.name("name")?);
         let hash = object.optional_text("password_hash")?.filter(|hash| !hash.is_empty());
         let algorithm = object.optional_text("hashing_algorithm")?;
+        let algorithm = algorithm.map_or(Ok(HashingAlgorithm::default()), HashingAlgorithm::parse);
         let password = object.optional_text("password")?;
         let password = match (hash, password) {
             (None, None) => Secret::None,
-            (None, Some(password)) => Secret::Password(password.to_owned()),
-            (Some(hash), _) => {
-                let algorithm = algorithm.map_or(Ok(HashingAlgorithm::default()), HashingAlgorithm::parse);
+            (Some(_), Some(_)) => {
+                let fault = "there is a password_hash, too; leave one of them out";
+                return Err(Fault::new(object.path_of("password"), fault));
+            }
+            (None, Some(password)) => {
+                let algorithm = algorithm.unwrap_or_else(|error| {
+                    let default = HashingAlgorithm::default();
+                    let what = format!("{error}; the password of '{name}' is hashed with {}", default.as_str());
+                    self.ignore(&object.path_of("hashing_algorithm"), &what);
+                    default
+                });
+                Secret::Password(algorithm, password.to_owned())
+            }
+            (Some(hash), None) => {
                 match algorithm.and_then(|algorithm| PasswordHash::from_base64(algorithm, hash)) {
                     Ok(hash) => Secret::Hash(hash),
                     Err(InvalidHash::Algorithm(algorithm)) => {
+                        let algorithm = Shortened(&algorithm);
                         let what = format!("{algorithm}; until '{name}' has a new password, nobody logs in so");
                         self.ignore(&object.path_of("hashing_algorithm"), &what);
                         Secret::None

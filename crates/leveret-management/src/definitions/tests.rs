@@ -27,6 +27,10 @@ fn a_fault_is_named_with_its_path() {
              rabbit_password_hashing_sha256",
         ),
         (
+            json!({"users": [{"name": "a", "password_hash": "AAAA", "password": "b"}]}),
+            "users[0].password: there is a password_hash, too; leave one of them out",
+        ),
+        (
             json!({"users": [{"name": "a", "limits": {"max-connections": "many"}}]}),
             "users[0].limits.max-connections: \"many\" is not a whole number",
         ),
@@ -119,7 +123,11 @@ fn an_exchange_of_a_type_that_nobody_has_is_a_fault() {
 fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
     let file = json!({
         "rabbit_version": "4.1.0",
-        "users": [{"name": "old", "password_hash": "xx", "hashing_algorithm": "rabbit_password_hashing_md5", "tags": ""}],
+        "users": [
+            {"name": "old", "password_hash": "xx", "hashing_algorithm": "rabbit_password_hashing_md5", "tags": ""},
+            {"name": "new", "password": "y", "hashing_algorithm": "rabbit_password_hashing_md5"},
+            {"name": "none", "password_hash": "", "hashing_algorithm": "rabbit_password_hashing_sha256"},
+        ],
         "vhosts": [{"name": "v", "default_queue_type": "stream", "metadata": {"color": "brown"}}],
         "parameters": [{"component": "shovel", "name": "s", "vhost": "v", "value": {}}],
         "policies": [
@@ -146,6 +154,9 @@ fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
             "vhosts[0].default_queue_type: queues of type stream",
             "vhosts[0].metadata.color: nothing that Leveret knows",
             "users[0].hashing_algorithm: rabbit_password_hashing_md5; until 'old' has a new password, nobody logs in so",
+            "users[1].hashing_algorithm: hashing algorithm 'rabbit_password_hashing_md5' is not supported; there are \
+             rabbit_password_hashing_sha256 and rabbit_password_hashing_sha512; the password of 'new' is hashed with \
+             rabbit_password_hashing_sha256",
             "parameters[0]: parameters of the component shovel",
             "policies[0].definition: 'ha-mode' is not supported: Leveret has no mirrored queues",
             "policies[0]: a policy of which nothing is left",

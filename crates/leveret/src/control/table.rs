@@ -56,7 +56,7 @@ fn write_table(out: &mut impl Write, columns: &[&str], elements: &[Value]) -> io
     table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end()))
 }
 
-/// A value on one line, cut where it is very long: JSON and CSV have all of it.
+/// A value on one line, cut where it is very long: JSON and CSV have all of it, and JSON every character.
 fn cell(value: &Value) -> String {
     let text = one_line(&shown(value));
     match text.char_indices().nth(CELL_CHARACTERS_MAX) {
@@ -65,7 +65,8 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// Lines end as those of all commands do, and as those of RabbitMQ's `rabbitmqctl --formatter csv`: not as in RFC 4180.
+/// A line for each element, which ends as those of all commands do, and as those of RabbitMQ's `rabbitmqctl --formatter csv`: not as in RFC
+/// 4180. What is in a cell may come from anywhere here, too, and go to a terminal.
 fn write_csv(out: &mut impl Write, columns: &[&str], elements: &[Value]) -> io::Result<()> {
     let header = columns.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(",");
     writeln!(out, "{header}")?;
@@ -77,8 +78,9 @@ fn write_csv(out: &mut impl Write, columns: &[&str], elements: &[Value]) -> io::
 }
 
 fn quoted(cell: &str) -> String {
-    let must_be = cell.contains([',', '"', '\r', '\n']) || cell.starts_with(' ') || cell.ends_with(' ');
-    if must_be { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+    let cell = one_line(cell);
+    let must_be = cell.contains([',', '"']) || cell.starts_with(' ') || cell.ends_with(' ');
+    if must_be { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
 }
 
 /// An element with some of its fields, in this order; with all if none is named.
@@ -133,10 +135,10 @@ mod tests {
     }
 
     #[test]
-    fn csv_is_quoted_where_it_must_be() {
+    fn csv_is_quoted_where_it_must_be_and_has_no_escape_sequences() {
         let expected = "name,messages,arguments\n\
                         \"a, \"\"b\"\"\",1,\"{\"\"x\"\":[1]}\"\n\
-                        \"two\nlines \u{1b}[31m\",12345,\n";
+                        two lines  [31m,12345,\n";
         assert_eq!(printed(Format::Csv, &["name", "messages", "arguments"]), expected);
     }
 

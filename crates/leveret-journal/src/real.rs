@@ -36,6 +36,19 @@ impl fmt::Display for Named {
 
 impl Error for Named {}
 
+/// Says of a link that what it leads to is not there: a file of its own name is.
+fn of_link(path: &Path, error: io::Error) -> io::Error {
+    let leads_nowhere = matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::LOOP));
+    if !leads_nowhere || !fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) {
+        return error;
+    }
+    let target = fs::read_link(path).unwrap_or_default();
+    let target = target.display();
+    io::Error::other(format!(
+        "it is a link to {target}, which is not there: bring that back, or move the link elsewhere"
+    ))
+}
+
 /// Says of which file an error is.
 fn of(file: &Path) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), Named { file: file.into(), error })
@@ -106,7 +119,7 @@ impl Disk for RealDisk {
             }
             _ => Err(error),
         });
-        let file = file.map_err(of(&path))?;
+        let file = file.map_err(|error| of(&path)(of_link(&path, error)))?;
         if !file.metadata().map_err(of(&path))?.is_file() {
             let error = io::Error::other("it has a name that the journal gives, and is no file: move it elsewhere");
             return Err(of(&path)(error));
@@ -275,6 +288,26 @@ mod tests {
         file.write_at(4, &[7; 4092]).unwrap();
         file.write_at(4096, &[8; 4096]).unwrap();
         assert!(fs::read(&path).unwrap() == [[0; 4].as_slice(), &[7; 4092], &[8; 4096]].concat());
+    }
+
+    #[test]
+    fn a_link_is_followed_and_one_that_leads_nowhere_is_called_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = RealDisk::new(folder.path(), Writes::Cached).unwrap();
+        fs::write(folder.path().join("file"), "content").unwrap();
+        for (name, target) in [("good", "file"), ("dangling", "/nowhere/file"), ("loop", "loop")] {
+            std::os::unix::fs::symlink(target, folder.path().join(name)).unwrap();
+        }
+        assert_eq!(disk.open("good").unwrap().length().unwrap(), 7);
+        for (name, target) in [("dangling", "/nowhere/file"), ("loop", "loop")] {
+            let path = folder.path().join(name);
+            let expected = format!(
+                "{}: it is a link to {target}, which is not there: bring that back, or move the link elsewhere",
+                path.display()
+            );
+            assert_eq!(disk.open(name).err().unwrap().to_string(), expected);
+        }
+        assert_eq!(disk.open("missing").err().unwrap().kind(), io::ErrorKind::NotFound);
     }
 
     /// Not every file system can; then the other one is gone, as with a rename.

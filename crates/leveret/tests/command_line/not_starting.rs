@@ -205,6 +205,7 @@ fn what_is_in_the_way_of_the_journal_is_named_with_a_way_out() {
     std::os::unix::fs::symlink("nowhere", &segment).unwrap();
     let [(_, error), (_, other_error)] = refusals();
     assert!(is_helpful(&error) && is_helpful(&other_error), "{error}, {other_error}");
+    assert!(error.contains("it is a link to nowhere, which is not there: bring that back, "), "{error}");
     fs::remove_file(&segment).unwrap();
     // What a start alone has to do with.
     for name in ["spare-1", "0000000050.segment.compacted"] {

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use leveret_server::{Condition, DataDirError};
 
 use crate::configuration::DATA_DIR;
+use crate::progress::Waiting;
 
 const REPAIRABLE: u8 = 1;
 const DAMAGED: u8 = 2;
@@ -29,7 +30,10 @@ pub(crate) struct Check {
 }
 
 pub(crate) fn run(check: &Check) -> ExitCode {
-    match leveret_server::check(&check.data_dir) {
+    let waiting = Waiting::begin();
+    let checked = leveret_server::check(&check.data_dir);
+    drop(waiting);
+    match checked {
         Ok((condition, lines)) => {
             let (word, code) = match condition {
                 Condition::None => return no_journal(&check.data_dir),

@@ -1,6 +1,6 @@
-//! How far a long recovery is, on a terminal: one line below the log, as long as it lasts.
+//! How far a long recovery or check is, on a terminal: one line below the log, as long as it lasts.
 //!
-//! Must not know: what is read. It hears of it from the log, like everybody else.
+//! Must not know: what is read. It hears of it from the log, like everybody else, or only that it goes on.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -18,6 +18,7 @@ const DRAWN_EVERY: Duration = Duration::from_millis(200);
 const SAID_FIRST_AFTER: Duration = Duration::from_secs(1);
 
 const TEMPLATE: &str = "reading the journal [{bar:40}] {percent}% {elapsed}";
+const WAITING_TEMPLATE: &str = "reading the journal {spinner} {elapsed}";
 
 /// A bar that is there from the first event until the last.
 #[derive(Clone, Debug)]
@@ -48,6 +49,27 @@ impl<S: Subscriber> Layer<S> for Bar {
             self.0.enable_steady_tick(DRAWN_EVERY);
         }
         self.0.set_position(read);
+    }
+}
+
+/// A line that says how long something has taken of which nobody knows how long it takes: until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting(ProgressBar);
+
+impl Waiting {
+    /// It is there at once, if standard error is a terminal.
+    pub(crate) fn begin() -> Self {
+        let look = ProgressStyle::with_template(WAITING_TEMPLATE);
+        let spinner =
+            ProgressBar::new_spinner().with_style(look.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        spinner.enable_steady_tick(DRAWN_EVERY);
+        Waiting(spinner)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 
@@ -91,6 +113,15 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
+
+    #[test]
+    fn a_line_that_says_how_long_it_takes_goes_with_what_it_waits_for() {
+        let waiting = Waiting::begin();
+        let spinner = waiting.0.clone();
+        assert!(!spinner.is_finished());
+        drop(waiting);
+        assert!(spinner.is_finished());
+    }
 
     #[test]
     fn the_bar_is_there_from_the_first_event_to_the_last() {

@@ -19,6 +19,34 @@ fn a_connection_is_opened_step_by_step() {
     );
 }
 
+/// RabbitMQ: errata, "frame-max, method and content header frames". Nothing else can be done with a message that is there.
+#[test]
+fn headers_from_a_client_with_larger_frames_are_one_frame_for_one_with_smaller_ones() {
+    let long = "x".repeat(100_000);
+    script(&format!(
+        "
+        C: queue.declare queue='q'
+        S: queue.declare-ok 'q' 0 0
+        C: basic.publish routing-key='q' headers={{k='{long}'}} body='{body}'
+        Cb/0: protocol-header
+        Sb/0: connection.start
+        Cb/0: connection.start-ok mechanism='PLAIN' response='\\0guest\\0guest'
+        Sb/0: connection.tune
+        Cb/0: connection.tune-ok channel-max=2047 frame-max=4096
+        Cb/0: connection.open virtual-host='/'
+        Sb/0: connection.open-ok
+        Cb: channel.open
+        Sb: channel.open-ok
+        Cb: basic.get queue='q'
+        Sb: basic.get-ok 1 headers={{k='{long}'}} body='{body}'
+        Cb: basic.ack delivery-tag=1
+        Cb: basic.get queue='q'
+        Sb: basic.get-empty
+        ",
+        body = "b".repeat(10_000)
+    ));
+}
+
 #[test]
 fn zero_in_tune_ok_means_the_limit_of_the_server() {
     script(

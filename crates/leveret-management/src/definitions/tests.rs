@@ -146,6 +146,7 @@ fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
         ],
         "federation": null,
         "shovels": [],
+        "z".repeat(1000): 1,
     });
     let definitions = parse(&file).unwrap();
     assert_eq!(
@@ -167,6 +168,7 @@ fn what_leveret_has_not_got_is_listed_and_nothing_else_is() {
             "bindings[0]: a binding of what is left out",
             "bindings[1]: a binding of what is left out",
             "shovels: nothing that Leveret knows",
+            "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz...: nothing that Leveret knows",
         ]
     );
     let kind = definitions.queues[0].what.arguments.as_table().get("x-queue-type");

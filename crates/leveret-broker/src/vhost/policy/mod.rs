@@ -472,6 +472,14 @@ mod tests {
                 "[{<<\"foo\">>,<<\"bar\">>}] are not recognised policy settings",
             ),
             (&[("max-length", Value::I64(-1))], "-1 is not a valid maximum length"),
+            (
+                &[("max-length", Value::LongStr(&[b'x'; 1000]))],
+                "<<\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... is not a valid maximum length",
+            ),
+            (
+                &[("foo", Value::LongStr(&[b'x'; 1000]))],
+                "[{<<\"foo\">>,<<\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...}] are not recognised policy settings",
+            ),
             (&[("max-length-bytes", Value::F64(1.5))], "1.5 is not a valid maximum length in bytes"),
             (&[("message-ttl", Value::LongStr(b"5"))], "<<\"5\">> is not a valid message TTL"),
             (&[("message-ttl", Value::I64(315_360_000_001))], "315360000001 is not a valid message TTL"),

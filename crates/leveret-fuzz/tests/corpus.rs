@@ -4,6 +4,7 @@ use std::path::Path;
 use std::thread;
 
 use leveret_amqp::frame::{FrameKind, write_frame};
+use leveret_broker::limits::PATTERN_TEXT_BYTES_MAX;
 use leveret_fuzz::{STACK_BYTES, TARGETS, Target};
 
 /// Runs a target as its drivers do, and says which input it was that it did not take.
@@ -56,6 +57,9 @@ fn no_target_takes_more_stack_for_what_is_nested_deeply() {
         ("definitions", "objects in objects", text("{\"queues\":", "}")),
         ("definitions", "lists in arguments", deep_definitions("[", "]")),
         ("definitions", "objects in arguments", deep_definitions("{\"a\":", "}")),
+        ("definitions", "groups in a pattern", deep_pattern(200)),
+        ("definitions", "as many groups as have room", deep_pattern(PATTERN_TEXT_BYTES_MAX / 2)),
+        ("definitions", "more groups than have room", deep_pattern(DEEP)),
         ("configuration", "lists in lists", behind(b"a=", text("[", "]"))),
         ("configuration", "tables in tables", behind(b"a=", text("{a=", "}"))),
         ("configuration", "a key of many words", behind(b"a", behind(&b".a".repeat(DEEP), b"=1".to_vec()))),
@@ -167,6 +171,12 @@ fn raw_steps(bytes: &[u8]) -> Vec<u8> {
     let step =
         |piece: &[u8]| [&[6][..], &u16::try_from(piece.len()).expect("it is short").to_le_bytes(), piece].concat();
     bytes.chunks(65_535).flat_map(step).collect()
+}
+
+fn deep_pattern(depth: usize) -> Vec<u8> {
+    let (open, close) = ("(".repeat(depth), ")".repeat(depth));
+    format!(r#"{{"policies":[{{"name":"p","vhost":"/","pattern":"{open}{close}","definition":{{"expires":1}}}}]}}"#)
+        .into_bytes()
 }
 
 fn deep_definitions(open: &str, close: &str) -> Vec<u8> {

@@ -25,6 +25,7 @@ mod row;
 pub mod scratch;
 pub mod settings;
 mod shortened;
+mod slots;
 pub mod vhost;
 pub mod views;
 

@@ -118,7 +118,7 @@ pub const POLICIES_MAX: usize = 1024;
 /// Names that are matched with a policy count as one unit of work.
 pub const MATCHES_PER_UNIT: usize = 4;
 
-/// Entries in one page of a queue's index.
+/// Entries in one page of a queue's index, and places of a block in a checkpoint: what is on disk has as many.
 pub const PAGE_ENTRIES: usize = 256;
 
 /// Empty places before a message that comes back to its own in a start, for which its page stays open: each takes as much there as a

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use leveret_broker::change::NodeChange;
 use leveret_broker::names::VhostName;
 use leveret_broker::node::Node;
 use leveret_broker::node::recovery::{Faults, Fold, Folded, NODE_STREAM};
-use leveret_broker::{Change, Moment};
+use leveret_broker::{Change, JournalPosition, Moment};
 use leveret_journal::{
     Batch, Cut, Damage, Doubt, Extent, Log, LogError, Missing, OpenError, Options, Outlook, ReadError, Reader,
     RealDisk, Record, Recovery, Writes, look_ahead,
@@ -123,6 +124,13 @@ impl Doubts {
     fn note(&mut self, stream: u32, change: &Change) {
         let Some(doubted) = self.0.get_mut(&stream) else { return };
         if let Change::QueuePage { entries, .. } = change {
+            let is_apart = |messages: RangeInclusive<JournalPosition>| {
+                let at = doubted.partition_point(|doubted| *doubted.doubt.sequences.end() < messages.start().0);
+                doubted.get(at).is_none_or(|doubted| *doubted.doubt.sequences.start() > messages.end().0)
+            };
+            if entries.messages().is_some_and(is_apart) {
+                return;
+            }
             for entry in entries.iter() {
                 let message = entry.message.0;
                 let at = doubted.partition_point(|doubted| *doubted.doubt.sequences.end() < message);
@@ -363,6 +371,7 @@ impl fmt::Display for Shown<'_> {
 #[cfg(test)]
 mod tests {
     use leveret_amqp::ShortStr;
+    use leveret_broker::change::QueueNumber;
     use leveret_broker::names::UserName;
     use leveret_broker::node::password::PasswordHash;
 
@@ -448,6 +457,38 @@ mod tests {
         std::fs::remove_file(folder.path().join(noted)).unwrap();
         let (condition, lines) = crate::check::check(folder.path()).unwrap();
         assert!(!lines.iter().any(|line| line.contains(noted)), "{condition:?}, {lines:?}");
+    }
+
+    #[test]
+    fn what_a_block_names_is_looked_for_where_segments_may_be_missing() {
+        // As `docs/formats/changes.md` draws it: three messages of five bytes.
+        let block = |messages: [u8; 3]| {
+            let mut record = vec![20];
+            record.extend_from_slice(&[0; 16]);
+            record.extend_from_slice(&[0b111]);
+            record.extend_from_slice(&[0; 31]);
+            let mut last = 0;
+            for message in messages {
+                record.extend_from_slice(&[4 * 5, 5, message - last]);
+                last = message;
+            }
+            Change::decode(&record).unwrap()
+        };
+        let doubt = |sequences| Doubt { stream: 1, sequences, files: String::new() };
+        let mut doubts = Doubts::new(vec![doubt(5..=9), doubt(20..=24)]);
+        for change in [
+            Change::CheckpointBegun { last_queue: QueueNumber(1) },
+            block([1, 2, 4]),
+            block([4, 7, 10]),
+            block([10, 15, 19]),
+            block([19, 24, 25]),
+            block([25, 60, 90]),
+            Change::CheckpointEnded { begun: JournalPosition(1) },
+        ] {
+            doubts.note(1, &change);
+        }
+        let living = doubts.0[&1].iter().map(|doubted| doubted.living.iter().collect::<Vec<_>>());
+        assert_eq!(living.collect::<Vec<_>>(), [[7], [24]]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::message::{DeliveryMode, History, Message};
 use crate::names::{ExchangeName, PolicyName, QueueName};
+use crate::slots::Slots;
 use crate::vhost::binding::{Binding, Destination};
 use crate::vhost::policy::{ApplyTo, PolicyKind, PolicySource};
 
@@ -38,6 +39,7 @@ mod kind {
     pub(super) const MESSAGES_RETURNED: u8 = 17;
     pub(super) const LEVEL_RESTATED: u8 = 18;
     pub(super) const QUEUE_CLOSED: u8 = 19;
+    pub(super) const QUEUE_BLOCK: u8 = 20;
     pub(super) const POLICY_SET: u8 = 24;
     pub(super) const POLICY_CLEARED: u8 = 25;
     pub(super) const DELAY_QUEUE_DECLARED: u8 = 30;
@@ -143,11 +145,14 @@ impl Change {
             }
             Change::CheckpointBegun { last_queue } => put_numbers(out, kind::CHECKPOINT_BEGUN, &[last_queue.0]),
             Change::QueuePage { queue, entries } => {
-                let kind = match entries.form() {
-                    Form::Plain => kind::QUEUE_PAGE,
-                    Form::Counted => kind::COUNTED_QUEUE_PAGE,
-                };
-                put_numbers(out, kind, &[queue.0]);
+                match entries.form() {
+                    Form::Plain => put_numbers(out, kind::QUEUE_PAGE, &[queue.0]),
+                    Form::Counted => put_numbers(out, kind::COUNTED_QUEUE_PAGE, &[queue.0]),
+                    Form::Block(block) => {
+                        put_numbers(out, kind::QUEUE_BLOCK, &[queue.0, block.first.0]);
+                        block.slots.write(out);
+                    }
+                }
                 out.extend_from_slice(entries.as_bytes());
             }
             Change::QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages } => {
@@ -234,6 +239,12 @@ impl Change {
                 let queue = reader.queue()?;
                 let form = if kind == kind::QUEUE_PAGE { Form::Plain } else { Form::Counted };
                 let entries = PageEntries::from_bytes(std::mem::take(&mut reader.0), form);
+                Change::QueuePage { queue, entries: entries.ok_or(CUT)? }
+            }
+            kind::QUEUE_BLOCK => {
+                let (queue, first) = (reader.queue()?, reader.position()?);
+                let slots = Slots::read(reader.array()?);
+                let entries = PageEntries::from_block(first, slots, std::mem::take(&mut reader.0));
                 Change::QueuePage { queue, entries: entries.ok_or(CUT)? }
             }
             kind::QUEUE_RESTATED => {
@@ -498,6 +509,8 @@ mod tests {
 
     use super::*;
     use crate::change::PageEntry;
+    use crate::number::write_number;
+    use crate::slots::SLOTS_BYTES;
 
     pub(super) fn short(text: &str) -> ShortString {
         ShortString::new(text).unwrap()
@@ -527,6 +540,37 @@ mod tests {
             let mut bytes = Vec::new();
             change.encode(&mut bytes);
             assert_eq!(Change::decode(&bytes).is_ok(), is_taken, "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_whose_entries_are_not_those_of_its_slots_is_refused() {
+        let block = |slots: u8, entries: &[&[u64]]| {
+            let mut bytes = Vec::new();
+            put_numbers(&mut bytes, kind::QUEUE_BLOCK, &[1, 77]);
+            bytes.extend_from_slice(&[slots; 1]);
+            bytes.extend_from_slice(&[0; SLOTS_BYTES - 1]);
+            entries.iter().copied().flatten().for_each(|&number| write_number(&mut bytes, number));
+            Change::decode(&bytes)
+        };
+        let (first, second): (&[u64], &[u64]) = (&[4 * 10, 3, 7], &[4 * 10, 10, 1]);
+        let Ok(Change::QueuePage { entries, .. }) = block(0b101, &[first, second]) else { panic!("a block") };
+        let told: Vec<_> =
+            entries.iter().map(|entry| (entry.position.0, entry.message.0, entry.body_bytes)).collect();
+        assert_eq!(told, [(77, 7, 7), (79, 8, 0)]);
+        assert_eq!(entries.messages(), Some(JournalPosition(7)..=JournalPosition(8)));
+        for (slots, entries) in [
+            (0, &[][..]),
+            (0b111, &[first, second]),
+            (0b1, &[first, second]),
+            // One expires, or is not journaled; one has more in its body than it has; one has no such number.
+            (0b1, &[&[4 * 10 + 1, 3, 7]]),
+            (0b1, &[&[4 * 10 + 2, 3, 7]]),
+            (0b1, &[&[4 * 10, 11, 7]]),
+            (0b1, &[&[4 << 32, 3, 7]]),
+            (0b1, &[&[4 * 10, 3, NUMBERS_END]]),
+        ] {
+            assert!(block(slots, entries).is_err(), "{slots} {entries:?}");
         }
     }
 
@@ -561,6 +605,9 @@ mod tests {
         };
         let body_bytes = [PageEntry { body_bytes: 1000, ..entry(5, 7, expires) }, entry(6, 8, None)];
         let entries = [entry(5, 1 << 40, expires), entry(300, (1 << 40) + 1, None)];
+        let block = [entry(5, (1 << 40) + 1, None), PageEntry { body_bytes: 1000, ..entry(255, 1 << 40, None) }];
+        let block = PageEntries::of_page(&(QueuePosition(0)..QueuePosition(256)), &block);
+        assert!(block.as_block().is_some());
         let name = QueueName::from(short("q"));
         let exchange = ExchangeName::from(short("logs"));
         vec![
@@ -607,6 +654,7 @@ mod tests {
             Change::CheckpointBegun { last_queue: queue },
             Change::QueuePage { queue, entries: PageEntries::pack(&entries) },
             Change::QueuePage { queue, entries: PageEntries::pack(&body_bytes) },
+            Change::QueuePage { queue, entries: block },
             Change::QueueRestated {
                 queue,
                 name,

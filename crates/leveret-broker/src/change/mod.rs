@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 pub use self::codec::DecodeChangeError;
 pub use self::node::NodeChange;
+pub(crate) use self::page::Block;
 pub use self::page::{PageEntries, PageEntry};
 use crate::message::Message;
 use crate::names::{ExchangeName, PolicyName, QueueName};

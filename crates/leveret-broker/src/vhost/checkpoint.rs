@@ -201,7 +201,7 @@ impl VirtualHost {
         let following = (QueueNumber(number.0 + 1), Walk::default());
         let Some(queue) = self.queues.get(id) else { return Some(following) };
         let mut entries = Vec::new();
-        let end = queue.levels().page_from(&walk.from, |position, entry| {
+        let page = queue.levels().page_from(&walk.from, |position, entry| {
             let Some(message) = entry.id.position() else { return };
             let expires = entry.expires.map(|deadline| now.expiry_at(deadline));
             let (bytes, body_bytes) = (entry.bytes, entry.body_bytes);
@@ -211,7 +211,7 @@ impl VirtualHost {
         let declared = &queue.declared;
         let ordinary = queue.levels().ordinary();
         let name = &declared.name;
-        let restated = end.is_none().then(|| match declared.standing {
+        let restated = page.is_none().then(|| match declared.standing {
             Standing::Delaying => Change::DelayQueueRestated {
                 queue: number,
                 exchange: ExchangeName::new(name.as_short_str()),
@@ -228,10 +228,10 @@ impl VirtualHost {
                 messages: walk.messages,
             },
         });
-        if !entries.is_empty() {
+        if let Some(places) = page.as_ref().filter(|_| !entries.is_empty()) {
             walk.messages += entries.len() as u64;
             *units = units.saturating_sub(u32::try_from(entries.len()).unwrap_or(u32::MAX));
-            let entries = PageEntries::pack(&entries);
+            let entries = PageEntries::of_page(places, &entries);
             self.checkpoint_part(Change::QueuePage { queue: number, entries }, checkpoint, effects);
         }
         if let Some(restated) = restated {
@@ -240,7 +240,7 @@ impl VirtualHost {
             *units = units.saturating_sub(u32::try_from(said).unwrap_or(u32::MAX));
             return Some(following);
         }
-        walk.from.extend(end.map(|end| (Rank::of_place(end), end)));
+        walk.from.extend(page.map(|page| (Rank::of_place(page.end), page.end)));
         // A queue that is filled as fast as it is walked must come to its end all the same.
         if *units == 0 && self.queues.get(id).is_none_or(|queue| queue.levels().places_from(&walk.from) <= rest) {
             *units = 1;
@@ -338,6 +338,12 @@ impl VirtualHost {
         let meter = self.memory.clone();
         let Some(restating) = &mut self.restating else { return Err(ApplyError::NoCheckpoint) };
         let staged = restating.queues.entry(queue).or_insert_with(|| Restated::new(meter));
+        if let Some(block) = entries.as_block()
+            && staged.levels.begin_of(block.first).push_block(block, entries.as_bytes())
+        {
+            staged.messages += block.count as u64;
+            return Ok(());
+        }
         for PageEntry { position, message, bytes, body_bytes, expires } in entries.iter() {
             let id = MessageId::journaled(message);
             let expires = expires.map(|expiry| now.restored(expiry));
@@ -441,6 +447,7 @@ mod tests {
     use leveret_amqp::ShortStr;
 
     use super::*;
+    use crate::limits::PAGE_ENTRIES;
     use crate::vhost::fixtures::empty_vhost;
 
     const NOW: Moment = Moment { monotonic: Duration::ZERO, wall: Duration::ZERO };
@@ -455,6 +462,14 @@ mod tests {
         };
         let entries: Vec<_> = places.map(entry).collect();
         Change::QueuePage { queue: QueueNumber(1), entries: PageEntries::pack(&entries) }
+    }
+
+    /// The same as a whole page of an index.
+    fn block(first: u64, places: std::ops::Range<u64>) -> Change {
+        let Change::QueuePage { queue, entries } = page(places) else { unreachable!("a page is one") };
+        let entries: Vec<_> = entries.iter().collect();
+        let places = QueuePosition(first)..QueuePosition(first + PAGE_ENTRIES as u64);
+        Change::QueuePage { queue, entries: PageEntries::of_page(&places, &entries) }
     }
 
     fn restated(messages: u64) -> Change {
@@ -508,12 +523,55 @@ mod tests {
         assert_eq!(ready(&vhost), 0);
     }
 
+    /// Where the pages of an index begin follows from the first message that it met: an earlier version said no more of it.
+    #[test]
+    fn blocks_and_other_pages_come_to_the_same_queue() {
+        let begun = || Change::CheckpointBegun { last_queue: QueueNumber(1) };
+        let ended = || Change::CheckpointEnded { begun: JournalPosition(2000) };
+        let settled = |place| Change::MessageSettled { queue: QueueNumber(1), position: QueuePosition(place) };
+        let next = |messages| match restated(messages) {
+            Change::QueueRestated { queue, name, auto_delete, closed, arguments, granted, messages, .. } => {
+                let next = QueuePosition(2000);
+                Change::QueueRestated { queue, name, auto_delete, closed, arguments, next, granted, messages }
+            }
+            change => change,
+        };
+        // As blocks; the first as another page, so that those behind do not begin where its index has pages; and one that is there.
+        let aligned = [block(0, 10..256), block(256, 256..300), block(768, 800..1024), page(1024..1030)];
+        let unaligned = [page(10..256), block(256, 256..300), block(768, 800..1024), page(1024..1030)];
+        for pages in [aligned, unaligned] {
+            let mut vhost = empty_vhost();
+            let mut changes = vec![begun()];
+            changes.extend(pages);
+            let taken = [20, 299, 800, 1029];
+            changes.extend(taken.map(settled));
+            changes.extend([next(520), settled(21), ended()]);
+            let results = apply(&mut vhost, 2000, changes);
+            assert!(results.iter().all(Result::is_ok), "{results:?}");
+            assert_eq!((ready(&vhost), vhost.checkpoint()), (515, Some(JournalPosition(2000))));
+            let (mut checkpoint, mut effects) = (Checkpoint::default(), Effects::default());
+            while vhost.handle_checkpoint(NOW, &mut checkpoint, u32::MAX, &mut effects) {}
+            let pages = effects.changes.iter().filter_map(|change| match change {
+                Change::QueuePage { entries, .. } => Some(entries),
+                _ => None,
+            });
+            let places: Vec<_> = pages.flat_map(PageEntries::iter).map(|entry| entry.position.0).collect();
+            let expected = (10..300).chain(800..1030).filter(|place| ![20, 21, 299, 800, 1029].contains(place));
+            assert_eq!(places, expected.collect::<Vec<_>>());
+            // A place is given once.
+            let (number, at) = (QueueNumber(1), vhost.position().0 + 1);
+            let twice = apply(&mut vhost, at, vec![begun(), block(256, 256..300), block(256, 300..310)]);
+            assert_eq!(twice[2], Err(ApplyError::Place { queue: number.0, position: 300 }));
+        }
+    }
+
     #[test]
     fn pages_that_become_no_queue_take_no_memory() {
         let empty = empty_vhost().memory().bytes();
         let pages = || {
             let begun = Change::CheckpointBegun { last_queue: QueueNumber(1) };
-            std::iter::once(begun).chain((0..10).map(|n| page(n * 256..n * 256 + 256)))
+            let pages = (0..10).map(|n| page(n * 256..n * 256 + 256));
+            std::iter::once(begun).chain(pages).chain((10..20).map(|n| block(n * 256, n * 256 + 9..n * 256 + 256)))
         };
         // It has no end; another one follows it; its queue is deleted.
         for behind in [vec![], pages().take(1).collect(), vec![Change::QueueDeleted { queue: QueueNumber(1) }]] {

@@ -19,7 +19,9 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use self::due::Due;
+use self::packed::Packed;
 use self::page::{ENTRY_BYTES, Open, Page};
+use crate::change::Block;
 pub(crate) use crate::change::QueuePosition as Position;
 use crate::limits::{EMPTY_PLACES_MAX, PAGE_ENTRIES, SPILLED_BYTES_PER_ENTRY};
 use crate::memory::Meter;
@@ -295,9 +297,13 @@ impl Index {
         }
     }
 
-    /// Hands out the journaled messages of the first page that has a message at or behind `from`. Returns where the next
-    /// page begins; none if there was no message.
-    pub(crate) fn page_from(&self, from: Position, mut each: impl FnMut(Position, &Entry)) -> Option<Position> {
+    /// Hands out the journaled messages of the first page that has a message at or behind `from`. Returns the places of the
+    /// page, as many as it has or may have yet; none if there was no message.
+    pub(crate) fn page_from(
+        &self,
+        from: Position,
+        mut each: impl FnMut(Position, &Entry),
+    ) -> Option<Range<Position>> {
         let first = self.first_from(from)?;
         let (page, slot) = self.locate(first)?;
         let begin = Position(first.0 - slot as u64);
@@ -319,7 +325,30 @@ impl Index {
                 });
             }
         }
-        Some(Position(begin.0 + PAGE_ENTRIES as u64))
+        Some(begin..Position(begin.0 + PAGE_ENTRIES as u64))
+    }
+
+    /// Puts a whole page behind all others, as a checkpoint has it. False if it does not begin where one of these pages may:
+    /// each of its messages may have its place all the same.
+    pub(crate) fn push_block(&mut self, block: &Block, bytes: &[u8]) -> bool {
+        let first = block.first;
+        let is_free = first >= self.next && first.0 - self.next.0 <= GAP_MAX;
+        if !is_free || (self.live > 0 && !(first.0 - self.base.0).is_multiple_of(PAGE_ENTRIES as u64)) {
+            return false;
+        }
+        if self.live == 0 {
+            self.drop_pages();
+            self.base = first;
+        } else {
+            self.skip_to(first);
+        }
+        let page = Page::Packed(Packed::of_block(block, bytes));
+        self.meter.add(page.memory());
+        self.pages.push_back(Some(Box::new(page)));
+        self.live += block.count;
+        self.body_bytes += block.body_bytes;
+        self.next = Position(first.0 + PAGE_ENTRIES as u64);
+        true
     }
 
     /// Puts a message at a place behind all others, as it was before a restart; the places between stay empty.
@@ -387,6 +416,10 @@ impl Index {
 
     /// Makes the last page so long with empty places.
     fn pad(&mut self, page: usize, entries: usize) {
+        let slots = self.pages.get(page).and_then(Option::as_deref).map_or(0, Page::slots);
+        if slots >= entries {
+            return;
+        }
         self.open_page(Position(self.base.0 + (page * PAGE_ENTRIES) as u64));
         if let Some(Some(Page::Open(open))) = self.pages.get_mut(page).map(Option::as_deref_mut)
             && open.entries.len() < entries

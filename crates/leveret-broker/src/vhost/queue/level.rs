@@ -12,8 +12,8 @@ use leveret_planted::{Bug, planted};
 
 use super::index::{Detached, Entry, Eviction, Index, Position, Settled};
 use super::{Dying, Known};
-use crate::change::JournalPosition;
-use crate::limits::{GRANT_AHEAD, READ_AHEAD_ENTRIES};
+use crate::change::{Block, JournalPosition};
+use crate::limits::{GRANT_AHEAD, PAGE_ENTRIES, READ_AHEAD_ENTRIES};
 use crate::memory::{Lease, Meter};
 use crate::message::{Message, MessageId};
 use crate::moment::{Deadline, Moment};
@@ -127,6 +127,17 @@ impl Level {
         is_put
     }
 
+    /// Takes a whole page of messages after a restart; false if they are to be put one by one.
+    pub(crate) fn push_block(&mut self, block: &Block, bytes: &[u8]) -> bool {
+        let last_of = |slots: usize| Position(block.first.0.saturating_add(slots as u64 - 1));
+        let is_here = Rank::of_place(block.first) == Rank::of_place(last_of(PAGE_ENTRIES));
+        let is_put = is_here && self.index.push_block(block, bytes);
+        if is_put {
+            self.journaled_end = block.slots.last().map_or(block.first, |slot| last_of(slot + 1)).next();
+        }
+        is_put
+    }
+
     /// The next message gets this place; false if that was given already, or lies absurdly far away.
     pub(super) fn skip_forward(&mut self, next: Position) -> bool {
         self.index.skip_forward(next)
@@ -189,9 +200,9 @@ impl Level {
         from.get(&Rank::of_place(base)).map_or(base, |&from| from.max(base))
     }
 
-    fn page_from(&self, from: Position, each: impl FnMut(Position, &Entry)) -> Option<Position> {
-        let end = self.index.page_from(from, each)?;
-        Some(end.min(self.index.next()))
+    fn page_from(&self, from: Position, each: impl FnMut(Position, &Entry)) -> Option<Range<Position>> {
+        let page = self.index.page_from(from, each)?;
+        Some(page.start..page.end.min(self.index.next()))
     }
 
     /// The place that its next message gets.
@@ -487,12 +498,12 @@ impl Levels {
     }
 
     /// Hands out the journaled messages of a page: of the first level that has any at or behind its place in `from`, or that
-    /// has none there. Returns where to go on in that level; none if there was no message.
+    /// has none there. Returns the places of the page, behind which to go on in that level; none if there was no message.
     pub(crate) fn page_from(
         &self,
         from: &BTreeMap<Rank, Position>,
         mut each: impl FnMut(Position, &Entry),
-    ) -> Option<Position> {
+    ) -> Option<Range<Position>> {
         self.iter().find_map(|level| level.page_from(level.place_in(from), &mut each))
     }
 

@@ -3,46 +3,13 @@
 use std::time::Duration;
 
 use super::{Body, Entry, Needed, Settled};
-use crate::change::JournalPosition;
+use crate::change::{Block, JournalPosition};
 use crate::limits::PAGE_ENTRIES;
 use crate::message::MessageId;
 use crate::moment::Deadline;
 use crate::number::{read_number, write_number};
 use crate::scratch::Place;
-
-/// One bit for each slot of a page.
-#[derive(Clone, Copy, Debug, Default)]
-struct Bits([u64; PAGE_ENTRIES / 64]);
-
-impl Bits {
-    fn has(&self, slot: usize) -> bool {
-        self.0.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
-    }
-
-    fn set(&mut self, slot: usize) {
-        if let Some(word) = self.0.get_mut(slot / 64) {
-            *word |= 1 << (slot % 64);
-        }
-    }
-
-    fn clear(&mut self, slot: usize) {
-        if let Some(word) = self.0.get_mut(slot / 64) {
-            *word &= !(1 << (slot % 64));
-        }
-    }
-
-    fn count(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
-    fn first_from(&self, slot: usize) -> Option<usize> {
-        let first = slot / 64;
-        self.0.iter().enumerate().skip(first).find_map(|(at, &word)| {
-            let word = if at == first { word & (u64::MAX << (slot % 64)) } else { word };
-            (word != 0).then(|| at * 64 + word.trailing_zeros() as usize)
-        })
-    }
-}
+use crate::slots::{Lengths, Slots};
 
 /// The last entry of each kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,16 +45,15 @@ impl Last {
     }
 }
 
-/// Entries, one after the other: four times its bytes, plus two if it is not journaled, plus one if it expires; how many of
-/// these are not of its body; how far its position in the journal is behind that of the last one that has one, or its place on
+/// Entries, one after the other: its lengths, with two if it is not journaled, plus one if it expires; how far its position in the journal is behind that of the last one that has one, or its place on
 /// disk behind the last such; then its deadline in nanoseconds. Each is a number of as many bytes as it needs.
 #[derive(Debug)]
 pub(super) struct Packed {
     /// The slots that `bytes` has entries for.
-    written: Bits,
+    written: Slots,
     /// Those of them that were not settled since.
-    live: Bits,
-    redelivered: Bits,
+    live: Slots,
+    redelivered: Slots,
     expiring: usize,
     body_bytes: u64,
     /// Behind the last entry that was settled: mostly, the next one comes soon after it.
@@ -111,7 +77,7 @@ struct Cursor {
 impl Packed {
     /// Packs a page, of which no body is in memory.
     pub(super) fn pack(entries: &[Option<Entry>], needed: Needed) -> Self {
-        let (mut written, mut redelivered) = (Bits::default(), Bits::default());
+        let (mut written, mut redelivered) = (Slots::default(), Slots::default());
         let (mut expiring, mut body_bytes) = (0, 0);
         let mut last = Last::default();
         let mut bytes = Vec::with_capacity(entries.len() * 4);
@@ -122,8 +88,7 @@ impl Packed {
                 redelivered.set(slot);
             }
             let flags = u64::from(!entry.journaled) << 1 | u64::from(entry.expires.is_some());
-            write_number(&mut bytes, u64::from(entry.bytes) << 2 | flags);
-            write_number(&mut bytes, entry.bytes.saturating_sub(entry.body_bytes).into());
+            Lengths { bytes: entry.bytes, body_bytes: entry.body_bytes }.write(&mut bytes, flags);
             write_number(&mut bytes, last.step_to(entry.id));
             body_bytes += u64::from(entry.body_bytes);
             if let Some(Deadline(at)) = entry.expires {
@@ -134,6 +99,21 @@ impl Packed {
         let (live, slots, bytes) = (written, entries.len(), bytes.into());
         let cursor = Cursor::default();
         Packed { written, live, redelivered, expiring, body_bytes, cursor, needed, slots, bytes }
+    }
+
+    /// A page that a checkpoint has, as it is there.
+    pub(super) fn of_block(block: &Block, bytes: &[u8]) -> Self {
+        Packed {
+            written: block.slots,
+            live: block.slots,
+            redelivered: Slots::default(),
+            expiring: 0,
+            body_bytes: block.body_bytes,
+            cursor: Cursor::default(),
+            needed: Needed::default(),
+            slots: PAGE_ENTRIES,
+            bytes: bytes.into(),
+        }
     }
 
     /// The page is opened: what it needed, that does from now on.
@@ -161,24 +141,13 @@ impl Packed {
     /// The entry behind a place, which goes on to behind it. Which slot it is in, the caller knows.
     fn read(&self, cursor: &mut Cursor) -> Option<Entry> {
         let mut rest = self.bytes.get(cursor.at..)?;
-        let bytes = read_number(&mut rest)?;
-        let beside_body = read_number(&mut rest)?;
-        let journaled = bytes & 2 == 0;
+        let (Lengths { bytes, body_bytes }, flags) = Lengths::read(&mut rest)?;
+        let journaled = flags & 2 == 0;
         let id = cursor.last.step(read_number(&mut rest)?, journaled);
         let expires =
-            if bytes & 1 == 1 { Some(Deadline(Duration::from_nanos(read_number(&mut rest)?))) } else { None };
+            if flags & 1 == 1 { Some(Deadline(Duration::from_nanos(read_number(&mut rest)?))) } else { None };
         cursor.at = self.bytes.len() - rest.len();
-        let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        let bytes = bytes >> 2;
-        Some(Entry {
-            id,
-            body: Body::Stored,
-            expires,
-            bytes: number(bytes),
-            body_bytes: number(bytes.saturating_sub(beside_body)),
-            journaled,
-            redelivered: false,
-        })
+        Some(Entry { id, body: Body::Stored, expires, bytes, body_bytes, journaled, redelivered: false })
     }
 
     /// The entry of a slot, if it is there, and the place behind it.

@@ -62,9 +62,14 @@ impl Page {
 
     /// Whether no entry is added any more.
     pub(super) fn is_full(&self) -> bool {
+        self.slots() == PAGE_ENTRIES
+    }
+
+    /// How long it is.
+    pub(super) fn slots(&self) -> usize {
         match self {
-            Page::Open(open) => open.entries.len() == PAGE_ENTRIES,
-            Page::Packed(packed) => packed.slots() == PAGE_ENTRIES,
+            Page::Open(open) => open.entries.len(),
+            Page::Packed(packed) => packed.slots(),
         }
     }
 

@@ -5,7 +5,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::change::JournalPosition;
+use crate::change::{Expiry, JournalPosition, PageEntries, PageEntry};
 use crate::limits::BODY_OVERHEAD_BYTES;
 use crate::message::DeliveryMode;
 use crate::scratch::Segments;
@@ -36,6 +36,82 @@ fn memory(index: &Index) -> usize {
         Page::Packed(_) => 0,
     };
     index.pages.iter().flatten().map(|page| page.memory() + bodies(page)).sum()
+}
+
+/// What a start makes of an index by what a checkpoint says of it, and how many of its pages it takes as they are.
+fn restored(index: &Index) -> (Index, usize) {
+    let meter = Meter::default();
+    let (mut again, mut whole, mut from) = (Index::new(meter.clone()), 0, Some(index.base()));
+    while let Some(at) = from {
+        let mut entries = Vec::new();
+        let places = index.page_from(at, |position, entry| {
+            let Entry { id, bytes, body_bytes, .. } = *entry;
+            let expires = entry.expires.map(|_| Expiry { wall_ms: 5, time_to_live_ms: 5 });
+            entries.push(PageEntry { position, message: id.position().unwrap(), bytes, body_bytes, expires });
+        });
+        from = places.as_ref().map(|places| places.end);
+        let Some(Range { start, end }) = places.filter(|_| !entries.is_empty()) else { continue };
+        let entries = PageEntries::of_page(&(start..end.min(index.next())), &entries);
+        if let Some(block) = entries.as_block()
+            && again.push_block(block, entries.as_bytes())
+        {
+            whole += 1;
+        } else {
+            for PageEntry { position, message, bytes, body_bytes, expires } in entries.iter() {
+                let (id, expires) = (MessageId::journaled(message), expires.map(|_| Deadline(Duration::ZERO)));
+                let (body, journaled, redelivered) = (Body::Stored, true, false);
+                let entry = Entry { id, body, expires, bytes, body_bytes, journaled, redelivered };
+                assert!(again.push_at(position, entry));
+            }
+        }
+        assert_eq!(meter.bytes(), memory(&again));
+    }
+    (again, whole)
+}
+
+#[test]
+fn a_start_takes_whole_pages_as_they_are() {
+    let mut index = Index::default();
+    index.begin_at(Position(77));
+    let page = PAGE_ENTRIES as u64;
+    for id in 1..=5 * page + 9 {
+        let (id, body) = (MessageId::journaled(JournalPosition(3 * id)), Body::Stored);
+        let entry =
+            Entry { id, body, expires: None, bytes: 1000, body_bytes: 900, journaled: true, redelivered: false };
+        index.push(entry);
+    }
+    // Of the first, one is gone; of the third, all; of the fourth, all but one.
+    let gone = (2 * page..3 * page).chain(3 * page + 1..4 * page).chain([5]);
+    gone.for_each(|offset| assert!(index.settle(Position(77 + offset)).is_some()));
+    let (mut again, whole) = restored(&index);
+    assert_eq!((whole, again.live(), again.next()), (4, index.live(), index.next()));
+    assert_eq!(again.body_bytes(), index.body_bytes());
+    let packed = again.pages.iter().flatten().filter(|page| matches!(***page, Page::Packed(_))).count();
+    assert_eq!(packed, 4, "nothing was unpacked for it");
+    // It goes on as any other.
+    assert_eq!(again.push(entry(1)), index.next());
+    assert!(again.open(Position(77)).is_some_and(|entry| entry.bytes == 1000));
+    assert!(again.settle(Position(77 + 5)).is_none() && again.settle(Position(77 + 3 * page)).is_some());
+    assert_eq!(again.first_from(Position(77 + 2 * page)), Some(Position(77 + 4 * page)));
+    // What has other pages is told so, and what has no such place.
+    let entries: Vec<_> = (0..page)
+        .map(|place| PageEntry {
+            position: Position(10_000 + place),
+            message: JournalPosition(place + 1),
+            bytes: 5,
+            body_bytes: 5,
+            expires: None,
+        })
+        .collect();
+    let entries = PageEntries::of_page(&(Position(10_000)..Position(10_000 + page)), &entries);
+    let block = entries.as_block().unwrap();
+    for first in [10_000, 77 + 5 * page, GAP_MAX + 100_000] {
+        let block = Block { first: Position(first), ..block.clone() };
+        assert!(!again.push_block(&block, entries.as_bytes()), "{first}");
+    }
+    let block = Block { first: Position(77 + 40 * page), ..block.clone() };
+    assert!(again.push_block(&block, entries.as_bytes()));
+    assert_eq!(again.next(), Position(77 + 41 * page));
 }
 
 #[test]
@@ -258,10 +334,26 @@ fn packed_pages_hold_what_open_ones_do() {
         let mut told = Vec::new();
         let mut from = Some(Position(0));
         while let Some(at) = from {
-            from = index.page_from(at, |position, _| told.push(position));
+            from = index.page_from(at, |position, _| told.push(position)).map(|places| places.end);
         }
         let journaled = |(position, known): (&Position, &Known)| known.3.then_some(*position);
         assert_eq!(told, model.iter().filter_map(journaled).collect::<Vec<_>>(), "what a checkpoint has");
+        let (mut again, _) = restored(&index);
+        let mut from = index.base();
+        for (&position, known) in model.iter().filter(|(_, known)| known.3) {
+            assert_eq!(again.first_from(from), Some(position));
+            let (here, there) = (again.known(position).unwrap(), index.known(position).unwrap());
+            assert_eq!((here.id, here.bytes, here.body_bytes), (there.id, there.bytes, there.body_bytes));
+            assert_eq!((here.journaled, here.expires.is_some()), (true, known.1.is_some()));
+            assert!(!again.is_redelivered(position));
+            from = position.next();
+        }
+        assert_eq!((again.live(), again.first_from(from)), (told.len(), None));
+        for position in told {
+            let settled = again.settle(position).unwrap();
+            assert_eq!(settled.body_bytes, index.known(position).unwrap().body_bytes);
+        }
+        assert_eq!((again.live(), again.expiring(), again.body_bytes()), (0, 0, 0));
         for (position, known) in &model {
             let entry = index.open(*position).unwrap();
             let place = MessageId::scratch(place_of(*position));

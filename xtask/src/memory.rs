@@ -44,6 +44,7 @@ const STEPS: &[Step] = &[
     ("many large bodies that arrive at once take turns", arrive),
     ("those of which a byte comes at a time hold nobody up", trickle),
     ("transactions that nobody ends are refused more, and a small one is committed", held::transact),
+    ("nor is what they begin with read while publishers wait for room", held::transact_without_room),
     ("who begins contents on many channels and ends none of them is closed", held::arrive_in_transaction),
     ("who asks and does not read is not read", held::ask),
     ("what is declared, and consumers, are refused from some number on", held::declare_much),

@@ -2,8 +2,9 @@
 //!
 //! Owns: what they take, and which connection may go on reading its own when that is too much.
 //! Small ones always go on. Beyond a bound of all together, one connection at a time has a *turn*, first come, first served, until its
-//! content is complete, and nobody reads in it while publishers wait for room, as the content would only wait, too. Who is in a
-//! transaction stands in a line of its own: its turn does not wait for room, which may be what its end makes. A turn is cut into *slices*: who brings next to nothing in one, while others wait, is *slow*,
+//! content is complete, and nobody reads in it while publishers wait for room, as the content would only wait, too. Contents for
+//! transactions that hold others already do not wait for room, which may be what their end makes: who brings them stands in a line of
+//! its own. A turn is cut into *slices*: who brings next to nothing in one, while others wait, is *slow*,
 //! and loses its turn. Of the slow ones only one at a time stands in line with the others, so that however many there are, nobody
 //! else waits for more than two of them. As each keeps what it has brought, that goes on up to twice the bound; from there on a
 //! turn lasts longer, the longer the fewer wait for it. Who brings nothing for long is closed, and beyond twice the bound who does so
@@ -29,7 +30,8 @@ pub(crate) struct Arrivals {
     bytes: AtomicUsize,
     /// Up to that, nobody waits for a turn; from twice that on, nobody loses one soon.
     bytes_max: usize,
-    /// So much may be there of a single connection: the largest content, and as much again as all may have.
+    /// So much may be there of a single connection: the largest content and as much as all may have before there are turns, or as all may
+    /// have.
     own_max: usize,
     shortage: watch::Sender<Shortage>,
     ordinary: Line,
@@ -80,7 +82,7 @@ impl Arrivals {
         Arc::new(Arrivals {
             bytes: AtomicUsize::new(0),
             bytes_max,
-            own_max: largest.saturating_add(bytes_max),
+            own_max: largest.saturating_add(bytes_max).max(2 * bytes_max),
             shortage: watch::Sender::default(),
             ordinary: Line::default(),
             transacted: Line::default(),
@@ -178,7 +180,7 @@ pub(crate) struct Arrived {
     pub(crate) waiting: usize,
     /// How many have become complete.
     pub(crate) completed: u64,
-    /// Whether the end of a transaction may be what makes room.
+    /// Whether all that is not complete goes to transactions that hold something: their ends may be what makes room.
     pub(crate) is_transacted: bool,
 }
 
@@ -229,6 +231,8 @@ pub(crate) enum Event {
     Change,
     /// It has brought next to nothing for as long as it may.
     Overdue,
+    /// It has brought more than so many bytes, on several channels.
+    Excess(usize),
 }
 
 impl Arrival {
@@ -261,7 +265,7 @@ impl Arrival {
             (self.is_slow, self.aside) = (false, Aside::Never);
         } else if arrived.is_transacted != before.is_transacted {
             // It stands in the other line from now on.
-            self.end_turn();
+            self.turn = Turn::NotNeeded;
         }
         if self.aside == Aside::UntilItHasBrought && arrived.unfinished != before.unfinished {
             self.aside = Aside::Done;
@@ -291,6 +295,9 @@ impl Arrival {
     pub(crate) fn may_read(&mut self, is_ready: bool) -> bool {
         if !self.is_large() {
             return true;
+        }
+        if self.has_too_much() {
+            return false;
         }
         self.is_ready = is_ready;
         let Shortage { of_room, fill } = *self.shortage.borrow_and_update();
@@ -355,15 +362,13 @@ impl Arrival {
     /// that it waits for.
     pub(crate) fn excuse(&mut self, unread: usize, is_congested: bool) -> bool {
         let Shortage { of_room, fill } = *self.shortage.borrow();
-        let waits_for_room = self.waits_for_room(of_room);
+        // What it has brought may wait, be it in a transaction now or not.
+        let waits_for_room = self.waits_for_room(of_room) || (of_room && self.arrived.waiting > 0);
         let is_waiting = matches!(self.turn, Turn::Awaited { .. });
         let is_bringing = unread >= ARRIVING_SLICE_BYTES || (!self.is_slow && fill != Fill::TooMuch);
         // That may be the end of a content, which only has to be read.
         let may_read_aside = is_waiting && self.aside == Aside::Never;
-        if self.has_too_much()
-            || unread == 0
-            || !(is_congested || waits_for_room || (is_waiting && is_bringing) || may_read_aside)
-        {
+        if unread == 0 || !(is_congested || waits_for_room || (is_waiting && is_bringing) || may_read_aside) {
             return false;
         }
         if may_read_aside && unread < ARRIVING_SLICE_BYTES {
@@ -379,7 +384,7 @@ impl Arrival {
             std::future::pending::<()>().await;
         }
         if self.has_too_much() {
-            return Event::Overdue;
+            return Event::Excess(self.all.own_max);
         }
         let Arrival { turn, due, due_soon, shortage, .. } = self;
         let is_too_much = shortage.borrow().fill == Fill::TooMuch;
@@ -431,7 +436,7 @@ impl Arrival {
         let (unfinished, Shortage { of_room, fill }) = (self.arrived.unfinished, *self.shortage.borrow());
         let waits_for_room = self.waits_for_room(of_room);
         let is_awaited = self.does_anybody_wait();
-        let loses_turn = fill != Fill::TooMuch || self.has_kept_others_waiting();
+        let loses_turn = !self.is_ready || fill != Fill::TooMuch || self.has_kept_others_waiting();
         let Turn::Taken { slice, waited, .. } = &mut self.turn else { return };
         let has_brought = slice.has_brought(ARRIVING_SLICE_BYTES, unfinished);
         *slice = Due::at(Instant::now() + ARRIVING_SLICE, unfinished);

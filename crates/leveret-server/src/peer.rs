@@ -277,6 +277,10 @@ impl Peer {
                 }
                 event = self.arrival.event() => match event {
                     arrivals::Event::Change => {}
+                    arrivals::Event::Excess(limit) => {
+                        self.connection.handle_excess(clock.now(), limit, &mut self.unsent);
+                        self.carry = Vec::new();
+                    }
                     arrivals::Event::Overdue => {
                         let unread = self.unread_bytes();
                         if !self.arrival.excuse(unread, is_congested) {
@@ -297,7 +301,7 @@ impl Peer {
     fn tell_arrived(&mut self) {
         let carried = if self.connection.is_gone() { 0 } else { self.carry.len() };
         let unfinished = self.connection.unfinished_bytes() + carried;
-        let is_transacted = unfinished > ARRIVING_BYTES_SMALL && self.connection.has_transaction();
+        let is_transacted = unfinished > ARRIVING_BYTES_SMALL && self.connection.goes_on_with_transactions();
         let (waiting, completed) = (self.connection.published_bytes(), self.connection.large_contents());
         self.arrival.set(Arrived { unfinished, waiting, completed, is_transacted });
     }

@@ -3,10 +3,12 @@
 //! Owns: what such clients send, and what they must hear.
 
 use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use leveret_amqp::frame::{write_content, write_method};
 use leveret_amqp::{BasicProperties, ContentHeader, FieldTable, Method, ShortStr, Table, Value};
 use leveret_client::{AckMode, ConsumeOptions, ConsumerEvent, PublishTo, QueueOptions};
@@ -110,22 +112,72 @@ pub(super) fn arrive_in_transaction(binary: &Path, folder: &Path) -> Result<Stri
     for channel in 2..2 + CHANNELS {
         client.send(channel, &Method::ChannelOpen { out_of_band: ShortStr::truncated("") })?;
         client.expect("channel.open-ok")?;
+    }
+    for channel in 2..2 + CHANNELS {
         client.write(&publish_part(channel, &body, 1))?;
         if client.has_input() {
             client.expect("connection.close")?;
             open(&broker)?.close()?;
             let peak_mib = check(&peak)?;
             broker.stop()?;
-            return Ok(format!("{channel} of 8 MB were too many, in {peak_mib} MiB"));
+            return Ok(format!("{} of 8 MB were too many, in {peak_mib} MiB", channel - 1));
         }
     }
     bail!("{CHANNELS} of 8 MB were taken")
 }
 
+/// Clients in transactions that hold nothing yet, while publishers wait for room.
+pub(super) fn transact_without_room(binary: &Path, folder: &Path) -> Result<String> {
+    const CLIENTS: usize = 40;
+    let broker = start(binary, folder, &["--in-memory"], LIMIT_MIB)?;
+    let mut connection = open(&broker)?;
+    connection.open_channel()?.declare_queue(QUEUE, &QueueOptions::default())?;
+    let mut publisher = connect(&broker)?;
+    let publishing = thread::spawn(move || publisher.write(&publish(1, &[0; 1024]).repeat(200_000)));
+    wait_for_line(&folder.join("broker.log"), "low on memory")?;
+    let peak = Peak::watch(broker.process_id());
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let stream = begin_transaction(&broker)?.into_stream();
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        })
+        .collect::<Result<_>>()?;
+    let content = publish(1, &vec![0; 8_000_000]);
+    let sent = send_in_turn(&clients, |sent| &content[sent.min(content.len())..], || Ok(()))?;
+    ensure!(sent < CLIENTS * content.len(), "all of {} MB were taken", sent / 1_000_000);
+    let peak_mib = check(&peak)?;
+    connection.close()?;
+    drop(clients);
+    broker.stop()?;
+    // It was cut short.
+    let _ = publishing.join().ok().context("the publisher panicked")?;
+    Ok(format!("{} of {} MB taken, in {peak_mib} MiB", sent / 1_000_000, CLIENTS * content.len() / 1_000_000))
+}
+
+/// Writes to each client in turn what comes behind what it was sent, for a while. Returns how much all were sent.
+fn send_in_turn<'b>(
+    clients: &[TcpStream],
+    rest: impl Fn(usize) -> &'b [u8],
+    mut between: impl FnMut() -> Result<()>,
+) -> Result<usize> {
+    const TRIED: Duration = Duration::from_secs(3);
+    let (mut all_sent, begun) = (vec![0; clients.len()], Instant::now());
+    while begun.elapsed() < TRIED {
+        for (mut client, sent) in clients.iter().zip(&mut all_sent) {
+            *sent += match client.write(rest(*sent)) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                written => written?,
+            };
+        }
+        between()?;
+    }
+    Ok(all_sent.iter().sum())
+}
+
 /// Clients that ask and do not read.
 pub(super) fn ask(binary: &Path, folder: &Path) -> Result<String> {
     const CLIENTS: usize = 100;
-    const TRIED: Duration = Duration::from_secs(3);
     let broker = start(binary, folder, &["--in-memory"], LIMIT_MIB)?;
     let peak = Peak::watch(broker.process_id());
     let mut connection = open(&broker)?;
@@ -141,21 +193,12 @@ pub(super) fn ask(binary: &Path, folder: &Path) -> Result<String> {
             Ok(stream)
         })
         .collect::<Result<_>>()?;
-    let (mut sent, begun) = (vec![0; CLIENTS], Instant::now());
-    while begun.elapsed() < TRIED {
-        for (client, sent) in clients.iter().zip(&mut sent) {
-            // The rest of a question, and then whole ones.
-            let from = *sent % questions.len();
-            *sent += match (&mut &*client).write(&questions[from..]) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-                written => written?,
-            };
-        }
-        channel.check_queue(&name)?;
-    }
+    // The rest of a question, and then whole ones.
+    let rest = |sent: usize| &questions[sent % questions.len()..];
+    let sent = send_in_turn(&clients, rest, || Ok(channel.check_queue(&name).map(drop)?))?;
     channel.close()?;
     connection.close()?;
-    let (peak_mib, sent) = (check(&peak)?, sent.iter().sum::<usize>());
+    let peak_mib = check(&peak)?;
     drop(clients);
     broker.stop()?;
     Ok(format!("{CLIENTS} clients sent {} MB of questions, in {peak_mib} MiB", sent / 1_000_000))

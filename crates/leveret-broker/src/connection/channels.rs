@@ -78,7 +78,10 @@ pub(super) enum Mode {
     /// After `confirm.select`.
     Confirm(Confirms),
     /// After `tx.select`.
-    Transaction,
+    Transaction {
+        /// Since the last commit or rollback.
+        has_published: bool,
+    },
 }
 
 impl Slot {
@@ -107,7 +110,11 @@ impl Channel {
     pub(super) fn number_publish(&mut self) -> Option<NonZeroU64> {
         match &mut self.mode {
             Mode::Confirm(confirms) => Some(confirms.number()),
-            Mode::Plain | Mode::Transaction => None,
+            Mode::Transaction { has_published } => {
+                *has_published = true;
+                None
+            }
+            Mode::Plain => None,
         }
     }
 }
@@ -158,13 +165,13 @@ impl Channels {
         self.large_contents += u64::from(bytes > ROW_MESSAGE_BYTES_MAX);
     }
 
-    /// Whether one of them is in a transaction.
-    pub(super) fn has_transaction(&self) -> bool {
-        let is_one = |slot: &Slot| match slot {
-            Slot::Open(channel) | Slot::ClosedByClient(channel) => matches!(channel.mode, Mode::Transaction),
-            Slot::Closed | Slot::ClosedByUs => false,
-        };
-        self.slots.iter().any(is_one)
+    /// Whether all contents that are not complete go to transactions that hold others already.
+    pub(super) fn goes_on_with_transactions(&self) -> bool {
+        let open =
+            self.slots.iter().filter_map(|slot| if let Slot::Open(channel) = slot { Some(channel) } else { None });
+        let mut unfinished = open.filter(|channel| channel.assembly.expected() != Expected::Method).peekable();
+        unfinished.peek().is_some()
+            && unfinished.all(|channel| matches!(channel.mode, Mode::Transaction { has_published: true }))
     }
 
     /// Nothing that is not complete will be.
@@ -435,7 +442,9 @@ impl Connection {
                 match &mut channel.mode {
                     mode @ Mode::Plain => *mode = Mode::Confirm(Confirms::default()),
                     Mode::Confirm(_) => {}
-                    Mode::Transaction => return Err(ClientError::CannotSwitch { from: "tx", to: "confirm" }),
+                    Mode::Transaction { .. } => {
+                        return Err(ClientError::CannotSwitch { from: "tx", to: "confirm" });
+                    }
                 }
                 if nowait {
                     return Ok(());
@@ -476,16 +485,19 @@ impl Connection {
             }
             Method::TxSelect {} => {
                 match &mut channel.mode {
-                    mode @ (Mode::Plain | Mode::Transaction) => *mode = Mode::Transaction,
+                    mode @ Mode::Plain => *mode = Mode::Transaction { has_published: false },
+                    Mode::Transaction { .. } => {}
                     Mode::Confirm(_) => return Err(ClientError::CannotSwitch { from: "confirm", to: "tx" }),
                 }
                 Command::SelectTx(id)
             }
-            Method::TxCommit {} | Method::TxRollback {} if !matches!(channel.mode, Mode::Transaction) => {
-                return Err(ClientError::NotTransactional);
+            Method::TxCommit {} | Method::TxRollback {} => {
+                let Mode::Transaction { has_published } = &mut channel.mode else {
+                    return Err(ClientError::NotTransactional);
+                };
+                *has_published = false;
+                if matches!(method, Method::TxCommit {}) { Command::Commit(id) } else { Command::Rollback(id) }
             }
-            Method::TxCommit {} => Command::Commit(id),
-            Method::TxRollback {} => Command::Rollback(id),
             Method::BasicConsume { queue, consumer_tag, no_ack, nowait, .. } if queue.as_str() == PSEUDO_QUEUE => {
                 return self.consume_replies(id, consumer_tag, no_ack, wait(nowait));
             }

@@ -205,7 +205,7 @@ impl Connection {
         };
         match &mut channel.mode {
             Mode::Confirm(confirms) => Some(confirms),
-            Mode::Plain | Mode::Transaction => None,
+            Mode::Plain | Mode::Transaction { .. } => None,
         }
     }
 

@@ -567,19 +567,30 @@ impl Connection {
         self.channels.large_contents
     }
 
-    /// Whether it is in a transaction on any of its channels.
-    pub fn has_transaction(&self) -> bool {
-        self.channels.has_transaction()
+    /// Whether all contents that are not complete go to transactions that hold others already: they do not wait for room, which may
+    /// be what the end of a transaction makes.
+    pub fn goes_on_with_transactions(&self) -> bool {
+        self.channels.goes_on_with_transactions()
     }
 
     /// There is little memory, it was this connection's turn to bring what others wait for, and that was over before it was
     /// complete: the connection is closed. What waits of its commands, for answers to be read for example, is as if it had not been
     /// read yet.
     pub fn handle_overdue(&mut self, now: Moment, out: &mut Vec<u8>) {
+        self.give_up(now, &ClientError::Overdue, out);
+    }
+
+    /// There is little memory, and the contents that this connection brings on several channels take more than so many bytes together:
+    /// it is closed in the same way.
+    pub fn handle_excess(&mut self, now: Moment, limit: usize, out: &mut Vec<u8>) {
+        self.give_up(now, &ClientError::TooMuchUnfinished { limit }, out);
+    }
+
+    fn give_up(&mut self, now: Moment, error: &ClientError, out: &mut Vec<u8>) {
         if matches!(self.state, State::Open) {
             self.commands = Commands::default();
         }
-        self.fail(now, Exception::from(&ClientError::Overdue).during(BASIC_PUBLISH), out);
+        self.fail(now, Exception::from(error).during(BASIC_PUBLISH), out);
     }
 
     /// Something has arrived that the driver does not read at present: a sign of life all the same.

@@ -78,18 +78,42 @@ async fn nobody_has_a_turn_while_publishers_wait_for_room() {
 
 /// Be it in a transaction or not.
 #[tokio::test(start_paused = true)]
-async fn who_brings_more_than_the_largest_content_on_several_channels_is_overdue_at_once() {
+async fn who_brings_more_than_the_largest_content_on_several_channels_is_told_at_once() {
     for is_transacted in [false, true] {
         let [mut arrival] = several(BOUND);
         let arrived = |unfinished| Arrived { unfinished, is_transacted, ..Arrived::default() };
         arrival.set(arrived(LARGEST + BOUND));
         assert!(may_read(&mut arrival).await);
         arrival.set(arrived(LARGEST + BOUND + 1));
+        assert!(!arrival.may_read(true), "nothing more is read, and it hears why at once");
         let begun = Instant::now();
-        assert_eq!(arrival.event().await, Event::Overdue);
+        assert_eq!(arrival.event().await, Event::Excess(LARGEST + BOUND));
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        assert!(!arrival.excuse(ARRIVING_SLICE_BYTES, true));
     }
+}
+
+/// Another content of its own may wait for room meanwhile, and it is the broker that does not read on.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_read_in_a_transaction_gives_its_turn_back_and_is_excused() {
+    let [mut first, mut second] = several(BOUND);
+    let transacted =
+        |unfinished, waiting| Arrived { unfinished, waiting, is_transacted: true, ..Arrived::default() };
+    first.set(transacted(2 * BOUND, 0));
+    assert!(may_read(&mut first).await);
+    first.set(transacted(2 * BOUND, BOUND));
+    second.set(transacted(100_000, 0));
+    first.all.set_short_of_room(true);
+    assert!(!may_read(&mut second).await);
+    // Its commands wait, from which it hears of the shortage, and then of the end of its slice.
+    let mut heard = 0;
+    while matches!(first.turn, Turn::Taken { .. }) {
+        heard += 1;
+        assert!(heard < 5, "it keeps its turn");
+        first.may_read(false);
+        assert_eq!(first.event().await, Event::Change);
+    }
+    assert!(may_read(&mut second).await);
+    assert!(first.excuse(100, false));
 }
 
 /// Its end may be what makes room.

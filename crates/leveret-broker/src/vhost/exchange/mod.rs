@@ -267,6 +267,8 @@ pub(crate) struct Exchange {
     declared_memory: Lease,
 }
 
+const _: () = assert!(size_of::<Exchange>() <= EXCHANGE_BYTES, "it is counted as that");
+
 impl Exchange {
     fn new(declared: DeclaredExchange, seed: u64, meter: Meter, declarations: Lease) -> Self {
         // Arguments that nobody checked, in a journal of another version, count as if they were not there.

@@ -133,6 +133,9 @@ pub(crate) struct Queue {
 /// What is known of a message that came back takes, about.
 const TRIES_BYTES: usize = 32;
 
+const _: () =
+    assert!(size_of::<Queue>() <= QUEUE_BYTES && size_of::<Level>() <= LEVEL_BYTES, "they are counted as that");
+
 impl Queue {
     /// An empty queue, whose messages are added up in `meter`, and its declaration where `declarations` is.
     pub(crate) fn new(declared: Declared, now: Moment, meter: Meter, declarations: Lease) -> Self {

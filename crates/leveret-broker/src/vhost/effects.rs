@@ -10,7 +10,7 @@ use triomphe::Arc;
 
 use crate::change::{Change, JournalPosition};
 use crate::connection::reply::Exception;
-use crate::limits::{DELIVERY_OVERHEAD_BYTES, REPLY_WINDOW_BYTES};
+use crate::limits::DELIVERY_OVERHEAD_BYTES;
 use crate::message::{Message, MessageId};
 use crate::names::{ChannelId, ConsumerTag, QueueName};
 use crate::row::Row;
@@ -308,8 +308,6 @@ pub struct Fetched {
     pub message: Option<Message>,
 }
 
-const MIB: usize = 1024 * 1024;
-
 /// Something that happened by itself and that whoever runs the broker should know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Notice {
@@ -335,8 +333,7 @@ pub enum Notice {
     },
     /// A client has too much to read to be sent a direct reply. Said again only when it has read most of that meanwhile.
     #[error(
-        "a direct reply was dropped, for its client has {} MiB or more to read, and so are others until it reads: connection {connection}",
-        REPLY_WINDOW_BYTES / MIB
+        "a direct reply was dropped, for its client has too much to read, and so are others until it reads: connection {connection}"
     )]
     ReplyDropped {
         /// The name of its connection.

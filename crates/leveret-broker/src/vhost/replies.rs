@@ -87,7 +87,7 @@ impl VirtualHost {
         }
         let Some(&(to, id)) = self.reply_keys.get(key) else { return false };
         let Some(session) = self.sessions.get_mut(to) else { return false };
-        if session.has_too_many_replies() {
+        if session.has_too_many_replies(self.window_room) {
             let untold = session.tell_of_dropped_reply();
             effects.notices.extend(untold.map(|connection| Notice::ReplyDropped { connection }));
             return false;
@@ -196,11 +196,23 @@ mod tests {
     }
 
     #[test]
+    fn beyond_a_window_replies_take_no_more_than_is_left_for_all() {
+        for (left, sent) in [(0, 1), (2, 1), (8, 4), (1000, REPLY_WINDOW_BYTES / WINDOW_BYTES_MAX)] {
+            let mut scene = Scene::new();
+            scene.vhost.set_window_room(left * WINDOW_BYTES_MAX);
+            for _ in 0..sent {
+                assert!(scene.answer().0, "{left}");
+            }
+            assert!(!scene.answer().0, "{left}");
+        }
+    }
+
+    #[test]
     fn the_log_names_the_connection_whose_replies_are_dropped() {
         let notice = Notice::ReplyDropped { connection: "127.0.0.1:1 -> 127.0.0.1:5672".into() };
         assert_eq!(
             notice.to_string(),
-            "a direct reply was dropped, for its client has 16 MiB or more to read, and so are others until it reads: \
+            "a direct reply was dropped, for its client has too much to read, and so are others until it reads: \
              connection 127.0.0.1:1 -> 127.0.0.1:5672"
         );
     }

@@ -327,9 +327,9 @@ impl Session {
         is_early && !std::mem::replace(&mut self.has_asked, true)
     }
 
-    /// Replies come without credit, so they have a bound of their own.
-    pub(crate) fn has_too_many_replies(&self) -> bool {
-        self.window.deliveries >= REPLY_WINDOW_BYTES
+    /// Replies come without credit, so they have a bound of their own; beyond a window, they take no more than is left for all.
+    pub(crate) fn has_too_many_replies(&self, left: usize) -> bool {
+        self.window.deliveries >= REPLY_WINDOW_BYTES.min(left.max(WINDOW_BYTES_MAX))
     }
 
     /// A reply was dropped: the name of the connection if that is to be said now. Who reads a little at a time would have it said

@@ -146,6 +146,7 @@ impl Hub {
         state.vhost.set_window_room(self.memory.window_room());
         let ceilings = self.memory.ceilings(state.holdings);
         state.vhost.set_ceilings(ceilings);
+        state.vhost.set_departure_room(self.journal.room());
         state
     }
 
@@ -236,13 +237,11 @@ impl Hub {
         go_on: impl FnOnce(&mut VirtualHost, Moment, &mut Effects) -> Progress,
         is_timer: bool,
     ) -> Progress {
-        let room = self.journal.room();
         let mut state = self.lock();
         if is_timer {
             state.armed = None;
         }
         let State { vhost, effects, .. } = &mut *state;
-        vhost.set_departure_room(room);
         let progress = go_on(vhost, self.clock.now(), effects);
         self.hand_on(state, None);
         progress

@@ -9,6 +9,7 @@ use leveret_broker::connection::{Credentials, Phase, Written};
 use leveret_broker::names::{QueueName, VhostName};
 use leveret_broker::node::Origin;
 use leveret_broker::node::presence::Present;
+use leveret_broker::vhost::effects::Answer;
 use leveret_broker::{Change, Connection, JournalPosition, Node, Settings};
 
 use super::*;
@@ -349,4 +350,56 @@ fn what_a_connection_keeps_to_assemble_contents_does_not_grow_with_its_channels(
         }
     });
     assert!(kept.bytes_current < 100_000, "{} bytes", kept.bytes_current);
+}
+
+/// Each letter is another copy of its message, be it a client that makes it die.
+#[test]
+fn what_dies_at_a_publish_waits_for_the_journal_too() {
+    const MESSAGES: u32 = 60;
+    let vhost = VirtualHost::new(VhostName::new(ShortStr::truncated("/")), [1; 32]);
+    let hub = Hub::new(vhost, Stream::unwritten(), None, Memory::new(1 << 30), Clock::start());
+    let mut client = Client::open(&hub);
+    let text = ShortStr::truncated;
+    let dying = FieldTable::build(|table| {
+        table.field("x-message-ttl", Value::I32(0));
+        table.field("x-dead-letter-exchange", Value::LongStr(b""));
+        table.field("x-dead-letter-routing-key", Value::LongStr(b"dead"));
+    });
+    let (ticket, durable, exclusive, auto_delete) = (0, true, false, false);
+    let declare = |queue, passive, nowait, arguments| {
+        let mut bytes = Vec::new();
+        let queue = text(queue);
+        let declare =
+            Method::QueueDeclare { ticket, queue, passive, durable, exclusive, auto_delete, nowait, arguments };
+        write_method(&mut bytes, 1, &declare);
+        bytes
+    };
+    client.feed(&hub, &declare("from", false, true, dying.as_table()));
+    client.feed(&hub, &declare("dead", false, true, Table::EMPTY));
+    let (mut bytes, mut header, body) = (Vec::new(), Vec::new(), vec![7; 1 << 20]);
+    let (exchange, routing_key) = (text(""), text("from"));
+    write_method(
+        &mut bytes,
+        1,
+        &Method::BasicPublish { ticket, exchange, routing_key, mandatory: false, immediate: false },
+    );
+    let properties = BasicProperties { delivery_mode: Some(2), ..BasicProperties::default() };
+    ContentHeader { body_bytes: body.len() as u64, properties }.encode(&mut header);
+    write_content(&mut bytes, 1, &header, &body, 131_072);
+    for _ in 0..MESSAGES {
+        client.feed(&hub, &bytes);
+    }
+    let used = client.connection.handle_input(
+        hub.clock.now(),
+        &declare("dead", true, false, Table::EMPTY),
+        &mut client.written,
+    );
+    assert!(used > 0);
+    execute(client.attached.as_ref().unwrap(), client.connection.commands());
+    client.outbox.take(&mut client.outputs);
+    let letters = client.outputs.iter().find_map(|output| match output {
+        Output::Answer(_, Answer::QueueDeclareOk { message_count, .. }, _) => Some(*message_count),
+        _ => None,
+    });
+    assert!(letters.is_some_and(|letters| (1..MESSAGES).contains(&letters)), "{letters:?}");
 }

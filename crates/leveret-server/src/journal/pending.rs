@@ -98,6 +98,8 @@ impl Orders {
 /// What is decided and not yet taken by the writer.
 pub(super) struct Pending {
     state: Mutex<State>,
+    /// Bytes in there, for those who do not have its lock.
+    bytes: AtomicUsize,
     filled: Condvar,
     congested: watch::Sender<Congestion>,
     /// Bytes from which on publishers wait; from twice as many on, others do, too.
@@ -162,6 +164,7 @@ impl Pending {
         let (congested, _) = watch::channel(Congestion::None);
         Arc::new(Pending {
             state: Mutex::new(State { streams, ..State::default() }),
+            bytes: AtomicUsize::new(0),
             filled: Condvar::new(),
             congested,
             bytes_max,
@@ -202,6 +205,7 @@ impl Pending {
         let stream = &mut state.streams[at];
         stream.append(changes, bytes, go_on);
         state.bytes += bytes;
+        self.bytes.store(state.bytes, Ordering::Relaxed);
         if bytes > 0 && self.acks_wait(AcksWait::OnceThereIsMore) {
             self.room.acks_wait.store(AcksWait::Yes as u8, Ordering::Relaxed);
         }
@@ -322,6 +326,7 @@ impl Pending {
             state.streams[at].is_stuck = false;
         }
         state.bytes -= bytes;
+        self.bytes.store(state.bytes, Ordering::Relaxed);
         // Held until half of what holds them is written, so that they do not stop and go with every batch.
         self.relieve(state.bytes * 2);
     }
@@ -352,7 +357,7 @@ impl Pending {
     /// Bytes that may be added by nobody's publish before publishers would have to wait for what is not written. None while the
     /// disk has room for acks and checkpoints only.
     pub(super) fn room(&self) -> usize {
-        if self.is_scarce() { 0 } else { self.bytes_max.saturating_sub(self.state.lock().bytes) }
+        if self.is_scarce() { 0 } else { self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)) }
     }
 
     /// Who has to wait, now and from now on.

@@ -291,6 +291,11 @@ impl Arrival {
         self.arrived.unfinished > ARRIVING_BYTES_SMALL
     }
 
+    /// Whether a single read is to bring little, as what begins with it may have to wait.
+    pub(crate) fn is_to_bring_little(&self) -> bool {
+        !matches!(self.turn, Turn::Taken { .. }) && self.all.bytes.load(Ordering::Relaxed) > self.all.bytes_max
+    }
+
     /// Whether more may be read, if nothing else keeps it from that. If not, [`Self::event`] says when that may have changed.
     pub(crate) fn may_read(&mut self, is_ready: bool) -> bool {
         if !self.is_large() {

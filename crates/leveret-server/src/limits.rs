@@ -66,6 +66,9 @@ pub(crate) const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Deliveries that consumers of one channel may leave unacked at any limit on memory: what a client may say as its prefetch.
 pub(crate) const UNACKED_LEAST: u64 = 65_535;
 
+/// How often is looked whether a client is still there that waits for its login to be checked.
+pub(crate) const HANG_UP_LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// How often is looked what the process takes as a whole, if nothing else asks for that.
 pub(crate) const MEASURE_EVERY: Duration = Duration::from_secs(1);
 

@@ -14,16 +14,19 @@ use leveret_broker::names::{UserName, VhostName};
 use leveret_broker::node::LoginError;
 use leveret_broker::vhost::Progress;
 use leveret_broker::{Connection, JournalPosition, Output};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::arrivals::{self, Arrival, Arrived};
 use crate::connections::{Opened, Registered};
 use crate::hub::{Attached, Turn, Woken};
 use crate::journal::{Appended, Awaited, Congestion};
-use crate::limits::{ARRIVING_BYTES_SMALL, LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX};
+use crate::limits::{
+    ARRIVING_BYTES_SMALL, HANG_UP_LOOK_EVERY, LINGER, READ_BYTES, SPARE_BYTES_MAX, UNSENT_BYTES_MAX,
+};
 use crate::node::Connected;
 use crate::outbox::Outbox;
 use crate::server::{Shared, Stop};
@@ -55,7 +58,7 @@ struct Peer {
     arrival: Arrival,
     attached: Option<Attached>,
     /// Who the client says it is.
-    checking: Option<JoinHandle<Result<UserName, LoginError>>>,
+    checking: JoinSet<Result<UserName, LoginError>>,
     /// The beginning of a frame whose rest has not arrived, or input that has to wait.
     carry: Vec<u8>,
     unsent: Vec<u8>,
@@ -100,7 +103,7 @@ pub(crate) async fn serve(
         outbox,
         arrival,
         attached: None,
-        checking: None,
+        checking: JoinSet::new(),
         carry: Vec::new(),
         unsent: Vec::new(),
         sent: 0,
@@ -199,16 +202,10 @@ impl Peer {
             }
             let has_room = may_answer && is_used;
             let is_congested = congested.holds(gives);
-            let is_ready = has_room && !self.is_gone && !is_congested && self.checking.is_none();
+            let is_ready = has_room && !self.is_gone && !is_congested && self.checking.is_empty();
             let may_arrive = self.arrival.may_read(is_ready);
             let may_read = is_ready && may_arrive;
-            let checking = &mut self.checking;
-            let checked = async {
-                match checking {
-                    Some(checking) => checking.await,
-                    None => std::future::pending().await,
-                }
-            };
+            let (is_checking, checking) = (!self.checking.is_empty(), &mut self.checking);
             let relieved = async {
                 match &mut congestion {
                     Some(congestion) => drop(congestion.changed().await),
@@ -268,8 +265,7 @@ impl Peer {
                         self.have_written();
                     }
                 }
-                checked = checked => {
-                    self.checking = None;
+                Some(checked) = checking.join_next() => {
                     // If it was cut short, nothing is proved.
                     let checked = checked.unwrap_or_else(|_| Err(LoginError::WrongPassword(String::new())));
                     self.connection.handle_login(clock.now(), checked, &mut self.unsent);
@@ -291,6 +287,14 @@ impl Peer {
                 },
                 () = outbox.filled() => turns::begin().await,
                 () = relieved, if is_congested => {}
+                // It is not read meanwhile, and one that is gone need not be checked.
+                () = tokio::time::sleep(HANG_UP_LOOK_EVERY), if is_checking => {
+                    if has_hung_up(&self.stream) {
+                        self.checking.abort_all();
+                        self.is_gone = true;
+                        self.connection.handle_end();
+                    }
+                }
                 ready = self.stream.writable(), if !self.unsent.is_empty() => ready?,
                 () = &mut timer, if due.is_some() => {}
             }
@@ -313,16 +317,16 @@ impl Peer {
 
     /// Has somebody find out whether the client is who it says it is.
     fn begin_check(&mut self, address: SocketAddr) {
-        if self.checking.is_some() {
+        if !self.checking.is_empty() {
             return;
         }
         let Some(credentials) = self.connection.login_request().cloned() else { return };
         let shared = Arc::clone(&self.shared);
-        self.checking = Some(tokio::spawn(async move {
+        self.checking.spawn(async move {
             let (user, node) = (credentials.user.clone(), Arc::clone(&shared));
             let log_in = move |origin| node.node.current().log_in(&credentials.user, &credentials.password, origin);
             shared.logins.check(address.ip(), user, log_in).await
-        }));
+        });
     }
 
     /// Writes what is left and closes our end, then waits a little for the client to close its own: closing a
@@ -370,8 +374,9 @@ impl Peer {
                 buffer.resize(kept + READ_BYTES, 0);
             }
             buffer[..kept].copy_from_slice(&self.carry[..kept]);
-            let room = buffer.len() - kept;
-            let read = try_read(&self.stream, &mut buffer[kept..]);
+            // Where there is little room, no more than needs no turn.
+            let room = if self.arrival.is_to_bring_little() { ARRIVING_BYTES_SMALL } else { buffer.len() - kept };
+            let read = try_read(&self.stream, &mut buffer[kept..kept + room]);
             self.registered.received(*read.as_ref().unwrap_or(&0));
             match read {
                 Ok(count) if count > 0 && is_large => {
@@ -603,6 +608,17 @@ fn keep_spare(mut buffer: Vec<u8>) {
     }
 }
 
+/// Whether the client has closed its end, whatever it has sent before that was not read.
+fn has_hung_up(stream: &TcpStream) -> bool {
+    #[cfg(target_os = "linux")]
+    const CLOSED: PollFlags = PollFlags::RDHUP;
+    #[cfg(not(target_os = "linux"))]
+    const CLOSED: PollFlags = PollFlags::HUP;
+    let mut polled = [PollFd::new(stream, CLOSED)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&now)).is_ok() && !polled[0].revents().is_empty()
+}
+
 /// Reads what there is, as much as has room. A socket that has given less has no more, and is not asked for it before it says so.
 fn try_read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     let (room, mut read) = (buffer.len(), None);
@@ -627,6 +643,25 @@ mod tests {
     use crate::server::{Server, ServerConfig};
 
     const FRAME_MAX: u32 = 8 * 1024 * 1024;
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_is_known_to_be_before_all_is_read() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let accepted = TcpStream::from_std(accepted).unwrap();
+        client.write_all(b"something").unwrap();
+        accepted.readable().await.unwrap();
+        assert!(!has_hung_up(&accepted));
+        drop(client);
+        let is_known = async {
+            while !has_hung_up(&accepted) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), is_known).await.unwrap();
+    }
 
     /// Publishes a body in one frame, gets it back, and gives all that the broker has said.
     fn publish_and_get(address: SocketAddr, body: &[u8]) -> Vec<u8> {

@@ -48,6 +48,17 @@ async fn beyond_the_bound_they_take_turns_in_the_order_in_which_they_came() {
     assert!(may_read(&mut second).await);
 }
 
+/// Many beginnings are much, too, and each may come with a single read.
+#[tokio::test(start_paused = true)]
+async fn beyond_the_bound_a_read_brings_little_without_a_turn() {
+    let [mut large, small] = several(BOUND);
+    large.bring(BOUND);
+    assert!(!large.is_to_bring_little() && !small.is_to_bring_little());
+    large.bring(BOUND + 1);
+    assert!(may_read(&mut large).await);
+    assert!(!large.is_to_bring_little() && small.is_to_bring_little());
+}
+
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_for_a_turn_hear_that_none_is_needed_any_more() {
     let [mut first, mut second, mut third] = several(BOUND);

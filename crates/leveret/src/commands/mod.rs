@@ -183,9 +183,15 @@ pub(crate) fn run(command: Command, cli: clap::Command) -> ExitCode {
     ExitCode::from(exit_code)
 }
 
-/// The broker's words may hold anything; a terminal gets neither line breaks nor escape sequences from them.
+/// The broker's words may hold anything; a terminal gets neither line breaks nor escape sequences from them, nor what makes it show
+/// the rest from right to left.
 pub(crate) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || turns_text(c) { ' ' } else { c }).collect()
+}
+
+/// Unicode: the explicit formatting characters of the bidirectional algorithm.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -232,6 +238,7 @@ mod tests {
     #[test]
     fn a_failure_is_one_line_without_escape_sequences() {
         assert_eq!(one_line("a\nb\u{1b}[31m"), "a b [31m");
+        assert_eq!(one_line("a\u{202e}b\u{2066}c"), "a b c");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Owns: three accounts. Of open *transactions*, until they end, and of *consumers*, until they are cancelled: each connection has its
 //! part of these. And of what is *declared* and stays until somebody deletes it: queues, exchanges, bindings.
-//! A connection may hold more as long as that is no more than is left for all. So who holds most comes to that first; and a little may
-//! be held by anybody, whatever others do.
+//! A connection may hold more as long as that is no more than is left for all. So none alone has more than half, and leaves as much to
+//! others; and a little may be held by anybody, whatever others do.
 
 use crate::limits::{HELD_BYTES_SMALL, UNACKED_ALL};
 use crate::memory::{Lease, Meter};

@@ -95,7 +95,7 @@ pub(crate) struct Channel {
     pub(crate) prefetch: Option<NonZeroU64>,
     /// As if that were its prefetch where it has none, or a larger one: what it knows of them takes memory.
     pub(crate) unacked_max: u64,
-    /// It has come to that once.
+    /// It has come to that once, and the log says so.
     told_of_unacked: bool,
     /// Deliveries to consumers, not those of `basic.get`, that count against both.
     pub(crate) delivered: u64,

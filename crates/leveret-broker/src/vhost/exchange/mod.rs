@@ -556,7 +556,7 @@ pub(crate) struct Exchanges {
     seed: u64,
     /// Adds up what they keep.
     meter: Meter,
-    /// Adds up what they are.
+    /// Adds up what their declarations and bindings take.
     declarations: Lease,
 }
 
